@@ -1,0 +1,34 @@
+"""Where things live on disk, and how a file is written so that it is never half there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+MODELS = PACKAGE / "models"  # the embedded weights, fp16 safetensors
+
+
+def cache_dir(*parts: str) -> Path:
+    """`$IMPASTO_CACHE` or `~/.cache/impasto`, joined with `parts`. Not created."""
+    root = os.environ.get("IMPASTO_CACHE") or Path.home() / ".cache" / "impasto"
+    return Path(root).expanduser().joinpath(*parts)
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
