@@ -90,13 +90,14 @@ def over(rgba: np.ndarray, background: Sequence[int] | np.ndarray) -> np.ndarray
         for i in range(len(rgba)):
             result[i] = over(rgba[i], ground[i])
         return result
-    alpha = rgba[..., 3:].astype(np.uint16)
-    mix = rgba[..., :3] * alpha
-    mix += ground * (255 - alpha)
-    mix += 128
-    mix += mix >> 8  # (x + 128 + (x + 128 >> 8)) >> 8 is x / 255 rounded, for x up to 255^2
-    mix >>= 8
-    result[:] = mix
+    alpha = rgba[..., 3].astype(np.uint16)
+    for channel in range(3):  # far quicker than one product with an innermost axis of three
+        mix = rgba[..., channel] * alpha
+        mix += ground[..., channel] * (255 - alpha)
+        mix += 128
+        mix += mix >> 8  # (x + 128 + (x + 128 >> 8)) >> 8 is x / 255 rounded, for x up to 255^2
+        mix >>= 8
+        result[..., channel] = mix
     return result
 
 
