@@ -27,6 +27,7 @@ from impasto.artworld.world import DATA_NAME, alignment, cache_dir, load_meta
 from impasto.errors import UserError, nearest
 from impasto.paths import atomic
 
+HEADER = "impasto-artworld"
 Pairs = dict[str, list[tuple[int, str]]]  # style -> (concept id, source) in the table's order
 
 
@@ -107,7 +108,7 @@ def _contents(path: Path) -> dict[str, str]:
         return {}
     try:
         with safe_open(path, "numpy") as file:
-            return json.loads((file.metadata() or {}).get("styles", "{}"))
+            return json.loads((file.metadata() or {}).get(HEADER, "{}")).get("styles", {})
     except Exception as error:  # safetensors raises its own type; a damaged file is simply built again
         Console(stderr=True).print(f"{path} cannot be read ({error}): it is built again", highlight=False)
         return {}
@@ -219,9 +220,9 @@ def write_pictures(
         "style_id": style_id.astype(np.int16),
         "concept_id": concept_id.astype(np.int16),
     }
-    header = {"format": "impasto art world 1", "size": str(render.SIZE), "styles": json.dumps(styles)}
+    header = json.dumps({"format": 1, "size": render.SIZE, "styles": styles})
     with atomic(target) as temporary:
-        save_file(tensors, temporary, header)
+        save_file(tensors, temporary, {HEADER: header})  # one entry: safetensors writes several in random order
 
 
 def _write_meta(folder: Path, parts: dict[str, dict[str, np.ndarray]], skipped: dict[str, str]) -> None:
