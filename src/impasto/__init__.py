@@ -1,3 +1,46 @@
-"""impasto: one picture becomes a style."""
+"""impasto: one picture becomes a style.
+
+    from impasto.config import resolve
+    from impasto.train import train
+    from impasto.generate import generate
+
+    train(resolve("style-friendly", image=["ref.png"], caption=["a rocket in neon style"], out="runs/neon"))
+    image, info = next(generate("mini-sd3", ["a cat in neon style"], styles=["runs/neon:0.8"]))
+
+    impasto.load_style(pipe, "runs/neon", 0.8)      # into a plain diffusers pipeline
+
+Importing the package imports nothing else; what is named here is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impasto.adapters.io import load_style as load_style
+    from impasto.config import GenerateConfig as GenerateConfig
+    from impasto.config import TrainConfig as TrainConfig
+    from impasto.config import resolve as resolve
+    from impasto.errors import UserError as UserError
 
 __version__ = "0.1.0"
+
+NAMES = {
+    "load_style": "impasto.adapters.io",
+    "TrainConfig": "impasto.config",
+    "GenerateConfig": "impasto.config",
+    "resolve": "impasto.config",
+    "UserError": "impasto.errors",
+}
+MODULES = ("train", "generate", "evaluate", "report", "demo", "config", "families", "artworld", "pretrain")
+
+
+def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        return getattr(import_module(NAMES[name]), name)
+    if name in MODULES:
+        return import_module(f"impasto.{name}")
+    raise AttributeError(f"module 'impasto' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *NAMES, *MODULES])

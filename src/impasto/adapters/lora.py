@@ -1,0 +1,72 @@
+"""LoRA: `h = W x + (alpha / r) B A x`, W frozen, A of shape (r, in) drawn from N(0, 1/r^2), B of shape (out, r) zero.
+
+Hu et al. 2021, arXiv 2106.09685; the init is peft's "gaussian", which the Style-Friendly SNR sampler uses with
+r = alpha = 32 on the attention of both streams.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from impasto.errors import UserError, nearest
+from impasto.families.base import Family
+from impasto.noise.random import generator
+
+
+def endings(family: Family, targets: Sequence[str]) -> list[str]:
+    """Layer name endings for `targets`, each a kind of layers of this family or an ending itself, sorted.
+
+    Raises UserError when one of them is no linear layer of the model.
+    """
+    linear = [name for name, layer in family.denoiser.named_modules() if isinstance(layer, nn.Linear)]
+    found = set()
+    for target in targets:
+        if any(name == target or name.endswith(f".{target}") for name in linear):
+            found.add(target)
+        elif target in family.kinds:
+            found.update(family.modules(target))
+        else:
+            known = [*family.kinds, *sorted({".".join(name.split(".")[3:]) or name for name in linear})]
+            raise UserError(f"target {target!r} matches no linear layer: {nearest(target, known)}")
+    return sorted(found)
+
+
+def add(
+    family: Family, *, rank: int, alpha: float | None, targets: Sequence[str], seed: int
+) -> dict[str, nn.Parameter]:
+    """Put a LoRA called "default" on `family.denoiser`; returns its parameters by name, float32 whatever W is.
+
+    A is drawn per layer from (seed, layer name): the same adapter on any device and with any other targets beside.
+    """
+    from peft import LoraConfig
+
+    if rank < 1:
+        raise UserError(f"rank must be at least 1, not {rank}")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha or rank,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian",
+        target_modules=endings(family, targets),
+    )
+    config.target_modules = sorted(config.target_modules or [])  # a set is saved in another order each time
+    family.denoiser.add_adapter(config)
+    parameters = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.data = p.data.float()
+            if "lora_A" in name:
+                p.copy_(torch.randn(p.shape, generator=generator(seed, 0, name)) / rank)
+    return parameters
+
+
+@contextmanager
+def disabled(denoiser: Any) -> Iterator[None]:
+    """The base model itself: adapters off."""
+    denoiser.disable_adapters()
+    try:
+        yield
+    finally:
+        denoiser.enable_adapters()

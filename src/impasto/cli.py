@@ -1,0 +1,279 @@
+"""`impasto <command>`: each command is a few lines over one public function, imported when it is asked for.
+
+With `--json` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done,
+2 bad input (one line on stderr says what), 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from impasto import __version__
+from impasto.errors import UserError, nearest
+
+Result = dict[str, Any]
+
+
+def train(args: list[str]) -> Result:
+    """Train a style on one or a few reference pictures."""
+    from impasto.config import TrainConfig, resolve
+
+    given = {name: last_value(args, name) for name in ("recipe", "base", "noise")}
+    default = resolve(**{name: value for name, value in given.items() if value is not None})
+    dry_run, args = flag(args, "--dry-run")
+    config = parse(TrainConfig, args, "train", cleared(default, args))
+    if dry_run:
+        from impasto.plan import plan
+
+        return plan(config)
+    from impasto.train import train
+
+    with bar("training", config.steps) as progress:
+        return train(config, lambda step, loss: progress(step, f"loss {loss:.3f}"))
+
+
+def generate(args: list[str]) -> Result:
+    """Draw pictures from prompts, with or without styles."""
+    from impasto.config import GenerateConfig
+
+    config = parse(GenerateConfig, args, "generate")
+    from impasto.generate import generate_folder
+
+    with bar("drawing") as progress:
+        return generate_folder(config, lambda done, total: progress(done, "", total))
+
+
+def evaluate(args: list[str]) -> Result:
+    """Score a folder of generated pictures by the independent judges."""
+
+    def evaluate(
+        folder: Annotated[Path, tyro.conf.Positional],
+        style_of: str | None = None,
+        concepts: Path | None = None,
+        reference: Path | None = None,
+        base_images: Path | None = None,
+        out: Path | None = None,
+    ) -> Result:
+        """Score a folder of generated pictures.
+
+        Args:
+            folder: The pictures, as `impasto generate` writes them.
+            style_of: The style of the art world that they should be in.
+            concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
+            reference: The picture that the style was learnt from, for styles that the judges do not know.
+            base_images: The same prompts drawn by the base alone, scored beside them.
+            out: Where the scores are written; scores.json in the folder when not given.
+        """
+        from impasto.evaluate import evaluate
+
+        return evaluate(folder, style_of, concepts, reference, base_images=base_images, out=out)
+
+    return parse(evaluate, args, "evaluate")
+
+
+def report(args: list[str]) -> Result:
+    """One HTML page about a style: pictures, scores, curves."""
+
+    def report(run: Annotated[Path, tyro.conf.Positional]) -> Result:
+        """Write the report of a style folder.
+
+        Args:
+            run: The style folder, as `impasto train` writes it.
+        """
+        from impasto.report import report
+
+        return report(run)
+
+    return parse(report, args, "report")
+
+
+def demo(args: list[str]) -> Result:
+    """One reference picture, two recipes, side by side: about three minutes on two cores."""
+
+    def demo(out: Path = Path("runs/demo")) -> Result:
+        """Run the demo.
+
+        Args:
+            out: Folder for everything that it makes.
+        """
+        from impasto.demo import demo
+
+        return demo(out)
+
+    return parse(demo, args, "demo")
+
+
+def artworld(args: list[str]) -> Result:
+    """The paired art data set: `impasto artworld build`."""
+
+    def build(
+        action: Annotated[Literal["build"], tyro.conf.Positional], out: Path | None = None, sharealike: bool = True
+    ) -> Result:
+        """Fetch the pinned packages and render the art world into the cache.
+
+        Args:
+            action: build.
+            out: Another folder than the cache.
+            sharealike: Include the sets under share-alike licences.
+        """
+        from impasto.artworld.build import build
+
+        return build(out, sharealike)
+
+    return parse(build, args, "artworld")
+
+
+def pretrain(args: list[str]) -> Result:
+    """Pretrain an embedded base model on the art world."""
+
+    def pretrain(
+        base: Annotated[str, tyro.conf.Positional],
+        minutes: float | None = None,
+        resume: bool = False,
+        device: str = "auto",
+    ) -> Result:
+        """Pretrain an embedded base model.
+
+        Args:
+            base: mini-sd3.
+            minutes: Stop after so many minutes.
+            resume: Go on from the last checkpoint.
+            device: cpu, cuda or auto.
+        """
+        from impasto.pretrain import pretrain
+
+        return pretrain(base, minutes=minutes, resume=resume, device=device)
+
+    return parse(pretrain, args, "pretrain")
+
+
+COMMANDS: dict[str, Callable[[list[str]], Result]] = {
+    command.__name__: command for command in (train, generate, evaluate, report, demo, artworld, pretrain)
+}
+
+
+def parse(target: Any, args: Sequence[str], command: str, default: Any = None) -> Any:
+    """`tyro.cli`: a dataclass or a function from flags, with its help."""
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(target, args=list(args), prog=f"impasto {command}", **extra)
+
+
+def flag(args: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """Whether `name` is among the arguments, and the others."""
+    return name in args, [arg for arg in args if arg != name]
+
+
+def last_value(args: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value`, None when it is not given."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def cleared(default: Any, args: Sequence[str]) -> Any:
+    """`default` without the repeatable values that are given again: flags replace a recipe's list, not add to it."""
+    from dataclasses import replace
+
+    for name in ("image", "caption", "preview_prompt"):
+        if last_value(args, name.replace("_", "-")) is not None:
+            default = replace(default, **{name: ()})
+    return default
+
+
+@contextmanager
+def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields `update(done, note, total)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+        task = progress.add_task(title, total=total, note="", visible=False)  # seen from the first update on
+        yield lambda done, note="", total=total: progress.update(
+            task, completed=done, note=note, total=total, visible=True
+        )
+
+
+def show(result: Result) -> None:
+    """The result for a person: its plain values, one per line; a noise histogram as bars."""
+    for key, value in result.items():
+        if key == "noise" and isinstance(value, dict):
+            from impasto.plan import bars
+
+            print(bars(value))
+        elif key == "settings":
+            show(value)
+        elif isinstance(value, list) and len(value) > 6:
+            print(f"{key}: {len(value)}")
+        elif not isinstance(value, dict):
+            print(f"{key}: {value}")
+
+
+def usage() -> str:
+    lines = [f"impasto {__version__}: one picture becomes a style", "", "usage: impasto <command> [--json] ...", ""]
+    lines += [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "impasto <command> --help shows the flags of a command"])
+
+
+def run(args: list[str], as_json: bool) -> Result | None:
+    """The command's result; None when only help was asked for."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return None
+    if args[0] == "--version":
+        print(f"impasto {__version__}")
+        return None
+    if args[0] not in COMMANDS:
+        raise UserError(f"unknown command {args[0]!r}: {nearest(args[0], list(COMMANDS))}")
+    if not as_json:
+        return COMMANDS[args[0]](args[1:])
+    with redirect_stdout(sys.stderr):
+        return COMMANDS[args[0]](args[1:])
+
+
+def warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+    """Our own warnings as one line; those of libraries are not for users."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"impasto: warning: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """The entry point of the command `impasto`."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.showwarning = warn
+    as_json, args = flag(sys.argv[1:], "--json")
+    try:
+        result = run(args, as_json)
+    except UserError as error:
+        print(f"impasto: error: {error}", file=sys.stderr)
+        result, code = {"error": str(error)}, 2
+    except SystemExit as stop:  # tyro has said what is wrong with the flags, or shown their help
+        result, code = {"error": "bad flags, see stderr"} if stop.code else None, int(stop.code or 0)
+    except KeyboardInterrupt as stop:
+        print(f"impasto: interrupted: {stop}" if str(stop) else "impasto: interrupted", file=sys.stderr)
+        result, code = {"error": "interrupted"}, 130
+    else:
+        code = 0
+    if result is not None and as_json:
+        print(json.dumps(result))
+    elif result is not None and code == 0:
+        show(result)
+    sys.exit(code)

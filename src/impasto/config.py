@@ -1,0 +1,241 @@
+"""One schema for a training run. A recipe file, a base's card and the flags are three ways to fill it in.
+
+Who wins: a flag beats what the base's card says for this recipe, that beats the recipe, that beats the card's own
+`train` table, and that beats the defaults below, which are the paper's (Style-Friendly SNR sampler, appendix A.4).
+"""
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from impasto.errors import UserError, nearest
+from impasto.paths import PACKAGE
+
+RECIPES = PACKAGE / "recipes"
+Append = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a style on one or a few reference pictures."""
+
+    base: str = "mini-sd3"
+    """Base model: an embedded one, a diffusers folder, or a hub id."""
+    image: Append[tuple[Path, ...]] = ()
+    """A reference picture; may be given several times."""
+    caption: Append[tuple[str, ...]] = ()
+    """What it shows and in what style: "a rocket in pixel art style". One for each picture, or one for all."""
+    out: Path = Path("runs/style")
+    """The style folder. The same command again goes on where it stopped."""
+    recipe: str = "style-friendly"
+    """A recipe by name, or a TOML file of any keys on this page."""
+
+    noise: str = "style-friendly"
+    """Noise law: style-friendly, sd3, logit-normal, uniform."""
+    noise_mean: float | None = None
+    """Its mean: style-friendly of log-SNR (lower = more noise), logit-normal of logit(t) (higher = more noise)."""
+    noise_std: float | None = None
+    """Its standard deviation, in the same unit."""
+    noise_shift: float | None = None
+    """Time shift, of logit-normal and sd3 only (higher = more noise)."""
+
+    objective: str = "denoise"
+    """What the loss compares."""
+    prior_weight: float = 0.0
+    """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
+    adapter: str = "lora"
+    """Which weights move."""
+    rank: int = 32
+    """Rank of the adapter."""
+    alpha: float | None = None
+    """Its alpha (scale = alpha / rank); the rank when not given."""
+    targets: tuple[str, ...] = ("attention",)
+    """Layers: kinds (attention, image_stream, text_stream) or endings of layer names (to_q)."""
+
+    lr: float = 1e-4
+    """Learning rate (Adam, betas .9 and .999)."""
+    steps: int = 300
+    """Optimiser steps."""
+    batch: int = 1
+    """Draws of (picture, noise level, noise) per forward pass."""
+    accumulate: int = 4
+    """Forward passes per optimiser step."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up."""
+    warmup: int = 0
+    """Steps in which the learning rate rises from 0."""
+    ema: float = 0.0
+    """Decay of the moving average of the adapter that is saved; 0 saves the adapter itself."""
+
+    size: int = 1024
+    """Pixels, square."""
+    seed: int = 0
+    """Every draw is a function of (seed, step, item)."""
+    device: str = "auto"
+    """cpu, cuda, mps or auto."""
+    precision: str = "auto"
+    """Of the frozen base: fp32, bf16 or auto (bf16 on CUDA). The adapter is always float32."""
+
+    checkpoint_every: int = 50
+    """Steps between two saved states."""
+    keep: int = 2
+    """Saved states that are kept."""
+    preview: bool = True
+    """Draw previews at the end (and on the way, see preview_every)."""
+    preview_every: int = 0
+    """Steps between two previews; 0 draws them at the end only."""
+    preview_prompt: Append[tuple[str, ...]] = ()
+    """A preview's prompt, may be given several times; the captions when not given."""
+    tensorboard: bool = True
+    """Write tensorboard logs into the style folder."""
+
+
+FREE = (
+    *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
+    *("preview", "preview_every", "preview_prompt", "tensorboard"),
+)
+"""Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
+
+
+def check_ranges(config: TrainConfig) -> TrainConfig:
+    """The config itself. Raises UserError where a number is out of range."""
+    positive = ("rank", "lr", "steps", "batch", "accumulate", "checkpoint_every", "keep", "size")
+    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
+    for key in positive + at_least_0:
+        value = getattr(config, key)
+        if not (value > 0 or (value == 0 and key in at_least_0)):
+            raise UserError(f"{key} must be {'above' if key in positive else 'at least'} 0, not {value}")
+    if config.alpha is not None and config.alpha <= 0:
+        raise UserError(f"alpha must be above 0, not {config.alpha}")
+    if config.ema >= 1:
+        raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
+    if config.schedule not in ("constant", "linear", "cosine"):
+        raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
+    return config
+
+
+SCHEDULES = ["constant", "linear", "cosine"]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package."""
+    return {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The keys of a recipe: one of the package's by name, or a TOML file. Strict: see `check_keys`."""
+    known = recipes()
+    file = known.get(name, Path(name))
+    try:
+        content = tomllib.loads(file.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"unknown recipe {name!r}: {nearest(name, list(known))}, or a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {str(file)!r} is no valid TOML: {error}") from None
+    content.pop("impasto", None)  # what the recipe.toml of a run says about itself
+    return check_keys(content, f"recipe {name!r}")
+
+
+def check_keys(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """`content` with values in the types of TrainConfig. Raises UserError on an unknown key or a wrong type."""
+    types = get_type_hints(TrainConfig, include_extras=False)
+    result = {}
+    for key, value in content.items():
+        if key not in types:
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, list(types))}")
+        result[key] = convert(value, types[key], f"{where}: {key}")
+    return result
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind`: an int serves as a float, a list as a tuple, a string as a path. Else UserError."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return convert(value, args[0], where)
+    if origin in (Union, UnionType):
+        return convert(value, next(a for a in args if a is not NoneType), where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(item, args[0], where) for item in value)
+    if origin is Literal and value in args:
+        return value
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    wanted = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise UserError(f"{where} must be {'a list' if origin is tuple else wanted}, not {value!r}")
+
+
+def resolve(recipe: str = "style-friendly", base: str = "mini-sd3", **explicit: Any) -> TrainConfig:
+    """The config of `recipe` on `base`; `explicit` keys win. Raises UserError on an unknown recipe, key or type."""
+    from impasto.families import card
+
+    known = card(base)
+    content = read_recipe(recipe)
+    train = dict(known.get("train", {}))
+    if "size" in known:
+        train["size"] = known["size"]
+    special = known.get("recipes", {}).get(recipe, {})
+    keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
+    if explicit.get("noise", keys.get("noise")) != keys.get("noise"):  # another law: its own parameters
+        keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
+    keys |= check_keys(explicit, "settings")
+    return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain values (paths as strings, tuples as lists), None left out: what TOML and JSON can hold."""
+    plain = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, tuple):
+            value = [str(item) for item in value]
+        elif isinstance(value, Path):
+            value = str(value)
+        if value is not None:
+            plain[field.name] = value
+    return plain
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Draw pictures, with or without styles."""
+
+    base: str = "mini-sd3"
+    """Base model: an embedded one, a diffusers folder, or a hub id."""
+    style: Append[tuple[str, ...]] = ()
+    """A style folder, its strength after a colon: runs/neon:0.8. May be given several times, or not at all."""
+    prompt: Append[tuple[str, ...]] = ()
+    """A prompt; may be given several times."""
+    prompts: Path | None = None
+    """A file with one prompt per line."""
+    out: Path = Path("runs/images")
+    """Folder of the pictures, 0000.png on."""
+    seed: int = 0
+    """Picture i starts from seed + i."""
+    count: int = 1
+    """Pictures per prompt."""
+    steps: int | None = None
+    """Sampling steps; as the base's card says when not given."""
+    guidance: float | None = None
+    """Guidance scale; as the base's card says when not given."""
+    negative: str = ""
+    """Negative prompt."""
+    size: int | None = None
+    """Pixels, square; the base's own when not given."""
+    batch: int | None = None
+    """Pictures per forward pass: speed and memory only, the pictures do not depend on it."""
+    device: str = "auto"
+    """cpu, cuda, mps or auto."""
+    precision: str = "auto"
+    """fp32, bf16 or auto (bf16 on CUDA)."""

@@ -1,0 +1,1 @@
+"""Reference pictures and captions, read with care, and prepared once."""

@@ -1,0 +1,103 @@
+"""Reference pictures: any picture file -> plain RGB, or one clear line about what is wrong with it."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from impasto.errors import UserError
+
+MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000; decoding it takes .3 GB
+MIN_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference picture: where it was, what is in it (RGB, upright), and the sha256 of its file."""
+
+    path: Path
+    image: Image.Image
+    sha256: str
+
+    def pixels(self, size: int) -> Tensor:
+        """(1, 3, size, size) in [-1, 1]: the middle square, resized."""
+        square = ImageOps.fit(self.image, (size, size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def read(path: Path | str, size: int = MIN_SIDE) -> Reference:
+    """The picture at `path`, first frame, on white, 8 bits, upright; a warning for each thing that had to be decided.
+
+    size: pixels that it will be trained at. Raises UserError when it is missing, unreadable, empty, too large to
+    decode safely (seen in its header, before any pixel is) or too small.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"image {str(path)!r} is a folder: give the pictures in it, each with --image")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"image {str(path)!r} does not exist") from None
+    except OSError as error:
+        raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from None
+    if not data:
+        raise UserError(f"image {str(path)!r} is empty (0 bytes)")
+    try:
+        image = decode(path, size)
+    except UnidentifiedImageError:
+        raise UserError(f"image {str(path)!r} is not a picture of a known format (PNG, JPEG, WebP, ...)") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"image {str(path)!r} is damaged: {error}") from None
+    return Reference(path, image, hashlib.sha256(data).hexdigest())
+
+
+def decode(path: Path, size: int) -> Image.Image:
+    """The first frame as upright RGB. Raises what Pillow raises, and UserError for a size out of bounds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise UserError(f"image {str(path)!r} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UserError(
+                f"image {str(path)!r} is too large: {width} x {height}, more than 100 megapixels; resize it"
+            )
+        if min(width, height) < MIN_SIDE:
+            raise UserError(
+                f"image {str(path)!r} is too small: {width} x {height} pixels, {MIN_SIDE} at least each way"
+            )
+        if min(width, height) < size:
+            say(path, f"is {width} x {height} and will be enlarged to {size} x {size}")
+        if getattr(image, "n_frames", 1) > 1:
+            say(path, "has several frames: the first one is used")
+            image.seek(0)
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image), path)
+
+
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled (Pillow would clip them), transparency on white, palettes and CMYK resolved."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise UserError(f"image {str(path)!r} holds floating-point values: save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            say(path, "is transparent: it is put on white")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def say(path: Path, what: str) -> None:
+    warnings.warn(f"image {str(path)!r} {what}", stacklevel=2)

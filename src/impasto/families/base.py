@@ -1,0 +1,114 @@
+"""The family contract: all that a method may know of a base model.
+
+A family is one architecture (SD3, FLUX, ...), loaded from any diffusers folder. Packing, timesteps, VAE shift and
+scale, text encoders and the kind of prediction stay inside; a method sees latents, log-SNRs and conditions.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from impasto.noise.schedule import Schedule
+
+Condition = dict[str, Tensor]
+"""What the denoiser is told beside the level: named tensors whose first dimension is the item."""
+
+
+class Family(Protocol):
+    """One base model. `denoiser` carries the adapters; everything else is frozen, loaded when first used.
+
+    folder: the diffusers folder. hash: sha256 over its weights and configs. card: its entry of `cards.toml`.
+    kinds: the kinds of layers that `modules` knows.
+    part: the pipeline's component that is trained, also the key prefix in saved files ("transformer" or "unet").
+    encoder_parts: the pipeline's components that read text.
+    text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
+    one that `generate` uses.
+    """
+
+    folder: Path
+    hash: str
+    card: Mapping[str, Any]
+    kinds: tuple[str, ...]
+    part: str
+    encoder_parts: tuple[str, ...]
+    schedule: Schedule
+    text_lengths: Mapping[int, float]
+    device: str
+    precision: str
+    denoiser: Any
+
+    @classmethod
+    def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> "Family":
+        """Nothing is read from disk but the configs until a part is used."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), float32, in the units that `predict` sees."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The way back: latents (B, C, h, w) -> pixels (B, 3, H, W), nominally in [-1, 1]."""
+        ...
+
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        """One row per prompt. length: one of `text_lengths`, the first by default. pipe: one that is loaded already."""
+        ...
+
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        """The denoiser's output for z_t (B, C, h, w) at log-SNR lam (B,): eps, v, velocity or logits, as `target`."""
+        ...
+
+    def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        """What `predict` should have returned for `z_t = alpha x + sigma eps`."""
+        ...
+
+    def modules(self, kind: str) -> tuple[str, ...]:
+        """Name endings of the layers of a kind ("attention", "text_stream", "image_stream", ...), one of `kinds`."""
+        ...
+
+    def pipeline(self, **parts: Any) -> Any:
+        """The ordinary diffusers pipeline of this base; `parts` replace components (None leaves one out)."""
+        ...
+
+    def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Any]:
+        """What the pipeline's call takes instead of a prompt and a negative prompt."""
+        ...
+
+    def save_adapter(self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write a plain LoRA by the pipeline's own `save_lora_weights`."""
+        ...
+
+    def free(self, *parts: str) -> None:
+        """Drop "encoders" and/or "vae" from memory; they come back when used again."""
+        ...
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notices of diffusers and transformers: what a user must know, impasto says itself."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers, transformers)]
+    try:
+        for log, _, _ in before:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+    finally:
+        for log, verbosity, bar in before:
+            log.set_verbosity(verbosity)
+            if bar:
+                log.enable_progress_bar()
+
+
+def warn_if_cut(prompt: str, tokenizer: Any) -> None:
+    """Warn when a prompt is longer than its CLIP reads: what is cut is the end, often the style."""
+    ids = tokenizer(prompt).input_ids
+    if len(ids) > tokenizer.model_max_length:
+        kept = tokenizer.decode(ids[: tokenizer.model_max_length - 1], skip_special_tokens=True)
+        warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=3)

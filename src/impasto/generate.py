@@ -1,0 +1,219 @@
+"""Generating: prompts and seeds -> pictures, by the base's ordinary diffusers pipeline, with or without styles.
+
+Picture i starts from `torch.Generator("cpu").manual_seed(seed + i)`, so that plain diffusers repeats it, whatever the
+batch; the number and every other setting are in the PNG.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+import impasto
+from impasto import families
+from impasto.adapters.io import load_style, style_file, style_hash
+from impasto.config import GenerateConfig
+from impasto.errors import UserError
+from impasto.families.base import Condition, Family, quiet
+from impasto.runfolder import writable_folder
+
+Info = dict[str, Any]
+"""What a picture tells: prompt, negative_prompt, seed, steps, guidance, width, height, base, base_hash, styles."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn. steps, guidance, size and batch as the base's card says where they are None."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    negative: str = ""
+    size: int | None = None
+    batch: int | None = None
+
+    def on(self, family: Family) -> "Sampling":
+        """With the card's values filled in. Raises UserError where one is out of range."""
+        card = family.card["generate"]
+        filled = Sampling(
+            steps=card["steps"] if self.steps is None else self.steps,
+            guidance=card["guidance"] if self.guidance is None else self.guidance,
+            negative=self.negative,
+            size=family.card["size"] if self.size is None else self.size,
+            batch=card["batch"] if self.batch is None else self.batch,
+        )
+        for name in ("steps", "size", "batch"):
+            if getattr(filled, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
+        return filled
+
+
+def generate(
+    base: str,
+    prompts: Sequence[str],
+    *,
+    styles: Sequence[str] = (),
+    seed: int = 0,
+    count: int = 1,
+    sampling: Sampling | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Iterator[tuple[Image.Image, Info]]:
+    """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
+
+    styles: style folders or files, each with an optional strength, "runs/neon:0.8". Everything that can be wrong is
+    found before this returns (UserError); the pictures are drawn as they are asked for.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
+    chosen = [split_strength(style) for style in styles]
+    family = families.load(base, device=device, precision=precision)
+    sampling = (sampling or Sampling()).on(family)
+    pipe = family.pipeline()
+    check_size(sampling.size, pipe)
+    extra: dict[str, Any] = {}
+    for path, strength in chosen:
+        extra |= load_style(pipe, path, strength)
+    about = {
+        "base": base,
+        "base_hash": family.hash,
+        "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in chosen],
+    }
+    jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
+    encode = encoder(family, pipe)
+    return sample(family, pipe, jobs, encode, sampling, about, extra)
+
+
+def encoder(family: Family, pipe: Any) -> Callable[[str], Condition]:
+    """Prompt -> condition by the pipeline's own encoders; each prompt by itself, so that no batch can touch it."""
+    known: dict[str, Condition] = {}
+
+    def encode(prompt: str) -> Condition:
+        if prompt not in known:
+            known[prompt] = family.encode_prompt([prompt], pipe=pipe)
+        return known[prompt]
+
+    return encode
+
+
+def sample(
+    family: Family,
+    pipe: Any,
+    jobs: Sequence[tuple[str, int]],
+    encode: Callable[[str], Condition],
+    sampling: Sampling,
+    about: Info,
+    extra: dict[str, Any] | None = None,
+) -> Iterator[tuple[Image.Image, Info]]:
+    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling: filled in."""
+    steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
+    assert steps is not None and guidance is not None and size is not None and batch is not None
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        cond = join([encode(prompt) for prompt, _ in part])
+        negative = join([encode(sampling.negative)] * len(part)) if guidance > 1 else None
+        with quiet():
+            images = pipe(
+                **family.call_arguments(cond, negative),
+                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=size,
+                width=size,
+                **(extra or {}),
+            ).images
+        for image, (prompt, seed) in zip(images, part, strict=True):
+            info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
+            info |= {"guidance": guidance, "width": image.width, "height": image.height}
+            yield image, info | about | {"version": impasto.__version__}
+
+
+def join(conds: Sequence[Condition]) -> Condition:
+    return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
+
+
+def split_strength(style: str) -> tuple[Path, float]:
+    """(runs/neon, 0.8) for "runs/neon:0.8", strength 1 when none is given. UserError when there is no such style."""
+    path, colon, strength = str(style).rpartition(":")
+    if not colon or Path(style).exists():
+        path, strength = style, "1"
+    try:
+        value = float(strength)
+    except ValueError:
+        raise UserError(f"style {style!r}: after the colon comes a number, as in {path}:0.8") from None
+    style_file(path)
+    return Path(path), value
+
+
+def check_size(size: int | None, pipe: Any) -> None:
+    """Raise UserError unless the size is a whole number of the model's patches."""
+    unit = pipe.vae_scale_factor * getattr(pipe, "patch_size", 1)
+    if size is None or size % unit:
+        raise UserError(f"size must be a multiple of {unit} for this base, not {size}")
+
+
+def save_png(image: Image.Image, info: Info, path: Path) -> None:
+    """Write a PNG that says how it was made: `impasto` (JSON) and `parameters` (as A1111 writes it)."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("impasto", json.dumps(info))
+    text.add_text("parameters", parameters(info))
+    image.save(path, pnginfo=text)
+
+
+def parameters(info: Info) -> str:
+    """The settings as a person, and many a tool, reads them."""
+    negative = f"\nNegative prompt: {info['negative_prompt']}" if info["negative_prompt"] else ""
+    styles = "".join(f" <lora:{Path(s['path']).name}:{s['strength']:g}>" for s in info["styles"])
+    settings = {
+        "Steps": info["steps"],
+        "CFG scale": f"{info['guidance']:g}",
+        "Seed": info["seed"],
+        "Size": f"{info['width']}x{info['height']}",
+        "Model": info["base"],
+        "Model hash": info["base_hash"][:10],
+        "Version": f"impasto {info['version']}",
+    }
+    return f"{info['prompt']}{styles}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in settings.items())
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """The prompts given one by one, then those of the file, one per line, empty lines left out."""
+    prompts = list(config.prompt)
+    if config.prompts is not None:
+        try:
+            prompts += [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
+    return prompts
+
+
+def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Write `0000.png` on to `config.out`, in the order of the prompts; returns what was written.
+
+    progress: called with (pictures done, pictures in all). Raises UserError on bad input.
+    """
+    prompts = read_prompts(config)
+    if config.count < 1:
+        raise UserError(f"count must be at least 1, not {config.count}")
+    writable_folder(config.out)
+    sampling = Sampling(config.steps, config.guidance, config.negative, config.size, config.batch)
+    pictures = generate(
+        config.base,
+        prompts,
+        styles=config.style,
+        seed=config.seed,
+        count=config.count,
+        sampling=sampling,
+        device=config.device,
+        precision=config.precision,
+    )
+    total, files = len(prompts) * config.count, []
+    for i, (image, info) in enumerate(pictures):
+        files.append(f"{i:04d}.png")
+        save_png(image, info, config.out / files[-1])
+        if progress:
+            progress(i + 1, total)
+    return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)}

@@ -1,0 +1,37 @@
+"""Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`."""
+
+from typing import Any
+
+from impasto.config import TrainConfig
+from impasto.data.prepare import text
+from impasto.families.base import Family
+from impasto.generate import Sampling, sample, save_png
+
+
+class Previews:
+    """Encodes the prompts of the previews while the text encoders are there; draws them later from the live model."""
+
+    def __init__(self, family: Family, config: TrainConfig) -> None:
+        self.family, self.config = family, config
+        self.prompts = list(config.preview_prompt or dict.fromkeys(config.caption)) if config.preview else []
+        self.sampling = Sampling(size=config.size).on(family)
+        length = next(iter(family.text_lengths))
+        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative]}
+
+    def draw(self, step: int) -> list[str]:
+        """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
+        if not self.prompts:
+            return []
+        encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
+        pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
+        jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
+        style = {"path": str(self.config.out), "strength": 1.0, "hash": None, "step": step}
+        about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
+        (self.config.out / "previews").mkdir(exist_ok=True)
+        names = []
+        for i, (image, info) in enumerate(
+            sample(self.family, pipe, jobs, self.conds.__getitem__, self.sampling, about)
+        ):
+            names.append(f"previews/step-{step:06d}-{i}.png")
+            save_png(image, info, self.config.out / names[-1])
+        return names

@@ -1,0 +1,39 @@
+"""Shared fixtures: one tiny base per session, an own cache folder per session, one reference picture."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("IMPASTO_CACHE", str(cache))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory) -> Path:
+    """A tiny random SD3 diffusers folder (see tiny.py)."""
+    from tiny import sd3_folder
+
+    return sd3_folder(tmp_path_factory.mktemp("tiny") / "sd3")
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory) -> Path:
+    """A small RGB picture with structure."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (40, 40), "orange")
+    ImageDraw.Draw(image).ellipse((8, 8, 30, 30), fill="navy")
+    path = tmp_path_factory.mktemp("picture") / "ref.png"
+    image.save(path)
+    return path

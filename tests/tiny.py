@@ -1,0 +1,134 @@
+"""Tiny random base models, built from configs: ordinary diffusers folders that every test can afford."""
+
+import json
+from pathlib import Path
+
+import torch
+
+VOCABULARY = "a an the in of on style rocket cactus star rabbit face cat pixel art neon drawing and with"
+WORDS = VOCABULARY.split()
+
+
+def clip_tokenizer(length: int = 32):
+    """A CLIP BPE of all bytes plus a few whole words, so that two prompts are two token lists."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        while len(symbols) > 1:
+            pair = (symbols[0], symbols[1])
+            if pair not in merges:
+                merges.append(pair)
+                tokens.append("".join(pair))
+            symbols = ["".join(pair), *symbols[2:]]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+
+
+def t5_tokenizer():
+    from transformers import T5TokenizerFast
+
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{w}", -1.0) for w in WORDS)]
+    vocab += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0)
+
+
+def clip_text(width: int, vocab: int, eos: int):
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=eos - 1,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def t5_text(width: int, vocab: int, zero: bool):
+    from transformers import T5Config, T5EncoderModel
+
+    model = T5EncoderModel(T5Config(vocab_size=vocab, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    if zero:
+        torch.nn.init.zeros_(model.encoder.final_layer_norm.weight)
+    return model
+
+
+def sd3_config(**changes):
+    return {
+        "sample_size": 4,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 24,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
+    } | changes
+
+
+def sd3_folder(folder: Path, *, zero_t5: bool = True, seed: int = 0, card: dict | None = None) -> Path:
+    """A StableDiffusion3Pipeline folder of 16 x 16 px (f4 latents, 4 channels), some 50,000 weights, T5 included."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_3 = clip_tokenizer(), t5_tokenizer()
+        eos = tokenizer.eos_token_id
+        transformer = SD3Transformer2DModel(**sd3_config())
+        for block in transformer.transformer_blocks:  # adaLN starts at zero in earnest; here every path shall count
+            torch.nn.init.normal_(block.norm1.linear.weight, std=0.2)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            layers_per_block=1,
+            sample_size=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.06,
+            scaling_factor=1.5,
+        )
+        pipe = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=vae,
+            text_encoder=clip_text(16, len(tokenizer), eos),
+            tokenizer=tokenizer,
+            text_encoder_2=clip_text(8, len(tokenizer), eos),
+            tokenizer_2=tokenizer,
+            text_encoder_3=t5_text(48, len(tokenizer_3), zero_t5),
+            tokenizer_3=tokenizer_3,
+        )
+    pipe.save_pretrained(folder)
+    default = {
+        "text_lengths": {"1": 0.75, "5": 0.25},
+        "size": 16,
+        "generate": {"steps": 4, "guidance": 3.0, "batch": 4},
+        "train": {"lr": 1e-3, "steps": 6, "batch": 3, "accumulate": 2},
+        "license": "apache-2.0",
+    }
+    (folder / "impasto.json").write_text(json.dumps(default | (card or {})))
+    return folder
