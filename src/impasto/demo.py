@@ -1,0 +1,298 @@
+"""`make demo`: one picture of a style that the base never saw, two recipes with equal steps, and what the judges say.
+
+    slice -> reference.png -> train x 2 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
+
+The same command again reuses what is there, as long as base, reference and settings are the same.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from impasto import families
+from impasto.artworld import concept_index, load_meta, load_slice, style_index
+from impasto.artworld.judges import Judges
+from impasto.config import GenerateConfig, TrainConfig, as_dict, resolve
+from impasto.errors import UserError
+from impasto.evaluate import evaluate, load_encoder, scores_table
+from impasto.evaluate.samples import open_image, read_folder
+from impasto.evaluate.truth import true_pictures
+from impasto.generate import generate_folder
+from impasto.paths import atomic
+from impasto.report import report
+from impasto.sheet import sheet
+from impasto.train import train
+
+RECIPES = ("style-friendly", "sd3-sampler")
+REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
+TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
+STRENGTHS = (0.4, 0.6, 0.8, 1.0)
+COUNT = 24
+Tick = Callable[[int, int], None]
+"""Called with (done, in all)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the demo does: the reference, the prompts and the seed; equal for both recipes and the base."""
+
+    out: Path
+    base: str
+    style: int
+    concept: int
+    prompts_for: tuple[int, ...]  # concepts
+    seed: int
+
+    @property
+    def words(self) -> str:
+        """The style in words, the same in the caption and in every prompt."""
+        return load_meta()["styles"][self.style]["descriptions"][0]
+
+    def prompt(self, concept: int) -> str:
+        """ "{label}, {style words}"."""
+        return f"{load_meta()['concepts'][concept]['label']}, {self.words}"
+
+
+def demo(
+    out: Path | str = "runs/demo",
+    style: str = "unifont",
+    concept: str | None = None,
+    base: str = "mini-sd3",
+    seed: int = 0,
+    steps: int | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    count: int = COUNT,
+    judges: Judges | None = None,
+    encoder: Any = "clip",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run the demo into `out` and return what scores.json holds: {recipe: scores, "base", "true", "about"}.
+
+    style: a held-out style of the packaged slice. concept: label of the reference's object (a reference concept).
+    steps: training steps of both recipes; default the base's own. strengths: for the trade-off picture; 1 is always
+    among them. count: evaluation concepts. judges, encoder: default the packaged ones.
+    UserError when style or concept is not in the slice, or when `out` holds something that is not a demo.
+    """
+    console = console or Console()
+    started = time.perf_counter()
+    plan = make_plan(Path(out), style, concept, base, seed, count)
+    configs = {name: config_of(plan, name, steps) for name in RECIPES}
+    prepare_folder(plan, configs)
+    judges = judges if judges is not None else Judges.load()
+    encoder = load_encoder() if encoder == "clip" else encoder
+    with stages(console) as stage:
+        for name, config in configs.items():
+            train_once(config, stage(f"train {name}", config.steps))
+        for name in ("base", *RECIPES):
+            draw(plan, plan.out / name / "images", name, 1.0, stage(f"draw {name}", count))
+        scores = {name: score(plan, plan.out / name / "images", judges, encoder) for name in ("base", *RECIPES)}
+        sweep = {name: [] for name in RECIPES}
+        for name in RECIPES:
+            for strength in sorted({*strengths, 1.0}):
+                folder = plan.out / name / ("images" if strength == 1 else f"strength-{strength:g}")
+                if strength != 1:
+                    draw(plan, folder, name, strength, stage(f"draw {name}:{strength:g}", count))
+                    result = score(plan, folder, judges, encoder)
+                sweep[name].append({"strength": strength, **brief(scores[name] if strength == 1 else result)})
+    results = {name: brief(scores[name]) for name in (*RECIPES, "base")} | {"true": scores["base"]["true"]}
+    seconds = time.perf_counter() - started
+    results["about"] = about(plan, configs, seconds)
+    write_json(plan.out / "strengths.json", sweep | {"base": results["base"], "true": results["true"]})
+    write_json(plan.out / "scores.json", results)
+    grid(plan).save(plan.out / "grid.png")
+    page(plan)
+    show(console, plan, results)
+    return results
+
+
+def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, count: int) -> Plan:
+    """The concepts are the slice's evaluation concepts in this style, `count` of them at equal distances."""
+    meta, style_id = load_meta(), style_index(style)
+    if style_id not in meta["split"]["heldout_styles"]:
+        known = ", ".join(meta["style_names"][i] for i in meta["split"]["heldout_styles"])
+        raise UserError(f"the base knows the style {style!r}: the demo needs one that it never saw: {known}")
+    drawn = set(load_slice(styles=[style_id]).concept_id.tolist())
+    references = [i for i in meta["split"]["reference_concepts"] if i in drawn]
+    label = concept or REFERENCES.get(style)
+    chosen = concept_index(label) if label else references[0]
+    if chosen not in references:
+        known = ", ".join(meta["concepts"][i]["label"] for i in references)
+        raise UserError(f"no reference picture of {label!r} in {style}; there are: {known}")
+    asked = [i for i in meta["split"]["evaluation_concepts"] if i in drawn]
+    if not 1 <= count <= len(asked):
+        raise UserError(f"count must be 1 to {len(asked)} for {style}, not {count}")
+    spread = tuple(asked[i * len(asked) // count] for i in range(count))
+    return Plan(out, base, style_id, chosen, spread, seed)
+
+
+def config_of(plan: Plan, recipe: str, steps: int | None) -> TrainConfig:
+    """The resolved recipe; only the recipe's own keys differ between the two runs."""
+    given: dict[str, Any] = {
+        "image": (plan.out / "reference.png",),
+        "caption": (plan.prompt(plan.concept),),
+        "out": plan.out / recipe,
+        "seed": plan.seed,
+        "preview": False,
+        "tensorboard": False,
+    }
+    return resolve(recipe, plan.base, **given, **({} if steps is None else {"steps": steps}))
+
+
+def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
+    """Write reference.png and demo.json; results of other settings, or of another base, are cleared first."""
+    mark = plan.out / "demo.json"
+    settings = {"base": families.load(plan.base).hash, "prompts": [plan.prompt(i) for i in plan.prompts_for]}
+    settings |= {name: as_dict(config) for name, config in configs.items()}
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"{plan.out} is a file: give a folder for the demo")
+    if plan.out.is_dir() and any(plan.out.iterdir()) and not mark.is_file():
+        raise UserError(f"{plan.out} is not empty and holds no demo: give another folder")
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != as_json(settings):
+        for name in ("base", *RECIPES):
+            shutil.rmtree(plan.out / name, ignore_errors=True)
+    picture = true_pictures(plan.style, [plan.concept])[plan.concept]
+    with atomic(plan.out / "reference.png") as path:
+        picture.save(path)
+    write_json(mark, settings)
+
+
+def train_once(config: TrainConfig, tick: Tick) -> None:
+    """Train, or go on; `train` itself knows what is complete."""
+    train(config, lambda step, loss: tick(step, config.steps))
+    tick(config.steps, config.steps)
+
+
+def draw(plan: Plan, folder: Path, name: str, strength: float, tick: Tick) -> None:
+    """24 pictures into `folder`, by the same call as `impasto generate`; nothing when they are all there."""
+    styles = () if name == "base" else (f"{plan.out / name}:{strength:g}",)
+    prompts = [plan.prompt(concept) for concept in plan.prompts_for]
+    if folder.is_dir() and drawn(folder) == prompts:
+        return tick(len(prompts), len(prompts))
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = GenerateConfig(base=plan.base, prompt=tuple(prompts), style=styles, seed=plan.seed, out=folder)
+    generate_folder(settings, tick)
+    return None
+
+
+def drawn(folder: Path) -> list[str | None]:
+    """Prompts of the pictures in a folder, [] when one of them cannot be read."""
+    try:
+        return [sample.prompt for sample in read_folder(folder)]
+    except UserError:
+        return []
+
+
+def score(plan: Plan, folder: Path, judges: Judges, encoder: Any) -> dict[str, Any]:
+    """`impasto evaluate` of a folder; the two main ones beside the base's pictures."""
+    meta = load_meta()
+    return evaluate(
+        folder,
+        meta["style_names"][plan.style],
+        reference=plan.out / "reference.png",
+        reference_concept=meta["concepts"][plan.concept]["label"],
+        base_images=plan.out / "base" / "images" if folder.parent.name in RECIPES and folder.name == "images" else None,
+        judges=judges,
+        encoder=encoder,
+    )
+
+
+def brief(scores: dict[str, Any]) -> dict[str, Any]:
+    """The means with their spread, without the rows of single images."""
+    return {key: value for key, value in scores.items() if key not in ("images", "true", "base", "notes", "folder")}
+
+
+def about(plan: Plan, configs: dict[str, TrainConfig], seconds: float) -> dict[str, Any]:
+    """What was run, and how long it took (a run that found everything in place is fast)."""
+    meta = load_meta()
+    return {
+        "style": meta["style_names"][plan.style],
+        "reference": meta["concepts"][plan.concept]["label"],
+        "caption": plan.prompt(plan.concept),
+        "concepts": [meta["concepts"][i]["label"] for i in plan.prompts_for],
+        "steps": {name: config.steps for name, config in configs.items()},
+        "strength": 1.0,
+        "seed": plan.seed,
+        "seconds": round(seconds, 1),
+    }
+
+
+def grid(plan: Plan) -> Image.Image:
+    """The reference, then true pictures, base and both recipes, a column per concept."""
+    truths = true_pictures(plan.style, plan.prompts_for)
+    labels = [load_meta()["concepts"][i]["label"] for i in plan.prompts_for]
+    rows: dict[str, list[Image.Image | None]] = {"true": [truths.get(i) for i in plan.prompts_for]}
+    for name in ("base", "sd3-sampler", "style-friendly"):
+        rows[name] = [sample.image for sample in read_folder(plan.out / name / "images")]
+    title = f"one reference: {plan.prompt(plan.concept)}"
+    return sheet(rows, labels, title=title, reference=open_image(plan.out / "reference.png")[0])
+
+
+def page(plan: Plan) -> None:
+    """runs/demo/report.html."""
+    first, *others = RECIPES
+    report(
+        plan.out / first,
+        beside={name: plan.out / name for name in (*others, "base")},
+        strengths=plan.out / "strengths.json",
+        title=f"One picture of {load_meta()['style_names'][plan.style]}",
+        out=plan.out / "report.html",
+    )
+
+
+def show(console: Console, plan: Plan, results: dict[str, Any]) -> None:
+    """The table on the terminal and where to look."""
+    order = {"base": "base", "sd3-sampler": "SD3 sampler", "style-friendly": "style-friendly", "true": "true"}
+    title = f"{results['about']['style']} from one {results['about']['reference']}, mean [95 %]"
+    console.print(scores_table({order[key]: results[key] for key in order}, title, TABLE))
+    console.print(f"{plan.out / 'report.html'}  {plan.out / 'grid.png'}  ({results['about']['seconds']:.0f} s)")
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Callable[[str, int], Tick]]:
+    """`stage(title, total)` opens a bar and returns what moves it."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+
+        def stage(title: str, total: int) -> Tick:
+            task = bars.add_task(title, total=total)
+            return lambda done, of: bars.update(task, completed=done, total=of)
+
+        yield stage
+
+
+def as_json(value: Any) -> str:
+    """The one way in which the demo writes JSON."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(as_json(value), encoding="utf-8")
+
+
+def main() -> None:
+    """`python -m impasto.demo [--out DIR] [--style NAME] [--seed N]`."""
+    import tyro
+
+    def run(out: Path = Path("runs/demo"), style: str = "unifont", concept: str | None = None, seed: int = 0) -> None:
+        demo(out, style, concept, seed=seed)
+
+    try:
+        tyro.cli(run, description=__doc__)
+    except UserError as error:
+        sys.exit(f"impasto: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the independent judges say of single images: the style of 19, its coarser kind, the concept of 1,194."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+Row = dict[str, Any]
+
+
+def style_rows(probabilities: Tensor, names: Sequence[str], kinds: Sequence[str], style: int | None) -> list[Row]:
+    """One row per image from style probabilities [n, styles] that sum to 1.
+
+    `style_accuracy`: the most probable style is the asked one; `kind_accuracy`: so is its coarse kind;
+    `style_probability`: the probability of the asked style. All None when `style` is None (unknown to the judge).
+    """
+    rows = []
+    for row in probabilities:
+        best = int(row.argmax())
+        known = style is not None
+        rows.append(
+            {
+                "style_judged": names[best],
+                "style_accuracy": best == style if known else None,
+                "kind_accuracy": kinds[best] == kinds[style] if known else None,
+                "style_probability": float(row[style]) if known else None,
+            }
+        )
+    return rows
+
+
+def concept_rows(probabilities: Tensor, names: Sequence[str], concepts: Sequence[int | None]) -> list[Row]:
+    """One row per image from concept probabilities [n, concepts], each in [0, 1], and the asked concepts.
+
+    The rank is 1 + the number of concepts judged at least as probable, so ties count against the image;
+    `concept_top1` is rank 1, `concept_top5` rank <= 5. None where the asked concept is unknown.
+    """
+    rows = []
+    for row, concept in zip(probabilities, concepts, strict=True):
+        rank = None if concept is None else int((row >= row[concept]).sum())
+        rows.append(
+            {
+                "concept": None if concept is None else names[concept],
+                "concept_judged": [names[int(i)] for i in row.topk(min(5, len(row))).indices],
+                "concept_rank": rank,
+                "concept_top1": None if rank is None else rank == 1,
+                "concept_top5": None if rank is None else rank <= 5,
+            }
+        )
+    return rows

@@ -1,0 +1,65 @@
+"""Generated images as they lie on disk: PNGs that carry their prompt, seed and settings in a text chunk `impasto`."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from impasto.data import references
+from impasto.errors import UserError
+
+SIZE = 128  # side in pixels at which the judges look
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a folder. `meta` is what `impasto generate` wrote into it, {} when there is nothing."""
+
+    path: Path
+    image: Image.Image  # RGB, any size
+    meta: dict[str, Any]
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt that it was drawn from, None when the file does not say."""
+        return self.meta.get("prompt") or None
+
+
+def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
+    """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
+    image = references.read(path).image
+    with Image.open(path) as file:
+        text = file.info.get("impasto", "{}")
+    try:
+        meta = json.loads(text)
+    except (TypeError, json.JSONDecodeError):
+        meta = {}  # some other tool's chunk of that name: as good as none, and `evaluate` says that there is none
+    return image, meta if isinstance(meta, dict) else {}
+
+
+def read_folder(folder: Path | str) -> list[Sample]:
+    """All images of a folder by name: the numbered ones (`0000.png`, ...) where there are any, else every PNG.
+
+    UserError when the folder is missing, is a file, holds no PNG, or a PNG cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}: give the folder that `impasto generate --out` wrote")
+    paths = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder} holds no PNG: give the folder that `impasto generate --out` wrote")
+    numbered = [path for path in paths if re.fullmatch(r"\d+", path.stem)]
+    return [Sample(path, *open_image(path)) for path in numbered or paths]
+
+
+def to_tensor(images: list[Image.Image], size: int = SIZE) -> torch.Tensor:
+    """float32 [n, 3, size, size] in [0, 1]; other sizes are resampled (Lanczos, antialiased)."""
+    fitted = [im if im.size == (size, size) else im.resize((size, size), Image.Resampling.LANCZOS) for im in images]
+    array = np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in fitted])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,47 @@
+"""The scores by name: what each one says, and how rows of single images become means with their spread."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from impasto.evaluate.spread import summarise
+
+
+@dataclass(frozen=True)
+class Score:
+    """One column of the table. `better` is "higher", "lower", or "" where neither end is good as such."""
+
+    title: str
+    what: str
+    better: str = "higher"
+    percent: bool = False
+
+
+SCORES: dict[str, Score] = {
+    "style_accuracy": Score("style accuracy", "share whose most probable style of 19 is the asked one", percent=True),
+    "kind_accuracy": Score(
+        "kind accuracy", "share whose most probable style is of the asked coarse kind", percent=True
+    ),
+    "style_probability": Score("style probability", "mean probability of the asked style", percent=True),
+    "concept_top1": Score("concept top-1", "share whose asked concept ranks first among 1,194", percent=True),
+    "concept_top5": Score("concept top-5", "share whose asked concept is among the first five", percent=True),
+    "leakage": Score(
+        "leakage", "share judged to show the reference's object though another was asked for", "lower", percent=True
+    ),
+    "style_cosine": Score("style features", "cosine of the style judge's features with the reference's"),
+    "clip_i_reference": Score("CLIP-I, reference", "cosine of image embeddings with the reference's"),
+    "clip_i_style": Score("CLIP-I, true style", "mean cosine with the true pictures of other concepts in the style"),
+    "clip_i_paired": Score("CLIP-I, true picture", "cosine with the true picture of the same concept in the style"),
+    "ssim": Score("SSIM, true picture", "structural similarity (luma, 11 x 11 Gaussian) with the true picture"),
+    "mse": Score("MSE, true picture", "mean squared pixel error in [0, 1] against the true picture", "lower"),
+    "clip_t": Score("CLIP-T", "cosine of the image's embedding with its prompt's"),
+}
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{score: mean or None, ..., "interval": {score: [low, high] or None}, "n": {score: images known}} over rows."""
+    summary = {name: summarise([row.get(name) for row in rows]) for name in SCORES}
+    result: dict[str, Any] = {name: mean for name, (mean, _, _) in summary.items()}
+    result["interval"] = {name: interval for name, (_, interval, _) in summary.items()}
+    result["n"] = {name: n for name, (_, _, n) in summary.items()}
+    return result

@@ -1,0 +1,45 @@
+"""The table on the terminal: a row per score, a column per set of pictures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from impasto.evaluate.scores import SCORES
+
+
+def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "", names: Any = SCORES) -> Table:
+    """A rich table: `columns` maps a heading to a result of `evaluate` (or one of its "true" and "base" parts).
+
+    Each cell is the mean and its 95 % interval; an unknown score is a dash. Rows that no column knows are left out.
+    """
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("score", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in names:
+        cells = [cell(column, name) for column in columns.values()]
+        if any(text != "–" for text in cells):
+            table.add_row(SCORES[name].title + {"lower": " ↓", "higher": ""}.get(SCORES[name].better, ""), *cells)
+    return table
+
+
+def cell(column: Mapping[str, Any] | None, name: str) -> str:
+    """`62 %` or `.712`, below it the 95 % interval (rich markup, dim); a dash for an unknown score."""
+    if column is None or column.get(name) is None:
+        return "–"
+    show = percent if SCORES[name].percent else decimal
+    interval = (column.get("interval") or {}).get(name)
+    spread = f"\n[dim]{show(interval[0])}–{show(interval[1])}[/dim]" if interval else ""
+    return show(column[name]) + (" %" if SCORES[name].percent else "") + spread
+
+
+def percent(value: float) -> str:
+    """A share in [0, 1] as a percentage without its sign, no decimals."""
+    return f"{100 * value:.0f}"
+
+
+def decimal(value: float) -> str:
+    """Three decimals, no leading zero: `.712`, `-.040`."""
+    return f"{value:.3f}".replace("0.", ".", 1)

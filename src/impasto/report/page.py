@@ -1,0 +1,89 @@
+"""`impasto report`: one self-contained HTML page about a style folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto.artworld import load_meta, style_index
+from impasto.evaluate.truth import true_pictures
+from impasto.paths import atomic
+from impasto.report import sections
+from impasto.report.html import Html, el
+from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_json, read_run
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+def report(
+    run: Path | str,
+    generated: Path | str | None = None,
+    beside: Mapping[str, Path | str] | None = None,
+    strengths: Path | str | None = None,
+    title: str | None = None,
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Write the page of the style folder `run` and return {"path", "images", "bytes"}.
+
+    generated: folder of images, evaluated or not; default `run/images`, else `run/previews`.
+    beside: further folders of the same prompts by name, shown in the same cards ("base" for the base without adapter);
+    a style folder counts by its `images/`, and its loss and noise levels are drawn too.
+    strengths: JSON {run name: [scores with "strength"], "base": scores, "true": scores}; default `run/strengths.json`.
+    title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`.
+    The page needs no other file and no network. UserError on bad input.
+    """
+    main = read_run(run)
+    first = read_gallery(main.title, generated if generated is not None else generated_folder(main))
+    others = {name: Path(folder) for name, folder in (beside or {}).items()}
+    galleries = [first, *(read_gallery(name, _images(folder)) for name, folder in others.items())]
+    runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
+    sweep = read_json(Path(strengths) if strengths is not None else main.folder / "strengths.json")
+    body = (
+        sections.hero(main, first.scores, title or main.title),
+        sections.gallery(galleries, truths_of(first)),
+        sections.score_table(columns(galleries)),
+        sections.notes([note for one in galleries for note in one.scores.get("notes", [])]),
+        sections.trade_off(sweep),
+        sections.training([(one, law_of(one)) for one in runs]),
+        sections.usage(main),
+        sections.papers(main),
+    )
+    page = document(f"{title or main.title} · impasto", *body)
+    target = Path(out) if out is not None else main.folder / "report.html"
+    with atomic(target) as path:
+        path.write_text(page, encoding="utf-8")
+    return {"path": str(target), "images": sum(len(one.samples) for one in galleries), "bytes": len(page.encode())}
+
+
+def document(title: str, *body: Html | None) -> str:
+    """The whole page around the sections; well-formed as XML too."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", title),
+        el("style", Html(STYLE.read_text(encoding="utf-8"))),
+    )
+    return "<!DOCTYPE html>\n" + el("html", head, el("body", el("main", *body)), lang="en") + "\n"
+
+
+def columns(galleries: list[Gallery]) -> dict[str, Any]:
+    """Score columns: the base without adapter, the galleries, the true pictures; None where there are no scores."""
+    first, named = galleries[0].scores, {one.name: one.scores for one in galleries}
+    base = named.pop("base", None) or first.get("base")
+    return {"base": base, **named, "true": first.get("true")}
+
+
+def truths_of(gallery: Gallery) -> dict[str, Image.Image]:
+    """label -> true picture for the asked concepts of an evaluated gallery, {} where its style is not known."""
+    style = gallery.scores.get("style_of")
+    if style is None:
+        return {}
+    labels = [concept["label"] for concept in load_meta()["concepts"]]
+    ids = {labels.index(row["concept"]) for row in gallery.scores["images"] if row.get("concept")}
+    return {labels[i]: picture for i, picture in true_pictures(style_index(style), ids).items()}
+
+
+def _images(folder: Path) -> Path:
+    return folder / "images" if (folder / "images").is_dir() else folder

@@ -1,0 +1,224 @@
+"""The parts of the page, each a function from what was read to `Html`; a part with nothing to show returns None."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from impasto.evaluate.scores import SCORES
+from impasto.evaluate.table import decimal, percent
+from impasto.noise.laws import Law
+from impasto.report import plots
+from impasto.report.html import Html, el, picture, table
+from impasto.report.run import Gallery, Run
+
+Scores = Mapping[str, Any]
+
+
+def hero(run: Run, scores: Scores, title: str) -> Html:
+    """The reference with its caption, and the four numbers that matter."""
+    caption = run.caption or "no caption"
+    figure = None
+    if run.reference is not None:
+        figure = el("figure", picture(run.reference, f"reference: {caption}"), el("figcaption", f"“{caption}”"))
+    steps = run.metrics[-1]["step"] if run.metrics else run.key("steps")
+    facts = [(show(name, scores), SCORES[name].title) for name in ("style_accuracy", "concept_top5", "leakage")]
+    facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
+    what = (
+        f"One picture, recipe {run.key('recipe') or run.key('name') or run.title}, base {run.key('base') or 'unknown'}."
+    )
+    items = (el("li", el("b", value), el("span", label)) for value, label in facts)
+    words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"))
+    return el("header", figure, words, class_="hero")
+
+
+TICK = "✓: the concept judge ranks the asked object among its first five. Below: the style that the style judge sees."
+
+
+def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> Html:
+    """A card per image of the first gallery: true, base, the others, itself last."""
+    pictures = len(galleries) + bool(truths)
+    cards = (_card(galleries, i, truths) for i in range(len(galleries[0].samples)))
+    width = f"--card-width: {max(190, 82 * pictures)}px"
+    return el(
+        "section",
+        el("h2", "Pictures"),
+        el(
+            "p",
+            "A tick marks an image whose asked object the concept judge ranks among its first five.",
+            class_="faint",
+        )
+        if any(g.scores for g in galleries)
+        else None,
+        el("ul", *cards, class_="cards", style=width),
+    )
+
+
+def _card(galleries: Sequence[Gallery], index: int, truths: Mapping[str, Image.Image]) -> Html:
+    first = galleries[0].samples[index]
+    concept = galleries[0].row(index).get("concept") or ""
+    figures = [_figure(picture(truths[concept], f"{concept}, true"), "true", {})] if concept in truths else []
+    for one in sorted(galleries, key=lambda one: (one.name != "base", one is galleries[0])):
+        if index < len(one.samples):
+            sample = one.samples[index]
+            image = picture(sample.path, f"{one.name}: {sample.prompt or sample.path.name}")
+            figures.append(_figure(image, one.name, one.row(index)))
+    heading = concept or first.prompt or first.path.name
+    below = el("p", first.prompt) if first.prompt and first.prompt != heading else None
+    return el("li", el("h3", heading), el("div", *figures, class_="row"), below)
+
+
+def _figure(image: Html, name: str, row: Mapping[str, Any]) -> Html:
+    tick = el("span", " ✓", class_="hit") if row.get("concept_top5") else None
+    said = el("span", f" {row['style_judged']}", class_="said") if row.get("style_judged") else None
+    return el("figure", image, el("figcaption", name, tick, el("br") if said else None, said))
+
+
+def show(name: str, scores: Scores | None) -> str:
+    """A score as text, a dash where it is unknown."""
+    value = None if scores is None else scores.get(name)
+    if value is None:
+        return "–"
+    return f"{percent(value)} %" if SCORES[name].percent else decimal(value)
+
+
+def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
+    """Every known score, its 95 % interval below it, a column per gallery and for base and truth."""
+    known = {heading: scores for heading, scores in columns.items() if scores}
+    rows = []
+    for name, score in SCORES.items():
+        if any(scores.get(name) is not None for scores in known.values()):
+            arrow = {"lower": " ↓", "higher": " ↑"}.get(score.better, "")
+            head = Html(el("span", score.title + arrow) + el("small", score.what))
+            rows.append([head, *(_cell(name, scores) for scores in known.values())])
+    if not rows:
+        return None
+    caption = "Means over the images; small print: 95 % intervals (Wilson for shares, bootstrap otherwise)."
+    return el("section", el("h2", "Scores"), table(["", *known], rows, caption))
+
+
+def _cell(name: str, scores: Scores) -> str:
+    interval = (scores.get("interval") or {}).get(name)
+    if scores.get(name) is None or not interval:
+        return show(name, scores)
+    form = percent if SCORES[name].percent else decimal
+    return Html(el("span", show(name, scores)) + el("small", f"{form(interval[0])} to {form(interval[1])}"))
+
+
+def trade_off(strengths: Mapping[str, Any]) -> Html | None:
+    """Style accuracy against concept top-5 over adapter strength: a curve per run, base and truth as single points."""
+    curves = {name: rows for name, rows in strengths.items() if isinstance(rows, list) and rows}
+    if not curves:
+        return None
+    ticks = tuple((share / 100, str(share)) for share in range(0, 101, 20))
+    frame = plots.Frame(
+        plots.Axis(0.0, 1.0, "style accuracy, %", ticks), plots.Axis(0.0, 1.0, "concept top-5, %", ticks)
+    )
+    marks: list[Html] = []
+    for series, rows in enumerate(curves.values()):
+        known = [row for row in rows if row.get("style_accuracy") is not None and row.get("concept_top5") is not None]
+        marks.append(plots.line(frame, [_place(row) for row in known], series))
+        marks += [_point(frame, row, series, f"{row['strength']:g}") for row in known]
+    names = list(curves)
+    for name in ("base", "true"):
+        row = strengths.get(name)
+        if isinstance(row, dict) and row.get("style_accuracy") is not None and row.get("concept_top5") is not None:
+            marks.append(_point(frame, row, len(names), name))
+            names.append(name)
+    return el(
+        "section",
+        el("h2", "Style against content"),
+        el("p", "Each point is one adapter strength on the same prompts and seeds; up and to the right is better."),
+        el("figure", plots.svg(frame, "style against content", *marks), plots.legend(names), class_="single"),
+    )
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["style_accuracy"], row["concept_top5"]
+
+
+def _point(frame: plots.Frame, row: Mapping[str, Any], series: int, label: str) -> Html:
+    spans = row.get("interval") or {}
+    hint = f"{label}: style {show('style_accuracy', row)}, concept top-5 {show('concept_top5', row)}"
+    thin = Html("")
+    if spans.get("style_accuracy") and spans.get("concept_top5"):
+        thin = plots.whiskers(frame, _place(row), spans["style_accuracy"], spans["concept_top5"], series)
+    return Html(thin + plots.dot(frame, _place(row), series, label, hint))
+
+
+def loss_plot(run: Run, series: int) -> Html | None:
+    """The loss of every step, and its mean over the last tenth of the run."""
+    if len(run.metrics) < 2:
+        return None
+    steps, losses = [row["step"] for row in run.metrics], [row["loss"] for row in run.metrics]
+    window = max(2, len(losses) // 10)
+    # The single largest losses would flatten the curve: the axis ends at the 98th percentile.
+    top = sorted(losses)[min(len(losses) - 1, int(0.98 * len(losses)))]
+    shown = [min(loss, top) for loss in losses]
+    frame = plots.Frame(plots.Axis.over(steps, "step"), plots.Axis.over([0.0, top], "loss (mean squared error)"))
+    marks = (
+        plots.line(frame, list(zip(steps, shown, strict=True)), series, "faint-line"),
+        plots.line(frame, list(zip(steps, plots.smooth(shown, window), strict=True)), series),
+    )
+    caption = f"{run.title}: loss per step, and its mean over {window} steps."
+    return el("figure", plots.svg(frame, caption, *marks), el("figcaption", caption))
+
+
+def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
+    """Histogram of the noise levels that were drawn, with the law's density; log-SNR below, sigma above."""
+    drawn = [float(lam) for row in run.metrics for lam in row.get("lam") or ()]
+    if not drawn:
+        return None
+    low, high = -16.0, 8.0
+    edges, heights = plots.density(drawn, low, high, 24)
+    pdf = [] if law is None else plots.curve(lambda lam: float(law.pdf(torch.tensor([lam]))[0]), low, high)
+    peak = max([*heights, *(y for _, y in pdf)])
+    ticks = tuple((float(v), f"{v}") for v in range(-16, 9, 4))
+    frame = plots.Frame(
+        plots.Axis(low, high, "log-SNR λ (more noise to the left)", ticks), plots.Axis.over([0.0, peak], "density")
+    )
+    sigmas = tuple((2 * math.log((1 - sigma) / sigma), f"{sigma:g}") for sigma in SIGMAS)
+    above = plots.Axis(low, high, "σ = share of noise (rectified flow)", sigmas)
+    marks = [plots.bars(frame, edges, heights, series)]
+    if pdf:
+        marks.append(plots.line(frame, pdf, series))
+    caption = f"{run.title}: {len(drawn):,} noise levels drawn" + (", and the law's density." if pdf else ".")
+    return el("figure", plots.svg(frame, caption, *marks, above=above), el("figcaption", caption))
+
+
+SIGMAS = (0.9995, 0.997, 0.98, 0.9, 0.5, 0.1, 0.03)
+
+
+def training(runs: Sequence[tuple[Run, Law | None]]) -> Html | None:
+    """Loss curves and noise histograms of all runs."""
+    figures = [plot for i, (run, _) in enumerate(runs) if (plot := loss_plot(run, i))]
+    figures += [plot for i, (run, law) in enumerate(runs) if (plot := noise_plot(run, law, i))]
+    if not figures:
+        return None
+    note = "A loss at low noise and a loss at high noise are different quantities: compare its course, not its height."
+    return el("section", el("h2", "Training"), el("p", note, class_="faint"), el("div", *figures, class_="plots"))
+
+
+def usage(run: Run) -> Html | None:
+    """The code block of the model card: plain diffusers."""
+    block = re.search(r"```python\n(.*?)```", run.card, re.DOTALL)
+    if block is None:
+        return None
+    return el("section", el("h2", "Use it in plain diffusers"), el("pre", el("code", block[1])))
+
+
+def papers(run: Run) -> Html:
+    """The resolved recipe and the model's card, as they are on disk."""
+    parts = [el("h2", "Recipe"), el("pre", el("code", run.recipe_text))]
+    if run.card:
+        parts += [el("h2", "Model card"), el("pre", run.card, class_="card")]
+    return el("section", *parts)
+
+
+def notes(lines: Sequence[str]) -> Html | None:
+    """What could not be known, as the evaluation says it."""
+    unique = list(dict.fromkeys(lines))
+    return el("ul", *(el("li", line) for line in unique), class_="faint") if unique else None

@@ -1,0 +1,169 @@
+"""`evaluate` as a whole: known answers with fake judges, null where nothing can be known, every bad input."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from fakes import draw
+from PIL import Image
+
+from impasto.artworld import load_meta
+from impasto.errors import UserError
+from impasto.evaluate import SCORES, evaluate
+
+META = load_meta()
+LABELS = [concept["label"] for concept in META["concepts"]]
+UNIFONT = META["style_names"].index("unifont")
+PENGUIN, ROCKET, FROG, RABBIT = (LABELS.index(name) for name in ("penguin", "rocket", "frog", "rabbit face"))
+STYLE = "16 by 16 black and white pixel art"
+
+
+@pytest.fixture
+def truths(monkeypatch):
+    """The true pictures: what the fake judges take for the asked cell, without the packaged slice."""
+
+    def fake(style, concepts):
+        return {c: Image.new("RGB", (128, 128), (style * 10 + 5, c // 256, c % 256)) for c in concepts if c != FROG}
+
+    monkeypatch.setattr("impasto.evaluate.folder.true_pictures", fake)
+
+
+def folder_of(path: Path, shown: list[tuple[int, int, int]], **meta) -> Path:
+    """Images (style shown, concept shown, concept asked), their prompts in their metadata."""
+    for i, (style, concept, asked) in enumerate(shown):
+        draw(path / f"{i:04d}.png", style, concept, prompt=f"{LABELS[asked]}, {STYLE}", seed=i, **meta)
+    return path
+
+
+def test_known_answers(tmp_path, judges, encoder, truths):
+    ph, mono = META["style_names"].index("ph"), META["style_names"].index("symbola")
+    shown = [(UNIFONT, PENGUIN, PENGUIN), (UNIFONT, RABBIT, ROCKET), (ph, FROG, FROG), (mono, RABBIT, RABBIT)]
+    scores = evaluate(
+        folder_of(tmp_path, shown), "unifont", reference_concept="rabbit face", judges=judges, encoder=encoder
+    )
+    assert scores["style_accuracy"] == 0.5 and scores["kind_accuracy"] == 0.5
+    assert math.isclose(scores["style_probability"], (0.9 + 0.9 + 0.1 / 18 + 0.1 / 18) / 4, rel_tol=1e-5)
+    assert scores["concept_top1"] == 0.75
+    assert scores["leakage"] == pytest.approx(1 / 3), "the prompt that asks for the rabbit itself is aside"
+    assert scores["n"]["leakage"] == 3 and scores["n"]["ssim"] == 3, "a frog has no true picture here"
+    assert scores["interval"]["style_accuracy"][0] < 0.5 < scores["interval"]["style_accuracy"][1]
+    assert scores["true"]["style_accuracy"] == 1.0 and scores["true"]["leakage"] == 0.0
+    assert scores["true"]["ssim"] is None, "the true picture is paired with nothing"
+    assert scores["base"] is None and scores["clip_i_reference"] is None and scores["style_cosine"] is None
+    assert scores["images"][0]["ssim"] == pytest.approx(1.0) and scores["images"][0]["mse"] == pytest.approx(0.0)
+    assert scores["clip_t"] is not None
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(scores))
+
+
+def test_base_images_stand_beside(tmp_path, judges, encoder, truths):
+    ours = folder_of(tmp_path / "ours", [(UNIFONT, RABBIT, PENGUIN), (UNIFONT, ROCKET, ROCKET)])
+    base = folder_of(tmp_path / "base", [(0, PENGUIN, PENGUIN), (0, ROCKET, ROCKET)])
+    scores = evaluate(
+        ours, "unifont", reference_concept="rabbit face", base_images=base, judges=judges, encoder=encoder
+    )
+    assert (scores["leakage"], scores["base"]["leakage"]) == (0.5, 0.0)
+    assert (scores["style_accuracy"], scores["base"]["style_accuracy"]) == (1.0, 0.0)
+
+
+def test_unknown_is_null_and_never_0(tmp_path, judges, encoder):
+    draw(tmp_path / "a.png", 3, PENGUIN)
+    scores = evaluate(tmp_path, judges=judges, encoder=None)
+    known = [name for name in SCORES if scores[name] is not None]
+    assert known == []
+    assert all(scores["interval"][name] is None and scores["n"][name] == 0 for name in SCORES)
+    assert scores["true"] is None and scores["style_of"] is None
+    assert "carry no prompt" in " ".join(scores["notes"])
+
+
+def test_reference_for_a_style_that_no_judge_knows(tmp_path, judges, encoder):
+    folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)] * 2)
+    reference = draw(tmp_path / "ref.png", UNIFONT, PENGUIN)
+    scores = evaluate(folder, reference=reference, judges=judges, encoder=encoder)
+    assert scores["style_cosine"] == pytest.approx(1.0) and scores["clip_i_reference"] == pytest.approx(1.0)
+    assert scores["style_accuracy"] is None and scores["leakage"] is None and scores["true"] is None
+    assert scores["concept_top1"] == 1.0
+    assert scores["reference"]["concept"] is None and len(scores["reference"]["sha256"]) == 64
+
+
+def test_reference_and_its_concept_come_from_the_style_folder(tmp_path, judges, encoder, truths):
+    run = tmp_path / "run"
+    draw(run / "reference.png", UNIFONT, RABBIT)
+    (run / "recipe.toml").write_text('caption = ["a rabbit face in pixel art style"]\n')
+    styles = [{"path": str(run), "strength": 1.0}]
+    folder = folder_of(tmp_path / "images", [(UNIFONT, RABBIT, PENGUIN), (UNIFONT, RABBIT, RABBIT)], styles=styles)
+    scores = evaluate(folder, "unifont", judges=judges, encoder=encoder)
+    assert scores["reference"]["concept"] == "rabbit face"
+    assert scores["leakage"] == 1.0 and scores["n"]["leakage"] == 1
+    assert scores["clip_i_reference"] is not None
+
+
+def test_concepts_file(tmp_path, judges, encoder, truths):
+    for i, concept in enumerate((PENGUIN, ROCKET)):
+        draw(tmp_path / f"{i:04d}.png", UNIFONT, concept)
+    names = tmp_path / "concepts.txt"
+    names.write_text("penguin\nfrog\n")
+    scores = evaluate(tmp_path, "unifont", concepts=names, judges=judges, encoder=encoder)
+    assert scores["concept_top1"] == 0.5 and scores["clip_t"] is None and scores["notes"][0].startswith("1 asked")
+    names.write_text("penguin\n\n")
+    with pytest.raises(UserError, match="1 lines for 2 images"):
+        evaluate(tmp_path, concepts=names, judges=judges, encoder=encoder)
+    names.write_text("penguin\npengiun\n")
+    with pytest.raises(UserError, match="did you mean 'penguin'"):
+        evaluate(tmp_path, concepts=names, judges=judges, encoder=encoder)
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate(tmp_path, concepts=tmp_path / "none.txt", judges=judges, encoder=encoder)
+
+
+def test_the_same_folder_gives_the_same_scores(tmp_path, judges, encoder, truths):
+    folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN), (3, ROCKET, FROG), (5, FROG, FROG)])
+    first = evaluate(folder, "unifont", judges=judges, encoder=encoder, out=tmp_path / "one.json")
+    evaluate(folder, "unifont", judges=judges, encoder=encoder, out=tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert not (folder / "scores.json").exists() and first["images_scored"] == 3
+
+
+def test_numbered_images_only_where_there_are_any(tmp_path, judges, encoder):
+    draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
+    draw(tmp_path / "grid.png", UNIFONT, PENGUIN)
+    assert evaluate(tmp_path, judges=judges, encoder=encoder)["images_scored"] == 1
+
+
+def test_bad_folders(tmp_path, judges):
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(tmp_path / "nothing", judges=judges)
+    with pytest.raises(UserError, match="holds no PNG"):
+        evaluate(tmp_path, judges=judges)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        evaluate(file, judges=judges)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 20])
+def test_unreadable_images_are_one_line(tmp_path, judges, content):
+    (tmp_path / "0000.png").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        evaluate(tmp_path, judges=judges, encoder=None)
+    assert "0000.png" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_style_names_the_nearest(tmp_path, judges):
+    draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
+    with pytest.raises(UserError, match="did you mean 'unifont'"):
+        evaluate(tmp_path, "unifnt", judges=judges, encoder=None)
+
+
+def test_missing_reference(tmp_path, judges):
+    draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(tmp_path, reference=tmp_path / "none.png", judges=judges, encoder=None)
+
+
+def test_foreign_metadata_is_as_good_as_none(tmp_path, judges):
+    from PIL import PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_text("impasto", "{not json")
+    Image.new("RGB", (128, 128)).save(tmp_path / "0000.png", pnginfo=info)
+    assert evaluate(tmp_path, judges=judges, encoder=None)["concept_top1"] is None
