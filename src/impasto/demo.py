@@ -7,7 +7,6 @@ The same command again reuses what is there, as long as base, reference and sett
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -279,20 +278,3 @@ def write_json(path: Path, value: Any) -> None:
     """Atomically."""
     with atomic(path) as temporary:
         temporary.write_text(as_json(value), encoding="utf-8")
-
-
-def main() -> None:
-    """`python -m impasto.demo [--out DIR] [--style NAME] [--seed N]`."""
-    import tyro
-
-    def run(out: Path = Path("runs/demo"), style: str = "unifont", concept: str | None = None, seed: int = 0) -> None:
-        demo(out, style, concept, seed=seed)
-
-    try:
-        tyro.cli(run, description=__doc__)
-    except UserError as error:
-        sys.exit(f"impasto: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,9 +27,7 @@ def hero(run: Run, scores: Scores, title: str) -> Html:
     steps = run.metrics[-1]["step"] if run.metrics else run.key("steps")
     facts = [(show(name, scores), SCORES[name].title) for name in ("style_accuracy", "concept_top5", "leakage")]
     facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
-    what = (
-        f"One picture, recipe {run.key('recipe') or run.key('name') or run.title}, base {run.key('base') or 'unknown'}."
-    )
+    what = f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}."
     items = (el("li", el("b", value), el("span", label)) for value, label in facts)
     words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"))
     return el("header", figure, words, class_="hero")
@@ -46,13 +44,7 @@ def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> 
     return el(
         "section",
         el("h2", "Pictures"),
-        el(
-            "p",
-            "A tick marks an image whose asked object the concept judge ranks among its first five.",
-            class_="faint",
-        )
-        if any(g.scores for g in galleries)
-        else None,
+        el("p", TICK, class_="faint") if any(one.scores for one in galleries) else None,
         el("ul", *cards, class_="cards", style=width),
     )
 

@@ -1,0 +1,98 @@
+"""The demo on a tiny random base: all files, scores of both recipes, reuse, and its bad input."""
+
+import json
+from io import StringIO
+
+import pytest
+from fakes import FakeEncoder, FakeJudges
+from PIL import Image
+from rich.console import Console
+
+from impasto import demo as module
+from impasto.demo import RECIPES, demo
+from impasto.errors import UserError
+
+
+def run(out, base, **more):
+    settings = {"steps": 2, "count": 2, "strengths": (0.5,), "judges": FakeJudges(), "encoder": FakeEncoder()}
+    return demo(out, base=str(base), console=Console(file=StringIO(), width=100), **(settings | more))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_sd3):
+    out = tmp_path_factory.mktemp("demo") / "runs"
+    return out, run(out, tiny_sd3)
+
+
+def test_everything_is_there(finished):
+    out, result = finished
+    for name in ("reference.png", "scores.json", "grid.png", "report.html", "strengths.json", "base/images/0001.png"):
+        assert (out / name).stat().st_size > 0
+    for recipe in RECIPES:
+        assert (out / recipe / "pytorch_lora_weights.safetensors").is_file()
+        assert (out / recipe / "strength-0.5" / "0001.png").is_file()
+    written = json.loads((out / "scores.json").read_text())
+    assert written.keys() == {*RECIPES, "base", "true", "about"} and written == json.loads(json.dumps(result))
+    for name in (*RECIPES, "base"):
+        assert written[name]["images_scored"] == 2 and written[name]["style_accuracy"] is not None
+        assert "images" not in written[name]
+    assert Image.open(out / "reference.png").size == (128, 128)
+
+
+def test_both_recipes_have_equal_steps_prompts_and_seeds(finished):
+    out, result = finished
+    assert len(set(result["about"]["steps"].values())) == 1
+    metas = [
+        [json.loads(Image.open(out / name / "images" / f"{i:04d}.png").info["impasto"]) for i in range(2)]
+        for name in ("base", *RECIPES)
+    ]
+    seen = [[(meta["prompt"], meta["seed"], meta["guidance"], meta["steps"]) for meta in one] for one in metas]
+    assert seen[0] == seen[1] == seen[2]
+    assert metas[0][0]["prompt"].endswith(", 16 by 16 black and white pixel art")
+    assert metas[0][0]["styles"] == [] and metas[1][0]["styles"][0]["strength"] == 1.0
+    assert result["about"]["caption"] == "rabbit face, 16 by 16 black and white pixel art"
+    assert "rabbit face" not in result["about"]["concepts"]
+
+
+def test_trade_off_has_every_strength(finished):
+    out, _ = finished
+    sweep = json.loads((out / "strengths.json").read_text())
+    assert [row["strength"] for row in sweep["style-friendly"]] == [0.5, 1.0] and "base" in sweep and "true" in sweep
+
+
+def test_second_run_reuses_what_is_there(finished, tiny_sd3, monkeypatch):
+    out, first = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.parent != out}
+
+    def never(*args, **kwargs):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(module, "generate_folder", never)
+    second = run(out, tiny_sd3)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {k: v for k, v in first.items() if k != "about"} == {k: v for k, v in second.items() if k != "about"}
+
+
+def test_other_settings_start_afresh(tmp_path, tiny_sd3):
+    run(tmp_path / "runs", tiny_sd3)
+    result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, strengths=())
+    assert result["base"]["images_scored"] == 3 and result["about"]["reference"] == "pig face"
+    assert not (tmp_path / "runs" / "style-friendly" / "strength-0.5").exists()
+
+
+def test_bad_input(tmp_path, tiny_sd3):
+    with pytest.raises(UserError, match="did you mean 'unifont'"):
+        run(tmp_path / "a", tiny_sd3, style="unifond")
+    with pytest.raises(UserError, match="the base knows the style 'noto'"):
+        run(tmp_path / "a", tiny_sd3, style="noto")
+    with pytest.raises(UserError, match="no reference picture of 'rocket'"):
+        run(tmp_path / "a", tiny_sd3, concept="rocket")
+    with pytest.raises(UserError, match="count must be 1 to"):
+        run(tmp_path / "a", tiny_sd3, count=99)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty and holds no demo"):
+        run(tmp_path / "full", tiny_sd3)
+    with pytest.raises(UserError, match="is a file"):
+        run(tmp_path / "full" / "thesis.txt", tiny_sd3)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,167 @@
+"""The report: self-contained, well-formed, escaped, the same every time; and its bad input."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from fakes import FakeEncoder, FakeJudges, draw
+from PIL import Image
+
+from impasto.artworld import load_meta
+from impasto.errors import UserError
+from impasto.evaluate import evaluate
+from impasto.report import plots, report
+from impasto.report.html import Html, data_uri, el, text
+from impasto.report.run import read_metrics
+
+STYLES = load_meta()["style_names"]
+LABELS = [concept["label"] for concept in load_meta()["concepts"]]
+UNIFONT, PENGUIN = STYLES.index("unifont"), LABELS.index("penguin")
+EVIL = '</pre><script>alert("1")</script>&'
+CARD = f"""# card {EVIL}
+
+```python
+pipe.load_lora_weights("runs/neon")  # {EVIL}
+```
+"""
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A style folder as `impasto train` leaves it, with images that were evaluated, and hostile text everywhere."""
+    folder = tmp_path / "run"
+    draw(folder / "reference.png", UNIFONT, PENGUIN)
+    recipe = {"base": "mini-sd3", "caption": [f"a {EVIL} in pixel style"], "recipe": "style-friendly"}
+    recipe |= {"noise": "style-friendly", "noise_mean": -6.0, "noise_std": 2.0}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in recipe.items()]
+    (folder / "recipe.toml").write_text("\n".join(lines) + f"\n[impasto]\ntorch = {json.dumps(EVIL)}\n")
+    rows = [{"step": i + 1, "loss": 1 / (i + 1), "lam": [-6.0 + i / 10, -5.0]} for i in range(20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')
+    (folder / "README.md").write_text(CARD)
+    for i, label in enumerate(("penguin", "rocket")):
+        draw(folder / "images" / f"{i:04d}.png", UNIFONT, PENGUIN, prompt=f"{label}, pixel {EVIL}")
+    evaluate(folder / "images", "unifont", judges=FakeJudges(), encoder=FakeEncoder())
+    return folder
+
+
+def page_of(path) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def tree_of(page: str) -> ElementTree.Element:
+    """The page as XML: raises when it is not well-formed."""
+    return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+
+
+def test_page_is_whole_escaped_and_needs_nothing_else(run):
+    result = report(run)
+    page = page_of(result["path"])
+    tree = tree_of(page)
+    assert result["images"] == 2 and result["bytes"] == len(page.encode())
+    assert [e for e in tree.iter() if e.tag in ("script", "link", "iframe", "object")] == []
+    for element in tree.iter():
+        for name in ("src", "href", "srcset"):
+            assert element.get(name, "data:").startswith("data:")
+        assert not [name for name in element.attrib if name.startswith("on")]
+    assert not re.search(r"url\(|@import|https?://", page), "nothing is fetched"
+    words = " ".join(tree.itertext())
+    assert words.count("alert") >= 6, "hostile text is shown as text, wherever it came from"
+    assert tree.get("lang") == "en" and tree.find("head/meta[@name='viewport']") is not None
+
+
+def test_page_shows_every_part(run):
+    rows = [{"strength": s, "style_accuracy": s, "concept_top5": 1 - s / 2, "interval": {}} for s in (0.5, 1.0)]
+    base = {
+        "style_accuracy": 0.0,
+        "concept_top5": 0.9,
+        "interval": {"style_accuracy": [0, 0.1], "concept_top5": [0.8, 1]},
+    }
+    (run / "strengths.json").write_text(json.dumps({"run": rows, "base": base, "true": {"style_accuracy": None}}))
+    page = page_of(report(run, beside={"base": run / "images"}, title="Neon")["path"])
+    tree = tree_of(page)
+    headings = [e.text for e in tree.iter("h2")]
+    assert headings == [
+        *("Pictures", "Scores", "Style against content", "Training"),
+        *("Use it in plain diffusers", "Recipe", "Model card"),
+    ]
+    assert len(list(tree.iter("svg"))) == 3
+    words = " ".join(tree.itertext())
+    for expected in ("Neon", "log-SNR", "σ = share of noise", "concept top-5, %", "40 noise levels", "0.5", "penguin"):
+        assert expected in words
+    card = next(e for e in tree.iter("li") if e.find("h3") is not None)
+    alts = [image.get("alt") for image in card.iter("img")]
+    assert alts[0] == "penguin, true" and len(alts) == 3, "true picture, base, own"
+    assert [th.text for th in tree.iter("th")][1:4] == ["base", "run", "true"]
+
+
+def test_report_is_the_same_every_time(run, tmp_path):
+    one, two = (report(run, out=tmp_path / name)["path"] for name in ("1.html", "2.html"))
+    assert Path(one).read_bytes() == Path(two).read_bytes()
+
+
+def test_a_run_that_was_never_evaluated_still_has_a_page(run):
+    (run / "images" / "scores.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    (run / "README.md").unlink()
+    page = page_of(report(run)["path"])
+    headings = [e.text for e in tree_of(page).iter("h2")]
+    assert headings == ["Pictures", "Recipe"]
+
+
+def test_bad_input(run, tmp_path):
+    with pytest.raises(UserError, match="no style folder"):
+        report(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a style folder"):
+        report(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        report(run, generated=tmp_path / "nothing")
+    (run / "images" / "scores.json").write_text("[1]")
+    with pytest.raises(UserError, match="not a JSON object"):
+        report(run)
+    (run / "images" / "scores.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        report(run)
+    for file in (run / "images").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no images yet"):
+        report(run)
+    (run / "recipe.toml").write_text("= 3")
+    with pytest.raises(UserError, match="cannot be read"):
+        report(run)
+
+
+def test_metrics_of_a_killed_run(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 2, "loss": 1.0}\n{"step": 1, "loss": NaN}\n{"step": 1, "loss": 2.0}\n{"step": 3,')
+    assert [row["step"] for row in read_metrics(file)] == [1, 2]
+    assert read_metrics(tmp_path / "none") == []
+
+
+def test_elements_escape():
+    assert el("p", "<b>", class_='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;</p>'
+    assert el("img", src="a", alt=None) == '<img src="a" />'
+    assert el("p", Html("<b>1</b>"), None) == "<p><b>1</b></p>"
+    assert text("a\x00b") == "a\ufffdb"
+
+
+def test_large_pictures_are_scaled_down(tmp_path):
+    path = tmp_path / "large.png"
+    Image.effect_noise((2048, 2048), 50).convert("RGB").save(path)
+    assert data_uri(path).startswith("data:image/webp") and len(data_uri(path)) < 600_000
+
+
+def test_axis_has_round_ticks():
+    axis = plots.Axis.over([0.03, 0.97], "x")
+    assert (axis.low, axis.high) == (0.0, 1.0) and [label for _, label in axis.ticks][1] == "0.2"
+    assert plots.Axis.over([5.0, 5.0], "x").low < 5 < plots.Axis.over([5.0, 5.0], "x").high
+    frame = plots.Frame(axis, axis)
+    assert frame.at(0.0, 0.0) == (plots.LEFT, plots.HEIGHT - plots.BOTTOM)
+    assert frame.at(1.0, 1.0) == (plots.WIDTH - plots.RIGHT, plots.TOP)
+
+
+def test_density_has_area_1_and_smooth_is_a_moving_mean():
+    edges, heights = plots.density([-20.0, -6.1, -6.0, 3.0, 99.0], -16, 8, 24)
+    assert sum(heights) == pytest.approx(1.0) and len(edges) == 25
+    assert plots.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]

@@ -1,0 +1,34 @@
+"""Contact sheets."""
+
+import pytest
+from PIL import Image
+
+from impasto.sheet import fit, sheet
+
+RED, BLUE = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (64, 32), "blue")
+
+
+def test_cells_stand_where_they_belong():
+    image = sheet({"one": [RED, None, BLUE], "two": [BLUE, RED, RED]}, ["a", "b", "c"], cell=64, wrap=2)
+    colours = {colour for _, colour in image.getcolors(1 << 20)}
+    assert (255, 0, 0) in colours and (0, 0, 255) in colours
+    reds = sum(n for n, colour in image.getcolors(1 << 20) if colour == (255, 0, 0))
+    assert reds == 3 * 64 * 64, "three whole red cells, none cut or covered"
+
+
+def test_reference_and_wrapping_make_room():
+    plain = sheet({"r": [RED] * 5}, list("abcde"), cell=48, wrap=5)
+    wrapped = sheet({"r": [RED] * 5}, list("abcde"), cell=48, wrap=2, title="t", reference=BLUE)
+    assert wrapped.width < plain.width and wrapped.height > 3 * 48
+    assert wrapped.tobytes() == sheet({"r": [RED] * 5}, list("abcde"), 48, 2, "t", BLUE).tobytes()
+
+
+def test_fit_keeps_proportions():
+    square = fit(BLUE, 100)
+    assert square.getpixel((50, 50)) == (0, 0, 255) and square.getpixel((50, 10)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [({}, ["a"]), ({"r": []}, []), ({"r": [RED]}, ["a", "b"])])
+def test_nothing_to_draw(rows, columns):
+    with pytest.raises(ValueError):
+        sheet(rows, columns)
