@@ -1,0 +1,162 @@
+"""The embedded base models: stored once in the package, assembled as ordinary diffusers folders in the cache.
+
+The package holds shared parts once (`models/autoencoder`, `models/clip`) and per base its denoiser, its scheduler and
+its card. `ensure(name)` writes the folder that `StableDiffusion3Pipeline.from_pretrained` reads with no other argument:
+SD3 wants three text encoders, so the second CLIP tower and T5 are tiny ones whose outputs are zero, and T5's tokeniser
+reads every text as empty. Weights are fp16 on disk; `"dtype": "float32"` in the text encoders' configs makes the plain
+call run in one type.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from impasto.errors import UserError, nearest
+from impasto.paths import MODELS, cache_dir
+
+NAMES = ("mini-sd3",)
+ZERO_WIDTH = 8  # of the second CLIP tower
+
+
+def names() -> tuple[str, ...]:
+    """The embedded bases whose weights are in the package."""
+    return tuple(name for name in NAMES if (MODELS / name / "transformer").is_dir())
+
+
+def card(name: str) -> dict:
+    """The card of an embedded base: scores, concepts, pictures seen, device, time, hash."""
+    return json.loads((MODELS / name / "card.json").read_text())
+
+
+def weights_hash(name: str) -> str:
+    """sha256 over the base's weight files (denoiser, autoencoder, CLIP) and configs, in a fixed order."""
+    digest = hashlib.sha256()
+    folders = (MODELS / name / "transformer", MODELS / name / "scheduler", MODELS / "autoencoder", MODELS / "clip")
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def ensure(name: str) -> Path:
+    """The diffusers folder of an embedded base, assembled in the cache where it is not there yet.
+
+    Raises UserError for an unknown name, or one whose weights are not in the package.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown embedded base {name!r}; {nearest(name, NAMES)}")
+    if name not in names():
+        raise UserError(f"the weights of {name} are not in this package; make them with: impasto pretrain {name}")
+    folder = cache_dir("bases", f"{name}-{weights_hash(name)[:12]}")
+    if not (folder / "model_index.json").exists():
+        scratch = folder.with_name(f".{folder.name}.{id(folder)}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_sd3_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(scratch)
+    return folder
+
+
+def write_sd3_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> None:
+    """Assemble `folder` from a base's folder (transformer, scheduler, card), an autoencoder's and a CLIPModel's."""
+    for part in ("transformer", "scheduler"):
+        shutil.copytree(base / part, folder / part)
+    shutil.copytree(autoencoder, folder / "vae")
+    write_text_encoders(folder, clip)
+    (folder / "impasto.json").write_text(json.dumps({"name": base.name}))
+    if (base / "card.json").exists():
+        shutil.copy(base / "card.json", folder / "card.json")
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],  # T5TokenizerFast would put its own rules in place
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_text_encoders(folder: Path, clip: Path) -> None:
+    """The small CLIP's text tower with its tokeniser, a second tower and a T5 that give zeros."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+
+    tower = text_tower(clip)
+    _save_fp16(tower, folder / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer_2")
+    zero = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=ZERO_WIDTH,
+            intermediate_size=ZERO_WIDTH,
+            num_hidden_layers=3,  # SD3 reads hidden_states[-2]
+            num_attention_heads=1,
+            max_position_embeddings=tower.config.max_position_embeddings,
+            projection_dim=ZERO_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    with torch.no_grad():
+        for parameter in zero.parameters():
+            parameter.zero_()
+    _save_fp16(zero, folder / "text_encoder_2")
+    width = tower.config.hidden_size + ZERO_WIDTH
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=4, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, is_encoder_decoder=False)
+    )
+    with torch.no_grad():
+        for parameter in t5.parameters():
+            parameter.zero_()
+    _save_fp16(t5, folder / "text_encoder_3")
+    empty_t5_tokenizer().save_pretrained(folder / "tokenizer_3")
+
+
+def text_tower(clip: Path):
+    """The text tower of a saved CLIPModel as the CLIPTextModelWithProjection that pipelines use, float32."""
+    from transformers import CLIPConfig, CLIPTextModelWithProjection
+
+    config = CLIPConfig.from_pretrained(clip).text_config
+    tower = CLIPTextModelWithProjection(config)
+    stored = load_file(clip / "model.safetensors")
+    named = {name: value.float() for name, value in stored.items() if name.startswith(("text_model.", "text_projection."))}
+    missing, unexpected = tower.load_state_dict(named, strict=False)
+    if unexpected or [name for name in missing if not name.endswith("position_ids")]:
+        raise UserError(f"{clip} is not the small CLIP: missing {missing}, unexpected {unexpected}")
+    return tower.eval()
+
+
+def empty_t5_tokenizer():
+    """A T5 tokeniser of four tokens that reads every text as empty: one end token, then padding; nothing is 'cut'."""
+    from tokenizers import Regex, Tokenizer, normalizers, processors
+    from tokenizers.models import Unigram
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], unk_id=2))
+    backend.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
+
+
+def _save_fp16(model, folder: Path) -> None:
+    model.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2))

@@ -1,0 +1,119 @@
+"""The small CLIP: a `CLIPModel` trained contrastively on the train styles; its text tower conditions the base models.
+
+Loss (Radford et al. 2021): with unit image and text embeddings u_i, v_j and s = exp(logit_scale),
+L = (CE(s u v^T, i) + CE(s v u^T, i)) / 2. Batches are grids of concepts x styles, so that neither the thing alone nor
+the style alone tells a pair from its rivals.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from impasto.pretrain.pool import Pool
+from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+from impasto.pretrain.tokenizer import MAX_TOKENS
+
+WIDTH = 192
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # CLIPImageProcessor's numbers for this model
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Both towers 192 wide and 4 deep; text of 32 tokens, pictures of 128 px in patches of 16; projections to 192."""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 3}
+    text = {
+        **tower,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "projection_dim": WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,  # the pooled token; CLIP's default number is not in this vocabulary
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**tower, "image_size": 128, "patch_size": 16, "projection_dim": WIDTH}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+
+
+def pixels(rgb: np.ndarray) -> torch.Tensor:
+    """uint8 [n, 128, 128, 3] -> [n, 3, 128, 128] in [-1, 1], as the folder's image processor makes them."""
+    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token ids int64 [n, 32], padded and cut as the pipelines do."""
+    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
+def contrastive_loss(model: CLIPModel, x: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, share of pictures whose own caption is the nearest) of n pairs."""
+    u = F.normalize(model.visual_projection(model.vision_model(pixel_values=x).pooler_output).float(), dim=-1)
+    v = F.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+    logits = model.logit_scale.exp().clamp(max=100) * u @ v.T
+    own = torch.arange(len(x), device=x.device)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    return loss, (logits.argmax(1) == own).float().mean()
+
+
+def _rows(pool: Pool, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Half of a batch: four pictures each of n / 8 concepts (plain); the rest: any kind."""
+    plain = pool.rows["plain"]
+    concepts = np.array([pool.entries[i].concepts[0] for i in plain])
+    chosen = rng.choice(np.unique(concepts), n // 8, replace=False)
+    grid = [rng.choice(plain[concepts == c], 4, replace=(concepts == c).sum() < 4) for c in chosen]
+    rest = pool.draw(n - 4 * len(chosen), {"plain": 0.3, "ground": 0.2, "procedural": 0.35, "scene": 0.15}, rng)
+    return np.concatenate([*grid, rest])
+
+
+def train_clip(
+    pool: Pool,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    total_minutes: float,
+    batch: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> CLIPModel:
+    """Train for `total_minutes` in all, cosine decay; resumes from `folder`; returns the EMA model."""
+    torch.manual_seed(seed)  # initial weights only
+    model, ema = new_clip(tokenizer).to(device), new_clip(tokenizer).to(device)
+    ema.load_state_dict(model.state_dict())
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    meta = load_state(folder, parts, device) or {"step": 0, "seconds": 0.0}
+    step, clock, saved = meta["step"], Clock(total_minutes, meta["seconds"]), meta["seconds"]
+    hits: list[float] = []
+    while not clock.stop:
+        rng, text_rng = np.random.default_rng((seed, step)), random.Random(f"{seed} {step}")
+        rows = _rows(pool, batch, rng)
+        ids = tokens(tokenizer, [pool.entries[i].caption(text_rng) for i in rows]).to(device)
+        x = pixels(pool.rgb[rows]).to(device)
+        x = torch.roll(x, rng.integers(-8, 9, 2).tolist(), dims=(2, 3))
+        for group in optimizer.param_groups:
+            warm = min(1.0, (step + 1) / 200)
+            group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
+        with torch.autocast(device, torch.bfloat16):
+            loss, hit = contrastive_loss(model, x, ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        hits.append(float(hit))
+        ema_update(ema.parameters(), model.parameters(), min(0.998, (1 + step) / (10 + step)))
+        if step % 50 == 0:
+            row = {"step": step, "minutes": round(clock.seconds / 60, 2), "samples": step * batch}
+            row |= {"loss": round(float(loss.detach()), 3), "hit": round(float(np.mean(hits[-50:])), 3)}
+            print(json.dumps(row), flush=True)
+        if clock.seconds - saved > 300:
+            save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+            saved = clock.seconds
+    save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+    return ema.eval()

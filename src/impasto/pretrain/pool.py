@@ -1,0 +1,119 @@
+"""The pictures that the embedded models are pretrained on, with what is needed to caption them anew at every draw.
+
+Four kinds, all made from the train styles alone: a thing on white, a thing on a coloured ground, a thing in a random
+procedural style (never an imitation of a held-out one), and a scene of two to four things. A pool is a function of its
+seed; a new session takes a new one, so that procedural looks and scenes go on varying.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from impasto.artworld import ArtWorld, load, load_meta
+from impasto.artworld.captions import BACKGROUNDS, caption, scene_caption
+from impasto.artworld.procedural import sample as procedural
+from impasto.artworld.scenes import compose
+
+KINDS = ("plain", "ground", "procedural", "scene")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one picture shows: concept ids, the style as an id or as a description, and the ground's name."""
+
+    kind: str
+    concepts: tuple[int, ...]
+    style: int | str
+    background: str | None = None
+
+    def caption(self, rng: random.Random) -> str:
+        """One of its captions."""
+        if self.kind == "scene":
+            return scene_caption(self.concepts, self.style, rng, self.background)
+        return caption(self.concepts[0], self.style, rng, self.background)
+
+
+@dataclass
+class Pool:
+    """`rgb` uint8 [n, 128, 128, 3] and `entries` [n]; `rows[kind]` are the indices of each kind."""
+
+    rgb: np.ndarray
+    entries: tuple[Entry, ...]
+
+    def __post_init__(self) -> None:
+        kinds = np.array([entry.kind for entry in self.entries])
+        self.rows = {kind: np.flatnonzero(kinds == kind) for kind in KINDS}
+
+    def draw(self, n: int, shares: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+        """Indices [n] of random pictures, of each kind as `shares` say (normalised; kinds without pictures left out)."""
+        rows = {kind: r for kind, r in self.rows.items() if len(r) and shares.get(kind, 0) > 0}
+        weight = np.array([shares[kind] for kind in rows])
+        which = rng.choice(len(rows), size=n, p=weight / weight.sum())
+        groups = list(rows.values())
+        return np.array([groups[k][rng.integers(len(groups[k]))] for k in which])
+
+
+def train_world(concepts: Sequence[int] | None = None) -> ArtWorld:
+    """The art world's train styles alone: what pretraining may see."""
+    return load(styles=load_meta()["split"]["train_styles"], concepts=concepts)
+
+
+def build_pool(
+    concepts: Sequence[int] | None = None,
+    ground: float = 0.5,
+    procedurals: float = 2.0,
+    scenes: float = 1.0,
+    seed: int = 0,
+    world: ArtWorld | None = None,
+) -> Pool:
+    """Every (train style, concept) picture on white, and that number times `ground`, `procedurals`, `scenes` of the rest.
+
+    A scene keeps to one style. Its things stand apart, at 30 to 60 % of the canvas.
+    """
+    world = world or train_world(concepts)
+    n = len(world)
+    rng = random.Random(seed)
+    by_style = {style: np.flatnonzero(world.style_id == style) for style in np.unique(world.style_id)}
+    counts = {"ground": round(ground * n), "procedural": round(procedurals * n), "scene": round(scenes * n)}
+    rgb = np.empty((n + sum(counts.values()), *world.rgba.shape[1:3], 3), np.uint8)
+    rgb[:n] = world.rgb()
+    entries = [Entry("plain", (int(c),), int(s)) for c, s in zip(world.concept_id, world.style_id, strict=True)]
+    for _ in range(counts["ground"]):
+        i = rng.randrange(n)
+        name = visible_ground([world.rgba[i]], rng)
+        rgb[len(entries)] = over_ground(world.rgba[i], BACKGROUNDS[name])
+        entries.append(Entry("ground", (int(world.concept_id[i]),), int(world.style_id[i]), name))
+    for _ in range(counts["procedural"]):
+        concept = int(world.concept_id[rng.randrange(n)])
+        rgb[len(entries)], description = procedural(world, concept, rng)
+        entries.append(Entry("procedural", (concept,), description))
+    for _ in range(counts["scene"]):
+        style = int(rng.choice(list(by_style)))
+        things = rng.sample([int(i) for i in by_style[style]], rng.choice((2, 2, 2, 3, 3, 4)))
+        name = visible_ground([world.rgba[i] for i in things], rng) if rng.random() < 0.3 else None
+        colour = BACKGROUNDS[name] if name else (255, 255, 255)
+        rgb[len(entries)] = compose([world.rgba[i] for i in things], 128, rng, side=(0.3, 0.6), background=colour).rgb
+        entries.append(Entry("scene", tuple(int(world.concept_id[i]) for i in things), style, name))
+    return Pool(rgb, tuple(entries))
+
+
+def visible_ground(pictures: Sequence[np.ndarray], rng: random.Random) -> str:
+    """The name of a random ground that all `pictures` stand out from (half of each differs by 60 of 255 or more)."""
+    while True:
+        name = rng.choice(sorted(BACKGROUNDS))
+        if all(_stands_out(rgba, BACKGROUNDS[name]) for rgba in pictures):
+            return name
+
+
+def _stands_out(rgba: np.ndarray, colour: Sequence[int]) -> bool:
+    inside = rgba[::2, ::2].reshape(-1, 4)
+    inside = inside[inside[:, 3] > 127, :3].astype(np.int32)
+    return len(inside) > 0 and bool((np.abs(inside - np.asarray(colour)).max(1) > 60).mean() > 0.5)
+
+
+def over_ground(rgba: np.ndarray, colour: Sequence[int]) -> np.ndarray:
+    """uint8 [h, w, 4] with straight alpha over a plain colour: uint8 [h, w, 3]."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return np.round(rgba[..., :3] * alpha + np.asarray(colour, np.float32) * (1 - alpha)).astype(np.uint8)

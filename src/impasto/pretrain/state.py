@@ -1,0 +1,107 @@
+"""A training state on disk: one safetensors file and one JSON, each written atomically, no pickles.
+
+Tensors are named `<part>.<name>`; an optimiser's are `<part>.<parameter index>.<key>`. The JSON is written last and
+names its tensor file, so that a state is whole or absent: a kill between the two leaves the former one in force.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from impasto.paths import atomic
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_state(folder: Path, parts: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write modules, optimisers and plain tensor dicts in `parts`, and `meta` (JSON values), to `folder`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for part, value in parts.items():
+        if isinstance(value, torch.optim.Optimizer):
+            named = _optimizer_tensors(value)
+        else:
+            named = value.state_dict() if isinstance(value, torch.nn.Module) else value
+        tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+    name = f"state-{int(meta['step']):09d}.safetensors"
+    with atomic(folder / name) as path:
+        save_file(tensors, path)
+    with atomic(folder / "state.json") as path:
+        path.write_text(json.dumps({**meta, "tensors": name}, indent=1))
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict[str, Any] | None:
+    """Restore `parts` in place (plain dicts are filled) and return the meta, or None where there is no state."""
+    if not (folder / "state.json").exists():
+        return None
+    meta = json.loads((folder / "state.json").read_text())
+    tensors = load_file(folder / meta["tensors"], device=device)
+    for part, value in parts.items():
+        named = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+        if isinstance(value, torch.optim.Optimizer):
+            _restore_optimizer(value, named)
+        elif isinstance(value, torch.nn.Module):
+            value.load_state_dict(named)
+        else:
+            value.clear()
+            value.update(named)
+    return meta
+
+
+class Clock:
+    """The time budget of a run that may be stopped and go on: `progress` in [0, 1] over all its sessions together.
+
+    `stop` turns true on SIGTERM, at `minutes` of this session, or when `total_minutes` of training are reached.
+    """
+
+    def __init__(self, total_minutes: float | None, spent: float = 0.0, minutes: float | None = None) -> None:
+        self.total = total_minutes * 60 if total_minutes else None
+        self.spent, self.limit = spent, minutes * 60 if minutes else None
+        self.start = time.monotonic()
+        self.terminated = False
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+    @property
+    def session(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def seconds(self) -> float:
+        return self.spent + self.session
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.seconds / self.total) if self.total else 0.0
+
+    @property
+    def stop(self) -> bool:
+        over = self.limit is not None and self.session >= self.limit
+        return self.terminated or over or (self.total is not None and self.seconds >= self.total)
+
+
+@torch.no_grad()
+def ema_update(ema: Iterable[torch.Tensor], live: Iterable[torch.Tensor], decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * live, in place."""
+    torch._foreach_lerp_(list(ema), [p.detach() for p in live], 1 - decay)
