@@ -12,7 +12,7 @@ from PIL import Image
 
 from impasto.artworld.captions import Random
 
-TRIES = 24  # places tried for a thing before it is made smaller
+TRIES = 12  # places tried for a thing before it is made smaller
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compose(
     allowed = hidden if rng.random() < overlap else 0.0
     while (placed := _place(cut, longest, size, allowed, rng)) is None:
         smallest = size * low if max(longest) > size * low else 0.0
-        longest = [max(length * 0.85, smallest) for length in longest]
+        longest = [max(length * 0.8, smallest) for length in longest]
     return _draw(cut, placed, size, background)
 
 
@@ -72,21 +72,19 @@ def _place(cut, longest: list[float], size: int, allowed: float, rng: Random) ->
 
     Larger things choose first; None where one found no place in TRIES tries.
     """
-    boxes = np.zeros((len(cut), 4), np.int32)
-    done: list[int] = []
+    boxes: dict[int, tuple[int, int, int, int]] = {}
     for i in sorted(range(len(cut)), key=lambda i: -longest[i]):
         scale = longest[i] / max(cut[i].size)
         w, h = (max(2, min(size, round(length * scale))) for length in cut[i].size)
         for _ in range(TRIES):
             x, y = int(rng.random() * (size - w + 1)), int(rng.random() * (size - h + 1))
             box = (x, y, x + w, y + h)
-            if all(_covered(box, boxes[j]) <= allowed for j in done):
+            if all(_covered(box, other) <= allowed for other in boxes.values()):
                 boxes[i] = box
-                done.append(i)
                 break
         else:
             return None
-    return boxes
+    return np.array([boxes[i] for i in range(len(cut))], np.int32)
 
 
 def _covered(a, b) -> float:

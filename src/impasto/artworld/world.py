@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -74,6 +74,10 @@ class ArtWorld:
 
     def table(self) -> np.ndarray:
         """int32 [19, 1194]: the row of every (style, concept), -1 where there is no picture."""
+        return self._table
+
+    @cached_property
+    def _table(self) -> np.ndarray:
         table = np.full((len(self.meta["style_names"]), len(self.meta["concepts"])), -1, np.int32)
         table[self.style_id, self.concept_id] = np.arange(len(self))
         return table
