@@ -1,7 +1,7 @@
 """The folder of a run: what was asked for, what was measured, and the states from which it goes on.
 
     recipe.toml     every setting, versions, hashes of base and references
-    metrics.jsonl   one row per optimiser step
+    metrics.jsonl   one row per optimiser step; tensorboard/ the same for those who like curves
     state/          step-000050.safetensors (adapter, optimiser, average) and, written last, step-000050.json
 
 No pickles anywhere. A state counts when its JSON is there and names the sha256 of its tensors.
@@ -28,7 +28,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
-        self.path, self.keep = config.out, config.keep
+        self.path, self.keep, self.tensorboard = config.out, config.keep, config.tensorboard
         self.state = self.path / "state"
         writable_folder(self.state, self.path)
         refuse_change(self.path / "recipe.toml", config, inputs)
@@ -51,12 +51,28 @@ class RunFolder:
                 break
         self.metrics = (self.path / "metrics.jsonl").open("ab")
         self.metrics.truncate(offset)
+        self.board = self.new_board(step) if self.tensorboard else None
         return step, tensors
+
+    def new_board(self, step: int) -> Any:
+        """A tensorboard writer that takes back what an earlier run wrote after `step`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl, in the file when this returns."""
         self.metrics.write(json.dumps(row).encode() + b"\n")
         self.metrics.flush()
+        if self.board:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self.board:
+            self.board.close()
 
     def save(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Write a state: tensors, then the JSON that makes it count; older states beyond `keep` go."""

@@ -55,14 +55,17 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     objective = objectives.build(config, family)
     run = RunFolder(config, inputs(family, pairs))
     done, state = run.resume()
-    if done < config.steps or not (config.out / WEIGHTS).is_file():
-        previews = Previews(family, config)
-        draws = Draws(config, levels, prepare(family, pairs, config.size).to(family.device))
-        family.free("encoders", "vae")
-        named = add_adapter(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
-        moving = Moving(config, named, done, state)
-        loop(config, family, objective, draws, moving, run, done, previews, progress)
-        finish(config, family, pairs, moving, previews)
+    try:
+        if done < config.steps or not (config.out / WEIGHTS).is_file():
+            previews = Previews(family, config)
+            draws = Draws(config, levels, prepare(family, pairs, config.size).to(family.device))
+            family.free("encoders", "vae")
+            named = add_adapter(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+            moving = Moving(config, named, done, state)
+            loop(config, family, objective, draws, moving, run, done, previews, progress)
+            finish(config, family, pairs, moving, previews)
+    finally:
+        run.close()
     return summary(config, run, done, time.perf_counter() - started)
 
 

@@ -41,11 +41,21 @@ def pipeline_class(folder: Path) -> str:
         raise UserError(f"{folder}/model_index.json cannot be read") from None
 
 
+def check_name(base: str) -> None:
+    """Raise UserError unless `base` is a folder, embedded, or at least written like a hub id."""
+    if not (Path(base).is_dir() or base in embedded() or re.fullmatch(r"[\w.-]+/[\w.-]+", base)):
+        raise UserError(
+            f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, or a hub id as owner/name"
+        )
+
+
 def card(base: str) -> dict[str, Any]:
     """What is known about `base` without loading or downloading it: the class's card, the base's, the folder's own.
 
-    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card.
+    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card. Raises UserError
+    when `base` is none of a folder, an embedded name and a hub id.
     """
+    check_name(base)
     folder = Path(base)
     known = cards()
     if not folder.is_dir():
@@ -61,16 +71,13 @@ def locate(base: str) -> Path:
 
     Raises UserError when there is no such base, no network, or no access.
     """
+    check_name(base)
     if Path(base).is_dir():
         return Path(base)
     if base in embedded():
         from impasto.families import mini
 
         return mini.ensure(base)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        raise UserError(
-            f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, or a hub id as owner/name"
-        )
     from diffusers import DiffusionPipeline
 
     try:

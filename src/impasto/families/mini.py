@@ -136,7 +136,9 @@ def text_tower(clip: Path):
     config = CLIPConfig.from_pretrained(clip).text_config
     tower = CLIPTextModelWithProjection(config)
     stored = load_file(clip / "model.safetensors")
-    named = {name: value.float() for name, value in stored.items() if name.startswith(("text_model.", "text_projection."))}
+    named = {
+        name: value.float() for name, value in stored.items() if name.startswith(("text_model.", "text_projection."))
+    }
     missing, unexpected = tower.load_state_dict(named, strict=False)
     if unexpected or [name for name in missing if not name.endswith("position_ids")]:
         raise UserError(f"{clip} is not the small CLIP: missing {missing}, unexpected {unexpected}")

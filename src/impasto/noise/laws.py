@@ -81,7 +81,7 @@ class LogitNormal:
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor:
         mean, std = self.log_snr
-        return mean + std * normals(generators)
+        return mean - std * normals(generators)  # lam falls where the logit of t rises
 
     def pdf(self, lam: Tensor) -> Tensor:
         return normal_pdf(lam, *self.log_snr)
@@ -131,12 +131,3 @@ def law(name: str, **parameters: float | None) -> Law:
             has = ", ".join(f"noise_{k}" for k in known) or "no parameters"
             raise UserError(f"the noise law {name!r} has no noise_{key} (it has {has}): leave it out")
     return build(**given)
-
-
-def histogram(law: Law, draws: int = 20_000, bins: int = 16, low: float = -16.0, high: float = 8.0) -> Tensor:
-    """Shares of `draws` levels in `bins` equal bins of log-SNR from `low` to `high`; the end bins take the tails."""
-    shared = torch.Generator("cpu").manual_seed(0)
-    lam = law([shared] * draws)
-    width = (high - low) / bins
-    index = ((lam - low) / width).floor().long().clamp(0, bins - 1)
-    return torch.bincount(index, minlength=bins).float() / draws

@@ -1,0 +1,138 @@
+"""Reference pictures of every kind that people have."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from impasto.data.references import read
+from impasto.errors import UserError
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def quiet_read(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read(path)
+
+
+def test_a_plain_picture(tmp_path):
+    reference = quiet_read(save(tmp_path / "a.png", Image.new("RGB", (40, 20), (255, 0, 127))))
+    assert reference.image.mode == "RGB" and len(reference.sha256) == 64
+    pixels = reference.pixels(16)
+    assert pixels.shape == (1, 3, 16, 16) and pixels.dtype == torch.float32
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([1, -1, 127 / 127.5 - 1])
+
+
+def test_the_middle_square_is_used(tmp_path):
+    image = Image.new("RGB", (48, 16), "black")
+    image.paste("white", (16, 0, 32, 16))
+    assert quiet_read(save(tmp_path / "a.png", image)).pixels(16).min() == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LAB", "HSV"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    image = Image.new("RGB", (16, 16), "white").convert(mode)
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg", "LAB": "tiff", "HSV": "tiff"}.get(mode, "png")
+    if mode == "HSV":
+        image = image.convert("RGB")
+    reference = quiet_read(save(tmp_path / f"a.{suffix}", image))
+    assert reference.image.mode == "RGB" and np.asarray(reference.image).min() > 250
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = np.asarray(quiet_read(save(tmp_path / "a.png", Image.fromarray(ramp))).image)[..., 0]
+    assert abs(pixels.astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
+
+
+def test_transparency_goes_on_white_and_is_said_once(tmp_path):
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    with pytest.warns(UserWarning, match="transparent: it is put on white") as said:
+        reference = read(save(tmp_path / "a.png", image))
+    assert len(said) == 1 and np.asarray(reference.image).min() == 255
+    opaque = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
+    assert quiet_read(save(tmp_path / "b.png", opaque)).image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_palette_with_transparency(tmp_path):
+    image = Image.new("RGB", (16, 16), "blue").quantize(4)
+    with pytest.warns(UserWarning, match="transparent"):
+        reference = read(save(tmp_path / "a.png", image, transparency=0))
+    assert reference.image.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    with pytest.warns(UserWarning, match="several frames"):
+        reference = read(save(tmp_path / "a.webp", frames[0], save_all=True, append_images=frames[1:], lossless=True))
+    assert reference.image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert quiet_read(save(tmp_path / "a.jpg", Image.new("RGB", (30, 10)), exif=exif)).image.size == (10, 30)
+
+
+def test_a_small_picture_is_said(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("RGB", (16, 16)))
+    with pytest.warns(UserWarning, match="will be enlarged to 128 x 128"):
+        read(path, 128)
+
+
+def png_header(width, height):
+    """A PNG that claims a size, and holds one row at most."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+
+
+def bmp():
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am a text", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n", "not a picture|damaged"),
+        (png_header(50_000, 50_000), "too large"),
+        (png_header(11_000, 11_000), "too large"),
+        (png_header(1, 1), "too small"),
+        (png_header(40, 40), "damaged"),
+        (bmp()[:200], "damaged"),
+    ],
+    ids=["empty", "text", "signature", "huge", "large", "pixel", "torn", "torn-bmp"],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path / "bad.png")
+    assert "bad.png" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="floating-point"):
+        read(save(tmp_path / "a.tiff", Image.new("F", (16, 16))))

@@ -1,0 +1,153 @@
+"""The SD3 family against the pipeline's own code."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from impasto import families
+from impasto.errors import UserError
+from impasto.families import cards, folder_hash, load
+from impasto.noise.schedule import mix
+
+PROMPTS = ["a rocket in pixel art style", "a cat"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd3):
+    return StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
+
+
+@pytest.fixture(scope="module")
+def random_t5(tmp_path_factory):
+    """A base whose T5 says something, so that its length matters."""
+    from tiny import sd3_folder
+
+    return sd3_folder(tmp_path_factory.mktemp("t5") / "sd3", zero_t5=False)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_prompts_are_encoded_as_the_pipeline_does(random_t5, length):
+    pipe = StableDiffusion3Pipeline.from_pretrained(random_t5)
+    cond = load(str(random_t5), device="cpu").encode_prompt(PROMPTS, length)
+    with torch.no_grad():  # as in the pipeline's call
+        text, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, max_sequence_length=length)
+    assert torch.equal(cond["text"], text) and torch.equal(cond["pooled"], pooled)
+    assert cond["text"].shape[1] == 32 + length
+    assert not torch.equal(cond["pooled"][0], cond["pooled"][1])
+
+
+def test_the_first_text_length_of_the_card_is_the_default(tiny_sd3):
+    family = load(str(tiny_sd3), device="cpu")
+    assert family.text_lengths == {1: 0.75, 5: 0.25}
+    assert family.encode_prompt(["a cat"])["text"].shape[1] == 33
+
+
+def test_a_pipeline_without_t5_gets_zeros(tiny_sd3, tmp_path):
+    folder = shutil.copytree(tiny_sd3, tmp_path / "no-t5")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    without = load(str(folder), device="cpu").encode_prompt(PROMPTS, 5)
+    zero = load(str(tiny_sd3), device="cpu").encode_prompt(PROMPTS, 5)  # its T5 ends in zeros
+    assert torch.equal(without["text"], zero["text"]) and torch.equal(without["pooled"], zero["pooled"])
+
+
+def test_a_prompt_that_is_cut_is_said(tiny_sd3):
+    with pytest.warns(UserWarning, match="too long"):
+        load(str(tiny_sd3), device="cpu").encode_prompt(["a rocket " * 40])
+
+
+def test_latents_are_in_the_units_of_the_pipeline(tiny_sd3, pipe):
+    """The pipeline decodes z / scale + shift: what we encode, it must show again as we do."""
+    family = load(str(tiny_sd3), device="cpu")
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = family.encode_image(pixels)
+    mean = pipe.vae.encode(pixels).latent_dist.mean
+    assert torch.allclose(latents, (mean - 0.06) * 1.5, atol=1e-6)
+    shown = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
+    assert torch.allclose(family.decode(latents), shown, atol=1e-6)
+    assert latents.dtype == torch.float32 and latents.shape == (2, 4, 4, 4)
+
+
+def test_predict_is_what_the_pipeline_asks_its_transformer(tiny_sd3, pipe):
+    """At the first sigma of a two-step schedule, with the timestep that the scheduler gives."""
+    family = load(str(tiny_sd3), device="cpu")
+    pipe.scheduler.set_timesteps(3)
+    timestep, sigma = pipe.scheduler.timesteps[1], pipe.scheduler.sigmas[1]
+    z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    cond = family.encode_prompt(PROMPTS)
+    with torch.no_grad():
+        theirs = pipe.transformer(z, cond["text"], cond["pooled"], timestep.expand(2)).sample
+        lam = family.schedule.log_snr(1000 * sigma.expand(2).double()).float()
+        ours = family.predict(z, lam, cond)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not torch.allclose(family.predict(z, -lam, cond), theirs, atol=1e-3)
+
+
+def test_target_is_the_way_from_picture_to_noise(tiny_sd3):
+    """One Euler step from z_t along the true velocity, all the way to t = 0, lands on x."""
+    family = load(str(tiny_sd3), device="cpu")
+    x, eps, lam = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4), torch.tensor([-3.0])
+    t = torch.sigmoid(-lam / 2)
+    back = mix(family.schedule, x, eps, lam) - t * family.target(x, eps, lam)
+    assert torch.allclose(back, x, atol=1e-5)
+
+
+def test_encoders_and_vae_can_be_freed_and_come_back(tiny_sd3):
+    family = load(str(tiny_sd3), device="cpu")
+    before = family.encode_prompt(["a cat"])["pooled"]
+    family.free("encoders", "vae")
+    assert "encoders" not in family.__dict__ and "vae" not in family.__dict__
+    assert torch.equal(family.encode_prompt(["a cat"])["pooled"], before)
+
+
+def test_bfloat16_on_request(tiny_sd3):
+    family = load(str(tiny_sd3), device="cpu", precision="bf16")
+    assert next(family.denoiser.parameters()).dtype == torch.bfloat16
+    z, cond = torch.randn(1, 4, 4, 4), family.encode_prompt(["a cat"])
+    assert family.predict(z, torch.tensor([-2.0]), cond).isfinite().all()
+    assert family.encode_image(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+
+
+def test_the_hash_knows_weights_and_configs_and_nothing_else(tiny_sd3, tmp_path):
+    copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
+    (copy / "README.md").write_text("hello")
+    (copy / "impasto.json").write_text("{}")
+    assert folder_hash(copy) == folder_hash(tiny_sd3)
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("3.0", "2.0"))
+    assert folder_hash(copy) != folder_hash(tiny_sd3)
+
+
+def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
+        load("mini-sd")
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        load(str(tmp_path))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    with pytest.raises(UserError, match="NoSuchPipeline"):
+        load(str(other))
+    (other / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(str(other))
+    with pytest.raises(UserError, match="cannot be fetched from the hub"):
+        load("owner/no-such-model")
+    with pytest.raises(UserError, match="unknown device"):
+        load(str(tiny_sd3), device="gpu")
+    with pytest.raises(UserError, match="unknown precision"):
+        load(str(tiny_sd3), precision="fp17")
+
+
+def test_cards_are_complete():
+    """Every base has what training and generating ask for, and names layers and recipes that exist."""
+    for name in cards():
+        card = families.card(name) if "/" in name or name in families.embedded() else cards()[name]
+        assert {"text_lengths", "size", "generate", "train", "license"} <= card.keys(), name
+        assert sum(card["text_lengths"].values()) == pytest.approx(1)
+        assert card["generate"].keys() == {"steps", "guidance", "batch"}
+        assert card["train"].keys() == {"lr", "steps", "batch", "accumulate"}

@@ -1,0 +1,115 @@
+"""The command line: help, JSON, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from impasto import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("train", ...) -> (exit code, stdout lines, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["impasto", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code, out.splitlines(), err
+
+    return call
+
+
+def train_args(base, picture, out, *more):
+    flags = ("--base", base, "--image", picture, "--caption", "a rocket in ink style", "--out", out, "--rank", "2")
+    return ("train", *flags, "--no-preview", "--no-tensorboard", *more)
+
+
+def test_help_lists_the_commands(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("train", "generate", "evaluate", "report", "demo", "artworld", "pretrain"):
+        assert any(line.strip().startswith(command) for line in out)
+        code, text, _ = run(command, "--help")
+        assert code == 0 and any("--" in line or "usage" in line for line in text)
+    assert run("--version")[1] == ["impasto 0.1.0"]
+
+
+def test_help_needs_no_torch():
+    """What makes it fast: the heavy libraries are not imported for it, nor for the package itself."""
+    code = "import sys, impasto, impasto.cli; sys.argv = ['impasto', 'train', '--help']\ntry: impasto.cli.main()\n"
+    code += "finally: print(sorted({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert out.splitlines()[-1] == "[]" and "--noise-mean" in out
+
+
+def test_train_and_generate_by_json(run, tiny_sd3, picture, tmp_path):
+    code, out, err = run(*train_args(tiny_sd3, picture, tmp_path / "ink"), "--json")
+    assert code == 0 and len(out) == 1 and "training" in err
+    assert json.loads(out[0])["steps"] == 6
+    flags = ("--base", tiny_sd3, "--style", f"{tmp_path}/ink:0.8", "--out", tmp_path / "pictures", "--seed", 3)
+    code, out, err = run("--json", "generate", *flags, "--prompt", "a cat", "--prompt", "a star in ink style")
+    assert code == 0 and len(out) == 1 and json.loads(out[0])["images"] == ["0000.png", "0001.png"]
+    code, out, _ = run("generate", *flags, "--prompt", "a cat")
+    assert code == 0 and f"out: {tmp_path}/pictures" in out
+
+
+def test_every_key_is_a_flag_and_flags_win(run, tiny_sd3, picture, tmp_path):
+    flags = ("--noise-mean", "-2.2", "--targets", "to_q", "to_k", "--schedule", "cosine", "--lr", "3e-4", "--dry-run")
+    code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x", *flags), "--json")
+    settings = json.loads(out[-1])["settings"]
+    assert code == 0 and settings["noise_mean"] == -2.2 and settings["targets"] == ["to_q", "to_k"]
+    assert settings["schedule"] == "cosine" and settings["lr"] == 3e-4 and settings["alpha"] == 2
+    assert settings["steps"] == 6 and settings["size"] == 16  # the base's card
+    assert not (tmp_path / "x").exists()  # a dry run writes nothing
+
+
+def test_a_dry_run_shows_the_noise(run, tiny_sd3, picture, tmp_path):
+    code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x"), "--dry-run")
+    assert code == 0 and "noise_mean: -6.0" in out and "draws: 36" in out
+    assert any("log-SNR" in line for line in out) and any("sigma 0.940" in line and "█" in line for line in out)
+
+
+def test_another_law_by_flag(run, tiny_sd3, picture, tmp_path):
+    code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x"), "--noise", "uniform", "--dry-run", "--json")
+    assert code == 0 and "noise_mean" not in json.loads(out[-1])["settings"]
+
+
+def test_flags_replace_the_lists_of_a_recipe(run, tiny_sd3, picture, tmp_path):
+    run(*train_args(tiny_sd3, picture, tmp_path / "ink"))
+    again = ("train", "--recipe", tmp_path / "ink" / "recipe.toml", "--base", tiny_sd3, "--dry-run", "--json")
+    settings = json.loads(run(*again)[1][-1])["settings"]
+    assert settings["image"] == [str(picture)] and settings["caption"] == ["a rocket in ink style"]
+    settings = json.loads(run(*again, "--caption", "in oil style")[1][-1])["settings"]
+    assert settings["image"] == [str(picture)] and settings["caption"] == ["in oil style"]
+
+
+def test_a_changed_recipe_is_refused(run, tiny_sd3, picture, tmp_path):
+    args = train_args(tiny_sd3, picture, tmp_path / "ink")
+    assert run(*args)[0] == 0
+    code, out, err = run(*args, "--seed", "1", "--json")
+    assert code == 2 and "seed: 0 -> 1" in json.loads(out[-1])["error"]
+    assert f"impasto: error: {tmp_path}/ink holds a run with other settings (seed: 0 -> 1): use another --out" in err
+
+
+def test_ctrl_c_is_130(run, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt("stopped after step 3")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    code, out, err = run("train", "--json")
+    assert code == 130 and json.loads(out[-1]) == {"error": "interrupted"}
+    assert "impasto: interrupted: stopped after step 3" in err
+
+
+def test_our_warnings_are_one_line(tiny_sd3, picture, tmp_path):
+    args = train_args(tiny_sd3, picture, tmp_path / "x")
+    args = [str(a).replace("in ink style", "") for a in args] + ["--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from impasto.cli import main; main()", *args], capture_output=True, text=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 0 and line.startswith("impasto: warning: the caption 'a rocket' names no style")

@@ -1,0 +1,99 @@
+"""Recipes, cards and flags: who wins, and what is refused."""
+
+from dataclasses import fields
+
+import pytest
+
+from impasto import families
+from impasto.config import FREE, TrainConfig, check_ranges, recipes, resolve
+from impasto.errors import UserError
+from impasto.plan import bars, histogram, noise_law
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_resolves_on_every_base(name):
+    for base in (*families.embedded(), "stabilityai/stable-diffusion-3.5-large", "owner/whatever"):
+        config = check_ranges(resolve(name, base))
+        assert noise_law(config) is not None and config.recipe == name and config.base == base
+
+
+def test_the_recipes_are_the_paper_s():
+    one, two = resolve("style-friendly", "stabilityai/stable-diffusion-3.5-large"), resolve("sd3-sampler")
+    assert (one.noise, one.noise_mean, one.noise_std, one.rank, one.alpha) == ("style-friendly", -6, 2, 32, None)
+    assert (one.lr, one.steps, one.batch, one.accumulate, one.size) == (1e-4, 300, 1, 4, 1024)
+    assert noise_law(two).log_snr == pytest.approx((-2.19722, 2.0), abs=1e-5)  # type: ignore[attr-defined]
+
+
+def test_recipes_share_what_belongs_to_the_base():
+    one, two = resolve("style-friendly"), resolve("sd3-sampler")
+    noise = {"recipe", "noise", "noise_mean", "noise_std", "noise_shift"}
+    different = {field.name for field in fields(one) if getattr(one, field.name) != getattr(two, field.name)}
+    assert different <= noise and one.size == 128 and one.lr == families.card("mini-sd3")["train"]["lr"]
+
+
+def test_who_wins(tmp_path, tiny_sd3, monkeypatch):
+    (tmp_path / "mine.toml").write_text("rank = 8\nsteps = 9\nnoise_mean = -4\n[impasto]\nbase_sha256 = 'x'\n")
+    recipe = str(tmp_path / "mine.toml")
+    assert resolve(recipe, str(tiny_sd3)).steps == 9  # the recipe beats the card
+    assert resolve(recipe, str(tiny_sd3), steps=3).steps == 3  # a flag beats both
+    assert resolve(recipe, str(tiny_sd3)).noise_mean == -4.0
+    card = families.card(str(tiny_sd3)) | {"recipes": {recipe: {"noise_mean": -1.5}}}
+    monkeypatch.setattr(families, "card", lambda base: card)
+    assert resolve(recipe, str(tiny_sd3)).noise_mean == -1.5  # what the base says of this recipe beats it
+
+
+def test_another_noise_law_brings_its_own_parameters():
+    config = resolve("style-friendly", noise="uniform")
+    assert (config.noise_mean, config.noise_std) == (None, None)
+    config = resolve("style-friendly", noise="logit-normal", noise_shift=2.0)
+    assert (config.noise_mean, config.noise_shift) == (None, 2.0)
+    assert resolve("style-friendly", noise="style-friendly").noise_mean == -6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("rnk = 3", "unknown key 'rnk': did you mean 'rank'"),
+        ("rank = 'big'", "rank must be int, not 'big'"),
+        ("rank = true", "rank must be int"),
+        ("lr = 'fast'", "lr must be float"),
+        ("targets = 'to_q'", "targets must be a list"),
+        ("schedule = 'zigzag'", "schedule must be one of constant, linear, cosine"),
+        ("rank = ", "no valid TOML"),
+    ],
+)
+def test_a_recipe_file_is_read_strictly(tmp_path, content, message):
+    (tmp_path / "bad.toml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        resolve(str(tmp_path / "bad.toml"))
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="did you mean 'style-friendly'"):
+        resolve("style-frendly")
+    with pytest.raises(UserError, match="did you mean 'noise_mean'"):
+        resolve(noise_men=1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rank": 0}, {"lr": 0.0}, {"steps": -1}, {"ema": 1.0}, {"alpha": -1.0}, {"clip": -1.0}, {"lr": float("nan")}],
+)
+def test_numbers_out_of_range(changes):
+    with pytest.raises(UserError, match=f"{next(iter(changes))} must be"):
+        check_ranges(resolve(**changes))
+
+
+def test_free_keys_exist():
+    assert set(FREE) <= {field.name for field in fields(TrainConfig)}
+
+
+def test_the_histogram_shows_where_a_law_lies():
+    noise = histogram(noise_law(resolve("style-friendly", noise_mean=-6.0)))
+    assert noise["log_snr"]["median"] == pytest.approx(-6, abs=0.1)
+    assert noise["sigma"]["median"] == pytest.approx(0.9526, abs=5e-3)
+    for part in noise.values():
+        assert sum(part["shares"]) == pytest.approx(1, abs=1e-3)
+    assert noise["sigma"]["shares"][9] == pytest.approx(0.7889, abs=0.02)
+    text = bars(noise)
+    assert "sigma 0.940" in text and "█" * 36 in text

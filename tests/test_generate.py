@@ -1,0 +1,167 @@
+"""Generating: the same picture as plain diffusers, whatever the batch, with its settings in the file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from impasto.adapters import io
+from impasto.adapters.lora import add
+from impasto.config import GenerateConfig, resolve
+from impasto.errors import UserError
+from impasto.families import load
+from impasto.generate import Sampling, generate, generate_folder, split_strength
+from impasto.train import train
+
+
+@pytest.fixture(scope="module")
+def style(tiny_sd3, picture, tmp_path_factory):
+    """A trained style, alpha other than the rank, its B then drawn large enough to be seen."""
+    out = tmp_path_factory.mktemp("styles") / "ink"
+    settings = {"rank": 4, "alpha": 6.0, "preview": False, "tensorboard": False, "steps": 2}
+    train(
+        resolve(
+            "style-friendly", str(tiny_sd3), image=[str(picture)], caption=["in ink style"], out=str(out), **settings
+        )
+    )
+    family = load(str(tiny_sd3), device="cpu")
+    parameters = add(family, rank=4, alpha=6.0, targets=("attention",), seed=0)
+    shared = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            if "lora_B" in name:
+                p.copy_(0.3 * torch.randn(p.shape, generator=shared))
+    io.save(family, out)
+    return out
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def plain(tiny_sd3, prompt, seed, style=None, strength=1.0):
+    """Diffusers and nothing else."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
+    if style:
+        pipe.load_lora_weights(style)
+        pipe.set_adapters(pipe.get_active_adapters(), [strength])
+    call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_sequence_length": 1}
+    return pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), **call).images[0]
+
+
+def test_without_a_style_it_is_the_pipeline(tiny_sd3):
+    image, info = next(generate(str(tiny_sd3), ["a cat"], seed=3))
+    assert (pixels(image) == pixels(plain(tiny_sd3, "a cat", 3))).all()
+    assert info["styles"] == [] and info["seed"] == 3
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_style_gives_the_same_picture_in_plain_diffusers(tiny_sd3, style, strength):
+    image, info = next(generate(str(tiny_sd3), ["a cat"], styles=[f"{style}:{strength}"], seed=5))
+    assert (pixels(image) == pixels(plain(tiny_sd3, "a cat", 5, style, strength))).all()
+    assert (pixels(image) != pixels(plain(tiny_sd3, "a cat", 5))).any()
+    assert info["styles"] == [{"path": str(style), "strength": strength, "hash": io.style_hash(style)}]
+
+
+def test_pictures_do_not_depend_on_the_batch(tiny_sd3, style):
+    prompts = ["a cat", "a rocket in ink style", "a star"]
+    one, three, all_ = (
+        list(generate(str(tiny_sd3), prompts, styles=[str(style)], count=2, sampling=Sampling(batch=batch)))
+        for batch in (1, 3, 6)
+    )
+    for other in (three, all_):
+        for (a, info_a), (b, info_b) in zip(one, other, strict=True):
+            assert abs(pixels(a) - pixels(b)).max() <= 1 and info_a == info_b
+
+
+def test_order_seeds_and_counts(tiny_sd3):
+    infos = [info for _, info in generate(str(tiny_sd3), ["x", "y"], seed=10, count=2, sampling=Sampling(steps=1))]
+    assert [(info["prompt"], info["seed"]) for info in infos] == [("x", 10), ("x", 11), ("y", 12), ("y", 13)]
+
+
+def test_sampling_is_used(tiny_sd3):
+    first = pixels(next(generate(str(tiny_sd3), ["a cat"]))[0])
+    for sampling in (Sampling(steps=2), Sampling(guidance=1.0), Sampling(negative="a rocket"), Sampling(size=32)):
+        image, info = next(generate(str(tiny_sd3), ["a cat"], sampling=sampling))
+        assert image.size != (16, 16) or (pixels(image) != first).any()
+        assert info["width"] == (sampling.size or 16)
+
+
+@pytest.fixture
+def config(tiny_sd3, style, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat in ink style\n\n  a star, größer \n")
+    return GenerateConfig(
+        base=str(tiny_sd3), style=(f"{style}:0.8",), prompt=("a rocket",), prompts=prompts, seed=7, out=tmp_path / "out"
+    )
+
+
+def test_a_folder_of_pictures_that_say_how_they_were_made(config, style):
+    result = generate_folder(config)
+    assert result["images"] == ["0000.png", "0001.png", "0002.png"]
+    assert sorted(file.name for file in config.out.iterdir()) == result["images"]
+    told = [json.loads(Image.open(config.out / name).text["impasto"]) for name in result["images"]]
+    assert [info["prompt"] for info in told] == ["a rocket", "a cat in ink style", "a star, größer"]
+    assert told[1].keys() == {
+        *("prompt", "negative_prompt", "seed", "steps", "guidance", "width", "height", "base", "base_hash", "styles"),
+        "version",
+    }
+    assert told[1]["seed"] == 8 and told[1]["base_hash"] == load(config.base).hash
+    assert told[1]["styles"][0]["strength"] == 0.8 and told[1]["styles"][0]["hash"] == io.style_hash(style)
+    human = Image.open(config.out / "0001.png").text["parameters"]
+    assert human.startswith("a cat in ink style <lora:ink:0.8>\nSteps: 4, CFG scale: 3, Seed: 8, Size: 16x16")
+
+
+def test_a_picture_can_be_made_again_from_what_it_says(config):
+    generate_folder(config)
+    path = config.out / "0002.png"
+    info = json.loads(Image.open(path).text["impasto"])
+    styles = [f"{style['path']}:{style['strength']}" for style in info["styles"]]
+    sampling = Sampling(info["steps"], info["guidance"], info["negative_prompt"], info["width"])
+    again, _ = next(generate(info["base"], [info["prompt"]], styles=styles, seed=info["seed"], sampling=sampling))
+    assert abs(pixels(again) - pixels(Image.open(path))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": (), "prompts": None}, "no prompt"),
+        ({"style": ("nowhere",)}, "no such file or folder"),
+        ({"style": ("nowhere:0.5",)}, "no such file or folder"),
+        ({"style": ("STYLE:much",)}, "after the colon comes a number"),
+        ({"size": 17}, "multiple of 8"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"count": 0}, "count must be at least 1"),
+        ({"base": "mini-sd2"}, "did you mean 'mini-sd3'"),
+    ],
+    ids=str,
+)
+def test_bad_input(config, style, changes, message):
+    changes = {k: tuple(x.replace("STYLE", str(style)) for x in v) if k == "style" else v for k, v in changes.items()}
+    with pytest.raises(UserError, match=message):
+        generate_folder(replace(config, **changes))
+    assert not list(config.out.glob("*")) if config.out.exists() else True
+
+
+def test_bad_files(config, tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        generate_folder(replace(config, prompts=tmp_path / "nowhere.txt"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        generate_folder(replace(config, out=tmp_path / "file"))
+    with pytest.raises(UserError, match="is a file, or lies in one"):
+        generate_folder(replace(config, out=tmp_path / "file" / "deeper"))
+
+
+def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
+    odd = tmp_path / "a:0.5"
+    odd.mkdir()
+    (odd / io.WEIGHTS).write_bytes((style / io.WEIGHTS).read_bytes())
+    assert split_strength(str(odd)) == (odd, 1.0)
+    assert split_strength(f"{odd}:0.25") == (odd, 0.25)
+    assert split_strength(f"{style}:-0.5") == (style, -0.5)

@@ -1,0 +1,290 @@
+"""Training, whole: prepare, train, save, go on, refuse, stop."""
+
+import json
+import os
+import signal
+import tomllib
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from impasto import families
+from impasto.config import TrainConfig, resolve
+from impasto.errors import UserError
+from impasto.moving import Moving, learning_rate
+from impasto.train import Draws, interruptible, noise_law, train
+
+CAPTION = "a rocket in pixel art style"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def config(tiny_sd3, picture, tmp_path):
+    """Six steps of two times three draws, a state every second step."""
+    return resolve(
+        "style-friendly",
+        str(tiny_sd3),
+        image=[str(picture)],
+        caption=[CAPTION],
+        out=str(tmp_path / "run"),
+        rank=4,
+        alpha=6.0,
+        checkpoint_every=2,
+        preview=False,
+        tensorboard=False,
+    )
+
+
+def rows(config):
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(config):
+    return load_file(config.out / WEIGHTS)
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class StopError(Exception):
+    """Raised by a progress callback: the run is torn off in the middle."""
+
+
+def stop_at(step):
+    def progress(done, loss):
+        if done == step:
+            raise StopError
+
+    return progress
+
+
+def test_a_run_leaves_a_whole_style_folder(config):
+    config = replace(config, preview=True, preview_every=3, tensorboard=True)
+    result = train(config)
+    assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
+    names = {str(file.relative_to(config.out)) for file in config.out.rglob("*") if file.is_file()}
+    names = {name for name in names if not name.startswith("tensorboard/")}
+    assert names == {
+        *(WEIGHTS, "recipe.toml", "metrics.jsonl", "README.md", "reference.png"),
+        *("previews/step-000003-0.png", "previews/step-000006-0.png"),
+        *(f"state/step-00000{step}.{kind}" for step in (4, 6) for kind in ("json", "safetensors")),
+    }
+    assert any((config.out / "tensorboard").iterdir())
+    assert Image.open(config.out / "reference.png").size == (40, 40)
+    card = (config.out / "README.md").read_text()
+    for text in ("base_model:", "<Gallery />", "load_lora_weights", "log-SNR", CAPTION, "previews/step-000006-0.png"):
+        assert text in card
+
+
+def test_metrics_have_a_row_per_step(config):
+    train(config)
+    assert [row["step"] for row in rows(config)] == [1, 2, 3, 4, 5, 6]
+    for row in rows(config):
+        assert row.keys() == {"step", "loss", "lr", "grad_norm", "lam"}
+        assert len(row["lam"]) == 6 and row["loss"] > 0 and row["grad_norm"] > 0 and row["lr"] == 1e-3
+
+
+def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
+    train(config)
+    kept = tomllib.loads((config.out / "recipe.toml").read_text())
+    assert kept["noise_mean"] == -6 and kept["lr"] == 1e-3 and kept["caption"] == [CAPTION]
+    about = kept["impasto"]
+    assert about["base_sha256"] == families.load(config.base).hash and len(about["references_sha256"][0]) == 64
+    assert {"torch", "diffusers", "peft", "impasto"} <= about.keys()
+    again = resolve(str(config.out / "recipe.toml"), config.base, out=str(config.out))
+    assert replace(again, recipe=config.recipe) == config
+
+
+def test_the_adapter_learns(config):
+    """On one picture at one middle level, plain fitting: the loss falls clearly."""
+    law = {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": 1e-6}
+    config = replace(config, **law, steps=60, lr=3e-2, rank=16, alpha=None)
+    train(config)
+    losses = [row["loss"] for row in rows(config)]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_run_that_was_torn_off_goes_on_bit_for_bit(config, tmp_path, step):
+    """At step 1 there is no state yet, at 2 one is written next, at 5 one step is lost and done again."""
+    whole = replace(config, out=tmp_path / "whole", ema=0.9)
+    train(whole)
+    torn = replace(config, ema=0.9)
+    with pytest.raises(StopError):
+        train(torn, stop_at(step))
+    assert not (torn.out / WEIGHTS).exists()
+    with (torn.out / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 99, "lo')  # a row that a dying machine left half written
+    result = train(torn)
+    assert result["resumed_from"] == {1: 0, 2: 0, 5: 4}[step]
+    assert same(weights(whole), weights(torn))
+    assert (whole.out / "metrics.jsonl").read_bytes() == (torn.out / "metrics.jsonl").read_bytes()
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(config, tmp_path):
+    whole = replace(config, out=tmp_path / "whole")
+    train(whole)
+    with pytest.raises(StopError):
+        train(config, stop_at(5))
+    state = config.out / "state" / "step-000004.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    assert train(config)["resumed_from"] == 2
+    assert same(weights(whole), weights(config))
+
+
+def test_a_finished_run_is_left_alone(config):
+    train(config)
+    before = {file: file.stat().st_mtime_ns for file in config.out.glob("pytorch*")}
+    result = train(config, stop_at(1))
+    assert result["resumed_from"] == 6
+    assert before == {file: file.stat().st_mtime_ns for file in config.out.glob("pytorch*")}
+
+
+def test_the_batch_may_be_split_otherwise(config, tmp_path):
+    """3 x 2 or 6 x 1 draws are the same draws: the same run up to rounding."""
+    other = replace(config, out=tmp_path / "other", batch=6, accumulate=1)
+    train(config), train(other)
+    for one, two in zip(rows(config), rows(other), strict=True):
+        assert one["lam"] == two["lam"] and one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert all(torch.allclose(weights(config)[n], weights(other)[n], atol=1e-5) for n in weights(config))
+
+
+def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
+    with pytest.raises(StopError):
+        train(config, stop_at(2))
+    with pytest.raises(UserError, match=r"rank: 4 -> 8.*use another --out"):
+        train(replace(config, rank=8))
+    with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
+        train(replace(config, noise_std=None))
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "other.png")
+    with pytest.raises(UserError, match="references_sha256"):
+        train(replace(config, image=(tmp_path / "other.png",)))
+    assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
+
+
+def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
+    from tiny import sd3_folder
+
+    with pytest.raises(StopError):
+        train(config, stop_at(2))
+    with pytest.raises(UserError, match="base_sha256"):
+        train(replace(config, base=str(sd3_folder(tmp_path / "other", seed=1))))
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config):
+    config = replace(config, lr=1e30, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"not a number any more at step 2.*--lr") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+    assert [row["step"] for row in rows(config)] == [1]
+    assert [file.name for file in sorted((config.out / "state").iterdir())] == [
+        "step-000001.json",
+        "step-000001.safetensors",
+    ]
+    assert not (config.out / WEIGHTS).exists()
+
+
+def test_the_average_is_saved_when_it_is_asked_for(config, tmp_path):
+    averaged = replace(config, out=tmp_path / "ema", ema=0.99)
+    train(config), train(averaged)
+    assert rows(config) == rows(averaged)
+    last = load_file(config.out / "state" / "step-000006.safetensors")
+    kept = load_file(averaged.out / "state" / "step-000006.safetensors")
+    assert all(torch.equal(kept[name], last[name]) for name in last)  # the run itself is the same
+    key = "transformer_blocks.0.attn.to_q.lora_B"
+    assert torch.equal(weights(averaged)[f"transformer.{key}.weight"], kept[f"average/{key}.default.weight"])
+    small = weights(averaged)[f"transformer.{key}.weight"].norm(), weights(config)[f"transformer.{key}.weight"].norm()
+    assert 0 < small[0] < small[1]
+
+
+def test_the_average_by_hand():
+    p = torch.nn.Parameter(torch.zeros(1))
+    moving = Moving(TrainConfig(ema=0.9, lr=1.0, clip=0.0), {"p": p}, 0, {})
+    expected = 0.0
+    for step in (1, 2, 3):
+        p.grad = torch.ones(1)
+        moving.step(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * p.item()
+    assert p.item() == pytest.approx(-3, abs=1e-3)  # Adam's first steps are the learning rate
+    assert moving.average[0].item() == pytest.approx(expected, rel=1e-5)
+    with moving.averaged():
+        assert p.item() == pytest.approx(expected, rel=1e-5)
+    assert p.item() == pytest.approx(-3, abs=1e-3)
+
+
+def test_learning_rates():
+    config = TrainConfig(lr=1.0, steps=10, warmup=2)
+    assert [learning_rate(config, step) for step in (1, 2, 3, 10)] == [0.5, 1.0, 1.0, 1.0]
+    linear = replace(config, schedule="linear")
+    assert [learning_rate(linear, step) for step in (2, 3, 7, 10)] == pytest.approx([1, 1, 0.5, 0.125])
+    cosine = replace(config, schedule="cosine", warmup=0)
+    assert [learning_rate(cosine, step) for step in (1, 6)] == pytest.approx([1, 0.5])
+    assert learning_rate(cosine, 10) < 0.03
+
+
+def test_gradients_are_clipped():
+    p = torch.nn.Parameter(torch.zeros(2))
+    moving = Moving(TrainConfig(clip=1.0), {"p": p}, 0, {})
+    p.grad = torch.tensor([3.0, 4.0])
+    assert moving.step(1)["grad_norm"] == pytest.approx(5)
+    assert moving.optimizer.state[p]["exp_avg"].tolist() == pytest.approx([0.06, 0.08])  # .1 x (3, 4) / 5
+
+
+def test_text_lengths_are_drawn_as_the_card_says(config):
+    from impasto.data.prepare import Prepared
+
+    draws = Draws(config, noise_law(config), Prepared(torch.zeros(1, 1), {}, {1: 0.75, 5: 0.25}))
+    lengths = [draws.length(step) for step in range(2000)]
+    assert lengths == [draws.length(step) for step in range(2000)]
+    assert lengths.count(5) / 2000 == pytest.approx(0.25, abs=0.03) and set(lengths) == {1, 5}
+
+
+def test_every_reference_is_drawn_with_its_own_caption(config):
+    from impasto.data.prepare import Prepared
+
+    x = torch.arange(3.0).view(3, 1, 1, 1)
+    prepared = Prepared(x, {1: {"text": torch.arange(3.0)}}, {1: 1.0})
+    draws = Draws(replace(config, batch=50), noise_law(config), prepared)
+    batch, lam, own = draws(1, 0)
+    assert torch.equal(batch.x.flatten(), batch.cond["text"]) and set(batch.cond["text"].tolist()) == {0, 1, 2}
+    assert lam.shape == (50,) and batch.eps.shape == (50, 1, 1, 1) and len(own) == 50
+
+
+def test_several_references(config, tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "b.png")
+    config = replace(config, image=(*config.image, tmp_path / "b.png"), caption=(CAPTION, "a cat in pixel art style"))
+    train(config)
+    assert (config.out / "reference.png").is_file()
+    assert Image.open(config.out / "reference-1.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_bfloat16(config):
+    config = replace(config, precision="bf16")
+    train(config)
+    assert {tensor.dtype for tensor in weights(config).values()} == {torch.float32}
+
+
+def test_sigterm_finishes_the_step_and_saves(config):
+    def terminate(step, loss):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+        train(config, terminate)
+    assert train(config)["resumed_from"] == 3
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with interruptible() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
