@@ -2,8 +2,8 @@
 
 Encoder: the 16 principal components of 8 x 8 x 3 patches (train styles, half of them recoloured), each divided by the
 square root of its spread, so that coarse components stay louder and noise takes the fine ones first. It is written
-exactly into the weights of an ordinary diffusers encoder (`write_encoder`), because latents so simple are easy to model,
-need no training, and never change while the decoder goes on improving. They are centred, so `shift_factor` is 0 and one
+exactly into the weights of an ordinary diffusers encoder (`write_encoder`): latents so simple are easy to model, need
+no training, and never change while the decoder goes on improving. They are centred, so `shift_factor` is 0 and one
 autoencoder serves `StableDiffusionPipeline` (which ignores it) and SD3 alike.
 
 Decoder: trained on mean (x - y)^2 + .1 mean |x - y|, images in [-1, 1], from the latents of the train styles alone.
@@ -154,8 +154,7 @@ def linear_psnr(rgb: np.ndarray, kernel: torch.Tensor, bias: torch.Tensor) -> np
     x = torch.from_numpy(rgb).permute(0, 3, 1, 2).double() / 127.5 - 1
     patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2)
     z = patches @ weight.T + bias.double()
-    mean = -(inverse @ bias.double())  # the part of the mean patch that the components see
-    y = (z @ inverse.T).clamp(-1, 1) if mean is None else ((z - bias.double()) @ inverse.T).clamp(-1, 1)
+    y = ((z - bias.double()) @ inverse.T).clamp(-1, 1)
     return (-10 * torch.log10(((patches - y) / 2).pow(2).mean((1, 2)).clamp_min(1e-8))).numpy()
 
 

@@ -53,7 +53,7 @@ def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 @dataclass
 class Bank:
-    """What a step draws from: latents [n, 16, 16, 16] fp16 (scaled) and token ids [n, CAPTIONS, 32] int16 on the device."""
+    """What a step draws from, on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
 
     latents: torch.Tensor
     ids: torch.Tensor
@@ -79,14 +79,18 @@ def make_bank(pool: Pool, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: in
 
 
 @torch.no_grad()
-def encode_text(tower: CLIPTextModelWithProjection, ids: torch.Tensor, t5_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_text(
+    tower: CLIPTextModelWithProjection, ids: torch.Tensor, t5_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens [n, 32 + t5_tokens, 200], pooled [n, 200]) as StableDiffusion3Pipeline.encode_prompt builds them here."""
     out = tower(input_ids=ids.long(), output_hidden_states=True)
     hidden = torch.nn.functional.pad(out.hidden_states[-2], (0, ZERO_WIDTH, 0, t5_tokens))
     return hidden, torch.nn.functional.pad(out.text_embeds, (0, ZERO_WIDTH))
 
 
-def draw(bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(
+    bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(x0, token ids, t, eps) of a batch, a function of (seed, step)."""
     rng = np.random.default_rng((seed, step))
     rows = torch.from_numpy(bank.pool.draw(n, shares, rng)).to(bank.latents.device)
@@ -101,7 +105,12 @@ def draw(bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]) -> 
 
 
 def flow_loss(
-    model: torch.nn.Module, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor, pooled: torch.Tensor
+    model: torch.nn.Module,
+    x0: torch.Tensor,
+    eps: torch.Tensor,
+    t: torch.Tensor,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
 ) -> torch.Tensor:
     """mean |v(x_t, t, c) - (eps - x0)|^2 with x_t = (1 - t) x0 + t eps; t [n] in (0, 1), the model is told 1000 t."""
     t_ = t[:, None, None, None]

@@ -47,7 +47,7 @@ class Pool:
         self.rows = {kind: np.flatnonzero(kinds == kind) for kind in KINDS}
 
     def draw(self, n: int, shares: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-        """Indices [n] of random pictures, of each kind as `shares` say (normalised; kinds without pictures left out)."""
+        """Indices [n] of random pictures, of each kind as `shares` say (normalised; empty kinds left out)."""
         rows = {kind: r for kind, r in self.rows.items() if len(r) and shares.get(kind, 0) > 0}
         weight = np.array([shares[kind] for kind in rows])
         which = rng.choice(len(rows), size=n, p=weight / weight.sum())
@@ -68,7 +68,7 @@ def build_pool(
     seed: int = 0,
     world: ArtWorld | None = None,
 ) -> Pool:
-    """Every (train style, concept) picture on white, and that number times `ground`, `procedurals`, `scenes` of the rest.
+    """Every (train style, concept) picture on white; `ground`, `procedurals` and `scenes` times as many of the rest.
 
     A scene keeps to one style. Its things stand apart, at 30 to 60 % of the canvas.
     """

@@ -75,7 +75,7 @@ class Clock:
 
     def __init__(self, total_minutes: float | None, spent: float = 0.0, minutes: float | None = None) -> None:
         self.total = total_minutes * 60 if total_minutes else None
-        self.spent, self.limit = spent, minutes * 60 if minutes else None
+        self.spent, self.limit = spent, minutes * 60 if minutes is not None else None
         self.start = time.monotonic()
         self.terminated = False
         signal.signal(signal.SIGTERM, self._terminate)

@@ -33,7 +33,10 @@ def train_tokenizer(captions: Iterable[str], words: Iterable[str], folder: Path)
     )
     backend.train_from_iterator([*captions, *words], trainer)
     model = json.loads(backend.to_str())["model"]
-    vocab, merges = model["vocab"], [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
+    vocab, merges = (
+        model["vocab"],
+        [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]],
+    )
     vocab, merges = _with_final_bytes(vocab, merges)
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(folder)
@@ -47,7 +50,9 @@ def byte_letters() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def _with_final_bytes(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _with_final_bytes(
+    vocab: dict[str, int], merges: list[tuple[str, str]]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Add what the trainer leaves out: each byte's word-final form `x</w>`, without which a last letter is unknown."""
     for letter in byte_letters():
         vocab.setdefault(letter + "</w>", len(vocab))

@@ -1,0 +1,175 @@
+"""The parts that all embedded bases share: the tokeniser, the small CLIP and the autoencoder.
+
+Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder`, and kept in the package: a base is bound to
+them. Only the decoder may go on improving afterwards, since the latents do not depend on it.
+"""
+
+import json
+import random
+import shutil
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from impasto.artworld import load, load_meta
+from impasto.artworld.captions import BACKGROUNDS
+from impasto.artworld.procedural import random_look
+from impasto.errors import UserError
+from impasto.paths import MODELS, atomic, cache_dir
+from impasto.pretrain import autoencoder as ae
+from impasto.pretrain import clip as contrastive
+from impasto.pretrain.pool import build_pool, train_world
+from impasto.pretrain.tokenizer import train_tokenizer
+
+TEMPLATE_WORDS = "a drawing of an icon of a picture of in the style of drawn as and ground outline thick thin wide flat"
+WORDS = Path("/usr/share/dict/american-english")  # Debian's wamerican, 2020.12.07
+VALIDATION = 50  # one train picture in so many is kept out of the decoder's training
+
+
+def corpus(seed: int = 0) -> Counter[str]:
+    """The texts that the tokeniser is trained on, each with its weight: labels first, then captions, styles, grounds."""
+    meta, rng = load_meta(), random.Random(seed)
+    core, texts = set(meta["split"]["core_concepts"]), Counter()
+    for i, concept in enumerate(meta["concepts"]):
+        texts[concept["label"]] += 1500 if i in core else 500
+        for text in concept["captions"]:
+            texts[text] += 100
+        for text in concept["keywords"]:
+            texts[text] += 10
+    for style in meta["styles"]:
+        for text in style["descriptions"]:
+            texts[text] += 3000
+    for name in BACKGROUNDS:
+        texts[f"on a {name} background"] += 1000
+    texts[TEMPLATE_WORDS] += 3000
+    for _ in range(6000):
+        texts[random_look(rng).describe(rng)] += 20
+    return texts
+
+
+def make_tokenizer(words: Path = WORDS, folder: Path | None = None) -> CLIPTokenizer:
+    """Train the tokeniser on `corpus()` and a word list (one per line); into the package's CLIP folder by default."""
+    if not words.exists():
+        raise UserError(f"no word list at {words}: apt-get install wamerican, or name another with --words")
+    listed = [word.strip().lower() for word in words.read_text().splitlines() if "'" not in word]
+    texts = (text for text, weight in corpus().items() for _ in range(weight))
+    return train_tokenizer(texts, listed, folder or MODELS / "clip")
+
+
+def make_clip(minutes: float = 20.0, folder: Path | None = None, export: Path | None = None, seed: int = 101) -> dict:
+    """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package."""
+    export = export or MODELS / "clip"
+    tokenizer = CLIPTokenizer.from_pretrained(export)
+    pool = build_pool(None, ground=0.15, procedurals=0.5, scenes=0.25, seed=seed)
+    model = contrastive.train_clip(pool, tokenizer, folder or cache_dir("pretrain", "clip"), minutes)
+    return export_clip(model, tokenizer, export)
+
+
+def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dict[str, Any]:
+    """Write model (fp16, read back as float32), tokeniser, image processor and card; returns the card."""
+    card = {"name": "small CLIP", "date": str(date.today()), **clip_scores(model, tokenizer)}
+    model.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    with atomic(folder / "config.json") as path:
+        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=1))
+    tokenizer.save_pretrained(folder)
+    size = {"height": 128, "width": 128}
+    CLIPImageProcessor(
+        size=size, crop_size=size, do_center_crop=False, image_mean=contrastive.MEAN, image_std=contrastive.STD
+    ).save_pretrained(folder)
+    with atomic(folder / "card.json") as path:
+        path.write_text(json.dumps(card, indent=1))
+    return card
+
+
+@torch.no_grad()
+def clip_scores(model: CLIPModel, tokenizer: CLIPTokenizer, n: int = 512, seed: int = 0) -> dict[str, float]:
+    """Retrieval on `n` random train pictures: share whose own "{label}, {description}" is nearest of all `n`."""
+    world, meta = train_world(), load_meta()
+    rows = np.random.default_rng(seed).choice(len(world), n, replace=False)
+    texts = [
+        f"{meta['concepts'][world.concept_id[i]]['label']}, {meta['styles'][world.style_id[i]]['descriptions'][0]}"
+        for i in rows
+    ]
+    ids, x = contrastive.tokens(tokenizer, texts), contrastive.pixels(world.rgb()[rows])
+    hits, tops = [], []
+    for start in range(0, n, 128):
+        u = model.visual_projection(model.vision_model(pixel_values=x[start : start + 128]).pooler_output)
+        v = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+        near = torch.nn.functional.normalize(u, dim=-1) @ torch.nn.functional.normalize(v, dim=-1).T
+        own = torch.arange(start, start + len(u))
+        hits.append(near.argmax(1) == own)
+        tops.append((near.topk(5, 1).indices == own[:, None]).any(1))
+    return {
+        "retrieval_of": n,
+        "retrieval_top1": float(torch.cat(hits).float().mean()),
+        "retrieval_top5": float(torch.cat(tops).float().mean()),
+    }
+
+
+def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: Path | None = None) -> dict[str, Any]:
+    """Write the closed-form encoder, train the decoder for `minutes` in all (resumes), score, and export fp16.
+
+    Where the package already has an encoder, it is kept as it is: bases are bound to it.
+    """
+    export = export or MODELS / "autoencoder"
+    world = train_world()
+    rgb, kept = world.rgb(), np.arange(len(world)) % VALIDATION == 7
+    train = np.ascontiguousarray(rgb[~kept])
+    torch.manual_seed(0)
+    vae = ae.new_autoencoder()
+    kernel, bias = ae.principal_components(torch.from_numpy(train))
+    ae.write_encoder(vae, kernel, bias)
+    if (export / "config.json").exists():
+        stored = AutoencoderKL.from_pretrained(export, torch_dtype=torch.float32)
+        vae.load_state_dict(stored.state_dict())
+        x = torch.from_numpy(train[:8]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        z = vae.encode(x).latent_dist.mean
+        drift = float((z - torch.nn.functional.conv2d(x, kernel, bias, stride=8)).abs().max().detach())
+        if drift > 0.05:
+            raise UserError(f"the packaged encoder is another one (latents differ by {drift:.2f}): not overwritten")
+    folder = folder or cache_dir("pretrain", "autoencoder")
+    vae = ae.train_decoder(vae, kernel, bias, train, folder, minutes, rgb[kept][:64])
+    return export_autoencoder(vae, kernel, bias, train, export, folder)
+
+
+@torch.no_grad()
+def export_autoencoder(
+    vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor, train: np.ndarray, folder: Path, run: Path
+) -> dict[str, Any]:
+    """Write config (with the scaling factor 1 / std of the train latents), fp16 weights and card; returns the card."""
+    sample = torch.from_numpy(train[::8]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    z = torch.nn.functional.conv2d(sample, kernel, bias, stride=8)
+    vae.register_to_config(scaling_factor=round(float(1 / z.std()), 4))
+    scores = autoencoder_scores(vae, kernel, bias)
+    shutil.rmtree(folder, ignore_errors=True)
+    vae.half().save_pretrained(folder)
+    state = json.loads((run / "state.json").read_text())
+    card = {
+        "name": "autoencoder",
+        "date": str(date.today()),
+        "steps": state["step"],
+        "minutes": round(state["seconds"] / 60, 1),
+        **scores,
+    }
+    with atomic(folder / "card.json") as path:
+        path.write_text(json.dumps(card, indent=1))
+    return card
+
+
+def autoencoder_scores(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor, n: int = 120) -> dict[str, Any]:
+    """Mean PSNR in dB over the first `n` pictures of each held-out style, decoder against linear decoder."""
+    meta = load_meta()
+    rows = {}
+    for style in meta["split"]["heldout_styles"]:
+        rgb = load(styles=[style]).rgb()[:n]
+        linear = float(ae.linear_psnr(rgb, kernel, bias).mean())
+        rows[meta["style_names"][style]] = {"psnr": float(ae.psnr(vae, rgb).mean()), "linear": linear}
+    mean = {key: float(np.mean([row[key] for row in rows.values()])) for key in ("psnr", "linear")}
+    return {"heldout": rows, "heldout_mean": mean}

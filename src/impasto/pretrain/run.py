@@ -1,0 +1,243 @@
+"""One session of pretraining: from the last checkpoint (or the packaged weights) for so many minutes, then scored.
+
+Everything is written to the cache (`pretrain/<base>`): `state.json` with its tensors every five minutes and on SIGTERM,
+`log.jsonl`, `scores.jsonl`, and `grid-<pictures seen>.png`. `export` copies the EMA weights, fp16, and their card into
+the package. A session's learning rate warms up, holds, and falls to zero over its last third; the next session takes it
+up again from there, with a new pool of procedural looks and scenes.
+"""
+
+import json
+import os
+import platform
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import CLIPTokenizer
+
+from impasto.artworld import ArtWorld, load_meta
+from impasto.errors import UserError, nearest
+from impasto.families import mini
+from impasto.paths import MODELS, atomic, cache_dir
+from impasto.pretrain import base as flow
+from impasto.pretrain.pool import build_pool, train_world
+from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+
+SAVE_SECONDS = 300
+LOG_STEPS = 50
+
+
+def pretrain(
+    base: str = "mini-sd3",
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    concepts: str = "core_everywhere",
+    batch: int = 96,
+    lr: float = 2e-3,
+    ema: float = 0.999,
+    size: str = "small",
+    threads: int | None = None,
+    grid_minutes: float = 30,
+    score: int = 500,
+    seed: int = 0,
+    export: bool = False,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Pretrain an embedded base for `minutes` (150 when not given), then draw its grid and score it.
+
+    concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
+    score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
+    with minutes = 0, only that.
+    Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
+    """
+    if base not in mini.NAMES:
+        raise UserError(f"unknown base {base!r}; {nearest(base, mini.NAMES)}")
+    folder = folder or cache_dir("pretrain", base)
+    if (folder / "state.json").exists() and not resume:
+        raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if threads:
+        torch.set_num_threads(threads)
+    known = known_concepts(concepts)
+    run = Session(base, folder, device, size, lr, seed)
+    if minutes is None or minutes > 0:
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes)
+    world = train_world(known)
+    scores = run.score(world, score) if score else None
+    result = {"base": base, "folder": str(folder), **run.seen, "device": device_name(device), "scores": scores}
+    if export:
+        result["card"] = run.export(known, scores)
+    return result
+
+
+def known_concepts(name: str) -> list[int]:
+    """Concept ids of a named list of the split, the evaluation concepts always among them."""
+    meta = load_meta()
+    lists = {
+        "all": list(range(len(meta["concepts"]))),
+        **{k: meta["split"][k] for k in ("core_everywhere", "core_concepts")},
+    }
+    if name not in lists:
+        raise UserError(f"unknown list of concepts {name!r}; {nearest(name, tuple(lists))}")
+    return sorted({*lists[name], *meta["split"]["evaluation_concepts"]})
+
+
+def device_name(device: str) -> str:
+    """What a card says of the machine."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+class Session:
+    """A base with its frozen parts, its EMA, its optimisers, and what it has seen so far."""
+
+    def __init__(self, base: str, folder: Path, device: str, size: str, lr: float, seed: int) -> None:
+        self.base, self.folder, self.device, self.lr, self.seed = base, folder, device, lr, seed
+        for part in ("autoencoder", "clip"):
+            if not (MODELS / part / "config.json").exists():
+                raise UserError(f"{MODELS / part} is missing: the package is incomplete")
+        self.vae = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
+        self.tower = mini.text_tower(MODELS / "clip").to(device)
+        self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
+        torch.manual_seed(seed)  # initial weights only
+        self.model = flow.new_transformer(size).to(device)
+        self.ema = flow.new_transformer(size).to(device)
+        self.ema.load_state_dict(self.model.state_dict())
+        self.optimizers = flow.optimizers(self.model, lr)
+        self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
+        self._begin(size)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        muon, adamw = self.optimizers
+        return {"model": self.model, "ema": self.ema, "muon": muon, "adamw": adamw}
+
+    def _begin(self, size: str) -> None:
+        """Take up the checkpoint; without one, the packaged weights; without those, random ones."""
+        packaged = MODELS / self.base / "transformer"
+        meta = load_state(self.folder, self.parts, self.device)
+        if meta is not None:
+            self.seen = {key: meta[key] for key in self.seen}
+        elif packaged.is_dir():
+            start = SD3Transformer2DModel.from_pretrained(packaged, torch_dtype=torch.float32)
+            if start.config.num_layers == flow.SIZES[size][0]:
+                self.model.load_state_dict(start.state_dict())
+                self.ema.load_state_dict(start.state_dict())
+                card = mini.card(self.base)
+                self.seen |= {key: card["training"][key] for key in self.seen}
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        save_state(self.folder, self.parts, {**self.seen})
+
+    def train(self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float) -> None:
+        """Train for `minutes`, the making of the pool and the grids included."""
+        clock = Clock(minutes)
+        before, session = self.seen["seconds"], self.seen["sessions"]
+        self.seen["sessions"] = session + 1
+        if (name := device_name(self.device)) not in self.seen["devices"]:
+            self.seen["devices"].append(name)
+        seed = self.seed + 1000 * session
+        pool = build_pool(known, seed=seed)
+        self._log(
+            {"pool": {kind: len(rows) for kind, rows in pool.rows.items()}, "minutes": round(clock.session / 60, 2)}
+        )
+        bank = flow.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
+        pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
+        start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
+        self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
+        while not clock.stop:
+            step = self.seen["step"]
+            quarter = step % 20 == 19
+            n, t5 = (batch // 4, 256) if quarter else (batch, 1)
+            x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
+            with torch.autocast(self.device, torch.bfloat16):
+                hidden, pooled = flow.encode_text(self.tower, ids, t5)
+                loss = flow.flow_loss(self.model, x0, eps, t, hidden, pooled)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            ema_update(self.ema.parameters(), self.model.parameters(), min(ema, (1 + step) / (10 + step)))
+            self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n, "seconds": before + clock.session}
+            if not quarter:
+                losses.append(loss.detach())
+            if (step + 1) % LOG_STEPS == 0:
+                mean = float(torch.stack(losses).mean())
+                row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
+                self._log({**row, "rate": round(factor, 3), "minutes": round(clock.session / 60, 2)})
+                losses = []
+            if clock.session - saved > SAVE_SECONDS:
+                self.save()
+                saved = clock.session
+            if clock.session - drawn > 60 * grid_minutes:
+                self.draw_grid()
+                drawn = clock.session
+        self.save()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        line = json.dumps({"time": time.strftime("%H:%M:%S"), **row})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def pipeline(self) -> StableDiffusion3Pipeline:
+        """The EMA weights in an ordinary pipeline, assembled as `mini.ensure` does it."""
+        scratch = self.folder / "pipeline"
+        shutil.rmtree(scratch, ignore_errors=True)
+        flow.export_weights(self.ema, scratch / self.base)
+        mini.write_sd3_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
+        pipe = StableDiffusion3Pipeline.from_pretrained(scratch / "assembled")
+        shutil.rmtree(scratch)
+        return pipe.to(self.device)
+
+    def draw_grid(self) -> Path:
+        """The fixed sample grid of the EMA weights, as `grid-<pictures>.png`."""
+        from impasto.pretrain.score import sample_grid
+
+        path = self.folder / f"grid-{self.seen['pictures']:09d}.png"
+        with atomic(path) as temporary:
+            sample_grid(self.pipeline()).save(temporary)
+        return path
+
+    def score(self, world: ArtWorld, n: int) -> dict[str, Any]:
+        """Draw the grid, score `n` prompts by the judges, and append both to `scores.jsonl`."""
+        from impasto.artworld.judges import Judges
+        from impasto.pretrain.score import score_base
+
+        self.draw_grid()
+        scores = score_base(self.pipeline(), world, Judges.load(), n)
+        with (self.folder / "scores.jsonl").open("a") as file:
+            file.write(json.dumps({"date": str(date.today()), **self.seen, **scores}) + "\n")
+        return scores
+
+    def export(self, known: list[int], scores: dict[str, Any] | None) -> dict[str, Any]:
+        """Write the EMA weights (fp16), the scheduler and the card into the package; returns the card."""
+        target = MODELS / self.base
+        flow.export_weights(self.ema, target)
+        meta = load_meta()
+        card = {
+            "name": self.base,
+            "architecture": "SD3Transformer2DModel, rectified flow",
+            "parameters": sum(p.numel() for p in self.ema.parameters()),
+            "scheduler_shift": FlowMatchEulerDiscreteScheduler.from_pretrained(target / "scheduler").config["shift"],
+            "training": self.seen,
+            "train_styles": [meta["style_names"][s] for s in meta["split"]["train_styles"]],
+            "scores": scores,
+            "date": str(date.today()),
+            "concepts": [meta["concepts"][c]["label"] for c in known],
+        }
+        card["weights_sha256"] = mini.weights_hash(self.base)
+        with atomic(target / "card.json") as path:
+            path.write_text(json.dumps(card, indent=1))
+        return card

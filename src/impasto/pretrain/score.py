@@ -1,0 +1,110 @@
+"""Scores of a base model, and its sample grid. Judges report here; nothing is chosen by them.
+
+500 random prompts "{label}, {style description}" of train style x known concept, the pipeline's own sampling, seed 0.
+Beside each share stands what the same judge gives the true pictures of the same cells.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from impasto.artworld import ArtWorld, load_meta
+from impasto.artworld.captions import prompt
+from impasto.artworld.judges import Judges
+
+STEPS, GUIDANCE = 28, 4.0
+GRID_STYLES = ("twemoji", "noto-v1", "openmoji", "fluent-emoji-high-contrast", "emojione-v1", "openmoji-black")
+GRID_THINGS = ("rocket", "penguin", "hamburger", "bicycle", "cactus", "tram", "monkey face", "guitar", "sailboat",
+               "mushroom", "camera", "Christmas tree")  # fmt: skip
+
+
+def sample_images(
+    pipe: StableDiffusion3Pipeline,
+    prompts: Sequence[str],
+    seed: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    batch: int = 24,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """uint8 [n, 128, 128, 3]; picture i starts from torch.Generator("cpu").manual_seed(seed + i)."""
+    pipe.set_progress_bar_config(disable=True)
+    out = []
+    for start in range(0, len(prompts), batch):
+        some = list(prompts[start : start + batch])
+        generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(some))]
+        pictures = pipe(
+            some,
+            height=128,
+            width=128,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            max_sequence_length=1,
+            output_type="np",
+        ).images  # type: ignore[union-attr]
+        out.append(np.round(np.asarray(pictures) * 255).astype(np.uint8))
+        if progress:
+            progress(start + len(some), len(prompts))
+    return np.concatenate(out)
+
+
+def tensor(rgb: np.ndarray) -> torch.Tensor:
+    """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [0, 1], as the judges want it."""
+    return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
+
+
+def random_cells(world: ArtWorld, n: int, seed: int) -> np.ndarray:
+    """Indices [n] of random (train style, concept) pictures of `world`."""
+    return np.random.default_rng(seed).integers(len(world), size=n)
+
+
+def judge(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndarray) -> dict[str, float]:
+    """Style accuracy, mean probability of the style, concept top-1 and top-5 of pictures [n] against ids [n]."""
+    style = judges.style(tensor(rgb)).numpy()
+    order = np.argsort(-judges.concept(tensor(rgb)).numpy(), axis=1)[:, :5]
+    return {
+        "style_accuracy": float((style.argmax(1) == styles).mean()),
+        "style_probability": float(style[np.arange(len(rgb)), styles].mean()),
+        "concept_top1": float((order[:, 0] == concepts).mean()),
+        "concept_top5": float((order == concepts[:, None]).any(1).mean()),
+    }
+
+
+def score_base(
+    pipe: StableDiffusion3Pipeline,
+    world: ArtWorld,
+    judges: Judges,
+    n: int = 500,
+    seed: int = 0,
+    guidance: float = GUIDANCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The card's scores: generated, true, and style as a share of what the judge gives the true pictures."""
+    meta = load_meta()
+    rows = random_cells(world, n, seed)
+    styles, concepts = world.style_id[rows], world.concept_id[rows]
+    rng = np.random.default_rng(seed)
+    prompts = [
+        prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][rng.integers(2)])
+        for s, c in zip(styles, concepts, strict=True)
+    ]
+    made = judge(judges, sample_images(pipe, prompts, seed, guidance=guidance, progress=progress), styles, concepts)
+    true = judge(judges, world.rgb()[rows], styles, concepts)
+    share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
+    settings = {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
+    return {"generated": made, "true": true, "style_share": share, **settings}
+
+
+def sample_grid(pipe: StableDiffusion3Pipeline, seed: int = 0, guidance: float = GUIDANCE) -> Image.Image:
+    """The fixed grid of 6 styles x 12 things, labelled nowhere: rows and columns are GRID_STYLES and GRID_THINGS."""
+    meta = load_meta()
+    words = {style["name"]: style["descriptions"][0] for style in meta["styles"]}
+    prompts = [prompt(thing, words[style]) for style in GRID_STYLES for thing in GRID_THINGS]
+    rgb = sample_images(pipe, prompts, seed, guidance=guidance)
+    rows = [np.concatenate(list(rgb[k : k + 12]), 1) for k in range(0, len(rgb), 12)]
+    return Image.fromarray(np.concatenate(rows, 0))

@@ -1,0 +1,75 @@
+"""The closed-form encoder, and what a decoder session does."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from impasto.artworld import load_slice
+from impasto.pretrain import autoencoder as ae
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return load_slice().rgb()[:40]
+
+
+@pytest.fixture(scope="module")
+def codec(pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return ae.principal_components(torch.from_numpy(pictures))
+
+
+def test_the_encoder_is_the_plain_convolution(pictures, codec):
+    torch.manual_seed(0)
+    vae = ae.new_autoencoder()
+    ae.write_encoder(vae, *codec)
+    x = torch.from_numpy(pictures[:4]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+    expected = F.conv2d(x, *codec, stride=8)
+    assert torch.allclose(posterior.mean, expected, atol=2e-3)
+    assert float(posterior.std.max()) < 1e-6  # deterministic
+
+
+def test_the_encoder_survives_fp16_storage(pictures, codec):
+    vae = ae.new_autoencoder()
+    ae.write_encoder(vae, *codec)
+    x = torch.from_numpy(pictures[:4]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        stored = vae.half().float().encode(x).latent_dist.mean
+    expected = F.conv2d(x, *codec, stride=8)
+    assert float((stored - expected).pow(2).mean().sqrt()) < 0.01 * float(expected.std())
+
+
+def test_components_are_centred_ordered_and_of_unit_scale(pictures, codec):
+    kernel, bias = codec
+    assert kernel.shape == (16, 3, 8, 8) and bias.shape == (16,)
+    loud = kernel.flatten(1).norm(dim=1)  # 1 / sqrt(spread): rises as the components get quieter
+    assert bool((loud[1:] >= loud[:-1] - 1e-6).all())
+    flat = F.conv2d(torch.zeros(1, 3, 8, 8), kernel, bias, stride=8)
+    assert float(flat.abs().max()) < 10
+
+
+def test_linear_decoding_is_a_projection(pictures, codec):
+    """Decoding and encoding again changes nothing: latents are all it keeps."""
+    kernel, bias = codec
+    weight = kernel.reshape(16, -1).double()
+    x = torch.from_numpy(pictures[:4]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    patches = F.unfold(x, 8, stride=8).transpose(1, 2)
+    y = (patches @ weight.T) @ torch.linalg.pinv(weight).T
+    assert torch.allclose(y @ weight.T, patches @ weight.T, atol=1e-8)
+    assert ae.linear_psnr(pictures[:4], kernel, bias).min() > 10
+
+
+def test_a_decoder_session_learns_stops_and_goes_on(pictures, codec, tmp_path):
+    torch.manual_seed(0)
+    vae = ae.new_autoencoder()
+    ae.write_encoder(vae, *codec)
+    before = ae.psnr(vae, pictures[:4]).mean()
+    ae.train_decoder(vae, *codec, pictures, tmp_path, total_minutes=0.12)
+    assert ae.psnr(vae, pictures[:4]).mean() > before + 0.5
+    first = ae.load_state(tmp_path, {})
+    ae.train_decoder(vae, *codec, pictures, tmp_path, total_minutes=0.15)
+    second = ae.load_state(tmp_path, {})
+    assert first is not None and second is not None
+    assert second["step"] > first["step"] and second["seconds"] > first["seconds"]
