@@ -81,15 +81,23 @@ def evaluate(args: list[str]) -> Result:
 def report(args: list[str]) -> Result:
     """One HTML page about a style: pictures, scores, curves."""
 
-    def report(run: Annotated[Path, tyro.conf.Positional]) -> Result:
+    def report(
+        run: Annotated[Path, tyro.conf.Positional],
+        generated: Path | None = None,
+        title: str | None = None,
+        out: Path | None = None,
+    ) -> Result:
         """Write the report of a style folder.
 
         Args:
             run: The style folder, as `impasto train` writes it.
+            generated: Its pictures; its own images or previews when not given.
+            title: The heading; the name of the folder when not given.
+            out: The HTML file; report.html in the folder when not given.
         """
         from impasto.report import report
 
-        return report(run)
+        return report(run, generated, title=title, out=out)
 
     return parse(report, args, "report")
 
@@ -97,15 +105,27 @@ def report(args: list[str]) -> Result:
 def demo(args: list[str]) -> Result:
     """One reference picture, two recipes, side by side: about three minutes on two cores."""
 
-    def demo(out: Path = Path("runs/demo")) -> Result:
+    def demo(
+        out: Path = Path("runs/demo"),
+        style: str = "unifont",
+        concept: str | None = None,
+        base: str = "mini-sd3",
+        seed: int = 0,
+        steps: int | None = None,
+    ) -> Result:
         """Run the demo.
 
         Args:
             out: Folder for everything that it makes.
+            style: A style that the base never saw.
+            concept: What the reference shows.
+            base: Base model.
+            seed: Of training and pictures.
+            steps: Training steps of both recipes; the base's own when not given.
         """
         from impasto.demo import demo
 
-        return demo(out)
+        return demo(out, style, concept, base, seed, steps)
 
     return parse(demo, args, "demo")
 
@@ -138,18 +158,22 @@ def pretrain(args: list[str]) -> Result:
         minutes: float | None = None,
         resume: bool = False,
         device: str = "auto",
+        concepts: str = "core_everywhere",
+        export: bool = False,
     ) -> Result:
-        """Pretrain an embedded base model.
+        """Pretrain an embedded base model, draw its grid, score it.
 
         Args:
             base: mini-sd3.
-            minutes: Stop after so many minutes.
+            minutes: Stop after so many minutes; 0 only scores and exports what is there.
             resume: Go on from the last checkpoint.
             device: cpu, cuda or auto.
+            concepts: What it learns: core_everywhere, core_concepts or all.
+            export: Write weights and card into the package.
         """
         from impasto.pretrain import pretrain
 
-        return pretrain(base, minutes=minutes, resume=resume, device=device)
+        return pretrain(base, minutes, resume, device, concepts, export=export)
 
     return parse(pretrain, args, "pretrain")
 
@@ -212,7 +236,7 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
 
 
 def show(result: Result) -> None:
-    """The result for a person: its plain values, one per line; a noise histogram as bars."""
+    """A result for a person: its plain values, one per line; a noise histogram as bars."""
     for key, value in result.items():
         if key == "noise" and isinstance(value, dict):
             from impasto.plan import bars
@@ -224,6 +248,22 @@ def show(result: Result) -> None:
             print(f"{key}: {len(value)}")
         elif not isinstance(value, dict):
             print(f"{key}: {value}")
+
+
+def show_scores(result: Result) -> None:
+    """The scores as a table, beside those of the true pictures and of the base."""
+    from rich.console import Console
+
+    from impasto.evaluate import scores_table
+
+    columns = {"pictures": result, "base": result["base"], "true": result["true"]}
+    Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))
+    for note in result["notes"]:
+        print(note)
+
+
+SHOW: dict[str, Callable[[Result], None]] = {"evaluate": show_scores, "demo": lambda result: None}
+"""How a command's result is shown, where `show` would not do; the demo shows itself."""
 
 
 def usage() -> str:
@@ -275,5 +315,5 @@ def main() -> None:
     if result is not None and as_json:
         print(json.dumps(result))
     elif result is not None and code == 0:
-        show(result)
+        SHOW.get(args[0], show)(result)
     sys.exit(code)

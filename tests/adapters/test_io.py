@@ -89,7 +89,7 @@ def changed(style, folder, change):
 
 def test_a_missing_tensor_raises(style, pipe, tmp_path):
     key = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"
-    with pytest.raises(UserError, match="missing .*to_q.lora_B"):
+    with pytest.raises(UserError, match=r"missing .*to_q\.lora_B"):
         load_style(pipe, changed(style, tmp_path, lambda tensors: tensors.pop(key)))
     assert not pipe.get_list_adapters()
 

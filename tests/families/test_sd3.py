@@ -116,6 +116,9 @@ def test_the_hash_knows_weights_and_configs_and_nothing_else(tiny_sd3, tmp_path)
     copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
     (copy / "README.md").write_text("hello")
     (copy / "impasto.json").write_text("{}")
+    text = copy / "text_encoder" / "config.json"
+    text.write_text(text.read_text().replace('"transformers_version": "5', '"transformers_version": "6'))
+    assert text.read_text() != (tiny_sd3 / "text_encoder" / "config.json").read_text()
     assert folder_hash(copy) == folder_hash(tiny_sd3)
     config = copy / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("3.0", "2.0"))

@@ -93,19 +93,30 @@ def locate(base: str) -> Path:
 def folder_hash(folder: Path) -> str:
     """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else.
 
-    A file that is a link into the hub's cache is known there by its sha256 already.
+    A weight file that is a link into the hub's cache is known there by its sha256 already; the versions of libraries
+    that configs state do not count.
     """
     total = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         inside = len(file.relative_to(folder).parts) > 1 or file.name == "model_index.json"
         if not inside or not file.is_file() or file.suffix not in {".safetensors", ".json", ".txt", ".model"}:
             continue
-        blob = file.resolve().name
-        if not re.fullmatch(r"[0-9a-f]{64}", blob):
-            with file.open("rb") as stream:
-                blob = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()} {blob}\n".encode())
+        total.update(f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n".encode())
     return total.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of one file of a base."""
+    blob = file.resolve().name
+    if file.suffix == ".safetensors" and re.fullmatch(r"[0-9a-f]{64}", blob):
+        return blob
+    if file.name.endswith(("config.json", "model_index.json")):
+        content = json.loads(file.read_text())
+        for key in ("_diffusers_version", "transformers_version"):
+            content.pop(key, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def place(device: str, precision: str) -> tuple[str, str]:
