@@ -21,7 +21,9 @@ def run(out, base, **more):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_sd3):
     out = tmp_path_factory.mktemp("demo") / "runs"
-    return out, run(out, tiny_sd3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPASTO_CACHE", str(out.parent / "cache"))
+        return out, run(out, tiny_sd3)
 
 
 def test_everything_is_there(finished):
@@ -36,6 +38,9 @@ def test_everything_is_there(finished):
     for name in (*RECIPES, "base"):
         assert written[name]["images_scored"] == 2 and written[name]["style_accuracy"] is not None
         assert "images" not in written[name]
+    for name, share in result["about"]["concept_top5_of_base"].items():
+        base = result["base"]["concept_top5"]
+        assert share == (result[name]["concept_top5"] / base if base else None)
     assert Image.open(out / "reference.png").size == (128, 128)
 
 

@@ -61,6 +61,10 @@ class Plan:
         """ "{label}, {style words}"."""
         return f"{load_meta()['concepts'][concept]['label']}, {self.words}"
 
+    def folder(self, name: str, strength: float) -> Path:
+        """Where the pictures of a recipe, or of "base", at a strength lie."""
+        return self.out / name / ("images" if strength == 1 else f"strength-{strength:g}")
+
 
 def demo(
     out: Path | str = "runs/demo",
@@ -89,23 +93,18 @@ def demo(
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
     encoder = load_encoder() if encoder == "clip" else encoder
+    points = [("base", 1.0), *((name, s) for name in RECIPES for s in sorted({*strengths, 1.0}))]
+    scores = {}
     with stages(console) as stage:
         for name, config in configs.items():
             train_once(config, stage(f"train {name}", config.steps))
-        for name in ("base", *RECIPES):
-            draw(plan, plan.out / name / "images", name, 1.0, stage(f"draw {name}", count))
-        scores = {name: score(plan, plan.out / name / "images", judges, encoder) for name in ("base", *RECIPES)}
-        sweep = {name: [] for name in RECIPES}
-        for name in RECIPES:
-            for strength in sorted({*strengths, 1.0}):
-                folder = plan.out / name / ("images" if strength == 1 else f"strength-{strength:g}")
-                if strength != 1:
-                    draw(plan, folder, name, strength, stage(f"draw {name}:{strength:g}", count))
-                    result = score(plan, folder, judges, encoder)
-                sweep[name].append({"strength": strength, **brief(scores[name] if strength == 1 else result)})
-    results = {name: brief(scores[name]) for name in (*RECIPES, "base")} | {"true": scores["base"]["true"]}
-    seconds = time.perf_counter() - started
-    results["about"] = about(plan, configs, seconds)
+        for name, strength in points:
+            draw(plan, name, strength, stage(f"draw {name}" + (f":{strength:g}" if strength != 1 else ""), count))
+            scores[name, strength] = score(plan, name, strength, judges, encoder)
+    results = {name: brief(scores[name, 1.0]) for name in (*RECIPES, "base")} | {"true": scores["base", 1.0]["true"]}
+    sweep = {name: [{"strength": s, **brief(scores[name, s])} for n, s in points if n == name] for name in RECIPES}
+    results["about"] = about(plan, configs) | {"concept_top5_of_base": kept(results)}
+    results["about"]["seconds"] = round(time.perf_counter() - started, 1)
     write_json(plan.out / "strengths.json", sweep | {"base": results["base"], "true": results["true"]})
     write_json(plan.out / "scores.json", results)
     grid(plan).save(plan.out / "grid.png")
@@ -171,8 +170,9 @@ def train_once(config: TrainConfig, tick: Tick) -> None:
     tick(config.steps, config.steps)
 
 
-def draw(plan: Plan, folder: Path, name: str, strength: float, tick: Tick) -> None:
-    """24 pictures into `folder`, by the same call as `impasto generate`; nothing when they are all there."""
+def draw(plan: Plan, name: str, strength: float, tick: Tick) -> None:
+    """The pictures of a recipe or of "base", as `impasto generate` draws them; nothing when they are all there."""
+    folder = plan.folder(name, strength)
     styles = () if name == "base" else (f"{plan.out / name}:{strength:g}",)
     prompts = [plan.prompt(concept) for concept in plan.prompts_for]
     if folder.is_dir() and drawn(folder) == prompts:
@@ -191,15 +191,15 @@ def drawn(folder: Path) -> list[str | None]:
         return []
 
 
-def score(plan: Plan, folder: Path, judges: Judges, encoder: Any) -> dict[str, Any]:
-    """`impasto evaluate` of a folder; the two main ones beside the base's pictures."""
+def score(plan: Plan, name: str, strength: float, judges: Judges, encoder: Any) -> dict[str, Any]:
+    """`impasto evaluate`; the recipes at full strength beside the base's pictures."""
     meta = load_meta()
     return evaluate(
-        folder,
+        plan.folder(name, strength),
         meta["style_names"][plan.style],
         reference=plan.out / "reference.png",
         reference_concept=meta["concepts"][plan.concept]["label"],
-        base_images=plan.out / "base" / "images" if folder.parent.name in RECIPES and folder.name == "images" else None,
+        base_images=plan.folder("base", 1.0) if name != "base" and strength == 1 else None,
         judges=judges,
         encoder=encoder,
     )
@@ -210,8 +210,14 @@ def brief(scores: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in scores.items() if key not in ("images", "true", "base", "notes", "folder")}
 
 
-def about(plan: Plan, configs: dict[str, TrainConfig], seconds: float) -> dict[str, Any]:
-    """What was run, and how long it took (a run that found everything in place is fast)."""
+def kept(results: dict[str, Any]) -> dict[str, float | None]:
+    """Concept top-5 of each recipe as a share of the base's on the same prompts; None where the base has none."""
+    base = results["base"]["concept_top5"]
+    return {name: results[name]["concept_top5"] / base if base else None for name in RECIPES}
+
+
+def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
+    """What was run."""
     meta = load_meta()
     return {
         "style": meta["style_names"][plan.style],
@@ -221,7 +227,6 @@ def about(plan: Plan, configs: dict[str, TrainConfig], seconds: float) -> dict[s
         "steps": {name: config.steps for name, config in configs.items()},
         "strength": 1.0,
         "seed": plan.seed,
-        "seconds": round(seconds, 1),
     }
 
 
@@ -231,7 +236,7 @@ def grid(plan: Plan) -> Image.Image:
     labels = [load_meta()["concepts"][i]["label"] for i in plan.prompts_for]
     rows: dict[str, list[Image.Image | None]] = {"true": [truths.get(i) for i in plan.prompts_for]}
     for name in ("base", "sd3-sampler", "style-friendly"):
-        rows[name] = [sample.image for sample in read_folder(plan.out / name / "images")]
+        rows[name] = [sample.image for sample in read_folder(plan.folder(name, 1.0))]
     title = f"one reference: {plan.prompt(plan.concept)}"
     return sheet(rows, labels, title=title, reference=open_image(plan.out / "reference.png")[0])
 
@@ -253,6 +258,11 @@ def show(console: Console, plan: Plan, results: dict[str, Any]) -> None:
     order = {"base": "base", "sd3-sampler": "SD3 sampler", "style-friendly": "style-friendly", "true": "true"}
     title = f"{results['about']['style']} from one {results['about']['reference']}, mean [95 %]"
     console.print(scores_table({order[key]: results[key] for key in order}, title, TABLE))
+    shares = results["about"]["concept_top5_of_base"].items()
+    console.print(
+        "concept top-5 as a share of the base's: "
+        + ", ".join(f"{name} {'unknown' if share is None else format(share, '.2f')}" for name, share in shares)
+    )
     console.print(f"{plan.out / 'report.html'}  {plan.out / 'grid.png'}  ({results['about']['seconds']:.0f} s)")
 
 

@@ -65,9 +65,8 @@ def picture(source: Image.Image | Path, alt: str) -> Html:
     return el("img", src=data_uri(source), alt=alt, loading="lazy")
 
 
-def table(head: list[str], rows: list[list[str]], caption: str = "") -> Html:
+def table(head: list[str], rows: list[list[str]]) -> Html:
     """A table whose first column names the row; it scrolls sideways by itself on a narrow screen."""
     first = el("tr", *(el("th", cell, scope="col") for cell in head))
     body = (el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:])) for row in rows)
-    inner = (el("caption", caption) if caption else None, el("thead", first), el("tbody", *body))
-    return el("div", el("table", *inner), class_="wide")
+    return el("div", el("table", el("thead", first), el("tbody", *body)), class_="wide")

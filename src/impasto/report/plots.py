@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from impasto.report.html import Html, el
 
 WIDTH, HEIGHT = 560, 320
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 18, 48
+LEFT, RIGHT, TOP, BOTTOM = 68, 18, 18, 52
 Points = Sequence[tuple[float, float]]
 Span = Sequence[float]
 

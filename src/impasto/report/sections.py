@@ -89,7 +89,7 @@ def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
     if not rows:
         return None
     caption = "Means over the images; small print: 95 % intervals (Wilson for shares, bootstrap otherwise)."
-    return el("section", el("h2", "Scores"), table(["", *known], rows, caption))
+    return el("section", el("h2", "Scores"), el("p", caption, class_="faint"), table(["", *known], rows))
 
 
 def _cell(name: str, scores: Scores) -> str:
