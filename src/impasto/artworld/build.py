@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -46,15 +45,15 @@ def build(
     a package with a wrong hash, an unknown style, and a folder that cannot be written; no data file is then touched.
     """
     folder = _writable(Path(out) if out is not None else cache_dir())
-    console = Console(stderr=True, file=sys.stderr, quiet=not progress)
     wanted = _wanted(styles, sharealike)
     pairs = _pairs()
     keys = {style: _key(style, pairs[style]) for style in wanted}
     target, work = folder / DATA_NAME, folder / ".build"
     present = _contents(target)
     if present != keys:
-        parts, skipped = _parts(keys, pairs, present, target, work, console)
-        _join(target, {style: keys[style] for style in parts}, parts)
+        parts, skipped = _parts(keys, pairs, present, target, work, progress)
+        if present != (built := {style: keys[style] for style in parts}):
+            _join(target, built, parts)
         _write_meta(folder, parts, skipped)
         shutil.rmtree(work, ignore_errors=True)
     else:
@@ -115,13 +114,14 @@ def _contents(path: Path) -> dict[str, str]:
 
 
 def _parts(
-    keys: dict[str, str], pairs: Pairs, present: dict[str, str], target: Path, work: Path, console: Console
+    keys: dict[str, str], pairs: Pairs, present: dict[str, str], target: Path, work: Path, progress: bool
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Every style's arrays (see `_encode`), rendered or taken from an earlier run; and why the others are skipped."""
-    parts, skipped = {}, {}
+    parts, skipped, existed = {}, {}, work.parent.exists()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
     try:
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console, disable=not progress) as bar:
             total = bar.add_task("art world", total=sum(len(pairs[style]) for style in keys))
             for style, key in keys.items():
                 part = work / "parts" / f"{style}-{key}.safetensors"
@@ -141,8 +141,8 @@ def _parts(
                     console.print(f"skipped {style}: {reason}", highlight=False)
                 bar.advance(total, len(pairs[style]))
     finally:
-        for empty in (work / "downloads", work / "parts", work, work.parent):  # an early failure leaves nothing behind
-            if empty.is_dir() and not any(empty.iterdir()):
+        for empty in (work / "downloads", work / "parts", work, *([] if existed else [work.parent])):
+            if empty.is_dir() and not any(empty.iterdir()):  # an early failure leaves nothing behind
                 empty.rmdir()
     if not parts:
         raise UserError("none of the art world's packages is to be had here: " + "; ".join(skipped.values()))
@@ -187,14 +187,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _from_data_file(path: Path, style: str) -> dict[str, np.ndarray]:
     """One style of an existing data file, as `_encode` would give it."""
-    data = _read(path)
-    rows = np.flatnonzero(data["style_id"] == load_meta()["style_names"].index(style))
-    start, stop = data["offset"][rows[0]], data["offset"][rows[-1] + 1]
-    return {
-        "webp": data["webp"][start:stop],
-        "size": np.diff(data["offset"])[rows],
-        "concept_id": data["concept_id"][rows],
-    }
+    with safe_open(path, "numpy") as file:
+        rows = np.flatnonzero(file.get_tensor("style_id") == load_meta()["style_names"].index(style))
+        offset = file.get_tensor("offset")[rows[0] : rows[-1] + 2]
+        return {
+            "webp": file.get_slice("webp")[int(offset[0]) : int(offset[-1])],
+            "size": np.diff(offset),
+            "concept_id": file.get_tensor("concept_id")[rows],
+        }
 
 
 def _join(target: Path, keys: dict[str, str], parts: dict[str, dict[str, np.ndarray]]) -> None:

@@ -1,5 +1,7 @@
 """Colours with names that captions can say: name -> (r, g, b), 0..255."""
 
+from functools import cache
+
 RGB = tuple[int, int, int]
 
 DARK: dict[str, RGB] = {
@@ -68,6 +70,7 @@ BACKGROUNDS: dict[str, RGB] = {
 }
 
 
+@cache
 def luminance(rgb: RGB) -> float:
     """0.299 r + 0.587 g + 0.114 b, in 0..1."""
     return (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]) / 255

@@ -40,7 +40,7 @@ def fit(rgba: np.ndarray, size: int = SIZE) -> np.ndarray:
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
     canvas = np.zeros((size, size, 4), np.uint8)
     y, x = (size - h) // 2, (size - w) // 2
-    canvas[y : y + h, x : x + w] = Image.fromarray(cropped).resize((w, h), Image.Resampling.LANCZOS)
+    canvas[y : y + h, x : x + w] = np.asarray(Image.fromarray(cropped).resize((w, h), Image.Resampling.LANCZOS))
     canvas[canvas[..., 3] == 0] = 0
     return canvas
 
@@ -158,7 +158,7 @@ def _glyphs(files: Files, patterns: list[str]) -> Callable[[str], tuple[str, tup
             _import_extra("brotli")
         font = TTFont(io.BytesIO(files[name]), lazy=True)
         glyph_set = font.getGlyphSet()
-        for code_point, glyph_name in font.getBestCmap().items():
+        for code_point, glyph_name in (font.getBestCmap() or {}).items():
             owner.setdefault(code_point, (font["head"].unitsPerEm, glyph_set, glyph_name))  # type: ignore[attr-defined]
 
     def glyph(code_point: str) -> tuple[str, tuple[float, ...], int]:

@@ -90,7 +90,7 @@ def apt_download(name: str, version: str, folder: Path) -> Path:
     download = ["apt-get", "-qq", "download", f"{name}={version}"]
     done = _run(download, folder)
     if done.returncode:
-        private = _private_lists(folder.parent / "apt")
+        private = _private_lists(folder / "apt")
         _run(["apt-get", "-qq", *private, "update"], folder)
         done = _run([download[0], *private, *download[1:]], folder)
     archives = sorted(folder.glob("*.deb"))

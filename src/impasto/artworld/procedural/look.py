@@ -87,10 +87,11 @@ class Draw:
 
     def colour(self, pool: dict[str, RGB] = NAMED, apart: Sequence[Colour] = (), by: float = 0.3) -> Colour:
         """One of the pool's colours with another name and luminance (by at least `by`) than those of `apart`."""
+        others = {other.name: other.light for other in apart}
         far = {
-            name: min((abs(luminance(rgb) - other.light) for other in apart), default=1.0)
+            name: min((abs(luminance(rgb) - light) for light in others.values()), default=1.0)
             for name, rgb in pool.items()
-            if all(name != other.name for other in apart)
+            if name not in others
         }
         good = [name for name, distance in far.items() if distance >= by] or [max(far, key=lambda name: far[name])]
         name = some(good, self.rng)
