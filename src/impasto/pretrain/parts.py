@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from impasto.artworld import load, load_meta
 from impasto.artworld.captions import BACKGROUNDS
 from impasto.artworld.procedural import random_look
+from impasto.artworld.world import over
 from impasto.errors import UserError
 from impasto.paths import MODELS, atomic, cache_dir
 from impasto.pretrain import autoencoder as ae
@@ -119,8 +120,7 @@ def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: 
     Where the package already has an encoder, it is kept as it is: bases are bound to it.
     """
     export = export or MODELS / "autoencoder"
-    world = train_world()
-    rgb, kept = world.rgb(), np.arange(len(world)) % VALIDATION == 7
+    rgb, kept = train_pictures()
     train = np.ascontiguousarray(rgb[~kept])
     torch.manual_seed(0)
     vae = ae.new_autoencoder()
@@ -137,6 +137,13 @@ def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: 
     folder = folder or cache_dir("pretrain", "autoencoder")
     vae = ae.train_decoder(vae, kernel, bias, train, folder, minutes, rgb[kept][:64])
     return export_autoencoder(vae, kernel, bias, train, export, folder)
+
+
+def train_pictures() -> tuple[np.ndarray, np.ndarray]:
+    """(the train styles' pictures uint8 [n, 128, 128, 3], which of them are kept for validation [n])."""
+    world = load()
+    rows = np.flatnonzero(np.isin(world.style_id, load_meta()["split"]["train_styles"]))
+    return over(world.rgba[rows], (255, 255, 255)), rows % VALIDATION == 7
 
 
 @torch.no_grad()
