@@ -111,3 +111,16 @@ def test_unknown_things_are_named(held_out, tmp_path):
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path / "artworld"
+
+
+def test_data_md_names_every_set_in_its_version():
+    from pathlib import Path
+
+    from impasto.artworld.sources import sources
+
+    rows = [line.split("|") for line in (Path(__file__).parents[2] / "DATA.md").read_text().splitlines()]
+    listed = {
+        row[2].strip(): (row[3].strip().removeprefix("Debian "), row[4].strip()) for row in rows if len(row) == 10
+    }
+    for style, entry in sources()["styles"].items():
+        assert listed[style] == (entry["package"], sources()["packages"][entry["package"]]["version"])
