@@ -80,9 +80,11 @@ def test_second_run_reuses_what_is_there(finished, tiny_sd3, monkeypatch):
 
 def test_other_settings_start_afresh(tmp_path, tiny_sd3):
     run(tmp_path / "runs", tiny_sd3)
-    result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, strengths=())
+    result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, seed=7, strengths=())
     assert result["base"]["images_scored"] == 3 and result["about"]["reference"] == "pig face"
     assert not (tmp_path / "runs" / "style-friendly" / "strength-0.5").exists()
+    for recipe in RECIPES:
+        assert "seed = 7" in (tmp_path / "runs" / recipe / "recipe.toml").read_text()
 
 
 def test_bad_input(tmp_path, tiny_sd3):
