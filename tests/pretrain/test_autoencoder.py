@@ -31,6 +31,16 @@ def test_the_encoder_is_the_plain_convolution(pictures, codec):
     assert float(posterior.std.max()) < 1e-6  # deterministic
 
 
+def test_the_codec_can_be_read_back(codec):
+    vae = ae.new_autoencoder()
+    ae.write_encoder(vae, *codec)
+    kernel, bias = ae.read_encoder(vae)
+    assert torch.allclose(kernel, codec[0], atol=1e-3) and torch.allclose(bias, codec[1], atol=1e-3)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="not linear"):
+        ae.read_encoder(ae.new_autoencoder())
+
+
 def test_the_encoder_survives_fp16_storage(pictures, codec):
     vae = ae.new_autoencoder()
     ae.write_encoder(vae, *codec)

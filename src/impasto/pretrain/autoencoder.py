@@ -147,6 +147,23 @@ def write_encoder(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor) 
 
 
 @torch.no_grad()
+def read_encoder(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
+    """(kernel, bias) of an encoder made by `write_encoder`: its answers to a flat patch and to one pixel more of each.
+
+    Encoding by this convolution is some hundred times faster. Raises ValueError for an encoder that is not linear.
+    """
+    unit = torch.eye(3 * PATCH * PATCH).reshape(-1, 3, PATCH, PATCH)
+    x = torch.cat([torch.zeros(1, 3, PATCH, PATCH), unit]).to(vae.device)
+    z = vae.encode(x).latent_dist.mean[:, :, 0, 0]
+    kernel, bias = (z[1:] - z[0]).T.reshape(LATENTS, 3, PATCH, PATCH), z[0]
+    probe = torch.rand(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).to(vae.device) * 2 - 1
+    off = float((vae.encode(probe).latent_dist.mean - F.conv2d(probe, kernel, bias, stride=PATCH)).abs().max())
+    if off > 0.02:
+        raise ValueError(f"this encoder is not linear: it differs from its impulse response by {off:.3f}")
+    return kernel, bias
+
+
+@torch.no_grad()
 def linear_psnr(rgb: np.ndarray, kernel: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
     """PSNR in dB of each picture uint8 [n, h, w, 3] through the latents and their best *linear* decoder."""
     weight = kernel.reshape(LATENTS, -1).double()

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from impasto.families.mini import ZERO_WIDTH
+from impasto.pretrain.autoencoder import PATCH, read_encoder
 from impasto.pretrain.clip import WIDTH, tokens
 from impasto.pretrain.pool import Pool
 
@@ -64,11 +65,12 @@ class Bank:
 @torch.no_grad()
 def make_bank(pool: Pool, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
     """Encode every picture once and write CAPTIONS captions for each."""
-    vae = vae.to(device)
+    kernel, bias = read_encoder(vae.to(device))
     latents = []
-    for start in range(0, len(pool.rgb), 64):
-        x = torch.from_numpy(pool.rgb[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half())
+    for start in range(0, len(pool.rgb), 256):
+        x = torch.from_numpy(pool.rgb[start : start + 256]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        z = torch.nn.functional.conv2d(x, kernel, bias, stride=PATCH)
+        latents.append((z * vae.config.scaling_factor).half())
     rng = random.Random(f"captions {seed}")
     ids = []
     for start in range(0, len(pool.entries), 512):
