@@ -157,7 +157,7 @@ def test_the_batch_may_be_split_otherwise(config, tmp_path):
 
 def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
     with pytest.raises(StopError):
-        train(config, stop_at(2))
+        train(config, stop_at(3))
     with pytest.raises(UserError, match=r"rank: 4 -> 8.*use another --out"):
         train(replace(config, rank=8))
     with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
@@ -168,11 +168,17 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
     assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
 
 
+def test_a_run_that_never_came_to_a_state_binds_nobody(config):
+    with pytest.raises(UserError, match="to_qq"):
+        train(replace(config, targets=("to_qq",)))
+    assert train(config)["steps"] == 6
+
+
 def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
     from tiny import sd3_folder
 
     with pytest.raises(StopError):
-        train(config, stop_at(2))
+        train(config, stop_at(3))
     with pytest.raises(UserError, match="base_sha256"):
         train(replace(config, base=str(sd3_folder(tmp_path / "other", seed=1))))
 

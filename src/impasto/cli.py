@@ -209,7 +209,7 @@ def cleared(default: Any, args: Sequence[str]) -> Any:
     """`default` without the repeatable values that are given again: flags replace a recipe's list, not add to it."""
     from dataclasses import replace
 
-    for name in ("image", "caption", "preview_prompt"):
+    for name in ("image", "caption", "prior_prompt", "preview_prompt"):
         if last_value(args, name.replace("_", "-")) is not None:
             default = replace(default, **{name: ()})
     return default

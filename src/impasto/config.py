@@ -47,6 +47,10 @@ class TrainConfig:
     """What the loss compares."""
     prior_weight: float = 0.0
     """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
+    prior_batch: int = 2
+    """Pictures of the base per forward pass, when prior_weight is above 0."""
+    prior_prompt: Append[tuple[str, ...]] = ()
+    """A caption that shall stay as it is; may be given several times. Those of the base's card when not given."""
     adapter: str = "lora"
     """Which weights move."""
     rank: int = 32
@@ -107,7 +111,10 @@ FREE = (
 
 def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
-    positive = ("rank", "lr", "steps", "batch", "accumulate", "checkpoint_every", "keep", "size")
+    positive = (
+        *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
+        *("checkpoint_every", "keep", "size"),
+    )
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
     for key in positive + at_least_0:
         value = getattr(config, key)

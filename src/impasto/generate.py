@@ -127,7 +127,7 @@ def sample(
             ).images
         for image, (prompt, seed) in zip(images, part, strict=True):
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
-            info |= {"guidance": guidance, "width": image.width, "height": image.height}
+            info |= {"guidance": guidance, "width": size, "height": size}
             yield image, info | about | {"version": impasto.__version__}
 
 

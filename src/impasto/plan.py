@@ -57,12 +57,13 @@ def bars(noise: dict[str, Any], width: int = 36) -> str:
 
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Every setting as it will be used, and the noise levels; nothing is loaded, nothing written. Raises UserError."""
-    from impasto import adapters, families
+    from impasto import adapters, families, objectives
     from impasto.config import check_ranges
     from impasto.data import captions, references
 
     check_ranges(config)
     adapters.adapter(config.adapter)
+    objectives.objective(config.objective)
     device, precision = families.place(config.device, config.precision)
     for path, _ in captions.pair(config.image, config.caption):
         references.read(path, config.size)

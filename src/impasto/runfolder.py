@@ -116,8 +116,12 @@ def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
 
 
 def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
-    """Raise UserError, the difference shown, when `file` belongs to a run with other settings or inputs."""
-    if not file.exists():
+    """Raise UserError, the difference shown, when `file` belongs to a run with other settings or inputs.
+
+    A run that never came to a saved state binds nobody: what stopped it may be what is being changed.
+    """
+    saved = [*file.parent.glob("state/*.json"), *file.parent.glob("*.safetensors")]
+    if not file.exists() or not saved:
         return
     try:
         before = tomllib.loads(file.read_text())

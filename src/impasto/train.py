@@ -52,11 +52,11 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     pairs = [(references.read(path, config.size), text) for path, text in captions.pair(config.image, config.caption)]
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     family = families.load(config.base, device=config.device, precision=config.precision)
-    objective = objectives.build(config, family)
     run = RunFolder(config, inputs(family, pairs))
     done, state = run.resume()
     try:
         if done < config.steps or not (config.out / WEIGHTS).is_file():
+            objective = objectives.build(config, family)
             previews = Previews(family, config)
             draws = Draws(config, levels, prepare(family, pairs, config.size).to(family.device))
             family.free("encoders", "vae")

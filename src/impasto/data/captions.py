@@ -11,6 +11,7 @@ STYLE_WORDS = """
 style styled stylized stylised art artwork painting drawing sketch illustration rendering render design print
 watercolor watercolour oil crayon pencil ink charcoal pastel mosaic sticker icon icons emoji emojis pixel clipart
 cartoon comic anime manga engraving etching woodcut linocut sculpture collage graffiti font glyph vector flat doodle
+pictogram bitmap pixels outline outlines outlined monochrome silhouette minimalist halftone voxel
 """
 
 

@@ -27,9 +27,20 @@ Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]
 OBJECTIVES = {"denoise": ("impasto.objectives.denoise", "denoise", "mean squared error of the prediction, unweighted")}
 
 
-def build(config: TrainConfig, family: Family) -> Objective:
-    """The objective that the config names. Raises UserError on an unknown name."""
-    if config.objective not in OBJECTIVES:
-        raise UserError(f"unknown objective {config.objective!r}: {nearest(config.objective, list(OBJECTIVES))}")
-    module, function, _ = OBJECTIVES[config.objective]
+def objective(name: str) -> Objective:
+    """The objective called `name`. Raises UserError on an unknown name."""
+    if name not in OBJECTIVES:
+        raise UserError(f"unknown objective {name!r}: {nearest(name, list(OBJECTIVES))}")
+    module, function, _ = OBJECTIVES[name]
     return getattr(import_module(module), function)
+
+
+def build(config: TrainConfig, family: Family) -> Objective:
+    """The objective that the config names, with prior preservation when it has a weight.
+
+    Called before an adapter is added: preservation may let the base draw. Raises UserError on an unknown name.
+    """
+    fit = objective(config.objective)
+    if not config.prior_weight:
+        return fit
+    return import_module("impasto.objectives.prior").build(config, family, fit)

@@ -1,0 +1,1 @@
+"""One file per published system, to be read beside its paper."""

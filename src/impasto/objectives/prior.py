@@ -1,0 +1,91 @@
+"""Prior preservation with the base's own pictures and predictions: nothing has to be collected.
+
+    L = L_objective + w mean || f_theta(z'_t, lam, c') - f_phi(z'_t, lam, c') ||^2
+
+c' are captions from the base's own vocabulary, x' what the base phi itself drew for them (once, cached), and
+z'_t = alpha x' + sigma eps' at the levels that the step trains at; f_phi are the same weights with the adapter off.
+DreamBooth's prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2) with the prediction instead of the noise as
+target, as ai-toolkit's output preservation has it: no noise of its own, and exactly zero as long as nothing has moved.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from impasto.adapters.lora import disabled
+from impasto.config import TrainConfig
+from impasto.data.prepare import cached, stack, text
+from impasto.errors import UserError
+from impasto.families.base import Condition, Family
+from impasto.generate import Sampling, sample
+from impasto.noise.schedule import mix
+from impasto.objectives import Batch, Objective
+
+
+@dataclass(frozen=True)
+class Prior:
+    """`objective` plus `weight` times the distance from the base, on `count` of K pictures x_KCHW per forward pass."""
+
+    objective: Objective
+    weight: float
+    count: int
+    x: Tensor
+    cond: Condition
+
+    def __call__(self, family: Family, batch: Batch, lam_B: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
+        """{"loss", "fit": of the objective, "prior": before the weight}. Draws (picture, eps') from the first items'
+        generators, after what the batch took from them."""
+        parts = self.objective(family, batch, lam_B, generators)
+        own, lam = generators[: self.count], lam_B[: self.count]
+        index = torch.cat([torch.randint(len(self.x), (1,), generator=g) for g in own]).to(self.x.device)
+        eps = torch.stack([torch.randn(self.x.shape[1:], generator=g) for g in own]).to(self.x.device)
+        cond = {name: rows[index] for name, rows in self.cond.items()}
+        z_t = mix(family.schedule, self.x[index], eps, lam)
+        with torch.no_grad(), disabled(family.denoiser):
+            target = family.predict(z_t, lam, cond).float()
+        prior = (family.predict(z_t, lam, cond).float() - target).square().mean()
+        return {"loss": parts["loss"] + self.weight * prior, "fit": parts["loss"].detach(), "prior": prior.detach()}
+
+
+def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
+    """Draw (or find) the base's pictures of `config.prior_prompt`, or of its card's `prior_prompts`, and encode those.
+
+    The denoiser must not carry an adapter yet. Raises UserError when there is no caption to preserve.
+    """
+    prompts = list(config.prior_prompt or family.card.get("prior_prompts", ()))
+    if not prompts:
+        raise UserError("prior_weight needs captions that this base knows: give some with --prior-prompt")
+    sampling = Sampling(size=config.size).on(family)
+    artist = Artist(family, sampling)
+    length = next(iter(family.text_lengths))
+    x = torch.cat([artist.latent(prompt, i) for i, prompt in enumerate(prompts)]).to(family.device)
+    cond = {name: rows.to(family.device) for name, rows in stack([text(family, p, length) for p in prompts]).items()}
+    return Prior(objective, config.prior_weight, min(config.prior_batch, config.batch), x, cond)
+
+
+class Artist:
+    """Draws latents with the base's own pipeline, which is loaded when the cache lacks one."""
+
+    def __init__(self, family: Family, sampling: Sampling) -> None:
+        self.family, self.sampling, self.pipe = family, sampling, None
+
+    def latent(self, prompt: str, seed: int) -> Tensor:
+        """(1, C, h, w): the base's picture of `prompt` from `seed`."""
+        key: dict[str, Any] = {"picture of": prompt, "seed": seed, "base": self.family.hash}
+        key |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance, "size": self.sampling.size}
+        return cached(key, lambda: {"x": self.draw(prompt, seed)})["x"]
+
+    def draw(self, prompt: str, seed: int) -> Tensor:
+        family = self.family
+        if self.pipe is None:
+            parts: dict[str, Any] = dict.fromkeys(family.encoder_parts)
+            self.pipe = family.pipeline(**parts, **{family.part: family.denoiser})
+        length = next(iter(family.text_lengths))
+        extra = {"output_type": "latent"}
+        pictures = sample(
+            family, self.pipe, [(prompt, seed)], lambda p: text(family, p, length), self.sampling, {}, extra
+        )
+        latent: Any = next(pictures)[0]
+        return latent[None].float()

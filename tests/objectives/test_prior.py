@@ -1,0 +1,112 @@
+"""Prior preservation: the base's own pictures, drawn once; zero at the start; a pull back to the base later."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from impasto import objectives
+from impasto.adapters.lora import add, disabled
+from impasto.config import resolve
+from impasto.data import references
+from impasto.data.prepare import prepare
+from impasto.errors import UserError
+from impasto.families import load
+from impasto.noise.random import generators
+from impasto.plan import noise_law
+from impasto.train import Draws, train
+
+CAPTION = "a rocket in pixel art style"
+
+
+@pytest.fixture
+def config(tiny_sd3, picture, tmp_path):
+    settings = {"image": [str(picture)], "caption": [CAPTION], "rank": 4, "preview": False, "tensorboard": False}
+    prior = {"prior_weight": 2.0, "prior_prompt": ["a cat", "a star"]}
+    return resolve("style-friendly", str(tiny_sd3), out=str(tmp_path / "run"), **settings, **prior)
+
+
+@pytest.fixture
+def parts(config, picture):
+    """(family, objective, its batch, lam, generators, the adapter's parameters)."""
+    family = load(config.base, device="cpu")
+    objective = objectives.build(config, family)
+    parameters = add(family, rank=4, alpha=None, targets=config.targets, seed=0)
+    draws = Draws(config, noise_law(config), prepare(family, [(references.read(picture), CAPTION)], 16))
+    batch, lam, own = draws(1, 0)
+    return family, objective, batch, lam, own, parameters
+
+
+def disturb(parameters, size=0.2):
+    shared = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            if "lora_B" in name:
+                p.copy_(size * torch.randn(p.shape, generator=shared))
+
+
+def test_the_pictures_are_the_base_s_own(config, tiny_sd3):
+    from diffusers import StableDiffusion3Pipeline
+
+    prior = objectives.build(config, load(config.base, device="cpu"))
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
+    call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_sequence_length": 1, "output_type": "latent"}
+    for i, prompt in enumerate(config.prior_prompt):
+        theirs = pipe(prompt, generator=torch.Generator().manual_seed(i), **call).images
+        assert torch.allclose(prior.x[i : i + 1], theirs, atol=1e-5)
+    assert prior.cond["text"].shape[0] == 2 and prior.count == 2
+
+
+def test_they_are_drawn_once(config, monkeypatch):
+    first = objectives.build(config, load(config.base, device="cpu"))
+    family = load(config.base, device="cpu")
+    monkeypatch.setattr(type(family), "pipeline", None)
+    assert torch.equal(objectives.build(config, family).x, first.x)
+
+
+def test_it_is_zero_at_the_start_and_adds_up(config, parts):
+    family, objective, batch, lam, own, parameters = parts
+    first = objective(family, batch, lam, own)
+    assert first["prior"].item() == 0 and first["loss"].item() == first["fit"].item()
+    disturb(parameters)
+    later = objective(family, batch, lam, generators(0, 1, range(3)))
+    assert later["prior"].item() > 1e-4
+    assert later["loss"].item() == pytest.approx((later["fit"] + 2 * later["prior"]).item(), rel=1e-6)
+
+
+def test_its_gradient_leads_back_to_the_base(config, parts):
+    family, objective, batch, lam, _, parameters = parts
+    disturb(parameters)
+    alone = replace(objective, objective=lambda *_: {"loss": torch.zeros(())})
+    optimizer = torch.optim.Adam(parameters.values(), lr=3e-3)
+    distances = []
+    for step in range(30):
+        loss = alone(family, batch, lam, generators(0, step, range(3)))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        distances.append(loss.item())
+    assert sum(distances[-5:]) < 0.5 * sum(distances[:5])
+
+
+def test_the_adapter_is_on_again_afterwards(config, parts):
+    family, objective, batch, lam, own, parameters = parts
+    disturb(parameters)
+    z = batch.x + batch.eps
+    with torch.no_grad():
+        before = family.predict(z, lam, batch.cond)
+        objective(family, batch, lam, own)
+        assert torch.equal(family.predict(z, lam, batch.cond), before)
+        with disabled(family.denoiser):
+            assert not torch.equal(family.predict(z, lam, batch.cond), before)
+
+
+def test_a_whole_run_with_it(config):
+    result = train(config)
+    row = (config.out / "metrics.jsonl").read_text().splitlines()[-1]
+    assert result["steps"] == 6 and '"fit"' in row and '"prior"' in row
+
+
+def test_no_captions_to_preserve(config):
+    with pytest.raises(UserError, match="prior_weight needs captions"):
+        objectives.build(replace(config, prior_prompt=()), load(config.base, device="cpu"))

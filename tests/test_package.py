@@ -1,0 +1,33 @@
+"""What `import impasto` gives, and when."""
+
+import subprocess
+import sys
+
+import pytest
+
+import impasto
+
+
+def test_documented_names():
+    from impasto.adapters.io import load_style
+    from impasto.config import TrainConfig, resolve
+
+    assert impasto.load_style is load_style and impasto.TrainConfig is TrainConfig and impasto.resolve is resolve
+    assert callable(impasto.train.train) and callable(impasto.generate.generate)
+    assert {"load_style", "train", "generate", "UserError"} <= set(dir(impasto))
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        impasto.tarin  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, impasto; print(sorted({'torch', 'diffusers', 'numpy', 'PIL', 'tyro'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_no_module_can_load_pickles():
+    """No `torch.load`, `torch.save` or `pickle` in the package: states and styles are safetensors and JSON."""
+    from impasto.paths import PACKAGE
+
+    for file in PACKAGE.rglob("*.py"):
+        source = file.read_text()
+        assert not any(word in source for word in ("torch.load(", "torch.save(", "import pickle")), file
