@@ -35,7 +35,7 @@ from impasto.train import train
 RECIPES = ("style-friendly", "sd3-sampler")
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
-STRENGTHS = (0.4, 0.6, 0.8, 1.0)
+STRENGTHS = (0.5, 0.75, 1.0)
 COUNT = 24
 Tick = Callable[[int, int], None]
 """Called with (done, in all)."""
