@@ -228,11 +228,18 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
-        task = progress.add_task(title, total=total, note="", visible=False)  # seen from the first update on
-        yield lambda done, note="", total=total: progress.update(
-            task, completed=done, note=note, total=total, visible=True
-        )
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=total, note="")
+
+    def update(done: int, note: str = "", total: int | None = total) -> None:
+        progress.start()  # seen from the first update on
+        progress.update(task, completed=done, note=note, total=total)
+
+    try:
+        yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def show(result: Result) -> None:
