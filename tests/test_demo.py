@@ -14,7 +14,14 @@ from impasto.errors import UserError
 
 
 def run(out, base, **more):
-    settings = {"steps": 2, "count": 2, "strengths": (0.5,), "judges": FakeJudges(), "encoder": FakeEncoder()}
+    settings = {
+        "style": "unifont",
+        "steps": 2,
+        "count": 2,
+        "strengths": (0.5,),
+        "judges": FakeJudges(),
+        "encoder": FakeEncoder(),
+    }
     return demo(out, base=str(base), console=Console(file=StringIO(), width=100), **(settings | more))
 
 

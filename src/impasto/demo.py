@@ -33,6 +33,9 @@ from impasto.sheet import sheet
 from impasto.train import train
 
 RECIPES = ("style-friendly", "sd3-sampler")
+# Of the held-out styles that one picture can teach, streamline-emojis is the one whose *true* pictures the concept judge
+# names (.76 top-5 with the first judges; unifont .29): content that is lost can only be seen where it can be named.
+STYLE = "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
 STRENGTHS = (0.5, 0.75, 1.0)
@@ -68,7 +71,7 @@ class Plan:
 
 def demo(
     out: Path | str = "runs/demo",
-    style: str = "unifont",
+    style: str = STYLE,
     concept: str | None = None,
     base: str = "mini-sd3",
     seed: int = 0,
