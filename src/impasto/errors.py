@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """'known: a, b, c', preceded by the nearest match of `name` where there is one: for messages about unknown names."""
+    """'known: a, b, c', preceded by the nearest match of `name` where there is one: for messages."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)

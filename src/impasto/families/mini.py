@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -133,7 +134,7 @@ def text_tower(clip: Path):
     """The text tower of a saved CLIPModel as the CLIPTextModelWithProjection that pipelines use, float32."""
     from transformers import CLIPConfig, CLIPTextModelWithProjection
 
-    config = CLIPConfig.from_pretrained(clip).text_config
+    config: Any = CLIPConfig.from_pretrained(clip).text_config
     tower = CLIPTextModelWithProjection(config)
     stored = load_file(clip / "model.safetensors")
     named = {

@@ -12,6 +12,7 @@ Reported: PSNR = -10 log10 mean (x - y)^2, images in [0, 1]. The linear decoder 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,18 @@ PATCH, LATENTS, CROP = 8, 16, 64
 LOUD = 100.0  # the constant that makes a GroupNorm linear: |x| <= 10 then changes its scale by less than .3 %
 
 
-def new_autoencoder() -> AutoencoderKL:
-    """2.6M parameters: [n, 3, h, w] in [-1, 1] <-> [n, 16, h/8, w/8]. No attention, so any multiple of 8 works."""
+def new_autoencoder() -> Any:
+    """An `AutoencoderKL` of 2.6M parameters: [n, 3, h, w] in [-1, 1] <-> [n, 16, h/8, w/8].
+
+    No attention, so any multiple of 8 works. Typed Any, since its stubs take every output for a tuple.
+    """
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=LATENTS,
-        block_out_channels=(16, 32, 64, 128),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=128,
@@ -93,7 +97,7 @@ def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor
 
 
 @torch.no_grad()
-def write_encoder(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor) -> None:
+def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
     """Make `vae`'s encoder compute z = conv(x, kernel, stride 8) + bias; its log-variance is -30 (deterministic).
 
     Residual branches are zero, so the convolutions on the main path carry the picture: three strided ones gather 2 x 2
@@ -102,7 +106,7 @@ def write_encoder(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor) 
     of +-LOUD, so that GroupNorm divides by a number that the picture does not change. With those limits the encoder is
     linear to within .3 %; what it computes is by definition the latent.
     """
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     for name, parameter in encoder.named_parameters():
         inner = ".norm" in name or ".conv1." in name  # of the residual branches: kept, so that they could be trained
         if not inner:
@@ -147,7 +151,7 @@ def write_encoder(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor) 
 
 
 @torch.no_grad()
-def read_encoder(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
+def read_encoder(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(kernel, bias) of an encoder made by `write_encoder`: its answers to a flat patch and to one pixel more of each.
 
     Encoding by this convolution is some hundred times faster. Raises ValueError for an encoder that is not linear.
@@ -176,7 +180,7 @@ def linear_psnr(rgb: np.ndarray, kernel: torch.Tensor, bias: torch.Tensor) -> np
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
+def psnr(vae: Any, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
     """PSNR in dB of each picture, uint8 [n, h, w, 3], through posterior mean and decoder, clamped, not rounded."""
     out = []
     for start in range(0, len(rgb), batch):
@@ -187,7 +191,7 @@ def psnr(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
 
 
 def train_decoder(
-    vae: AutoencoderKL,
+    vae: Any,
     kernel: torch.Tensor,
     bias: torch.Tensor,
     rgb: np.ndarray,
@@ -197,7 +201,7 @@ def train_decoder(
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
-) -> AutoencoderKL:
+) -> Any:
     """Train the decoder on pictures uint8 [n, 128, 128, 3] for `total_minutes` in all; resumes from `folder`.
 
     The first 70 % of the time sees 64-px crops (batch 8), the rest whole pictures (batch 4). Cosine decay. Returns

@@ -9,10 +9,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from impasto.families.mini import ZERO_WIDTH
@@ -63,7 +64,7 @@ class Bank:
 
 
 @torch.no_grad()
-def make_bank(pool: Pool, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
+def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
     """Encode every picture once and write CAPTIONS captions for each."""
     kernel, bias = read_encoder(vae.to(device))
     latents = []

@@ -8,6 +8,7 @@ the style alone tells a pair from its rivals.
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,10 @@ def train_clip(
 ) -> CLIPModel:
     """Train for `total_minutes` in all, cosine decay; resumes from `folder`; returns the EMA model."""
     torch.manual_seed(seed)  # initial weights only
-    model, ema = new_clip(tokenizer).to(device), new_clip(tokenizer).to(device)
+    model: Any = new_clip(tokenizer)
+    ema: Any = new_clip(tokenizer)
+    model.to(device)
+    ema.to(device)
     ema.load_state_dict(model.state_dict())
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]

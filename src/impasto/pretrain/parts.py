@@ -34,7 +34,7 @@ VALIDATION = 50  # one train picture in so many is kept out of the decoder's tra
 
 
 def corpus(seed: int = 0) -> Counter[str]:
-    """The texts that the tokeniser is trained on, each with its weight: labels first, then captions, styles, grounds."""
+    """The texts that the tokeniser is trained on, each with its weight: labels above all."""
     meta, rng = load_meta(), random.Random(seed)
     core, texts = set(meta["split"]["core_concepts"]), Counter()
     for i, concept in enumerate(meta["concepts"]):
@@ -127,7 +127,7 @@ def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: 
     kernel, bias = ae.principal_components(torch.from_numpy(train))
     ae.write_encoder(vae, kernel, bias)
     if (export / "config.json").exists():
-        stored = AutoencoderKL.from_pretrained(export, torch_dtype=torch.float32)
+        stored: Any = AutoencoderKL.from_pretrained(export, torch_dtype=torch.float32)
         vae.load_state_dict(stored.state_dict())
         x = torch.from_numpy(train[:8]).permute(0, 3, 1, 2).float() / 127.5 - 1
         z = vae.encode(x).latent_dist.mean
@@ -148,7 +148,7 @@ def train_pictures() -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def export_autoencoder(
-    vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor, train: np.ndarray, folder: Path, run: Path
+    vae: Any, kernel: torch.Tensor, bias: torch.Tensor, train: np.ndarray, folder: Path, run: Path
 ) -> dict[str, Any]:
     """Write config (with the scaling factor 1 / std of the train latents), fp16 weights and card; returns the card."""
     sample = torch.from_numpy(train[::8]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -170,7 +170,7 @@ def export_autoencoder(
     return card
 
 
-def autoencoder_scores(vae: AutoencoderKL, kernel: torch.Tensor, bias: torch.Tensor, n: int = 120) -> dict[str, Any]:
+def autoencoder_scores(vae: Any, kernel: torch.Tensor, bias: torch.Tensor, n: int = 120) -> dict[str, Any]:
     """Mean PSNR in dB over the first `n` pictures of each held-out style, decoder against linear decoder."""
     meta = load_meta()
     rows = {}

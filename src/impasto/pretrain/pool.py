@@ -51,8 +51,11 @@ class Pool:
         rows = {kind: r for kind, r in self.rows.items() if len(r) and shares.get(kind, 0) > 0}
         weight = np.array([shares[kind] for kind in rows])
         which = rng.choice(len(rows), size=n, p=weight / weight.sum())
-        groups = list(rows.values())
-        return np.array([groups[k][rng.integers(len(groups[k]))] for k in which])
+        u, out = rng.random(n), np.empty(n, np.int64)
+        for k, group in enumerate(rows.values()):
+            mine = which == k
+            out[mine] = group[(u[mine] * len(group)).astype(np.int64)]
+        return out
 
 
 def train_world(concepts: Sequence[int] | None = None) -> ArtWorld:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld, load_meta
@@ -28,6 +29,7 @@ from impasto.pretrain import base as flow
 from impasto.pretrain.pool import build_pool, train_world
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 
+PARTS = ("tokenizer", "clip", "autoencoder")
 SAVE_SECONDS = 300
 LOG_STEPS = 50
 
@@ -51,13 +53,17 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain an embedded base for `minutes` (150 when not given), then draw its grid and score it.
 
+    base: mini-sd3, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
+
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
     """
+    if base in PARTS:
+        return make_part(base, minutes)
     if base not in mini.NAMES:
-        raise UserError(f"unknown base {base!r}; {nearest(base, mini.NAMES)}")
+        raise UserError(f"unknown base {base!r}; {nearest(base, (*mini.NAMES, *PARTS))}")
     folder = folder or cache_dir("pretrain", base)
     if (folder / "state.json").exists() and not resume:
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
@@ -68,12 +74,24 @@ def pretrain(
     run = Session(base, folder, device, size, lr, seed)
     if minutes is None or minutes > 0:
         run.train(minutes or 150.0, known, batch, ema, grid_minutes)
+    if run.stopped:
+        raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
     world = train_world(known)
     scores = run.score(world, score) if score else None
     result = {"base": base, "folder": str(folder), **run.seen, "device": device_name(device), "scores": scores}
     if export:
         result["card"] = run.export(known, scores)
     return result
+
+
+def make_part(name: str, minutes: float | None) -> dict[str, Any]:
+    """Make a shared part and put it into the package; returns its card."""
+    from impasto.pretrain import parts
+
+    if name == "tokenizer":
+        return {"part": name, "tokens": len(parts.make_tokenizer())}
+    make, usual = {"clip": (parts.make_clip, 20.0), "autoencoder": (parts.make_autoencoder, 25.0)}[name]
+    return {"part": name, **make(usual if minutes is None else minutes)}
 
 
 def known_concepts(name: str) -> list[int]:
@@ -103,14 +121,18 @@ class Session:
         for part in ("autoencoder", "clip"):
             if not (MODELS / part / "config.json").exists():
                 raise UserError(f"{MODELS / part} is missing: the package is incomplete")
-        self.vae = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-        self.tower = mini.text_tower(MODELS / "clip").to(device)
+        self.vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
+        self.tower: Any = mini.text_tower(MODELS / "clip")
+        self.tower.to(device)
         self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
         torch.manual_seed(seed)  # initial weights only
-        self.model = flow.new_transformer(size).to(device)
-        self.ema = flow.new_transformer(size).to(device)
+        self.model: Any = flow.new_transformer(size)
+        self.ema: Any = flow.new_transformer(size)
+        self.model.to(device)
+        self.ema.to(device)
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizers = flow.optimizers(self.model, lr)
+        self.stopped = False
         self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
         self._begin(size)
 
@@ -127,7 +149,7 @@ class Session:
         if meta is not None:
             self.seen = {key: meta[key] for key in self.seen}
         elif packaged.is_dir():
-            start = SD3Transformer2DModel.from_pretrained(packaged, torch_dtype=torch.float32)
+            start: Any = SD3Transformer2DModel.from_pretrained(packaged, torch_dtype=torch.float32)
             if start.config.num_layers == flow.SIZES[size][0]:
                 self.model.load_state_dict(start.state_dict())
                 self.ema.load_state_dict(start.state_dict())
@@ -183,6 +205,7 @@ class Session:
             if clock.session - drawn > 60 * grid_minutes:
                 self.draw_grid()
                 drawn = clock.session
+        self.stopped = clock.terminated
         self.save()
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -190,6 +213,7 @@ class Session:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
+        print(line, file=sys.stderr, flush=True)
 
     def pipeline(self) -> StableDiffusion3Pipeline:
         """The EMA weights in an ordinary pipeline, assembled as `mini.ensure` does it."""
@@ -230,7 +254,7 @@ class Session:
             "name": self.base,
             "architecture": "SD3Transformer2DModel, rectified flow",
             "parameters": sum(p.numel() for p in self.ema.parameters()),
-            "scheduler_shift": FlowMatchEulerDiscreteScheduler.from_pretrained(target / "scheduler").config["shift"],
+            "scheduler_shift": json.loads((target / "scheduler" / "scheduler_config.json").read_text())["shift"],
             "training": self.seen,
             "train_styles": [meta["style_names"][s] for s in meta["split"]["train_styles"]],
             "scores": scores,

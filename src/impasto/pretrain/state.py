@@ -6,6 +6,7 @@ names its tensor file, so that a state is whole or absent: a kill between the tw
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,7 +71,8 @@ def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict
 class Clock:
     """The time budget of a run that may be stopped and go on: `progress` in [0, 1] over all its sessions together.
 
-    `stop` turns true on SIGTERM, at `minutes` of this session, or when `total_minutes` of training are reached.
+    `stop` turns true on SIGTERM or Ctrl-C, at `minutes` of this session, or when `total_minutes` of training are
+    reached. A second Ctrl-C interrupts at once.
     """
 
     def __init__(self, total_minutes: float | None, spent: float = 0.0, minutes: float | None = None) -> None:
@@ -78,9 +80,13 @@ class Clock:
         self.spent, self.limit = spent, minutes * 60 if minutes is not None else None
         self.start = time.monotonic()
         self.terminated = False
-        signal.signal(signal.SIGTERM, self._terminate)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._terminate)
 
     def _terminate(self, *_: object) -> None:
+        if self.terminated:
+            raise KeyboardInterrupt
         self.terminated = True
 
     @property

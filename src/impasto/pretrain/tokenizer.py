@@ -6,6 +6,7 @@ all 256 bytes are in the alphabet, so that nothing is unknown. 32 tokens hold ev
 empty one without an error.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,9 +20,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 def train_tokenizer(captions: Iterable[str], words: Iterable[str], folder: Path) -> CLIPTokenizer:
     """Train on `captions` (each counted as it comes) and `words` (once each); save to `folder` and return it."""
-    import json
-
-    blank = CLIPTokenizer(vocab={BOS: 0, EOS: 1}, merges=[])
+    blank: Any = CLIPTokenizer(vocab={BOS: 0, EOS: 1}, merges=[])
     backend = blank.backend_tokenizer  # lower-cases, splits as CLIP does, maps bytes to letters
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -50,10 +49,8 @@ def byte_letters() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def _with_final_bytes(
-    vocab: dict[str, int], merges: list[tuple[str, str]]
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _with_final_bytes(vocab: dict[str, int]) -> dict[str, int]:
     """Add what the trainer leaves out: each byte's word-final form `x</w>`, without which a last letter is unknown."""
     for letter in byte_letters():
         vocab.setdefault(letter + "</w>", len(vocab))
-    return vocab, merges
+    return vocab
