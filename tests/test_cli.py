@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,10 @@ def test_our_warnings_are_one_line(tiny_sd3, picture, tmp_path):
     )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 0 and line.startswith("impasto: warning: the caption 'a rocket' names no style")
+
+
+def test_a_prompt_that_is_cut_is_said(run, tiny_sd3, tmp_path):
+    """As our own warning, through torch's decorators: those of libraries are not shown."""
+    with pytest.warns(UserWarning, match="too long") as said:
+        run("generate", "--base", tiny_sd3, "--prompt", "a rocket " * 40, "--out", tmp_path, "--steps", "1")
+    assert [Path(warning.filename).parts[-3:] for warning in said] == [("impasto", "families", "sd3.py")]

@@ -111,4 +111,4 @@ def warn_if_cut(prompt: str, tokenizer: Any) -> None:
     ids = tokenizer(prompt).input_ids
     if len(ids) > tokenizer.model_max_length:
         kept = tokenizer.decode(ids[: tokenizer.model_max_length - 1], skip_special_tokens=True)
-        warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=3)
+        warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=2)
