@@ -33,8 +33,8 @@ from impasto.sheet import sheet
 from impasto.train import train
 
 RECIPES = ("style-friendly", "sd3-sampler")
-# The concept judge can name this style's *true* pictures (.76 top-5 by the first judges; unifont: .29), and content that
-# is lost can only be seen where it can be named. Chosen before any picture was generated.
+# The concept judge can name this style's *true* pictures (.76 top-5 by the first judges; unifont: .29): content that is
+# lost can only be seen where it can be named. Chosen before any picture was generated.
 STYLE = "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
