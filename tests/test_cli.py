@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
+import warnings
 
 import pytest
 
@@ -118,6 +118,8 @@ def test_our_warnings_are_one_line(tiny_sd3, picture, tmp_path):
 
 def test_a_prompt_that_is_cut_is_said(run, tiny_sd3, tmp_path):
     """As our own warning, through torch's decorators: those of libraries are not shown."""
-    with pytest.warns(UserWarning, match="too long") as said:
-        run("generate", "--base", tiny_sd3, "--prompt", "a rocket " * 40, "--out", tmp_path, "--steps", "1")
-    assert [Path(warning.filename).parts[-3:] for warning in said] == [("impasto", "families", "sd3.py")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, _, err = run("generate", "--base", tiny_sd3, "--prompt", "a rocket " * 40, "--out", tmp_path)
+    lines = [line for line in err.splitlines() if "warning" in line.lower()]
+    assert code == 0 and len(lines) == 1 and "too long for the text encoder" in lines[0]

@@ -97,9 +97,9 @@ class SD3:
     def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
         pipe = pipe or self.encoders
-        for prompt in prompts:
-            warn_if_cut(prompt, pipe.tokenizer)
         with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, pipe.tokenizer)
             text, _, pooled, _ = pipe.encode_prompt(
                 list(prompts),
                 None,
