@@ -9,6 +9,7 @@ empty one without an error.
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import trainers
 from transformers import CLIPTokenizer
@@ -32,11 +33,8 @@ def train_tokenizer(captions: Iterable[str], words: Iterable[str], folder: Path)
     )
     backend.train_from_iterator([*captions, *words], trainer)
     model = json.loads(backend.to_str())["model"]
-    vocab, merges = (
-        model["vocab"],
-        [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]],
-    )
-    vocab, merges = _with_final_bytes(vocab, merges)
+    merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    vocab: Any = _with_final_bytes(model["vocab"])
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
