@@ -71,15 +71,36 @@ def test_linear_decoding_is_a_projection(pictures, codec):
     assert ae.linear_psnr(pictures[:4], kernel, bias).min() > 10
 
 
-def test_a_decoder_session_learns_stops_and_goes_on(pictures, codec, tmp_path):
+class Steps:
+    """A clock that counts steps instead of seconds: `total` in all, `spent` of them before."""
+
+    limit = 1.0
+
+    def __init__(self, total: float, spent: float) -> None:
+        self.total, self.seconds = total, spent
+
+    @property
+    def progress(self) -> float:
+        return self.seconds / self.total
+
+    @property
+    def stop(self) -> bool:
+        self.seconds += 1
+        return self.seconds > self.limit
+
+
+def test_a_decoder_session_learns_stops_and_goes_on(pictures, codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(ae, "Clock", Steps)
     torch.manual_seed(0)
     vae = ae.new_autoencoder()
     ae.write_encoder(vae, *codec)
     before = ae.psnr(vae, pictures[:4]).mean()
-    ae.train_decoder(vae, *codec, pictures, tmp_path, total_minutes=0.12)
+    seen = []
+    for limit in (12, 30):
+        monkeypatch.setattr(Steps, "limit", limit)
+        ae.train_decoder(vae, *codec, pictures, tmp_path, total_minutes=31)
+        state = ae.load_state(tmp_path, {})
+        assert state is not None
+        seen.append(state["step"])
+    assert seen[0] == 12 and seen[1] == 29  # one tick was counted twice, at the stop between the sessions
     assert ae.psnr(vae, pictures[:4]).mean() > before + 0.5
-    first = ae.load_state(tmp_path, {})
-    ae.train_decoder(vae, *codec, pictures, tmp_path, total_minutes=0.15)
-    second = ae.load_state(tmp_path, {})
-    assert first is not None and second is not None
-    assert second["step"] > first["step"] and second["seconds"] > first["seconds"]
