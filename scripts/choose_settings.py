@@ -1,0 +1,125 @@
+"""Learning rate, steps and guidance of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
+
+    python scripts/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
+
+Chosen on the four *secondary* held-out styles and on core concepts that are neither evaluation nor reference concepts;
+the primary held-out styles and the evaluation concepts are never looked at. Rule: the largest mean over styles of
+2 s k / (s + k), with s = style accuracy as a share of what the judge gives the true pictures, and k = concept top-5 as
+a share of the base's on the same prompts (both at most 1). Guidance: the largest concept top-5 of the base alone on train
+styles. Needs the built art world (`impasto artworld build`).
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from impasto.artworld import load, load_meta
+from impasto.artworld.judges import Judges
+from impasto.config import resolve
+from impasto.generate import Sampling, generate
+from impasto.paths import atomic
+from impasto.pretrain.score import judge
+from impasto.train import train
+
+SEED = 7
+
+
+def concepts_for(style: int | None, n: int) -> list[int]:
+    """`n` core concepts, known everywhere, neither evaluation nor reference concepts, and drawn in `style`."""
+    meta = load_meta()
+    split = meta["split"]
+    banned = {*split["evaluation_concepts"], *split["reference_concepts"]}
+    drawn = set(load(styles=[style]).concept_id.tolist()) if style is not None else set(split["core_everywhere"])
+    free = [c for c in split["core_everywhere"] if c not in banned and c in drawn]
+    return [free[i * len(free) // min(n, len(free))] for i in range(min(n, len(free)))]
+
+
+def pictures(base: str, prompts: list[str], styles: tuple[str, ...] = (), guidance: float | None = None) -> np.ndarray:
+    """uint8 [n, 128, 128, 3] as `impasto generate` draws them."""
+    drawn = generate(base, prompts, styles=styles, seed=SEED, sampling=Sampling(guidance=guidance))
+    return np.stack([np.asarray(image) for image, _ in drawn])
+
+
+def guidance_of(base: str, judges: Judges, values: list[float], n: int) -> dict[str, float]:
+    """Concept top-5 of the base alone, by guidance."""
+    meta = load_meta()
+    concepts, train_styles = concepts_for(None, n), meta["split"]["train_styles"]
+    styles = [train_styles[i % len(train_styles)] for i in range(len(concepts))]
+    prompts = [
+        f"{meta['concepts'][c]['label']}, {meta['styles'][s]['descriptions'][0]}"
+        for c, s in zip(concepts, styles, strict=True)
+    ]
+    return {
+        str(value): judge(judges, pictures(base, prompts, guidance=value), np.array(styles), np.array(concepts))[
+            "concept_top5"
+        ]
+        for value in values
+    }
+
+
+def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, folder: Path) -> dict[str, float]:
+    """One reference of `style`, trained and scored beside the base and the truth."""
+    meta, world = load_meta(), load(styles=[style])
+    words = meta["styles"][style]["descriptions"][0]
+    references = [c for c in meta["split"]["reference_concepts"] if c in set(world.concept_id.tolist())]
+    concept, asked = references[0], concepts_for(style, n)
+    reference = folder / f"{style}.png"
+    if not reference.exists():
+        Image.fromarray(world.rgb()[world.index(style, concept)]).save(reference)
+    prompts = [f"{meta['concepts'][c]['label']}, {words}" for c in asked]
+    caption = f"{meta['concepts'][concept]['label']}, {words}"
+    out = folder / f"{style}-{lr:g}-{steps}"
+    given = {"image": (reference,), "caption": (caption,), "out": out, "preview": False, "tensorboard": False}
+    train(resolve("sd3-sampler", base, lr=lr, steps=steps, seed=SEED, **given))
+    ids, styles = np.array(asked), np.full(len(asked), style)
+    made = judge(judges, pictures(base, prompts, (str(out),)), styles, ids)
+    alone = judge(judges, pictures(base, prompts), styles, ids)
+    truth = judge(judges, np.stack([world.rgb()[world.index(style, c)] for c in asked]), styles, ids)
+    s = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
+    k = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))
+    return {"style": s, "kept": k, "score": 2 * s * k / max(s + k, 1e-9), **{f"raw_{a}": b for a, b in made.items()}}
+
+
+def main() -> None:
+    """Run the grid and write every trial, and the choice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="mini-sd3")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--steps", type=int, nargs="+", default=[75, 150, 300])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[2.5, 4.0, 6.0])
+    parser.add_argument("--styles", nargs="+", help="secondary held-out styles; all four when not given")
+    parser.add_argument("--concepts", type=int, default=24)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    meta, judges = load_meta(), Judges.load()
+    secondary = [meta["style_names"][s] for s in meta["split"]["secondary_styles"]]
+    styles = args.styles or secondary
+    if unknown := set(styles) - set(secondary):
+        parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {secondary}")
+    result = {"base": args.base, "guidance": guidance_of(args.base, judges, args.guidance, 4 * args.concepts)}
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for lr in args.lr:
+            for steps in args.steps:
+                found = {
+                    style: trial(
+                        args.base, meta["style_names"].index(style), lr, steps, judges, args.concepts, Path(scratch)
+                    )
+                    for style in styles
+                }
+                mean = {key: float(np.mean([row[key] for row in found.values()])) for key in ("style", "kept", "score")}
+                rows.append({"lr": lr, "steps": steps, **mean, "styles": found})
+                print(json.dumps({key: value for key, value in rows[-1].items() if key != "styles"}), flush=True)
+    best = max(rows, key=lambda row: row["score"])
+    result |= {"trials": rows, "chosen": {"lr": best["lr"], "steps": best["steps"]}}
+    with atomic(args.out) as path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["chosen"]))
+
+
+if __name__ == "__main__":
+    main()
