@@ -5,7 +5,7 @@
 Chosen on the four *secondary* held-out styles and on core concepts that are neither evaluation nor reference concepts;
 the primary held-out styles and the evaluation concepts are never looked at. Rule: the largest mean over styles of
 2 s k / (s + k), with s = style accuracy as a share of what the judge gives the true pictures, and k = concept top-5 as
-a share of the base's on the same prompts (both at most 1). Guidance: the largest concept top-5 of the base alone on train
+a share of the base's on the same prompts (both at most 1). Guidance: the largest concept top-5 of the base on train
 styles. Needs the built art world (`impasto artworld build`).
 """
 

@@ -58,6 +58,7 @@ def evaluate(args: list[str]) -> Result:
         style_of: str | None = None,
         concepts: Path | None = None,
         reference: Path | None = None,
+        reference_concept: str | None = None,
         base_images: Path | None = None,
         out: Path | None = None,
     ) -> Result:
@@ -68,12 +69,13 @@ def evaluate(args: list[str]) -> Result:
             style_of: The style of the art world that they should be in.
             concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
             reference: The picture that the style was learnt from, for styles that the judges do not know.
+            reference_concept: What that picture shows, for leakage; the caption of the style folder says it if not given.
             base_images: The same prompts drawn by the base alone, scored beside them.
             out: Where the scores are written; scores.json in the folder when not given.
         """
         from impasto.evaluate import evaluate
 
-        return evaluate(folder, style_of, concepts, reference, base_images=base_images, out=out)
+        return evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out)
 
     return parse(evaluate, args, "evaluate")
 
@@ -107,7 +109,7 @@ def demo(args: list[str]) -> Result:
 
     def demo(
         out: Path = Path("runs/demo"),
-        style: str = "unifont",
+        style: str = "streamline-emojis",
         concept: str | None = None,
         base: str = "mini-sd3",
         seed: int = 0,
@@ -164,7 +166,7 @@ def pretrain(args: list[str]) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
 
         Args:
-            base: mini-sd3.
+            base: mini-sd3, or a part that bases share: tokenizer, clip, autoencoder.
             minutes: Stop after so many minutes; 0 only scores and exports what is there.
             resume: Go on from the last checkpoint.
             device: cpu, cuda or auto.
