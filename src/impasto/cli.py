@@ -69,7 +69,7 @@ def evaluate(args: list[str]) -> Result:
             style_of: The style of the art world that they should be in.
             concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
             reference: The picture that the style was learnt from, for styles that the judges do not know.
-            reference_concept: What that picture shows, for leakage; by default what the style folder's caption names.
+            reference_concept: What that picture shows, for leakage; by default what its caption names.
             base_images: The same prompts drawn by the base alone, scored beside them.
             out: Where the scores are written; scores.json in the folder when not given.
         """
