@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld, load_meta
@@ -31,6 +32,7 @@ from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 
 PARTS = ("tokenizer", "clip", "autoencoder")
 SAVE_SECONDS = 300
+FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 LOG_STEPS = 50
 
 
@@ -133,6 +135,8 @@ class Session:
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizers = flow.optimizers(self.model, lr)
         self.stopped = False
+        # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
+        self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
         self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
         self._begin(size)
 
@@ -181,10 +185,10 @@ class Session:
             quarter = step % 20 == 19
             n, t5 = (batch // 4, 256) if quarter else (batch, 1)
             x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
-            with torch.autocast(self.device, torch.bfloat16):
+            with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(self.attention):
                 hidden, pooled = flow.encode_text(self.tower, ids, t5)
                 loss = flow.flow_loss(self.model, x0, eps, t, hidden, pooled)
-            loss.backward()
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
             for optimizer in self.optimizers:

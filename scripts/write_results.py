@@ -1,0 +1,111 @@
+"""Write docs/results/{base,demo}.md and docs/images/*.png from the base's card and a finished demo.
+
+impasto pretrain mini-sd3 --resume --minutes 0 --export    # scores and exports what was trained
+impasto demo                                               # runs/demo
+python scripts/write_results.py --demo runs/demo --grid ~/.cache/impasto/pretrain/mini-sd3/grid-*.png
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto.families import mini
+from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
+from impasto.sheet import sheet
+
+ROOT = Path(__file__).parents[1]
+RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
+
+
+def share(value: float | None) -> str:
+    """ ".83", or a dash where nothing is known."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def base_page(card: dict[str, Any]) -> str:
+    """The base's card as a page."""
+    scores, training = card["scores"], card["training"]
+    made, true = scores["generated"], scores["true"]
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {share(made[name])} | {share(true[name])} |" for name in made)
+    gate = made["concept_top5"] >= 0.7 and scores["style_share"] >= 0.9
+    return f"""# mini-sd3
+
+`impasto pretrain mini-sd3 --resume`, then `impasto pretrain mini-sd3 --resume --minutes 0 --export`; the numbers are
+those of [its card](../../src/impasto/models/mini-sd3/card.json), {card["date"]}.
+
+{card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler shift {card["scheduler_shift"]:g}. Seen:
+{training["pictures"]:,} pictures in {training["seconds"] / 60:.0f} minutes and {training["sessions"]} sessions on
+{"; ".join(training["devices"])}. It knows {len(card["concepts"])} concepts in {len(card["train_styles"])} styles.
+Weights: sha256 `{card["weights_sha256"]}`.
+
+{scores["prompts"]} random prompts "{{label}}, {{style description}}" of train style x known concept, {scores["steps"]}
+steps, guidance {scores["guidance"]:g}, seed {scores["seed"]}, by the judges:
+
+| | generated | true pictures |
+|---|---|---|
+{rows}
+
+Style as a share of what the judge gives the true pictures: **{share(scores["style_share"])}**.
+First gate (concept top-5 >= .70, style >= .90 of the true pictures'): **{"met" if gate else "not met yet"}**.
+
+![{len(GRID_STYLES)} styles x {len(GRID_THINGS)} things](../images/mini-sd3.png)
+"""
+
+
+def demo_page(scores: dict[str, Any]) -> str:
+    """The demo's scores as a page."""
+    about = scores["about"]
+    names = ("true", "base", "sd3-sampler", "style-friendly")
+    keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
+    rows = "\n".join(
+        f"| {key.replace('_', ' ')} | " + " | ".join(share(scores[name].get(key)) for name in names) + " |"
+        for key in keys
+    )
+    kept = ", ".join(f"{name} {share(value)}" for name, value in about["concept_top5_of_base"].items())
+    return f"""# The demo
+
+`make demo`, {about["seconds"]:.0f} s. One reference, {about["reference"]!r} in {about["style"]}, a style that neither
+base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
+{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}; seed {about["seed"]}. By the judges:
+
+| | {" | ".join(names)} |
+|---|{"---|" * len(names)}
+{rows}
+
+Concept top-5 as a share of the base's: {kept}.
+What it should show (issue 3): style accuracy >= .6 at >= .7 of the base's concept top-5, leakage <= .05.
+The report has the whole trade-off over strength; `runs/demo/strengths.json` its numbers.
+
+![reference, truth, base and both recipes](../images/demo.png)
+"""
+
+
+def main() -> None:
+    """Write whichever page there is something for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path)
+    parser.add_argument("--grid", type=Path, nargs="*", default=[], help="grids of the base; the last one is shown")
+    args = parser.parse_args()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "base.md").write_text(base_page(mini.card("mini-sd3")))
+    if args.grid:
+        whole, n = Image.open(sorted(args.grid)[-1]), len(GRID_THINGS)
+        side = whole.width // n
+        rows = {
+            style: [whole.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for x in range(n)]
+            for y, style in enumerate(GRID_STYLES)
+        }
+        sheet(rows, GRID_THINGS).save(IMAGES / "mini-sd3.png")
+    if args.demo:
+        scores = json.loads((args.demo / "scores.json").read_text())
+        (RESULTS / "demo.md").write_text(demo_page(scores))
+        (RESULTS / "demo.json").write_text(json.dumps(scores, indent=1) + "\n")
+        shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
+
+
+if __name__ == "__main__":
+    main()
