@@ -79,6 +79,12 @@ class Steps:
     def __init__(self, total: float, spent: float) -> None:
         self.total, self.seconds = total, spent
 
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     @property
     def progress(self) -> float:
         return self.seconds / self.total

@@ -1,5 +1,8 @@
 """Checkpoints: exact, whole or absent."""
 
+import os
+import signal
+
 import torch
 
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
@@ -56,6 +59,15 @@ def test_ema_update():
     ema, live = [torch.zeros(3)], [torch.ones(3)]
     ema_update(ema, live, 0.9)
     assert torch.allclose(ema[0], torch.full((3,), 0.1))
+
+
+def test_the_clock_stops_on_sigterm_and_gives_the_signals_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Clock(total_minutes=1.0) as clock:
+        assert not clock.stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert clock.stop
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_clock_counts_former_sessions():

@@ -215,33 +215,34 @@ def train_decoder(
     meta = load_state(folder, parts, device) or {"step": 0, "seconds": 0.0}
     step, clock = meta["step"], Clock(total_minutes, meta["seconds"])
     data, saved = torch.from_numpy(rgb), meta["seconds"]
-    while not clock.stop:
-        g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        crop, n = (CROP, 8) if clock.progress < 0.7 else (128, 4)
-        x = _batch(data, n, crop, g)
-        z = (F.conv2d(x, kernel, bias, stride=PATCH)).to(device)
-        x = x.to(device, memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 100)
-            group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
-        with torch.autocast(device, torch.bfloat16):
-            y = live(z.to(memory_format=torch.channels_last))
-        error = y.float() - x
-        mse = error.pow(2).mean()
-        (mse + 0.1 * error.abs().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(live.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        ema_update(ema.parameters(), live.parameters(), min(0.998, (1 + step) / (10 + step)))
-        if step % 100 == 0:
-            train = round(6.0206 - 10 * float(torch.log10(mse.detach())), 2)
-            row = {"step": step, "minutes": round(clock.seconds / 60, 2), "crop": crop, "train_psnr": train}
-            if probe is not None and step % 500 == 0:
-                row["probe_psnr"] = round(float(psnr(vae, probe).mean()), 2)
-            print(json.dumps(row), flush=True)
-        if clock.seconds - saved > 300:
-            save_state(folder, parts, {"step": step, "seconds": clock.seconds})
-            saved = clock.seconds
+    with clock:
+        while not clock.stop:
+            g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            crop, n = (CROP, 8) if clock.progress < 0.7 else (128, 4)
+            x = _batch(data, n, crop, g)
+            z = (F.conv2d(x, kernel, bias, stride=PATCH)).to(device)
+            x = x.to(device, memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                warm = min(1.0, (step + 1) / 100)
+                group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
+            with torch.autocast(device, torch.bfloat16):
+                y = live(z.to(memory_format=torch.channels_last))
+            error = y.float() - x
+            mse = error.pow(2).mean()
+            (mse + 0.1 * error.abs().mean()).backward()
+            torch.nn.utils.clip_grad_norm_(live.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            ema_update(ema.parameters(), live.parameters(), min(0.998, (1 + step) / (10 + step)))
+            if step % 100 == 0:
+                train = round(6.0206 - 10 * float(torch.log10(mse.detach())), 2)
+                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "crop": crop, "train_psnr": train}
+                if probe is not None and step % 500 == 0:
+                    row["probe_psnr"] = round(float(psnr(vae, probe).mean()), 2)
+                print(json.dumps(row), flush=True)
+            if clock.seconds - saved > 300:
+                save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+                saved = clock.seconds
     save_state(folder, parts, {"step": step, "seconds": clock.seconds})
     return vae.eval()

@@ -94,30 +94,31 @@ def train_clip(
     meta = load_state(folder, parts, device) or {"step": 0, "seconds": 0.0}
     step, clock, saved = meta["step"], Clock(total_minutes, meta["seconds"]), meta["seconds"]
     hits: list[float] = []
-    while not clock.stop:
-        rng, text_rng = np.random.default_rng((seed, step)), random.Random(f"{seed} {step}")
-        rows = _rows(pool, batch, rng)
-        ids = tokens(tokenizer, [pool.entries[i].caption(text_rng) for i in rows]).to(device)
-        x = pixels(pool.rgb[rows]).to(device)
-        x = torch.roll(x, rng.integers(-8, 9, 2).tolist(), dims=(2, 3))
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 200)
-            group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
-        with torch.autocast(device, torch.bfloat16):
-            loss, hit = contrastive_loss(model, x, ids)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        hits.append(float(hit))
-        ema_update(ema.parameters(), model.parameters(), min(0.998, (1 + step) / (10 + step)))
-        if step % 50 == 0:
-            row = {"step": step, "minutes": round(clock.seconds / 60, 2), "samples": step * batch}
-            row |= {"loss": round(float(loss.detach()), 3), "hit": round(float(np.mean(hits[-50:])), 3)}
-            print(json.dumps(row), flush=True)
-        if clock.seconds - saved > 300:
-            save_state(folder, parts, {"step": step, "seconds": clock.seconds})
-            saved = clock.seconds
+    with clock:
+        while not clock.stop:
+            rng, text_rng = np.random.default_rng((seed, step)), random.Random(f"{seed} {step}")
+            rows = _rows(pool, batch, rng)
+            ids = tokens(tokenizer, [pool.entries[i].caption(text_rng) for i in rows]).to(device)
+            x = pixels(pool.rgb[rows]).to(device)
+            x = torch.roll(x, rng.integers(-8, 9, 2).tolist(), dims=(2, 3))
+            for group in optimizer.param_groups:
+                warm = min(1.0, (step + 1) / 200)
+                group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
+            with torch.autocast(device, torch.bfloat16):
+                loss, hit = contrastive_loss(model, x, ids)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            hits.append(float(hit))
+            ema_update(ema.parameters(), model.parameters(), min(0.998, (1 + step) / (10 + step)))
+            if step % 50 == 0:
+                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "samples": step * batch}
+                row |= {"loss": round(float(loss.detach()), 3), "hit": round(float(np.mean(hits[-50:])), 3)}
+                print(json.dumps(row), flush=True)
+            if clock.seconds - saved > 300:
+                save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+                saved = clock.seconds
     save_state(folder, parts, {"step": step, "seconds": clock.seconds})
     return ema.eval()

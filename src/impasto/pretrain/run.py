@@ -180,35 +180,40 @@ class Session:
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
         start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
         self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
-        while not clock.stop:
-            step = self.seen["step"]
-            quarter = step % 20 == 19
-            n, t5 = (batch // 4, 256) if quarter else (batch, 1)
-            x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
-            with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(self.attention):
-                hidden, pooled = flow.encode_text(self.tower, ids, t5)
-                loss = flow.flow_loss(self.model, x0, eps, t, hidden, pooled)
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            ema_update(self.ema.parameters(), self.model.parameters(), min(ema, (1 + step) / (10 + step)))
-            self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n, "seconds": before + clock.session}
-            if not quarter:
-                losses.append(loss.detach())
-            if (step + 1) % LOG_STEPS == 0:
-                mean = float(torch.stack(losses).mean())
-                row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
-                self._log({**row, "rate": round(factor, 3), "minutes": round(clock.session / 60, 2)})
-                losses = []
-            if clock.session - saved > SAVE_SECONDS:
-                self.save()
-                saved = clock.session
-            if clock.session - drawn > 60 * grid_minutes:
-                self.draw_grid()
-                drawn = clock.session
+        with clock:
+            while not clock.stop:
+                step = self.seen["step"]
+                quarter = step % 20 == 19
+                n, t5 = (batch // 4, 256) if quarter else (batch, 1)
+                x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
+                with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(self.attention):
+                    hidden, pooled = flow.encode_text(self.tower, ids, t5)
+                    loss = flow.flow_loss(self.model, x0, eps, t, hidden, pooled)
+                    loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                ema_update(self.ema.parameters(), self.model.parameters(), min(ema, (1 + step) / (10 + step)))
+                self.seen |= {
+                    "step": step + 1,
+                    "pictures": self.seen["pictures"] + n,
+                    "seconds": before + clock.session,
+                }
+                if not quarter:
+                    losses.append(loss.detach())
+                if (step + 1) % LOG_STEPS == 0:
+                    mean = float(torch.stack(losses).mean())
+                    row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
+                    self._log({**row, "rate": round(factor, 3), "minutes": round(clock.session / 60, 2)})
+                    losses = []
+                if clock.session - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = clock.session
+                if clock.session - drawn > 60 * grid_minutes:
+                    self.draw_grid()
+                    drawn = clock.session
         self.stopped = clock.terminated
         self.save()
 

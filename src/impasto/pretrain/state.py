@@ -71,6 +71,7 @@ def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict
 class Clock:
     """The time budget of a run that may be stopped and go on: `progress` in [0, 1] over all its sessions together.
 
+    As a context it catches the signals, and gives them back at its end.
     `stop` turns true on SIGTERM or Ctrl-C, at `minutes` of this session, or when `total_minutes` of training are
     reached. A second Ctrl-C interrupts at once.
     """
@@ -80,9 +81,17 @@ class Clock:
         self.spent, self.limit = spent, minutes * 60 if minutes is not None else None
         self.start = time.monotonic()
         self.terminated = False
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Clock":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._terminate)
+                self.handlers[number] = signal.signal(number, self._terminate)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def _terminate(self, *_: object) -> None:
         if self.terminated:
