@@ -34,13 +34,14 @@ def card(name: str) -> dict:
 
 
 def weights_hash(name: str) -> str:
-    """sha256 over the base's weight files (denoiser, autoencoder, CLIP) and configs, in a fixed order."""
+    """sha256 over what its pictures depend on: denoiser, scheduler, autoencoder, text tower and tokeniser."""
     digest = hashlib.sha256()
-    folders = (MODELS / name / "transformer", MODELS / name / "scheduler", MODELS / "autoencoder", MODELS / "clip")
-    for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes())
+    for folder in (MODELS / name / "transformer", MODELS / name / "scheduler", MODELS / "autoencoder"):
+        for path in sorted(p for p in folder.iterdir() if p.name != "card.json"):
+            digest.update(path.name.encode() + path.read_bytes())
+    digest.update((MODELS / "clip" / "tokenizer.json").read_bytes())
+    for key, value in sorted(text_weights(MODELS / "clip").items()):
+        digest.update(key.encode() + value.half().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -136,14 +137,16 @@ def text_tower(clip: Path):
 
     config: Any = CLIPConfig.from_pretrained(clip).text_config
     tower = CLIPTextModelWithProjection(config)
-    stored = load_file(clip / "model.safetensors")
-    named = {
-        name: value.float() for name, value in stored.items() if name.startswith(("text_model.", "text_projection."))
-    }
-    missing, unexpected = tower.load_state_dict(named, strict=False)
+    missing, unexpected = tower.load_state_dict(text_weights(clip), strict=False)
     if unexpected or [name for name in missing if not name.endswith("position_ids")]:
         raise UserError(f"{clip} is not the small CLIP: missing {missing}, unexpected {unexpected}")
     return tower.eval()
+
+
+def text_weights(clip: Path) -> dict[str, torch.Tensor]:
+    """The text half of a saved CLIPModel, `text_model.*` and `text_projection.*`, as float32."""
+    stored = load_file(clip / "model.safetensors")
+    return {k: value.float() for k, value in stored.items() if k.startswith(("text_model.", "text_projection."))}
 
 
 def empty_t5_tokenizer():

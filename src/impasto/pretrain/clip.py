@@ -2,7 +2,8 @@
 
 Loss (Radford et al. 2021): with unit image and text embeddings u_i, v_j and s = exp(logit_scale),
 L = (CE(s u v^T, i) + CE(s v u^T, i)) / 2. Batches are grids of concepts x styles, so that neither the thing alone nor
-the style alone tells a pair from its rivals.
+the style alone tells a pair from its rivals. Bases are bound to the text tower: once it is in the package it is locked,
+and only the image tower goes on learning to meet it (Zhai et al. 2022, "LiT").
 """
 
 import json
@@ -24,10 +25,12 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # CLIPImageProcessor's numbers for
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Both towers 192 wide and 4 deep; text of 32 tokens, pictures of 128 px in patches of 16; projections to 192."""
-    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 3}
+    """Text: 32 tokens, 192 wide, 4 deep. Pictures: 128 px in patches of 16, 128 wide, 3 deep. Projections to 192."""
     text = {
-        **tower,
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_TOKENS,
         "projection_dim": WIDTH,
@@ -35,7 +38,15 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,  # the pooled token; CLIP's default number is not in this vocabulary
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**tower, "image_size": 128, "patch_size": 16, "projection_dim": WIDTH}
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 128,
+        "patch_size": 16,
+        "projection_dim": WIDTH,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
@@ -78,16 +89,26 @@ def train_clip(
     lr: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
+    text: dict[str, torch.Tensor] | None = None,
 ) -> CLIPModel:
-    """Train for `total_minutes` in all, cosine decay; resumes from `folder`; returns the EMA model."""
+    """Train for `total_minutes` in all, cosine decay; resumes from `folder`; returns the EMA model.
+
+    text: weights of a text tower with its projection (`text_model.*`, `text_projection.*`) to start from and to lock.
+    """
     torch.manual_seed(seed)  # initial weights only
     model: Any = new_clip(tokenizer)
     ema: Any = new_clip(tokenizer)
     model.to(device)
     ema.to(device)
     ema.load_state_dict(model.state_dict())
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    if text is not None:
+        model.load_state_dict(text, strict=False)
+        ema.load_state_dict(text, strict=False)
+        model.text_model.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     parts = {"model": model, "ema": ema, "optimizer": optimizer}

@@ -22,6 +22,7 @@ from impasto.artworld.captions import BACKGROUNDS
 from impasto.artworld.procedural import random_look
 from impasto.artworld.world import over
 from impasto.errors import UserError
+from impasto.families import mini
 from impasto.paths import MODELS, atomic, cache_dir
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
@@ -64,11 +65,16 @@ def make_tokenizer(words: Path = WORDS, folder: Path | None = None) -> CLIPToken
 
 
 def make_clip(minutes: float = 20.0, folder: Path | None = None, export: Path | None = None, seed: int = 101) -> dict:
-    """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package."""
+    """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package.
+
+    Where the package already has a text tower, it is kept as it is, bit for bit: bases are bound to it.
+    """
     export = export or MODELS / "clip"
     tokenizer = CLIPTokenizer.from_pretrained(export)
     pool = build_pool(None, ground=0.15, procedurals=0.5, scenes=0.25, seed=seed)
-    model = contrastive.train_clip(pool, tokenizer, folder or cache_dir("pretrain", "clip"), minutes)
+    text = mini.text_weights(export) if (export / "model.safetensors").exists() else None
+    folder = folder or cache_dir("pretrain", "clip" if text is None else "clip-image")
+    model = contrastive.train_clip(pool, tokenizer, folder, minutes, text=text)
     return export_clip(model, tokenizer, export)
 
 
