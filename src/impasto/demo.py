@@ -26,6 +26,7 @@ from impasto.errors import UserError
 from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
 from impasto.evaluate.truth import true_pictures
+from impasto.families.base import quiet
 from impasto.generate import generate_folder
 from impasto.paths import atomic
 from impasto.report import report
@@ -95,10 +96,11 @@ def demo(
     configs = {name: config_of(plan, name, steps) for name in RECIPES}
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
-    encoder = load_encoder() if encoder == "clip" else encoder
+    with quiet():
+        encoder = load_encoder() if encoder == "clip" else encoder
     points = [("base", 1.0), *((name, s) for name in RECIPES for s in sorted({*strengths, 1.0}))]
     scores = {}
-    with stages(console) as stage:
+    with quiet(), stages(console) as stage:
         for name, config in configs.items():
             train_once(config, stage(f"train {name}", config.steps))
         for name, strength in points:

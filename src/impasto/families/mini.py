@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from impasto.errors import UserError, nearest
+from impasto.families.base import quiet
 from impasto.paths import MODELS, cache_dir
 
 NAMES = ("mini-sd3",)
@@ -58,7 +59,8 @@ def ensure(name: str) -> Path:
     if not (folder / "model_index.json").exists():
         scratch = folder.with_name(f".{folder.name}.{id(folder)}")
         shutil.rmtree(scratch, ignore_errors=True)
-        write_sd3_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+        with quiet():
+            write_sd3_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
         try:
             scratch.rename(folder)
         except OSError:  # another process was first
