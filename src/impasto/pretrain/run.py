@@ -245,11 +245,10 @@ class Session:
 
     def score(self, world: ArtWorld, n: int) -> dict[str, Any]:
         """Draw the grid, score `n` prompts by the judges, and append both to `scores.jsonl`."""
-        from impasto.artworld.judges import Judges
         from impasto.pretrain.score import score_base
 
         self.draw_grid()
-        scores = score_base(self.pipeline(), world, Judges.load(), n)
+        scores = score_base(self.pipeline(), world, n=n)
         with (self.folder / "scores.jsonl").open("a") as file:
             file.write(json.dumps({"date": str(date.today()), **self.seen, **scores}) + "\n")
         return scores

@@ -78,7 +78,7 @@ def judge(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndar
 def score_base(
     pipe: StableDiffusion3Pipeline,
     world: ArtWorld,
-    judges: Judges,
+    judges: Judges | None = None,
     n: int = 500,
     seed: int = 0,
     guidance: float = GUIDANCE,
@@ -93,10 +93,13 @@ def score_base(
         prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][rng.integers(2)])
         for s, c in zip(styles, concepts, strict=True)
     ]
-    made = judge(judges, sample_images(pipe, prompts, seed, guidance=guidance, progress=progress), styles, concepts)
+    pictures = sample_images(pipe, prompts, seed, guidance=guidance, progress=progress)
+    judges = judges or Judges.load()
+    made = judge(judges, pictures, styles, concepts)
     true = judge(judges, world.rgb()[rows], styles, concepts)
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
-    settings = {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
+    settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}
+    settings |= {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
     return {"generated": made, "true": true, "style_share": share, **settings}
 
 
