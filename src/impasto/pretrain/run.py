@@ -25,6 +25,7 @@ from transformers import CLIPTokenizer
 from impasto.artworld import ArtWorld, load_meta
 from impasto.errors import UserError, nearest
 from impasto.families import mini
+from impasto.families.base import quiet
 from impasto.paths import MODELS, atomic, cache_dir
 from impasto.pretrain import base as flow
 from impasto.pretrain.pool import build_pool, train_world
@@ -228,9 +229,10 @@ class Session:
         """The EMA weights in an ordinary pipeline, assembled as `mini.ensure` does it."""
         scratch = self.folder / "pipeline"
         shutil.rmtree(scratch, ignore_errors=True)
-        flow.export_weights(self.ema, scratch / self.base)
-        mini.write_sd3_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
-        pipe = StableDiffusion3Pipeline.from_pretrained(scratch / "assembled")
+        with quiet():
+            flow.export_weights(self.ema, scratch / self.base)
+            mini.write_sd3_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
+            pipe = StableDiffusion3Pipeline.from_pretrained(scratch / "assembled")
         shutil.rmtree(scratch)
         return pipe.to(self.device)
 
