@@ -166,13 +166,15 @@ def test_the_sampler_never_yields_a_held_out_cell(slice_, which):
     assert len(set(seen)) > 0.9 * len(sampler.index)
 
 
-def test_the_style_sampler_is_balanced(slice_):
+def test_the_style_sampler_is_balanced_but_for_the_hardest(slice_):
     sampler = training.Sampler(slice_, training.PLANS["style"], "style")
     rng = np.random.default_rng(0)
-    counts = np.bincount([slice_.style_id[sampler.draw(rng)] for _ in range(7000)])
-    counts = counts[counts > 0]
-    assert len(counts) == 7
-    assert counts.min() > 850
+    counts = np.bincount([slice_.style_id[sampler.draw(rng)] for _ in range(8000)], minlength=19)
+    hardest = load_meta()["style_names"].index(training.HARDEST["style"])
+    assert 1850 < counts[hardest] < 2150
+    others = np.delete(counts, hardest)
+    assert (others > 0).sum() == 6
+    assert others[others > 0].min() > 850
 
 
 # Training

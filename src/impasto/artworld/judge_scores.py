@@ -294,6 +294,12 @@ def page(card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _notes(path: Path) -> str:
+    """The hand-written end of an earlier page, from "## Notes" on."""
+    _, mark, notes = (path.read_text(encoding="utf-8") if path.is_file() else "").partition("\n## Notes")
+    return mark + notes
+
+
 def _gates(card: dict[str, Any]) -> list[str]:
     """Targets (issue 3) beside what was measured."""
     scores, gates = card["scores"], [("style accuracy, random cells", 0.80, card["scores"]["random cells"])]
@@ -332,7 +338,7 @@ def main() -> None:
     save_card(args.out, card)
     if args.page:
         with atomic(args.page) as name:
-            name.write_text(page(card), encoding="utf-8")
+            name.write_text(page(card) + _notes(args.page), encoding="utf-8")
 
 
 if __name__ == "__main__":

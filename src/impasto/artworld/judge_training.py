@@ -35,6 +35,7 @@ SEED = 20261121
 HELD_OUT_SHARE = 0.08
 CHECKPOINT_SECONDS = 120
 MAX_OBJECTS = 4
+HARDEST = {"style": "fluent-emoji-3d", "concept": "unifont"}  # among the primary held-out styles
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def held_out(pictures: ArtWorld) -> tuple[np.ndarray, np.ndarray]:
 class Sampler:
     """Draws training pictures: single ones and scenes, never from a held-out cell.
 
-    `style` balances styles; `concept` draws pictures with the inverse root of their concept's number of drawings, the
-    pixel style twice as often (it is the hardest), and makes most scenes in one style.
+    `style` balances styles; `concept` draws pictures with the inverse root of their concept's number of drawings, and
+    makes most scenes in one style. The primary held-out style that is hardest for a judge comes twice as often.
     """
 
     def __init__(self, pictures: ArtWorld, plan: Plan, which: str, allowed: np.ndarray | None = None) -> None:
@@ -125,8 +126,7 @@ class Sampler:
             weight = 1 / np.bincount(style, minlength=style.max() + 1)[style]
         else:
             weight = np.bincount(concept, minlength=concept.max() + 1)[concept] ** -0.5
-            hard = [i for i, name in enumerate(pictures.meta["style_names"]) if name == "unifont"]
-            weight = weight * np.where(np.isin(style, hard), 2.0, 1.0)
+        weight = weight * np.where(style == pictures.meta["style_names"].index(HARDEST[which]), 2.0, 1.0)
         self.weight = np.cumsum(weight / weight.sum())
         self.of_style: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for s in np.unique(style):
