@@ -1,0 +1,410 @@
+"""Pretraining of an embedded base on a GPU, for minutes: `impasto.pretrain` with a large batch and a growing pool.
+
+    python pretrain.py --run RUN --concepts core_concepts --size small --batch 1024 --minutes 22
+
+Loss, optimisers, the learning rate's course and the checkpoint are impasto.pretrain's. What differs: batches are drawn
+on the device, Muon is stacked by shape, the loss may be compiled (kept only where it is measured to be faster), and
+other processes go on making new looks and scenes (pieces.py). A loss that is not finite takes the run back to its
+last good state at half the rate. RUN/export holds what comes back, anew every few minutes: the EMA weights (fp16, in
+parts under 16 MiB), grid, log, scores, and manifest.json with every hash. `unpack.py` puts them into the package.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import kit
+import muon
+import parts
+import pieces
+import torch
+from kit import KitError
+from safetensors.torch import load_file, save_file
+from torch.nn.attention import sdpa_kernel
+
+import impasto
+from impasto.paths import MODELS
+from impasto.pretrain import base as flow
+from impasto.pretrain.pool import KINDS, train_world
+from impasto.pretrain.run import LOG_STEPS, Session, device_name, known_concepts
+from impasto.pretrain.state import Clock, ema_update, load_state
+
+POLL = 20  # steps between two looks for new pieces
+KEEP = 500  # steps between two copies of a good state
+TRIAL = 20  # steps, a multiple of the 20 between two batches with long text, that compiled and eager are timed on
+
+
+class Pieces:
+    """All pieces that are there so far, on the device. A batch is a function of (seed, step, pieces)."""
+
+    def __init__(self, folder: Path, device: str, shares: dict[str, float], favoured: set[int], favour: float) -> None:
+        self.folder, self.device, self.shares, self.favour = folder, device, shares, favour
+        self.favoured = torch.tensor(sorted(favoured), dtype=torch.int16)
+        self.latents = torch.empty(0, 16, 16, 16, dtype=torch.float16, device=device)
+        self.ids = torch.empty(0, flow.CAPTIONS, 32, dtype=torch.int16, device=device)
+        self.weight = torch.empty(0, dtype=torch.float64)
+        self.kind = torch.empty(0, dtype=torch.int8)
+        self.taken: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def refresh(self) -> bool:
+        """Take in the pieces that are new; whether there were any."""
+        new = sorted(p for p in self.folder.glob("piece-*.safetensors") if p.name not in self.taken)
+        if not new:
+            return False
+        files = [load_file(path) for path in new]
+        self.latents = torch.cat([self.latents, *(f["latents"].to(self.device) for f in files)])
+        self.ids = torch.cat([self.ids, *(f["ids"].to(self.device) for f in files)])
+        self.kind = torch.cat([self.kind, *(f["kind"] for f in files)])
+        own = [1.0 + (self.favour - 1) * torch.isin(f["concept"], self.favoured).double() for f in files]
+        self.weight = torch.cat([self.weight, *own])
+        self.taken |= {path.name for path in new}
+        share = self.weight.clone()
+        for k, kind in enumerate(KINDS):
+            mine = self.kind == k
+            share[mine] *= self.shares.get(kind, 0.0) / share[mine].sum().clamp_min(1e-12)
+        self.cdf = (share / share.sum()).cumsum(0).to(self.device)
+        return True
+
+    def counts(self) -> dict[str, int]:
+        """Pictures of each kind."""
+        return {kind: int((self.kind == k).sum()) for k, kind in enumerate(KINDS)}
+
+    def draw(self, n: int, seed: int, step: int, empty: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(x0, token ids, t, eps), distributed as `impasto.pretrain.base.draw` does it, all on the device."""
+        d = self.device
+        g = torch.Generator(d).manual_seed(seed * 1_000_003 + step)
+        u = torch.rand(n, generator=g, device=d, dtype=torch.float64)
+        rows = torch.searchsorted(self.cdf, u).clamp_max(len(self) - 1)
+        ids = self.ids[rows, torch.randint(flow.CAPTIONS, (n,), generator=g, device=d)]
+        dropped = torch.rand(n, generator=g, device=d) < flow.DROPPED
+        ids = torch.where(dropped[:, None], empty, ids)
+        t = torch.sigmoid(0.2 + torch.randn(n, generator=g, device=d))
+        x0 = self.latents[rows].float()
+        return x0, ids, t, torch.randn(x0.shape, generator=g, device=d)
+
+
+class Trainer(Session):
+    """A `Session` whose steps are written for a GPU."""
+
+    def __init__(self, o: argparse.Namespace, folder: Path) -> None:
+        self.o, self.origin = o, start_folder(o.start, o.base)
+        super().__init__(o.base, folder, o.device, o.size, o.lr, o.seed)
+        self.known = known_concepts(o.concepts)
+        self.empty = flow.tokens(self.tokenizer, [""])[0].to(o.device, torch.int16)
+        self.loss: Any = flow.flow_loss
+        self.losses: list[torch.Tensor] = []
+        self.good: tuple[list[torch.Tensor], dict[str, Any]] | None = None
+
+    def _begin(self, size: str) -> None:
+        fused = self.device.startswith("cuda")
+        adamw = torch.optim.AdamW([dict(g) | {"fused": fused} for g in self.optimizers[1].param_groups])
+        self.optimizers = [muon.StackedMuon.like(self.optimizers[0]), adamw]  # type: ignore[list-item]
+        meta = load_state(self.folder, self.parts, self.device)
+        text = parts.text_hash(MODELS / "clip")
+        if meta is not None:
+            if (self.folder / "text").read_text() != text:
+                raise KitError(f"{self.folder} was begun with another CLIP: start again with the same --clip-minutes")
+            self.seen = {key: meta[key] for key in self.seen}
+        elif self.origin is not None:
+            weights = next(iter(sorted(self.origin.glob("*.safetensors"))))
+            named = {name: value.float() for name, value in load_file(weights).items()}
+            self.model.load_state_dict(named)
+            self.ema.load_state_dict(named)
+            card = json.loads((self.origin.parent / "card.json").read_text())
+            self.seen |= {key: card["training"][key] for key in self.seen}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "text").write_text(text)
+
+    def step(self, bank: Pieces, progress: float) -> float:
+        """One step of the optimisers; returns the learning rate's factor."""
+        step, o = self.seen["step"], self.o
+        quarter = step % 20 == 19
+        n, t5 = (max(1, o.batch // 4), 256) if quarter else (o.batch, 1)
+        x0, ids, t, eps = bank.draw(n, o.seed, step, self.empty)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
+            hidden, pooled = flow.encode_text(self.tower, ids, t5)
+            loss = (flow.flow_loss if quarter else self.loss)(self.model, x0, eps, t, hidden, pooled)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        factor = flow.set_progress(self.optimizers, self.lr, step - self.first, progress)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema_update(self.ema.parameters(), self.model.parameters(), min(o.ema, (1 + step) / (10 + step)))
+        self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n}
+        if not quarter:
+            self.losses.append(loss.detach())
+        return factor
+
+    def fit(self, bank: Pieces, clock: Clock) -> None:
+        """Train until `clock` stops, in which the making of the pool counts."""
+        o, before, session = self.o, self.seen["seconds"], self.seen["sessions"]
+        self.seen["sessions"] = session + 1
+        if (name := device_name(self.device)) not in self.seen["devices"]:
+            self.seen["devices"].append(name)
+        self.first = self.seen["step"]
+        self._log({"pictures of": bank.counts(), "minutes": round(clock.session / 60, 2)})
+        if o.compile != "no":
+            self.choose(bank, clock, keep=o.compile == "yes")
+        exported = logged = clock.session
+        drawn = self.seen["pictures"]
+        while not clock.stop:
+            if self.seen["step"] % POLL == 0:
+                bank.refresh()
+            factor = self.step(bank, clock.progress)
+            self.seen["seconds"] = before + clock.session
+            step = self.seen["step"]
+            if step % LOG_STEPS == 0 and self.losses:
+                mean = float(torch.stack(self.losses).mean())
+                rate = (self.seen["pictures"] - drawn) / (clock.session - logged)
+                logged, drawn, self.losses = clock.session, self.seen["pictures"], []
+                row = {"step": step, "pictures": drawn, "loss": round(mean, 4), "rate": round(factor, 3)}
+                self._log({**row, "per_s": round(rate), "bank": len(bank), "minutes": round(clock.session / 60, 2)})
+                if not math.isfinite(mean):
+                    self.go_back()
+                elif self.good is None or step % KEEP == 0:
+                    self.keep()
+            if clock.session - exported > 60 * o.export_minutes:
+                self.export_run(None)
+                exported = logged = clock.session
+                drawn = self.seen["pictures"]
+        if not all(bool(torch.isfinite(p).all()) for p in self.ema.parameters()):
+            self.go_back()
+        self.save()
+
+    def timed(self, bank: Pieces, steps: int) -> float:
+        """Seconds that a step takes, on average of `steps`."""
+        cuda = self.device.startswith("cuda")
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.monotonic()
+        for _ in range(steps):
+            self.step(bank, 0.0)
+        if cuda:
+            torch.cuda.synchronize()
+        return (time.monotonic() - start) / steps
+
+    def choose(self, bank: Pieces, clock: Clock, keep: bool) -> None:
+        """Compile the loss, and stay with it if it is faster. Every step of the trial trains."""
+        self.timed(bank, 5)
+        eager = self.timed(bank, TRIAL)
+        start = time.monotonic()
+        try:
+            self.loss = torch.compile(flow.flow_loss, dynamic=False, backend=self.o.backend)
+            self.timed(bank, 3)
+            fast = self.timed(bank, TRIAL)
+        except Exception as error:  # whatever the compiler runs into: training goes on without it
+            self.loss, fast = flow.flow_loss, float("inf")
+            self._log({"compile failed": f"{type(error).__name__}: {error}"[:500]})
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+        if fast > eager and not (keep and math.isfinite(fast)):
+            self.loss = flow.flow_loss
+        row = {"eager_ms": round(eager * 1e3, 2), "compiled_ms": round(fast * 1e3, 2) if fast < 1e9 else None}
+        row |= {"compiled": self.loss is not flow.flow_loss, "compiling_s": round(time.monotonic() - start, 1)}
+        self._log({**row, "minutes": round(clock.session / 60, 2)})
+        self.losses = []
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor of the state, in a fixed order: weights, EMA, optimisers."""
+        out: list[torch.Tensor] = []
+        for part in self.parts.values():
+            state = part.state_dict()
+            if isinstance(part, torch.nn.Module):
+                out += state.values()
+            else:
+                out += [t for s in state["state"].values() for t in s.values() if isinstance(t, torch.Tensor)]
+        return out
+
+    def keep(self) -> None:
+        """Copy the state, to come back to."""
+        self.good = ([t.detach().clone() for t in self.tensors()], dict(self.seen))
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Return to the last good state at half the learning rate. Raises RuntimeError where there is none."""
+        if self.good is None:
+            raise RuntimeError("the loss is not finite, and no good state was kept: begin anew with a smaller --lr")
+        copies, seen = self.good
+        for value, kept in zip(self.tensors(), copies, strict=True):
+            value.copy_(kept)
+        self.lr /= 2
+        # other batches than those that led here: the step goes on counting, the pictures are those of the state
+        self.seen["pictures"] = seen["pictures"]
+        self._log({"back to step": seen["step"], "lr": self.lr})
+
+    def export_run(self, scores: dict[str, Any] | None) -> Path:
+        """Write grid, EMA weights, log and manifest into a new folder of RUN/export; the two newest are kept."""
+        o, root = self.o, self.folder.parent / "export"
+        last = max((int(p.name.partition("-")[0]) for p in root.glob("[0-9]*")), default=0)
+        target = root / f"{last + 1:03d}-{self.seen['pictures']:011d}"
+        scratch = root / f".{target.name}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_file({k: v.detach().half().cpu().contiguous() for k, v in self.ema.state_dict().items()},
+                  scratch / "weights.safetensors")  # fmt: skip
+        shutil.copy(self.draw_grid(), scratch / "grid.png")
+        if o.clip_minutes:
+            shutil.copy(MODELS / "clip" / "model.safetensors", scratch / "clip.safetensors")
+        if scores:
+            kit.write_json(scratch / "scores.json", scores)
+        files = kit.describe(scratch)
+        shutil.copy(self.folder / "log.jsonl", scratch / "log.jsonl")  # it grows: not among the hashes
+        manifest = {
+            "kind": "base",
+            "base": self.base,
+            "size": o.size,
+            "layers_heads": list(flow.SIZES[o.size]),
+            "concepts": o.concepts,
+            "seen": self.seen,
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(o).items()},
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "impasto": impasto.__version__,
+            "scores": scores,
+            "fingerprint": parts.fingerprint(self.ema, self.tower, self.tokenizer),
+            "encoder": parts.encoder_hash(MODELS / "autoencoder"),
+            "text": parts.text_hash(MODELS / "clip"),
+            "files": files,
+        }
+        kit.write_json(scratch / "manifest.json", manifest)
+        scratch.rename(target)
+        for old in sorted(root.glob("[0-9]*"))[:-2]:
+            shutil.rmtree(old)
+        self._log({"exported": target.name})
+        return target
+
+
+def start_folder(start: str, base: str) -> Path | None:
+    """The transformer's folder to begin from: none ("scratch"), the package's ("package"), or another."""
+    if start == "scratch":
+        return None
+    folder = MODELS / base / "transformer" if start == "package" else Path(start)
+    if not list(folder.glob("*.safetensors")) or not (folder.parent / "card.json").exists():
+        raise KitError(f"--start {start}: {folder} has no weights, or no card.json stands beside it")
+    return folder
+
+
+def register(size: str) -> None:
+    """Let `size` be layers x heads, such as 7x4, beside the names that impasto knows."""
+    if size not in flow.SIZES:
+        try:
+            layers, heads = (int(part) for part in size.split("x"))
+        except ValueError:
+            known = ", ".join(flow.SIZES)
+            raise KitError(f"--size {size}: {known}, or layers x heads such as 7x4") from None
+        flow.SIZES[size] = (layers, heads)
+
+
+def start_workers(o: argparse.Namespace, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Processes that make the pieces, one thread each, less urgent than the training."""
+    command = [sys.executable, "-W", "ignore", str(Path(pieces.__file__)), "--folder", str(folder)]
+    command += ["--pieces", str(o.pieces), "--concepts", o.concepts, "--seed", str(o.seed), "--of", str(o.workers)]
+    command += ["--ground", str(o.ground), "--procedurals", str(o.procedurals), "--scenes", str(o.scenes)]
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+    env = {**os.environ, **one, "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for worker in range(o.workers):
+        with (folder / f"worker-{worker}.log").open("wb") as log:
+            process = subprocess.Popen(["nice", "-n", "5", *command, "--worker", str(worker)], env=env, stdout=log,
+                                       stderr=subprocess.STDOUT)  # fmt: skip
+        out.append(process)
+    return out
+
+
+def first_pieces(bank: Pieces, workers: list[subprocess.Popen[bytes]], clock: Clock) -> None:
+    """Wait for a piece. Raises KitError with a worker's last words when all of them ended without one."""
+    while not bank.refresh():
+        if clock.stop:
+            raise KitError("the time was over before the first piece was made")
+        if all(worker.poll() is not None for worker in workers) and not bank.refresh():
+            words = (bank.folder / "worker-0.log").read_text()[-2000:]
+            raise KitError(f"no pieces were made; the first worker said:\n{words}")
+        time.sleep(0.2)
+
+
+def options(args: list[str] | None = None) -> argparse.Namespace:
+    """Flags; see the README beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--base", default="mini-sd3")
+    parser.add_argument("--size", default="small", help="small, medium, or layers x heads such as 7x4")
+    parser.add_argument("--concepts", default="core_concepts", help="core_everywhere, core_concepts or all")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--minutes", type=float, default=22.0, help="in all: pool, training, grid and scores")
+    parser.add_argument("--reserve", type=float, default=75.0, help="seconds kept for the last grid and the scores")
+    parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--start", default="scratch", help="scratch, package, or a transformer's folder")
+    parser.add_argument("--clip-minutes", type=float, default=0.0, help="train a new small CLIP first, for so long")
+    parser.add_argument("--clip-batch", type=int, default=1024)
+    parser.add_argument("--export-minutes", type=float, default=4.0)
+    parser.add_argument("--score", type=int, default=500, help="prompts scored by the judges at the end; 0: none")
+    parser.add_argument("--workers", type=int, default=13, help="processes that make pieces; 0: here, before training")
+    parser.add_argument("--pieces", type=int, default=130)
+    parser.add_argument("--ground", type=float, default=0.1, help="of a piece, as a share of the plain pictures")
+    parser.add_argument("--procedurals", type=float, default=0.5)
+    parser.add_argument("--scenes", type=float, default=0.2)
+    parser.add_argument("--shares", default="", help="of a batch: plain=.55,ground=.1,procedural=.3,scene=.05")
+    parser.add_argument("--favour", type=float, default=1.0, help="how much oftener core_everywhere is drawn")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(args)
+
+
+def shares_of(text: str) -> dict[str, float]:
+    """impasto's shares, with those of `text` in their place."""
+    given = {name: float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+    if unknown := set(given) - set(KINDS):
+        raise KitError(f"--shares: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
+    return flow.SHARES | given
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Train, export, score; returns the last export's folder."""
+    o = options(args)
+    clock = Clock(o.minutes - o.reserve / 60)
+    register(o.size)
+    favoured = set(known_concepts("core_everywhere"))
+    folder = o.run / "pieces"
+    workers = start_workers(o, folder)
+    try:
+        with clock:
+            if not o.workers:
+                flags = ("pieces", "concepts", "ground", "procedurals", "scenes", "seed")
+                pieces.main(["--folder", str(folder), *(t for f in flags for t in (f"--{f}", str(getattr(o, f))))])
+            if o.clip_minutes:
+                parts.make_clip(o.clip_minutes, o.run / "clip", o.clip_batch, o.device, o.seed)
+            trainer = Trainer(o, o.run / "state")
+            bank = Pieces(folder, o.device, shares_of(o.shares), favoured, o.favour)
+            first_pieces(bank, workers, clock)
+            trainer.fit(bank, clock)
+    finally:
+        for worker in workers:
+            worker.terminate()
+    target = trainer.export_run(None)
+    if o.score and (MODELS / "judges" / "card.json").exists():
+        world = train_world(trainer.known)
+        target = trainer.export_run(trainer.score(world, o.score))
+    kit.write_json(o.run / "done.json", {"export": target.name, "seen": trainer.seen, "stopped": clock.terminated})
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KitError as error:
+        sys.exit(f"pretrain.py: {error}")
