@@ -24,7 +24,7 @@ from impasto.pretrain.pool import Pool
 CAPTIONS = 8  # per picture of the pool, drawn when the pool is made
 DROPPED = 0.1  # share of captions replaced by the empty text, for guidance
 TEXT = WIDTH + ZERO_WIDTH
-SIZES = {"small": (6, 3), "medium": (8, 4)}  # layers, heads of 64: 7.9M and 18.7M parameters
+SIZES = {"small": (6, 3), "7x4": (7, 4), "medium": (8, 4)}  # layers, heads of 64: 7.8M, 16.2M and 18.7M parameters
 SHARES = {"plain": 0.55, "ground": 0.1, "procedural": 0.3, "scene": 0.05}
 SHIFT = 1.0
 

@@ -46,8 +46,9 @@ def pretrain(
     batch: int = 96,
     lr: float = 2e-3,
     ema: float = 0.999,
-    size: str = "small",
+    size: str | None = None,
     threads: int | None = None,
+    compiled: bool = False,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -59,6 +60,7 @@ def pretrain(
     base: mini-sd3, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
 
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
+    size: a key of `base.SIZES`; None: the size of the packaged weights. compiled: torch.compile the model.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -74,9 +76,9 @@ def pretrain(
     if threads:
         torch.set_num_threads(threads)
     known = known_concepts(concepts)
-    run = Session(base, folder, device, size, lr, seed)
+    run = Session(base, folder, device, size or packaged_size(base), lr, seed)
     if minutes is None or minutes > 0:
-        run.train(minutes or 150.0, known, batch, ema, grid_minutes)
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
     world = train_world(known)
@@ -107,6 +109,15 @@ def known_concepts(name: str) -> list[int]:
     if name not in lists:
         raise UserError(f"unknown list of concepts {name!r}; {nearest(name, tuple(lists))}")
     return sorted({*lists[name], *meta["split"]["evaluation_concepts"]})
+
+
+def packaged_size(base: str) -> str:
+    """The key of `base.SIZES` that the packaged weights have; "small" when there are none."""
+    config = MODELS / base / "transformer" / "config.json"
+    if not config.exists():
+        return "small"
+    shape = json.loads(config.read_text())
+    return {v: k for k, v in flow.SIZES.items()}[shape["num_layers"], shape["num_attention_heads"]]
 
 
 def device_name(device: str) -> str:
@@ -154,18 +165,22 @@ class Session:
         if meta is not None:
             self.seen = {key: meta[key] for key in self.seen}
         elif packaged.is_dir():
+            if packaged_size(self.base) != size:
+                raise UserError(
+                    f"the packaged {self.base} is of size {packaged_size(self.base)}, not {size}: leave out --size, "
+                    f"or move {packaged.parent} away to begin anew"
+                )
             start: Any = SD3Transformer2DModel.from_pretrained(packaged, torch_dtype=torch.float32)
-            if start.config.num_layers == flow.SIZES[size][0]:
-                self.model.load_state_dict(start.state_dict())
-                self.ema.load_state_dict(start.state_dict())
-                card = mini.card(self.base)
-                self.seen |= {key: card["training"][key] for key in self.seen}
+            self.model.load_state_dict(start.state_dict())
+            self.ema.load_state_dict(start.state_dict())
+            card = mini.card(self.base)
+            self.seen |= {key: card["training"][key] for key in self.seen}
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""
         save_state(self.folder, self.parts, {**self.seen})
 
-    def train(self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float) -> None:
+    def train(self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float, compiled: bool = False) -> None:
         """Train for `minutes`, the making of the pool and the grids included."""
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
@@ -179,6 +194,7 @@ class Session:
         )
         bank = flow.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
+        model = torch.compile(self.model, dynamic=False) if compiled else self.model
         start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
         self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
         with clock:
@@ -187,9 +203,9 @@ class Session:
                 quarter = step % 20 == 19
                 n, t5 = (batch // 4, 256) if quarter else (batch, 1)
                 x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
-                with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(self.attention):
+                with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
                     hidden, pooled = flow.encode_text(self.tower, ids, t5)
-                    loss = flow.flow_loss(self.model, x0, eps, t, hidden, pooled)
+                    loss = flow.flow_loss(model, x0, eps, t, hidden, pooled)
                     loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
