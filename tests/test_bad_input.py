@@ -13,7 +13,7 @@ GOOD = {"--base": "BASE", "--image": "PICTURE", "--caption": "a rocket in ink st
 CASES = {
     "no image": ({"--image": None}, "no reference picture"),
     "missing image": ({"--image": "nowhere.png"}, "'nowhere.png' does not exist"),
-    "image is a folder": ({"--image": "."}, "is a folder"),
+    "image is an empty folder": ({"--image": "FOLDER"}, "holds no picture"),
     "text as image": ({"--image": "TEXT"}, "is not a picture"),
     "empty image": ({"--image": "EMPTY"}, "is empty (0 bytes)"),
     "one pixel": ({"--image": "PIXEL"}, "too small: 1 x 1"),

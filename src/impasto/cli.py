@@ -35,8 +35,12 @@ def train(args: list[str]) -> Result:
         return plan(config)
     from impasto.train import train
 
-    with bar("training", config.steps) as progress:
-        return train(config, lambda step, loss: progress(step, f"loss {loss:.3f}"))
+    with bar("preparing") as preparing, bar("training", config.steps) as progress:
+        return train(
+            config,
+            lambda step, loss: progress(step, f"loss {loss:.3f}"),
+            lambda done, total: preparing(done, "", total),
+        )
 
 
 def generate(args: list[str]) -> Result:
@@ -230,7 +234,7 @@ def cleared(default: Any, args: Sequence[str]) -> Any:
     """`default` without the repeatable values that are given again: flags replace a recipe's list, not add to it."""
     from dataclasses import replace
 
-    for name in ("image", "caption", "prior_prompt", "preview_prompt"):
+    for name in ("image", "caption", "repeats", "prior_prompt", "preview_prompt"):
         if last_value(args, name.replace("_", "-")) is not None:
             default = replace(default, **{name: ()})
     return default
@@ -255,6 +259,8 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     def update(done: int, note: str = "", total: int | None = total) -> None:
         progress.start()  # seen from the first update on
         progress.update(task, completed=done, note=note, total=total)
+        if done == total:  # one bar at a time
+            progress.stop()
 
     try:
         yield update
@@ -270,6 +276,10 @@ def show(result: Result) -> None:
             from impasto.plan import bars
 
             print(bars(value))
+        elif key == "data" and isinstance(value, dict):
+            from impasto.plan import data_lines
+
+            print(data_lines(value))
         elif key == "settings":
             show(value)
         elif isinstance(value, list) and len(value) > 6:

@@ -26,9 +26,28 @@ class TrainConfig:
     base: str = "mini-sd3"
     """Base model: an embedded one, a diffusers folder, or a hub id."""
     image: Append[tuple[Path, ...]] = ()
-    """A reference picture; may be given several times."""
+    """A reference picture, or a folder of them; may be given several times."""
     caption: Append[tuple[str, ...]] = ()
-    """What it shows and in what style: "a rocket in pixel art style". One for each picture, or one for all."""
+    """What it shows and in what style: "a rocket in pixel art style". One for each picture, or one for all; in folders
+    for those without a caption of their own (a .txt beside the picture, or metadata.jsonl)."""
+    trigger: str = ""
+    """What stands for [trigger] in captions: a word or two of your own."""
+    caption_prefix: str = ""
+    """Put before every caption."""
+    caption_dropout: float = 0.0
+    """Share of draws that see an empty caption."""
+    repeats: Append[tuple[int, ...]] = ()
+    """How often the pictures of each --image count: one number for each; 1, or N in a folder called N_name."""
+    mask: Literal["off", "files", "alpha"] = "off"
+    """Loss masks: files (a.mask.png, masks/a.png; white counts) or alpha (what is opaque counts)."""
+    buckets: Literal["auto", "on", "off"] = "auto"
+    """Keep aspect ratios, in buckets of the same area; off cuts squares. auto: on for folders."""
+    crops: int = 1
+    """Crops of each picture that are prepared; one of them is drawn per step. 1 is the middle only."""
+    flip: bool = False
+    """Draw mirrored pictures half of the time."""
+    skip_bad: bool = False
+    """Leave out pictures and captions that cannot be used, with a warning each, where a folder would be refused."""
     out: Path = Path("runs/style")
     """The style folder. The same command again goes on where it stopped."""
     recipe: str = "style-friendly"
@@ -80,7 +99,7 @@ class TrainConfig:
     """Decay of the moving average of the adapter that is saved; 0 saves the adapter itself."""
 
     size: int = 1024
-    """Pixels, square."""
+    """Pixels, square; with buckets the area is that of this square."""
     seed: int = 0
     """Every draw is a function of (seed, step, item)."""
     device: str = "auto"
@@ -104,7 +123,7 @@ class TrainConfig:
 
 FREE = (
     *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
-    *("preview", "preview_every", "preview_prompt", "tensorboard"),
+    *("preview", "preview_every", "preview_prompt", "tensorboard", "skip_bad"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
@@ -113,7 +132,7 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "keep", "size"),
+        *("checkpoint_every", "keep", "size", "crops"),
     )
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
     for key in positive + at_least_0:
@@ -124,6 +143,10 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(f"alpha must be above 0, not {config.alpha}")
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
+    if not 0 <= config.caption_dropout <= 1:
+        raise UserError(f"caption_dropout must be from 0 to 1, not {config.caption_dropout}")
+    if any(count < 1 for count in config.repeats):
+        raise UserError(f"repeats must be at least 1, not {min(config.repeats)}")
     if config.schedule not in ("constant", "linear", "cosine"):
         raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
     return config
@@ -206,7 +229,7 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, tuple):
-            value = [str(item) for item in value]
+            value = [item if isinstance(item, int | float) else str(item) for item in value]
         elif isinstance(value, Path):
             value = str(value)
         if value is not None:

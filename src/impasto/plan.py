@@ -55,18 +55,29 @@ def bars(noise: dict[str, Any], width: int = 36) -> str:
     return "\n".join(lines)
 
 
+def data_lines(data: dict[str, Any]) -> str:
+    """What `data.items.summary` counted, and the advice, as text."""
+    counts = ", ".join(f"{data[key]} {key}" for key in ("pictures", "captions", "crops", "masks"))
+    lines = [f"data: {counts}"]
+    lines.append("buckets: " + ", ".join(f"{shape} ({n})" for shape, n in data["buckets"].items()))
+    if len(data["repeats"]) > 1:
+        lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
+    return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])
+
+
 def plan(config: TrainConfig) -> dict[str, Any]:
-    """Every setting as it will be used, and the noise levels; nothing is loaded, nothing written. Raises UserError."""
+    """Every setting as it will be used, the pictures, and the noise levels; no model is loaded, and nothing written but
+    the cache of what pictures are like. Raises UserError."""
     from impasto import adapters, families, objectives
     from impasto.config import check_ranges
-    from impasto.data import captions, references
+    from impasto.data import advice, items
 
     check_ranges(config)
     adapters.adapter(config.adapter)
     objectives.objective(config.objective)
     device, precision = families.place(config.device, config.precision)
-    for path, _ in captions.pair(config.image, config.caption):
-        references.read(path, config.size)
+    found = items.read(config, families.card(config.base))
+    data = items.summary(found) | {"advice": advice.advise(found, config)}
     settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
     draws = config.steps * config.batch * config.accumulate
-    return {"settings": settings, "draws": draws, "noise": histogram(noise_law(config))}
+    return {"settings": settings, "data": data, "draws": draws, "noise": histogram(noise_law(config))}

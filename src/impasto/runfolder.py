@@ -131,7 +131,7 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     now = as_dict(config)
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
-    for key in ("base_sha256", "references_sha256"):
+    for key in ("base_sha256", "references_sha256", "data_sha256"):
         if about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
     if changes:

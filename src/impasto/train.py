@@ -11,59 +11,70 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from impasto import adapters, families, objectives
 from impasto.adapters.io import WEIGHTS, save
 from impasto.config import TrainConfig, check_ranges
-from impasto.data import captions, references
-from impasto.data.prepare import Prepared, prepare
+from impasto.data import advice
+from impasto.data import items as data
+from impasto.data.draws import Draws as Draws
+from impasto.data.items import Item
+from impasto.data.prepare import prepare_items
 from impasto.data.references import Reference
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import write_card
 from impasto.moving import Moving
-from impasto.noise.laws import Law
-from impasto.noise.random import generator, generators
-from impasto.objectives import Batch, Objective
+from impasto.objectives import Objective
 from impasto.plan import noise_law
 from impasto.preview import Previews
 from impasto.runfolder import RunFolder
 
 Progress = Callable[[int, float], None]
 """Called after each step with (step, loss)."""
+Preparing = Callable[[int, int], None]
+"""Called while pictures and captions are prepared with (done, of how many)."""
+REFERENCES = 8  # pictures that are copied into the style folder
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None) -> dict[str, Any]:
     """Train into `config.out`, or go on there; returns a summary.
 
     Raises UserError on bad input and when the loss is not a number; KeyboardInterrupt after Ctrl-C, the state saved.
     """
     started = time.perf_counter()
     check_ranges(config)
-    pairs = [(references.read(path, config.size), text) for path, text in captions.pair(config.image, config.caption)]
+    items = data.read(config, families.card(config.base), preparing)
+    for line in advice.advise(items, config):
+        warnings.warn(line, stacklevel=1)
+    pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
+    told = data.told(config, items)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     family = families.load(config.base, device=config.device, precision=config.precision)
-    run = RunFolder(config, inputs(family, pairs))
+    run = RunFolder(config, inputs(family, items))
     done, state = run.resume()
     try:
         if done < config.steps or not (config.out / WEIGHTS).is_file():
-            objective = objectives.build(config, family)
-            previews = Previews(family, config)
-            draws = Draws(config, levels, prepare(family, pairs, config.size).to(family.device))
+            objective = objectives.build(told, family)
+            previews = Previews(family, told)
+            prepared = prepare_items(
+                family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
+            )
+            draws = Draws(config, levels, prepared.to(family.device), family.device)
             family.free("encoders", "vae")
             named = add_adapter(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
             moving = Moving(config, named, done, state)
             loop(config, family, objective, draws, moving, run, done, previews, progress)
-            finish(config, family, pairs, moving, previews)
+            finish(told, family, pairs, moving, previews)
     finally:
         run.close()
     return summary(config, run, done, time.perf_counter() - started)
@@ -73,7 +84,7 @@ def loop(
     config: TrainConfig,
     family: Family,
     objective: Objective,
-    draws: "Draws",
+    draws: Draws,
     moving: Moving,
     run: RunFolder,
     done: int,
@@ -127,10 +138,9 @@ def finish(
         save(family, config.out)
 
 
-def inputs(family: Family, pairs: Sequence[tuple[Reference, str]]) -> dict[str, Any]:
+def inputs(family: Family, items: Sequence[Item]) -> dict[str, Any]:
     """What a run met beside its settings: hashes, and the versions of what computes."""
-    hashes = {"base_sha256": family.hash, "references_sha256": [reference.sha256 for reference, _ in pairs]}
-    return hashes | {name: version(name) for name in PACKAGES}
+    return {"base_sha256": family.hash} | data.hashes(items) | {name: version(name) for name in PACKAGES}
 
 
 def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: float) -> dict[str, Any]:
@@ -146,31 +156,6 @@ def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: flo
         "loss": sum(last) / len(last),
         "seconds": round(seconds, 2),
     }
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What step and micro-batch train on: n draws of (reference, noise level, noise), and one text length for all."""
-
-    config: TrainConfig
-    law: Law
-    prepared: Prepared
-
-    def __call__(self, step: int, micro: int) -> tuple[Batch, Tensor, list[Generator]]:
-        """(batch, lam_B, the generators of its items, which an objective may draw from further)."""
-        x, n = self.prepared.x, self.config.batch
-        own = generators(self.config.seed, step, range(micro * n, micro * n + n))
-        index = torch.cat([torch.randint(len(x), (1,), generator=g) for g in own]).to(x.device)
-        lam_B = self.law(own).to(x.device)
-        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own]).to(x.device)
-        cond = {name: rows[index] for name, rows in self.prepared.conds[self.length(step)].items()}
-        return Batch(x[index], eps, cond), lam_B, own
-
-    def length(self, step: int) -> int:
-        """The text length of a step: each as often as the base's card says."""
-        u = torch.rand((), generator=generator(self.config.seed, step, "text length")).item()
-        lengths, shares = list(self.prepared.shares), torch.tensor(list(self.prepared.shares.values()))
-        return lengths[int((u >= shares.cumsum(0)[:-1]).sum())]
 
 
 @contextmanager

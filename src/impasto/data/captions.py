@@ -15,7 +15,10 @@ pictogram bitmap pixels outline outlines outlined monochrome silhouette minimali
 """
 
 
-def check(caption: str, path: Path | str) -> str:
+TRIGGER = "[trigger]"
+
+
+def check(caption: str, path: Path | str, trigger: str = "") -> str:
     """The caption, white space tidied. Raises UserError when it is empty; warns when no word in it names a style.
 
     A style that the caption does not name has no words to be called by: it goes into everything, or into the subject.
@@ -25,7 +28,7 @@ def check(caption: str, path: Path | str) -> str:
         raise UserError(
             f"the caption of {str(path)!r} is empty: say what it shows, as in 'a rocket in pixel art style'"
         )
-    if not set(re.findall(r"[a-z]+", caption.lower())) & set(STYLE_WORDS.split()):
+    if not names_style(caption, trigger):
         warnings.warn(
             f"the caption {caption!r} names no style, so nothing will call it later: try {caption + ' in ... style'!r}",
             stacklevel=2,
@@ -33,14 +36,38 @@ def check(caption: str, path: Path | str) -> str:
     return caption
 
 
-def pair(images: Sequence[Path], captions: Sequence[str]) -> list[tuple[Path, str]]:
+def words(text: str) -> list[str]:
+    """Lower-case words."""
+    return re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", text.lower())
+
+
+def names_style(caption: str, trigger: str = "") -> bool:
+    """Whether it holds the trigger, or without one a word that names a style."""
+    if trigger:
+        return trigger.lower() in caption.lower()
+    return bool(set(re.findall(r"[a-z]+", caption.lower())) & set(STYLE_WORDS.split()))
+
+
+def fill(caption: str, prefix: str = "", trigger: str = "") -> str:
+    """`prefix` and caption with `[trigger]` replaced. Raises UserError when there is nothing to replace it with."""
+    caption = " ".join(f"{prefix} {caption}".split())
+    if TRIGGER in caption and not trigger:
+        raise UserError(
+            f"the caption {caption!r} holds {TRIGGER}: say what stands for it with --trigger 'wibble style'"
+        )
+    return caption.replace(TRIGGER, trigger)
+
+
+def pair(images: Sequence[Path], captions: Sequence[str], trigger: str = "") -> list[tuple[Path, str]]:
     """Each picture with its caption, in order; one caption may serve all. Raises UserError when they do not match."""
     if not images:
         raise UserError("no reference picture: give one with --image")
     if not captions:
-        raise UserError("no caption: say what the picture shows with --caption 'a rocket in pixel art style'")
+        raise UserError(
+            "no caption: say what the picture shows with --caption 'a rocket in pixel art style', or in a .txt file"
+        )
     if len(captions) == 1:
         captions = list(captions) * len(images)
     if len(captions) != len(images):
         raise UserError(f"{len(images)} pictures but {len(captions)} captions: give one for each, or one for all")
-    return [(Path(image), check(caption, image)) for image, caption in zip(images, captions, strict=True)]
+    return [(Path(image), check(caption, image, trigger)) for image, caption in zip(images, captions, strict=True)]

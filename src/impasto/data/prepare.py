@@ -1,52 +1,182 @@
 """Preparing: pictures to latents and captions to embeddings, once, kept in the cache under the hash of what they show.
 
-A cache file is named by all that it depends on (file bytes, or prompt and length; size; base weights), and tells it
-again inside: a changed picture, caption, size or base can never read an old one, and a pair is made from what the
-two were asked for, never from their places in two lists.
+A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt and length; base weights), and
+a pair is made from what the two were asked for, never from their places in two lists. Latents are made one by one, so
+that they do not depend on what they would share a batch with; memory holds one decoded picture at a time.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from impasto.data.references import Reference
+from impasto.data.buckets import View, views
+from impasto.data.cache import cached as cached
+from impasto.data.items import Item
+from impasto.data.pictures import Picture
+from impasto.data.references import Reference, load, to_tensor
+from impasto.errors import UserError
 from impasto.families.base import Condition, Family
-from impasto.paths import atomic, cache_dir
 
-VERSION = 1  # of what is done to a picture and to a prompt
+LEAST = 0.01  # of a view that a mask must leave
+ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch does
+
+Rows = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture with its caption. views: rows of x, one is drawn each time; caption: row of the conditions."""
+
+    views: tuple[int, ...]
+    caption: int
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """N pairs: latents x_NCHW, and per text length the conditions of the N captions and its share of the batches."""
+    """Latents x, and per text length the conditions of the captions and its share of the batches.
 
-    x: Tensor
-    conds: dict[int, Condition]
+    x: rows (C, h, w), in several shapes maybe. conds: rows of each condition. pairs: which belong together; row i with
+    row i where none are given. masks: per row of x None or weights (1, h, w) with mean 1. sizes: per row of x SDXL's
+    (original h, w, crop top, left, target h, w). empty: the row of the empty caption.
+    """
+
+    x: Rows
+    conds: dict[int, dict[str, Rows]]
     shares: dict[int, float]
+    pairs: tuple[Pair, ...] = ()
+    masks: tuple[Tensor | None, ...] = ()
+    sizes: Tensor | None = None
+    empty: int | None = None
+
+    @cached_property
+    def all_pairs(self) -> tuple[Pair, ...]:
+        return self.pairs or tuple(Pair((i,), i) for i in range(len(self.x)))
 
     def to(self, device: torch.device | str) -> "Prepared":
-        conds = {n: {name: t.to(device) for name, t in cond.items()} for n, cond in self.conds.items()}
-        return replace(self, x=self.x.to(device), conds=conds)
+        """All of it on `device` when it is small; else as it is, for the batches to follow one by one."""
+        rows = [self.x, *(rows for cond in self.conds.values() for rows in cond.values())]
+        if sum(t.nbytes for some in rows for t in some) > ON_DEVICE:
+            return self
+        conds = {n: {name: moved(some, device) for name, some in cond.items()} for n, cond in self.conds.items()}
+        masks = tuple(mask if mask is None else mask.to(device) for mask in self.masks)
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return replace(self, x=moved(self.x, device), conds=conds, masks=masks, sizes=sizes)
+
+
+def moved(rows: Rows, device: torch.device | str) -> Rows:
+    return rows.to(device) if isinstance(rows, Tensor) else [row.to(device) for row in rows]
 
 
 def prepare(family: Family, pairs: Sequence[tuple[Reference, str]], size: int) -> Prepared:
-    """Latents and text embeddings of all pairs; what is in the cache needs neither VAE nor text encoders."""
-    x = torch.cat([latent(family, reference, size) for reference, _ in pairs])
+    """The middle squares of pictures and their captions as tensors: row i of x_NCHW, row i of each condition."""
+    items = []
+    for reference, caption in pairs:
+        picture = Picture(reference.path, reference.sha256, *reference.image.size)
+        middle = views(picture.width, picture.height, (size, size), 1, False, picture.sha256)
+        items.append(Item(picture, caption, (size, size), middle))
+    x = torch.stack(list(prepare_items(family, items).x))
     conds = {length: stack([text(family, caption, length) for _, caption in pairs]) for length in family.text_lengths}
-    return Prepared(x, conds, dict(family.text_lengths))
+    return Prepared(x, {**conds}, dict(family.text_lengths))
 
 
-def latent(family: Family, reference: Reference, size: int) -> Tensor:
-    """(1, C, h, w), float32."""
-    key = {"image": reference.sha256, "size": size, "base": family.hash}
-    return cached(key, lambda: {"x": family.encode_image(reference.pixels(size)).float()})["x"]
+def prepare_items(
+    family: Family, items: Sequence[Item], dropout: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Prepared:
+    """Latents and text embeddings of all items; what is in the cache needs neither VAE nor text encoders.
+
+    dropout: the empty caption as well. progress: called with (done, of how many) after each picture and caption.
+    """
+    captions = {
+        caption: i for i, caption in enumerate(dict.fromkeys([*(one.caption for one in items)] + [""] * dropout))
+    }
+    total, done = len(items) + len(captions), 0
+    x, masks, sizes, pairs = [], [], [], []
+    for one in items:
+        kept = view_tensors(family, one)
+        pairs.append(Pair(tuple(range(len(x), len(x) + len(kept))), captions[one.caption], one.repeats))
+        for view, tensors in kept:
+            x.append(tensors["x"])
+            masks.append(tensors.get("mask"))
+            sizes.append(view.record(one.picture.width, one.picture.height))
+        if progress:
+            progress(done := done + 1, total)
+    conds: dict[int, dict[str, Rows]] = {length: {} for length in family.text_lengths}
+    for caption in captions:
+        for length, cond in conds.items():
+            for name, rows in text(family, caption, length).items():
+                cond.setdefault(name, []).append(rows[0])  # type: ignore[union-attr]
+        if progress:
+            progress(done := done + 1, total)
+    wanted = getattr(family, "wants_size_ids", False)
+    return Prepared(
+        x,
+        conds,
+        dict(family.text_lengths),
+        tuple(pairs),
+        tuple(masks) if any(mask is not None for mask in masks) else (),
+        torch.tensor(sizes, dtype=torch.float32) if wanted else None,
+        captions[""] if dropout else None,
+    )
+
+
+def view_tensors(family: Family, item: Item) -> list[tuple[View, dict[str, Tensor]]]:
+    """{"x": (C, h, w), "mask": (1, h, w) where there is one} of each view whose mask leaves something."""
+    decoded: list[Reference] = []
+
+    def reference() -> Reference:
+        if not decoded:
+            decoded.append(item.picture.load())
+        return decoded[0]
+
+    kept = []
+    for view in item.views:
+        key = {"image": item.picture.sha256, "box": view.box, "shape": view.shape, "mirrored": view.mirrored}
+        key |= {"mask": item.mask_sha256 or item.mask, "base": family.hash}
+        tensors = cached(key, lambda view=view: encode(family, reference(), item, view))
+        if "mask" not in tensors or tensors["mask"].mean() >= LEAST:
+            kept.append((view, weighted(tensors)))
+    if not kept:
+        raise UserError(f"the mask of {str(item.picture.path)!r} leaves nothing of it: white is what counts")
+    return kept
+
+
+def encode(family: Family, reference: Reference, item: Item, view: View) -> dict[str, Tensor]:
+    """The latents of one view, float32, and its mask: the share of what counts in the area of each latent position."""
+    x = family.encode_image(to_tensor(cut(reference.image, view, view.shape))).float()[0]
+    if item.mask is None:
+        return {"x": x}
+    mask = reference.alpha if item.mask == "alpha" else mask_image(item)
+    assert mask is not None
+    small = cut(mask, view, (x.shape[2], x.shape[1]), Image.Resampling.BOX)
+    return {"x": x, "mask": (to_tensor(small.convert("RGB"))[0, :1] + 1) / 2}
+
+
+def mask_image(item: Item) -> Image.Image:
+    """The mask file of an item, 8 bits grey. Raises UserError when it is not any more what was looked at."""
+    assert isinstance(item.mask, Path)
+    reference = load(item.mask)
+    if reference.sha256 != item.mask_sha256:
+        raise UserError(f"the mask {str(item.mask)!r} was changed while it was read: start again")
+    return reference.image.convert("L")
+
+
+def weighted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the mask divided by its mean: what it leaves weighs as much as a whole picture."""
+    return tensors | {"mask": tensors["mask"] / tensors["mask"].mean()} if "mask" in tensors else tensors
+
+
+def cut(
+    image: Image.Image, view: View, shape: tuple[int, int], resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The part of an image that a view shows, at `shape`."""
+    part = image.resize(shape, resampling, box=view.box)
+    return ImageOps.mirror(part) if view.mirrored else part
 
 
 def text(family: Family, prompt: str, length: int) -> Condition:
@@ -58,26 +188,3 @@ def text(family: Family, prompt: str, length: int) -> Condition:
 def stack(conds: Sequence[Condition]) -> Condition:
     """Rows of several prompts as one condition."""
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
-
-
-def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that `make` returns for `key`, on the CPU; from the cache when they were made before."""
-    told = json.dumps(key | {"version": VERSION}, sort_keys=True)
-    file = cache_dir("prepared", hashlib.sha256(told.encode()).hexdigest() + ".safetensors")
-    found = read(file, told)
-    if found is None:
-        found = {name: t.detach().cpu().contiguous() for name, t in make().items()}
-        with atomic(file) as temporary:
-            save_file(found, temporary, metadata={"key": told})
-    return found
-
-
-def read(file: Path, told: str) -> dict[str, Tensor] | None:
-    """The tensors of a cache file, or None when it is absent, damaged, or of another key."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            if (tensors.metadata() or {}).get("key") != told:
-                return None
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError):
-        return None

@@ -1,6 +1,7 @@
 """Reference pictures: any picture file -> plain RGB, or one clear line about what is wrong with it."""
 
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,30 @@ from impasto.errors import UserError
 
 MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000; decoding it takes .3 GB
 MIN_SIDE = 8
+ANIMATED, TRANSPARENT = "has several frames: the first one is used", "is transparent: it is put on white"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference picture: where it was, what is in it (RGB, upright), and the sha256 of its file."""
+    """One reference picture: where it was, what is in it (RGB, upright), and the sha256 of its file.
+
+    alpha: its transparency (8 bits, 255 is opaque), None when nothing in it is transparent. notes: what was decided.
+    """
 
     path: Path
     image: Image.Image
     sha256: str
+    alpha: Image.Image | None = None
+    notes: tuple[str, ...] = ()
 
     def pixels(self, size: int) -> Tensor:
         """(1, 3, size, size) in [-1, 1]: the middle square, resized."""
-        square = ImageOps.fit(self.image, (size, size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return to_tensor(ImageOps.fit(self.image, (size, size), Image.Resampling.LANCZOS))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB -> (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def read(path: Path | str, size: int = MIN_SIDE) -> Reference:
@@ -36,9 +47,33 @@ def read(path: Path | str, size: int = MIN_SIDE) -> Reference:
     size: pixels that it will be trained at. Raises UserError when it is missing, unreadable, empty, too large to
     decode safely (seen in its header, before any pixel is) or too small.
     """
+    reference = load(path)
+    if min(reference.image.size) < size:
+        say(reference.path, enlarged(*reference.image.size, size))
+    for note in reference.notes:
+        say(reference.path, note)
+    return reference
+
+
+def load(path: Path | str) -> Reference:
+    """As `read`, without a warning."""
     path = Path(path)
+    data = content(path)
+    try:
+        image, alpha, notes = decode(data, path)
+    except UnidentifiedImageError:
+        raise UserError(f"image {str(path)!r} is not a picture of a known format (PNG, JPEG, WebP, ...)") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"image {str(path)!r} is damaged: {error}") from None
+    return Reference(path, image, hashlib.sha256(data).hexdigest(), alpha, notes)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a picture file. Raises UserError when there are none."""
     if path.is_dir():
-        raise UserError(f"image {str(path)!r} is a folder: give the pictures in it, each with --image")
+        raise UserError(f"image {str(path)!r} is a folder, not a picture")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -47,23 +82,17 @@ def read(path: Path | str, size: int = MIN_SIDE) -> Reference:
         raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from None
     if not data:
         raise UserError(f"image {str(path)!r} is empty (0 bytes)")
-    try:
-        image = decode(path, size)
-    except UnidentifiedImageError:
-        raise UserError(f"image {str(path)!r} is not a picture of a known format (PNG, JPEG, WebP, ...)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"image {str(path)!r} is damaged: {error}") from None
-    return Reference(path, image, hashlib.sha256(data).hexdigest())
+    return data
 
 
-def decode(path: Path, size: int) -> Image.Image:
-    """The first frame as upright RGB. Raises what Pillow raises, and UserError for a size out of bounds."""
+def decode(data: bytes, path: Path) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
+    """(the first frame as upright RGB, its alpha, notes). Raises what Pillow raises, UserError for a size out of
+    bounds."""
+    notes = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise UserError(f"image {str(path)!r} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
     with image:
@@ -76,27 +105,32 @@ def decode(path: Path, size: int) -> Image.Image:
             raise UserError(
                 f"image {str(path)!r} is too small: {width} x {height} pixels, {MIN_SIDE} at least each way"
             )
-        if min(width, height) < size:
-            say(path, f"is {width} x {height} and will be enlarged to {size} x {size}")
         if getattr(image, "n_frames", 1) > 1:
-            say(path, "has several frames: the first one is used")
+            notes.append(ANIMATED)
             image.seek(0)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image), path)
+        rgb, alpha = to_rgb(ImageOps.exif_transpose(image), path)
+    return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []))
 
 
-def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Any mode to RGB: 16 bits scaled (Pillow would clip them), transparency on white, palettes and CMYK resolved."""
+def to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """Any mode to (RGB, alpha): 16 bits scaled (Pillow would clip them), transparency on white, CMYK resolved."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode == "F":
         raise UserError(f"image {str(path)!r} holds floating-point values: save it with 8 or 16 bits")
+    alpha = None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if np.asarray(image)[..., 3].min() < 255:
-            say(path, "is transparent: it is put on white")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        alpha = image.getchannel("A")
+        if np.asarray(alpha).min() == 255:
+            return image.convert("RGB"), None
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB"), alpha
+
+
+def enlarged(width: int, height: int, size: int) -> str:
+    return f"is {width} x {height} and will be enlarged to {size} x {size}"
 
 
 def say(path: Path, what: str) -> None:

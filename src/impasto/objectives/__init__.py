@@ -13,11 +13,15 @@ from impasto.families.base import Condition, Family
 
 @dataclass(frozen=True)
 class Batch:
-    """n draws: latents x_BCHW, noise eps_BCHW, and the conditions of each. All on the model's device."""
+    """n draws: latents x_BCHW, noise eps_BCHW, and the conditions of each. All on the model's device.
+
+    mask: weights of the loss (B, 1, h, w), each item's with mean 1; None weighs everything alike.
+    """
 
     x: Tensor
     eps: Tensor
     cond: Condition
+    mask: Tensor | None = None
 
 
 Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]]

@@ -1,0 +1,111 @@
+"""Advice on pictures and captions for a style: what is likely to go wrong, and what to do. It never refuses.
+
+What a caption says, the caption calls; what it leaves out goes into the style. So captions name the things that a
+picture shows, call the style by one name, and leave the look of the style (its colours, its technique) unsaid.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from impasto.config import TrainConfig
+from impasto.data.captions import STYLE_WORDS, TRIGGER, names_style, words
+from impasto.data.folder import named
+from impasto.data.items import Item
+
+COLOURS = """
+red orange yellow green blue purple violet pink magenta cyan teal turquoise brown beige grey gray black white gold
+golden silver colourful colorful vivid muted saturated desaturated neon pastel monochrome
+"""
+TECHNIQUES = """
+brush brushstroke brushstrokes stroke strokes impasto hatching crosshatching stippling dots grain grainy texture
+textured outline outlines outlined lineart linework contour contours gradient gradients shading shaded cel glow glowing
+glossy matte flat watercolor watercolour gouache acrylic oil ink pencil crayon charcoal chalk pastel marker halftone dithering
+pixel pixelated lowpoly isometric minimalist vector engraving etching woodcut linocut risograph bokeh
+"""
+STOP = """
+a an the and or of in on at by with from to into over under behind beside near its his her their is are it as for some
+one two three several many small large big little old young new
+"""
+SAME, ALIKE, FEW = 0.5, 3, 3  # share of captions; different bits of 64; pictures that a pattern needs
+
+
+def advise(items: Sequence[Item], config: TrainConfig) -> list[str]:
+    """Lines of advice. `captions.check` speaks of a single picture's caption where it was given on the command line."""
+    spoken = [one for one in items if one.caption]
+    checks = (uncalled, described_away, same_thing, alike)
+    return [line for check in checks if (line := check(spoken, config))]
+
+
+def uncalled(items: Sequence[Item], config: TrainConfig) -> str:
+    """The trigger, or any word that names a style, is missing in captions of a folder."""
+    silent = [one for one in items if not names_style(one.caption, config.trigger)]
+    if not silent or not any(path.is_dir() for path in config.image):
+        return ""
+    count = f"{len(silent)} of {len(items)} captions ({named([one.picture.path for one in silent])})"
+    if config.trigger:
+        return f"{count} lack the trigger {config.trigger!r}: write {TRIGGER} in them, or --caption-prefix '{TRIGGER},'"
+    return f"{count} name no style, so nothing will call it later: end them with 'in ... style', or use --trigger"
+
+
+def described_away(items: Sequence[Item], config: TrainConfig) -> str:
+    """Captions say how the style looks: with a trigger, techniques in several captions; a colour in most of them."""
+    found = Counter(word for one in items for word in set(content(one.caption, config.trigger)))
+    colours, techniques = set(COLOURS.split()), set(TECHNIQUES.split())
+    least = max(FEW, SAME * len(items))
+    said = [word for word, n in found.items() if word in colours and n >= least]
+    if config.trigger:
+        said += [word for word, n in found.items() if word in techniques - colours and n >= min(2, len(items))]
+    if not said:
+        return ""
+    name = repr(config.trigger) if config.trigger else "the style's name"
+    return (
+        f"captions say how the style looks ({', '.join(sorted(said)[:6])}): what they say is learnt by those words "
+        f"instead of {name}; leave them out where they belong to the style"
+    )
+
+
+def same_thing(items: Sequence[Item], config: TrainConfig) -> str:
+    """The same noun in every caption: the style may come with that thing only."""
+    if len(items) < FEW:
+        return ""
+    shared = set.intersection(*(set(content(one.caption, config.trigger)) for one in items))
+    shared -= {*STOP.split(), *COLOURS.split(), *TECHNIQUES.split()}
+    first = [word for word in dict.fromkeys(words(items[0].caption)) if word in shared]
+    if not first:
+        return ""
+    return (
+        f"all {len(items)} captions say {' '.join(first[:4])!r}: the style may come with it everywhere; add pictures "
+        "of other things, or keep what the base knows with --prior-weight 1"
+    )
+
+
+def alike(items: Sequence[Item], config: TrainConfig) -> str:
+    """Pictures that are nearly the same: by their difference hashes, flat ones aside."""
+    hashes = np.array([one.picture.dhash for one in items], dtype=np.int64).view(np.uint64)
+    told = np.bitwise_count(hashes) > ALIKE
+    pairs = []
+    for i in np.flatnonzero(told):
+        near = np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= ALIKE
+        pairs += [(i, i + 1 + j) for j in np.flatnonzero(near & told[i + 1 :])]
+    if not pairs:
+        return ""
+    some = "; ".join(named([items[i].picture.path, items[j].picture.path]) for i, j in pairs[:3])
+    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    what = "pair of pictures looks" if len(pairs) == 1 else "pairs of pictures look"
+    return (
+        f"{len(pairs)} {what} nearly the same ({some}{more}): each counts by itself; keep one, or say so by --repeats"
+    )
+
+
+def content(caption: str, trigger: str) -> list[str]:
+    """The words of a caption that say what is shown: without its style phrase, the trigger and words for styles.
+
+    A phrase reaches to a comma or an "in"; one with "style" in it is the style phrase.
+    """
+    known = {*words(trigger), *STYLE_WORDS.split()} - set(TECHNIQUES.split() if trigger else ())
+    text = caption.lower().replace(trigger.lower(), " ") if trigger else caption.lower()
+    phrases = [words(phrase) for phrase in re.split(r"[,;:.]|\bin\b", text)]
+    return [word for phrase in phrases if not {"style", "styled"} & set(phrase) for word in phrase if word not in known]

@@ -1,0 +1,49 @@
+"""The cache of what was computed from pictures and prompts: one safetensors file per thing, under the hash of its key.
+
+A file is named by all that it depends on, and tells it again inside: what belongs to another picture, caption, size or
+base can never be read by mistake.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from impasto.paths import atomic, cache_dir
+
+VERSION = 2  # of what is done to a picture and to a prompt
+
+
+def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that `make` returns for `key`, on the CPU; from the cache when they were made before.
+
+    Those that come from the cache are mapped from the file: they take memory when they are used.
+    """
+    file, told = place(key)
+    found = read(file, told)
+    if found is None:
+        found = {name: t.detach().cpu().contiguous() for name, t in make().items()}
+        with atomic(file) as temporary:
+            save_file(found, temporary, metadata={"key": told})
+    return found
+
+
+def place(key: dict) -> tuple[Path, str]:
+    """(the file of a key, the key as it is told inside)."""
+    told = json.dumps(key | {"version": VERSION}, sort_keys=True)
+    return cache_dir("prepared", hashlib.sha256(told.encode()).hexdigest() + ".safetensors"), told
+
+
+def read(file: Path, told: str) -> dict[str, Tensor] | None:
+    """The tensors of a cache file, or None when it is absent, damaged, or of another key."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            if (tensors.metadata() or {}).get("key") != told:
+                return None
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -1,0 +1,105 @@
+"""Draws: what a step trains on. Every one of them is a function of (seed, step, item).
+
+    bucket     by the step                   P(bucket) = its repeats / all repeats
+    item       picture, lam, eps             from the item's own generator, in this order
+               crop, empty caption           from generators of their own, so that they change no other draw
+
+All items of a step have one latent shape, whatever the batch and the accumulation are, so that a split of the batch or
+over several devices changes no draw.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from impasto.config import TrainConfig
+from impasto.data.prepare import Prepared
+from impasto.noise.laws import Law
+from impasto.noise.random import generator, generators
+from impasto.objectives import Batch
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What step and micro-batch train on: n draws of (picture, noise level, noise), and one text length for all.
+
+    device: where the batch goes; where the latents are when not given.
+    """
+
+    config: TrainConfig
+    law: Law
+    prepared: Prepared
+    device: str | torch.device | None = None
+
+    def __call__(self, step: int, micro: int) -> tuple[Batch, Tensor, list[Generator]]:
+        """(batch, lam_B, the generators of its items, which an objective may draw from further)."""
+        data, n = self.prepared, self.config.batch
+        items = range(micro * n, micro * n + n)
+        own = generators(self.config.seed, step, items)
+        bucket = self.bucket(step)
+        pairs = [data.all_pairs[bucket[self.below(len(bucket), g)]] for g in own]
+        views = [
+            pair.views[self.shared(step, f"crop {i}", len(pair.views))] for i, pair in zip(items, pairs, strict=True)
+        ]
+        captions = [self.dropped(step, i, pair.caption) for i, pair in zip(items, pairs, strict=True)]
+        device = self.device or data.x[0].device
+        lam_B = self.law(own).to(device)
+        x = torch.stack([data.x[view] for view in views]).to(device)
+        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own]).to(device)
+        rows = data.conds[self.length(step)].items()
+        cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
+        if data.sizes is not None:
+            cond["time_ids"] = data.sizes[views].to(device)
+        return Batch(x, eps, cond, self.mask(views, x)), lam_B, own
+
+    def mask(self, views: Sequence[int], x: Tensor) -> Tensor | None:
+        """Weights (B, 1, h, w), ones where a picture has no mask; None when none has."""
+        masks = [self.prepared.masks[view] for view in views] if self.prepared.masks else []
+        if all(mask is None for mask in masks):
+            return None
+        whole = torch.ones(1, *x.shape[2:])
+        return torch.stack([(whole if mask is None else mask).to(x.device) for mask in masks])
+
+    def length(self, step: int) -> int:
+        """The text length of a step: each as often as the base's card says."""
+        u = torch.rand((), generator=generator(self.config.seed, step, "text length")).item()
+        lengths, shares = list(self.prepared.shares), torch.tensor(list(self.prepared.shares.values()))
+        return lengths[int((u >= shares.cumsum(0)[:-1]).sum())]
+
+    @cached_property
+    def buckets(self) -> list[list[int]]:
+        """Pairs of each latent shape, each as often as it counts."""
+        pairs = self.prepared.all_pairs
+        unit = math.gcd(*(pair.repeats for pair in pairs))
+        found: dict[torch.Size, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            found.setdefault(self.prepared.x[pair.views[0]].shape, []).extend([i] * (pair.repeats // unit))
+        return list(found.values())
+
+    def bucket(self, step: int) -> list[int]:
+        """The bucket of a step."""
+        place = self.shared(step, "bucket", sum(map(len, self.buckets)))
+        for bucket in self.buckets:
+            if place < len(bucket):
+                return bucket
+            place -= len(bucket)
+        raise AssertionError("a place beyond the last bucket")
+
+    def dropped(self, step: int, item: int, caption: int) -> int:
+        """The caption's row, or that of the empty one."""
+        if not self.config.caption_dropout or self.prepared.empty is None:
+            return caption
+        u = torch.rand((), generator=generator(self.config.seed, step, f"dropout {item}")).item()
+        return self.prepared.empty if u < self.config.caption_dropout else caption
+
+    def shared(self, step: int, name: str, count: int) -> int:
+        """A number below `count`, from a generator of its own."""
+        return self.below(count, generator(self.config.seed, step, name)) if count > 1 else 0
+
+    @staticmethod
+    def below(count: int, own: Generator) -> int:
+        return int(torch.randint(count, (1,), generator=own))

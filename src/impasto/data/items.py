@@ -1,0 +1,213 @@
+"""What a run trains on: every picture with its caption, its bucket, its crops and its mask, read and checked."""
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from impasto.config import TrainConfig
+from impasto.data import buckets, captions, folder
+from impasto.data.buckets import Shape, View
+from impasto.data.folder import Entry
+from impasto.data.pictures import Picture, look
+from impasto.data.references import ANIMATED, TRANSPARENT, enlarged
+from impasto.errors import UserError
+
+FEW = 8  # pictures that need no progress bar
+PREVIEWS = 4  # prompts of previews and captions in the card, where a folder brings many
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to train on. mask: a file, or "alpha"; mask_sha256 of the file. views: at least one, all of `shape`."""
+
+    picture: Picture
+    caption: str
+    shape: Shape
+    views: tuple[View, ...]
+    repeats: int = 1
+    mask: Path | str | None = None
+    mask_sha256: str | None = None
+
+    def told(self) -> list[Any]:
+        """All that makes it what it is, for hashes."""
+        return [self.picture.sha256, self.caption, self.shape, self.repeats, self.mask_sha256 or self.mask]
+
+
+def read(
+    config: TrainConfig, card: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
+) -> list[Item]:
+    """The items of `config.image`. card: of the base, for the step between buckets.
+
+    progress: called with (done, of how many) after each picture, where there are more than a few.
+
+    Raises UserError on anything that cannot be used, or warns and leaves it out with `skip_bad`.
+    """
+    bucketed = config.buckets == "on" or (config.buckets == "auto" and any(path.is_dir() for path in config.image))
+    step = buckets.step_of(card, config.base, config.size)
+    items, listed = [], entries(config)
+    for done, entry in enumerate(listed, 1):
+        found = item(entry, config, step if bucketed else None)
+        items += [found] if found else []
+        if progress and len(listed) > FEW:
+            progress(done, len(listed))
+    if not items:
+        raise UserError("no picture is left to train on")
+    say_notes(items, config.size, config.mask == "alpha")
+    check_settings(config, items)
+    return items
+
+
+def entries(config: TrainConfig) -> list[Entry]:
+    """The picture files that `config.image` names, each with its caption. Raises UserError when one has none."""
+    if not config.image:
+        raise UserError("no reference picture: give one with --image")
+    files = [path for path in config.image if not path.is_dir()]
+    if len(files) < len(config.image) and len(config.caption) > 1:
+        raise UserError("several captions, but a folder: give one for all pictures without, and a .txt beside others")
+    times = config.repeats * len(config.image) if len(config.repeats) == 1 else config.repeats
+    if times and len(times) != len(config.image):
+        raise UserError(f"{len(config.image)} times --image but {len(times)} times --repeats: give one for each")
+    singles = iter(by_name(files, config))
+    result: list[Entry] = []
+    for i, path in enumerate(config.image):
+        found = in_folder(path, config) if path.is_dir() else [next(singles)]
+        result += [replace(entry, repeats=times[i]) for entry in found] if times else found
+    return result
+
+
+def by_name(files: Sequence[Path], config: TrainConfig) -> list[Entry]:
+    """Pictures given by their names: with the captions given, or with those beside them."""
+    if not files:
+        return []
+    found = [folder.single(path, bool(config.caption)) for path in files]
+    given = config.caption or [entry.caption for entry in found if entry.caption]
+    filled = [fill(caption, config) for caption in given if caption.strip()] or given
+    pairs = captions.pair(files, filled if len(filled) == len(given) else given, config.trigger)
+    return [replace(entry, caption=caption) for entry, (_, caption) in zip(found, pairs, strict=True)]
+
+
+def in_folder(path: Path, config: TrainConfig) -> list[Entry]:
+    """Pictures of a folder: with their own caption, or the one given, or the one in a kohya folder's name."""
+    found = folder.listing(path, config.skip_bad)
+    spare = config.caption[0] if config.caption else None
+    told = [replace(entry, caption=entry.caption or spare or entry.spare) for entry in found]
+    silent = [entry.path for entry in told if not (entry.caption or "").strip()]
+    if silent:
+        raise UserError(
+            f"{len(silent)} of {len(told)} pictures in {str(path)!r} have no caption ({folder.named(silent)}): "
+            f"write {silent[0].stem}.txt beside {silent[0].name}, or give one for all of them with --caption"
+        )
+    return [replace(entry, caption=fill(entry.caption or "", config)) for entry in told]
+
+
+def fill(caption: str, config: TrainConfig) -> str:
+    return captions.fill(caption, config.caption_prefix, config.trigger)
+
+
+def item(entry: Entry, config: TrainConfig, step: int | None) -> Item | None:
+    """One entry, looked at. step: between buckets, None for squares. None when it is bad and shall be skipped."""
+    size = config.size
+    try:
+        picture = look(entry.path)
+        shape = buckets.choose(picture.width, picture.height, size, step) if step else (size, size)
+        if shape is None:
+            raise UserError(
+                f"image {str(entry.path)!r} is too small: {picture.width} x {picture.height} pixels, and it is not "
+                f"scaled up; train at a smaller --size (it is {size}), or with --buckets off"
+            )
+        mask, mask_sha256 = None, None
+        if config.mask == "files" and entry.mask:
+            mask, mask_sha256 = entry.mask, check_mask(entry.mask, picture)
+        elif config.mask == "alpha" and TRANSPARENT in picture.notes:
+            mask = "alpha"
+    except UserError as error:
+        if not config.skip_bad:
+            skippable = config.image != (entry.path,)
+            raise UserError(f"{error}" + ("; --skip-bad leaves it out" if skippable else "")) from None
+        warnings.warn(f"{error}: left out", stacklevel=2)
+        return None
+    views = buckets.views(picture.width, picture.height, shape, config.crops, config.flip, picture.sha256)
+    return Item(picture, entry.caption or "", shape, views, entry.repeats, mask, mask_sha256)
+
+
+def check_mask(file: Path, picture: Picture) -> str:
+    """The sha256 of a mask. Raises UserError unless it is a picture of the same size."""
+    mask = look(file)
+    if (mask.width, mask.height) != (picture.width, picture.height):
+        raise UserError(
+            f"the mask {str(file)!r} is {mask.width} x {mask.height} and its picture {picture.width} x "
+            f"{picture.height}: make them the same size"
+        )
+    return mask.sha256
+
+
+def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:
+    """Warn of what had to be decided: once for each thing, however many pictures it concerns."""
+    found: dict[str, list[Item]] = {}
+    for one in items:
+        picture = one.picture
+        if min(picture.width, picture.height) < size and one.shape == (size, size):
+            found.setdefault(enlarged(picture.width, picture.height, size), []).append(one)
+        for note in (ANIMATED, TRANSPARENT):
+            if note in picture.notes and not (by_alpha and note == TRANSPARENT):
+                found.setdefault(note, []).append(one)
+    for note, those in found.items():
+        paths = [one.picture.path for one in those]
+        who = f"image {str(paths[0])!r}" if len(those) == 1 else f"{len(those)} images ({folder.named(paths)}): each"
+        warnings.warn(f"{who} {note}", stacklevel=2)
+
+
+def check_settings(config: TrainConfig, items: Sequence[Item]) -> None:
+    """Warn of settings without effect, refuse what cannot be meant."""
+    if config.mask != "off" and not any(one.mask for one in items):
+        where = "a.mask.png beside a.png, or masks/a.png" if config.mask == "files" else "transparent pictures"
+        raise UserError(f"--mask {config.mask}, but no picture has one: there must be {where}")
+    if config.repeats and len({one.repeats for one in items}) == 1:
+        warnings.warn("repeats are the same for all pictures: no effect, since steps are counted", stacklevel=2)
+    if config.crops > 1 and all(len(one.views) <= 1 + config.flip for one in items):
+        warnings.warn(f"crops {config.crops} has no effect: no picture is larger than what is cut out", stacklevel=2)
+
+
+def told(config: TrainConfig, items: Sequence[Item]) -> TrainConfig:
+    """The config with its pictures and captions named one by one: for previews, the card and prior prompts.
+
+    Where there are folders, the captions are the first few different ones.
+    """
+    texts = [one.caption for one in items]
+    if any(path.is_dir() for path in config.image):
+        texts = list(dict.fromkeys(texts))[:PREVIEWS]
+    trigger = config.trigger
+    return replace(
+        config,
+        image=tuple(one.picture.path for one in items),
+        caption=tuple(dict.fromkeys(texts)),
+        preview_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.preview_prompt),
+        prior_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.prior_prompt),
+    )
+
+
+def hashes(items: Sequence[Item]) -> dict[str, Any]:
+    """references_sha256: of the pictures, one hash for all where there are more than 16; data_sha256: of everything."""
+    pictures = [one.picture.sha256 for one in items]
+    if len(pictures) > 16:
+        pictures = [hashlib.sha256("\n".join(pictures).encode()).hexdigest()]
+    everything = json.dumps([one.told() for one in items])
+    return {"references_sha256": pictures, "data_sha256": hashlib.sha256(everything.encode()).hexdigest()}
+
+
+def summary(items: Sequence[Item]) -> dict[str, Any]:
+    """Counts for `--dry-run`: pictures, captions, crops, masks, pictures per bucket and per number of repeats."""
+    in_bucket, repeated = Counter(one.shape for one in items), Counter(one.repeats for one in items)
+    return {
+        "pictures": len(items),
+        "captions": len({one.caption for one in items}),
+        "crops": sum(len(one.views) for one in items),
+        "masks": sum(one.mask is not None for one in items),
+        "buckets": {f"{width}x{height}": n for (width, height), n in sorted(in_bucket.items())},
+        "repeats": {str(times): n for times, n in sorted(repeated.items())},
+    }
