@@ -1,13 +1,17 @@
 """Preparing: cached by content, paired by content."""
 
 import random
+import weakref
 
 import pytest
 import torch
 from PIL import Image
 
-from impasto.data import references
-from impasto.data.prepare import cached, prepare
+from impasto.config import TrainConfig
+from impasto.data import items, references
+from impasto.data.pictures import Picture
+from impasto.data.prepare import cached, prepare, prepare_items
+from impasto.errors import UserError
 from impasto.families import load
 from impasto.paths import cache_dir
 
@@ -88,3 +92,173 @@ def test_a_damaged_or_foreign_cache_file_is_made_again(pairs):
     assert torch.equal(cached({"a": 2}, make)["x"], torch.ones(3)) and len(made) == 4
     cached({"a": 2}, make)
     assert len(made) == 4 and {f.suffix for f in cache_dir("prepared").iterdir()} == {".safetensors"}
+
+
+STYLE = "in ink style"
+
+
+def paint(path, size, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.effect_noise(size, 90 + seed).convert("RGB")
+    image.paste((seed * 20, 255 - seed * 20, 90), (0, 0, size[0] // 2, size[1]))
+    image.save(path)
+    return path
+
+
+def items_of(folder, **changes):
+    config = TrainConfig(image=(folder,), **{"size": 16} | changes)
+    return items.read(config, {"bucket_step": 8})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Six pictures in three shapes, each with its own caption."""
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    for i, size in enumerate([(16, 16), (40, 12), (20, 60), (33, 30), (48, 16), (64, 64)]):
+        paint(tmp_path / "style" / f"{i}.png", size, i)
+        (tmp_path / "style" / f"{i}.txt").write_text(
+            f"{['rocket', 'cactus', 'star', 'rabbit', 'face', 'cat'][i]} {STYLE}"
+        )
+    return tmp_path / "style"
+
+
+def test_nothing_is_paired_wrongly_however_it_is_shuffled(tiny_sd3, folder, monkeypatch):
+    """Files renamed and listed in another order, items prepared in another order, a cache that was filled in a third.
+
+    Each picture, found by its content, has the latents that the family gives for its own crops, its caption, its mask.
+    """
+    family = load(str(tiny_sd3), device="cpu")
+    for i in (2, 5):
+        Image.linear_gradient("L").resize(Image.open(folder / f"{i}.png").size).save(folder / f"{i}.mask.png")
+    order = list(range(6))
+    random.Random(0).shuffle(order)
+    first = items_of(folder, mask="files", crops=2)
+    truth = {}
+    for one in first:  # by hand, one by one
+        words = (folder / f"{one.picture.path.stem}.txt").read_text()
+        latents = []
+        for view in one.views:
+            part = Image.open(one.picture.path).resize(view.shape, Image.Resampling.LANCZOS, box=view.box)
+            latents.append(family.encode_image(references.to_tensor(part))[0])
+        has_mask = (folder / f"{one.picture.path.stem}.mask.png").exists()
+        truth[one.picture.sha256] = (latents, family.encode_prompt([words], 5)["text"][0], has_mask)
+    prepare_items(family, [first[i] for i in order])  # the cache is filled in this order
+    for i, j in enumerate(order):
+        for file in sorted(folder.glob(f"{i}.*")):
+            file.rename(folder / file.name.replace(f"{i}.", f"renamed-{9 - j}.", 1))
+    again = items_of(folder, mask="files", crops=2)
+    assert [one.picture.sha256 for one in again] != [one.picture.sha256 for one in first]
+    random.Random(1).shuffle(again)
+    monkeypatch.setattr(type(family), "encode_image", None)  # from the cache alone
+    monkeypatch.setattr(type(family), "encode_prompt", None)
+    prepared = prepare_items(family, again)
+    for one, pair in zip(again, prepared.pairs, strict=True):
+        latents, text, has_mask = truth[one.picture.sha256]
+        assert len(pair.views) == len(latents)
+        for view, expected in zip(pair.views, latents, strict=True):
+            assert torch.equal(prepared.x[view], expected)
+            assert (prepared.masks[view] is not None) == has_mask
+        assert torch.equal(prepared.conds[5]["text"][pair.caption], text)
+
+
+def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
+    """Size, crop, mirror, mask and caption: a second preparation with one of them changed encodes anew."""
+    family = load(str(tiny_sd3), device="cpu")
+
+    def files():
+        return {file.name for file in cache_dir("prepared").glob("*")}
+
+    def new_files(**changes):
+        before = files()
+        prepare_items(family, items_of(folder, **changes))
+        return len(files() - before)
+
+    assert new_files() == 6 + 6 + 12  # facts, latents, captions at two lengths
+    assert new_files() == 0 and new_files(repeats=(1,)) == 0
+    assert new_files(size=24) > 0 and new_files(flip=True) == 6 and new_files(crops=2) == 5  # no room in 16 x 16
+    assert new_files(caption_prefix="new,") == 12
+    for i, value in enumerate((255, 100)):
+        Image.new("L", (64, 64), value).save(folder / "5.mask.png")
+        assert new_files(mask="files") == 2, i  # the mask's facts, and the latents with it
+    (folder / "0.txt").write_text("another in ink style")
+    assert new_files() == 2
+    paint(folder / "0.png", (16, 16), 9)
+    assert new_files() == 2
+
+
+def test_masks_are_shares_of_area_with_mean_one(tiny_sd3, folder):
+    """A 64 x 64 picture at 16 px and 4 latents a side: a latent stands for 16 x 16 pixels. The right quarter counts."""
+    family = load(str(tiny_sd3), device="cpu")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (48, 0, 64, 64)), mask.paste(255, (0, 0, 8, 16))
+    mask.save(folder / "5.mask.png")
+    prepared = prepare_items(family, [one for one in items_of(folder, mask="files", flip=True) if one.mask])
+    share = torch.tensor([[0.5, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]])
+    expected = (share / share.mean())[None]
+    assert torch.allclose(prepared.masks[0], expected, atol=1e-6)
+    assert torch.allclose(prepared.masks[1], expected.flip(2), atol=1e-6)
+    assert prepared.masks[0].mean().item() == pytest.approx(1)
+
+
+def test_the_alpha_channel_as_a_mask(tiny_sd3, folder):
+    family = load(str(tiny_sd3), device="cpu")
+    image = Image.open(folder / "5.png").convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    image.save(folder / "5.png")
+    prepared = prepare_items(family, [one for one in items_of(folder, mask="alpha") if one.mask])
+    assert prepared.masks[0][0].tolist() == [[0.0, 0.0, 2.0, 2.0]] * 4
+
+
+def test_crops_that_a_mask_leaves_nothing_of_are_not_used(tiny_sd3, folder):
+    family = load(str(tiny_sd3), device="cpu")
+    Image.new("L", (64, 64), 0).save(folder / "5.mask.png")
+    with pytest.raises(UserError, match=r"the mask of .*5.png' leaves nothing of it: white is what counts"):
+        prepare_items(family, items_of(folder, mask="files"))
+    corner = Image.new("L", (64, 64), 0)
+    corner.paste(255, (0, 0, 8, 8))
+    corner.save(folder / "5.mask.png")
+    (one,) = [one for one in items_of(folder, mask="files", crops=8) if one.mask]
+    prepared = prepare_items(family, [one])
+    assert 1 <= len(prepared.pairs[0].views) < len(one.views) == 8
+    assert all(mask.mean().item() == pytest.approx(1) for mask in prepared.masks)
+
+
+def test_captions_are_encoded_once(tiny_sd3, folder, monkeypatch):
+    family = load(str(tiny_sd3), device="cpu")
+    for file in folder.glob("*.txt"):
+        file.write_text("all in ink style")
+    asked = []
+    encode = type(family).encode_prompt
+    monkeypatch.setattr(type(family), "encode_prompt", lambda self, p, n: asked.append((p[0], n)) or encode(self, p, n))
+    prepared = prepare_items(family, items_of(folder), dropout=True)
+    assert sorted(asked) == [("", 1), ("", 5), ("all in ink style", 1), ("all in ink style", 5)]
+    assert {pair.caption for pair in prepared.pairs} == {0} and prepared.empty == 1
+    assert len(prepared.conds[1]["text"]) == 2
+
+
+def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder):
+    family = load(str(tiny_sd3), device="cpu")
+    assert prepare_items(family, items_of(folder)).sizes is None
+    family.wants_size_ids = True
+    sizes = prepare_items(family, items_of(folder)).sizes
+    assert sizes.shape == (6, 6) and sizes.dtype == torch.float32
+    assert sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
+    assert sizes[1].tolist() == [12, 40, 0, 1, 8, 24]  # 40 x 12: scaled by 2/3 to 26.7 x 8, 1.3 px cut on each side
+
+
+def test_progress_and_memory(tiny_sd3, folder, monkeypatch):
+    """Pictures are decoded one at a time; what is large stays in its file."""
+    family = load(str(tiny_sd3), device="cpu")
+    found, said, alive, most = items_of(folder), [], [], []
+    load_picture = Picture.load
+
+    def counted(self):
+        reference = load_picture(self)
+        alive.append(weakref.ref(reference.image))
+        most.append(sum(image() is not None for image in alive))
+        return reference
+
+    monkeypatch.setattr(Picture, "load", counted)
+    prepare_items(family, found, progress=lambda done, total: said.append((done, total)))
+    assert said == [(i, 12) for i in range(1, 13)]
+    assert len(most) == 6 and max(most) <= 2  # the last one goes when the next one comes

@@ -22,12 +22,12 @@ golden silver colourful colorful vivid muted saturated desaturated neon pastel m
 TECHNIQUES = """
 brush brushstroke brushstrokes stroke strokes impasto hatching crosshatching stippling dots grain grainy texture
 textured outline outlines outlined lineart linework contour contours gradient gradients shading shaded cel glow glowing
-glossy matte flat watercolor watercolour gouache acrylic oil ink pencil crayon charcoal chalk pastel marker halftone dithering
-pixel pixelated lowpoly isometric minimalist vector engraving etching woodcut linocut risograph bokeh
+glossy matte flat watercolor watercolour gouache acrylic oil ink pencil crayon charcoal chalk pastel marker halftone
+dithering pixel pixelated lowpoly isometric minimalist vector engraving etching woodcut linocut risograph bokeh
 """
 STOP = """
 a an the and or of in on at by with from to into over under behind beside near its his her their is are it as for some
-one two three several many small large big little old young new
+one two three several many small large big little old young new thick thin bright dark light soft bold fine very
 """
 SAME, ALIKE, FEW = 0.5, 3, 3  # share of captions; different bits of 64; pictures that a pattern needs
 

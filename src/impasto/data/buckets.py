@@ -2,8 +2,8 @@
 
 A bucket is a width and height in whole steps with at most size^2 pixels. A picture goes into the bucket whose aspect
 ratio is nearest to its own; it is scaled down until it just covers the bucket, and what juts out is cut off. It is
-never scaled up: when it does not cover the bucket, the buckets of `size - step`, `size - 2 step`, .. are tried, down to half
-of `size`. Steps are 64 pixels, or what the base's card says, or, at less than 512 pixels, the base's own patch.
+never scaled up: when it does not cover the bucket, the buckets of `size - step`, `size - 2 step`, .. are tried, down to
+half of `size`. Steps are 64 pixels, or what the base's card says, or, at less than 512 pixels, the base's own patch.
 """
 
 import json
@@ -82,7 +82,8 @@ def patch(folder: Path) -> int | None:
         part = next(folder.glob("transformer/config.json"), None) or folder / "unet" / "config.json"
         denoiser = json.loads(part.read_text())
         blocks = len(denoiser["block_out_channels"]) if "block_out_channels" in denoiser else 1
-        return 2 ** (len(vae["block_out_channels"]) - 1) * 2 ** (blocks - 1) * denoiser.get("patch_size", 1)
+        packed = 2 if denoiser["in_channels"] == 4 * vae["latent_channels"] else 1  # FLUX: 2 x 2 latents are a token
+        return 2 ** (len(vae["block_out_channels"]) + blocks - 2) * denoiser.get("patch_size", 1) * packed
     except (OSError, KeyError, ValueError):
         return None
 

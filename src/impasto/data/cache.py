@@ -15,13 +15,14 @@ from torch import Tensor
 
 from impasto.paths import atomic, cache_dir
 
+MAPPED = 2**18  # bytes: the system allows some 65,000 mapped files
 VERSION = 2  # of what is done to a picture and to a prompt
 
 
 def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors that `make` returns for `key`, on the CPU; from the cache when they were made before.
 
-    Those that come from the cache are mapped from the file: they take memory when they are used.
+    Large ones are mapped from the file, not read: they take memory that the system can take back.
     """
     file, told = place(key)
     found = read(file, told)
@@ -29,6 +30,7 @@ def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         found = {name: t.detach().cpu().contiguous() for name, t in make().items()}
         with atomic(file) as temporary:
             save_file(found, temporary, metadata={"key": told})
+        found = read(file, told) or found
     return found
 
 
@@ -44,6 +46,7 @@ def read(file: Path, told: str) -> dict[str, Tensor] | None:
         with safe_open(file, "pt") as tensors:
             if (tensors.metadata() or {}).get("key") != told:
                 return None
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: t.clone() if t.nbytes < MAPPED else t for name, t in found.items()}
     except (FileNotFoundError, SafetensorError):
         return None

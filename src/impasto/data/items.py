@@ -85,24 +85,30 @@ def by_name(files: Sequence[Path], config: TrainConfig) -> list[Entry]:
     if not files:
         return []
     found = [folder.single(path, bool(config.caption)) for path in files]
+    if not config.caption and any(entry.caption for entry in found):
+        refuse_silent(found, "pictures")
     given = config.caption or [entry.caption for entry in found if entry.caption]
-    filled = [fill(caption, config) for caption in given if caption.strip()] or given
-    pairs = captions.pair(files, filled if len(filled) == len(given) else given, config.trigger)
+    filled = [fill(caption, config) if caption.strip() else caption for caption in given]
+    pairs = captions.pair(files, filled, config.trigger)
     return [replace(entry, caption=caption) for entry, (_, caption) in zip(found, pairs, strict=True)]
 
 
 def in_folder(path: Path, config: TrainConfig) -> list[Entry]:
     """Pictures of a folder: with their own caption, or the one given, or the one in a kohya folder's name."""
-    found = folder.listing(path, config.skip_bad)
-    spare = config.caption[0] if config.caption else None
-    told = [replace(entry, caption=entry.caption or spare or entry.spare) for entry in found]
-    silent = [entry.path for entry in told if not (entry.caption or "").strip()]
+    spare = config.caption[0].strip() if config.caption else None
+    found = [replace(e, caption=e.caption or spare or e.spare) for e in folder.listing(path, config.skip_bad)]
+    refuse_silent(found, f"pictures in {str(path)!r}")
+    return [replace(entry, caption=fill(entry.caption or "", config)) for entry in found]
+
+
+def refuse_silent(found: Sequence[Entry], what: str) -> None:
+    """Raise UserError when pictures have no caption."""
+    silent = [entry.path for entry in found if not entry.caption]
     if silent:
         raise UserError(
-            f"{len(silent)} of {len(told)} pictures in {str(path)!r} have no caption ({folder.named(silent)}): "
-            f"write {silent[0].stem}.txt beside {silent[0].name}, or give one for all of them with --caption"
+            f"{len(silent)} of {len(found)} {what} have no caption ({folder.named(silent)}): write "
+            f"{silent[0].stem}.txt beside {silent[0].name}, or give one for all of them with --caption"
         )
-    return [replace(entry, caption=fill(entry.caption or "", config)) for entry in told]
 
 
 def fill(caption: str, config: TrainConfig) -> str:

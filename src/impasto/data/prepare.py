@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -153,8 +154,8 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
         return {"x": x}
     mask = reference.alpha if item.mask == "alpha" else mask_image(item)
     assert mask is not None
-    small = cut(mask, view, (x.shape[2], x.shape[1]), Image.Resampling.BOX)
-    return {"x": x, "mask": (to_tensor(small.convert("RGB"))[0, :1] + 1) / 2}
+    share = cut(mask.convert("F"), view, (x.shape[2], x.shape[1]), Image.Resampling.BOX)
+    return {"x": x, "mask": torch.from_numpy(np.asarray(share) / 255)[None]}
 
 
 def mask_image(item: Item) -> Image.Image:

@@ -1,0 +1,154 @@
+"""Folders of pictures: captions, masks, repeats, and whatever is wrong with them."""
+
+import json
+import random
+
+import pytest
+from PIL import Image
+
+from impasto.data.folder import listing, single
+from impasto.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """make(name, text): a file; a picture when no text is given."""
+
+    def make(name, text=None):
+        path = tmp_path / "style" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            Image.new("RGB", (16, 16), "red").save(path)
+        else:
+            path.write_text(text)
+        return path
+
+    make.path = tmp_path / "style"
+    return make
+
+
+def row(name, text="a cat"):
+    return json.dumps({"file_name": name, "text": text})
+
+
+def test_sidecars_metadata_and_what_is_passed_over(folder):
+    for name in ("a.png", "b.JPG", "sub/c.webp", "._a.png", ".hidden/x.png"):
+        folder(name)
+    folder("a.txt", "\ufeff a rocket,\n in ink style ")
+    folder("metadata.jsonl", row("b.JPG") + "\n\n" + row("sub/c.webp", "a star") + "\n")
+    for name in ("a.npz", "notes.json", "README.txt", "video.mp4"):
+        folder(name, "x")
+    found = listing(folder.path)
+    assert [(e.path.name, e.caption) for e in found] == [
+        ("a.png", "a rocket, in ink style"),
+        ("b.JPG", "a cat"),
+        ("c.webp", "a star"),
+    ]
+    assert {e.repeats for e in found} == {1} and {e.mask for e in found} == {None}
+
+
+def test_metadata_of_a_subfolder_names_its_own_files(folder):
+    folder("a.png"), folder("sub/a.png")
+    folder("metadata.jsonl", row("a.png", "above")), folder("sub/metadata.jsonl", row("./a.png", "below"))
+    assert [entry.caption for entry in listing(folder.path)] == ["above", "below"]
+
+
+def test_the_order_of_the_disk_does_not_matter(folder, monkeypatch):
+    for name in ("b.png", "a.png", "c/d.png", "B.png"):
+        folder(name)
+    first = listing(folder.path)
+    walk = type(folder.path).rglob
+
+    def shuffled(self, pattern):
+        found = list(walk(self, pattern))
+        random.Random(1).shuffle(found)
+        return found
+
+    monkeypatch.setattr(type(folder.path), "rglob", shuffled)
+    assert listing(folder.path) == first and [entry.path.name for entry in first] == [
+        "B.png",
+        "a.png",
+        "b.png",
+        "d.png",
+    ]
+
+
+def test_kohya_folders_count(folder):
+    for name in ("10_wibble style/a.png", "10_wibble style/deep/b.png", "2_x/3_y/c.png", "2024_trip/d.png", "e.png"):
+        folder(name)
+    found = {entry.path.name: (entry.repeats, entry.spare) for entry in listing(folder.path)}
+    assert found["a.png"] == found["b.png"] == (10, "wibble style") and found["c.png"] == (3, "y")
+    assert found["d.png"] == found["e.png"] == (1, None)
+
+
+def test_masks_are_found_and_are_no_pictures(folder):
+    for name in ("a.png", "a.mask.png", "b.jpg", "masks/b.png", "n/c.png", "n/masks/c.png", "n/d.png", "masks/n/d.png"):
+        folder(name)
+    found = {entry.path.name: entry.mask for entry in listing(folder.path)}
+    style = folder.path
+    assert found == {
+        "a.png": style / "a.mask.png",
+        "b.jpg": style / "masks/b.png",
+        "c.png": style / "n/masks/c.png",
+        "d.png": style / "masks/n/d.png",
+    }
+    assert single(style / "a.png", True).mask == style / "a.mask.png"
+    assert single(style / "b.jpg", True).mask == style / "masks/b.png"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "a.png", ', "line 3: no valid JSON"),
+        ("[1]", "line 3: not an object"),
+        ('{"file_name": "a.png"}', "line 3: 'text' is missing or empty"),
+        ('{"file_name": "a.png", "text": "  "}', "line 3: 'text' is missing or empty"),
+        ('{"text": "a cat"}', "line 3: 'file_name' is missing"),
+        ('{"file_name": "c.png", "text": "a cat"}', "line 3: there is no picture 'c.png'"),
+        ('{"file_name": "../out.png", "text": "a cat"}', "line 3: there is no picture '../out.png'"),
+        ('{"file_name": "b.png", "text": "a dog"}', "line 3: 'b.png' was described before"),
+    ],
+)
+def test_a_wrong_line_is_named(folder, line, message):
+    folder("a.png"), folder("b.png"), folder("../out.png")
+    folder("metadata.jsonl", f"{row('b.png')}\n\n{line}\n")
+    with pytest.raises(UserError, match=message) as error:
+        listing(folder.path)
+    assert "metadata.jsonl" in str(error.value) and "\n" not in str(error.value) and "--skip-bad" in str(error.value)
+    with pytest.warns(UserWarning, match="left out"):
+        found = listing(folder.path, skip=True)
+    assert [entry.caption for entry in found] == [None, "a cat"]
+
+
+def test_captions_that_are_wrong(folder):
+    folder("a.png"), folder("b.png")
+    empty = folder("b.txt", " \n")
+    with pytest.raises(UserError, match=r"b.txt' is empty: say what b.png shows"):
+        listing(folder.path)
+    with pytest.warns(UserWarning, match=r"b.txt' is empty.*left out"):
+        assert [entry.path.name for entry in listing(folder.path, skip=True)] == ["a.png"]
+    empty.rename(folder.path / "c.txt")
+    with pytest.raises(UserError, match=r"c.txt' has no picture of that name"):
+        listing(folder.path)
+    (folder.path / "c.txt").unlink()
+    (folder.path / "b.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"b.txt' is not UTF-8"):
+        listing(folder.path)
+    folder("b.txt", "a dog"), folder("metadata.jsonl", row("b.png"))
+    with pytest.raises(UserError, match=r"b.png' has two captions"):
+        listing(folder.path)
+
+
+def test_masks_that_are_wrong(folder):
+    folder("a.png"), folder("a.mask.png"), folder("masks/a.png")
+    with pytest.raises(UserError, match="are masks of the same picture"):
+        listing(folder.path)
+    (folder.path / "masks/a.png").rename(folder.path / "masks/z.png")
+    with pytest.raises(UserError, match=r"masks/z.png' has no picture"):
+        listing(folder.path)
+
+
+def test_an_empty_folder(folder):
+    folder("a.txt", "a cat")
+    with pytest.raises(UserError, match="holds no picture"):
+        listing(folder.path)
