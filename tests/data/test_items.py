@@ -126,7 +126,7 @@ def test_trigger_and_prefix(folder):
     assert found[1].caption == "wibble style picture, a b, wibble style"
     (one,) = quiet(config_of(folder / "a.png", caption=("a thing, [trigger]",), trigger="wibble"))
     assert one.caption == "a thing, wibble"
-    with pytest.warns(UserWarning, match="names no style"):
+    with pytest.warns(UserWarning, match="lacks the trigger 'wibble', so nothing"):
         read(config_of(folder / "a.png", caption=("a thing in ink style",), trigger="wibble"))
 
 

@@ -29,9 +29,10 @@ def check(caption: str, path: Path | str, trigger: str = "") -> str:
             f"the caption of {str(path)!r} is empty: say what it shows, as in 'a rocket in pixel art style'"
         )
     if not names_style(caption, trigger):
+        lacks = f"lacks the trigger {trigger!r}" if trigger else "names no style"
+        better = f"{caption}, {trigger}" if trigger else f"{caption} in ... style"
         warnings.warn(
-            f"the caption {caption!r} names no style, so nothing will call it later: try {caption + ' in ... style'!r}",
-            stacklevel=2,
+            f"the caption {caption!r} {lacks}, so nothing will call it later: try {better!r}", stacklevel=2
         )
     return caption
 
