@@ -51,6 +51,12 @@ def tiny_sd15(tmp_path_factory) -> Path:
     return sd15_folder(tmp_path_factory.mktemp("tiny") / "sd15")
 
 
+@pytest.fixture(scope="session", params=["sd3", "sd15"])
+def tiny_base(request) -> Path:
+    """Each of the tiny bases in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory) -> Path:
     """A small RGB picture with structure."""
