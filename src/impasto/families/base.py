@@ -118,9 +118,11 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def warn_if_cut(prompt: str, tokenizer: Any) -> None:
-    """Warn when a prompt is longer than its CLIP reads: what is cut is the end, often the style."""
+def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
+    """Warn when a prompt is longer than its encoder reads, by default the tokeniser's own length: what is cut is the
+    end, often the style."""
+    length = length or tokenizer.model_max_length
     ids = tokenizer(prompt).input_ids
-    if len(ids) > tokenizer.model_max_length:
-        kept = tokenizer.decode(ids[: tokenizer.model_max_length - 1], skip_special_tokens=True)
+    if len(ids) > length:
+        kept = tokenizer.decode(ids[: length - 1], skip_special_tokens=True)
         warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=2)
