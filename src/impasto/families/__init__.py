@@ -65,11 +65,14 @@ def card(base: str) -> dict[str, Any]:
     folder = Path(base)
     known = cards()
     if not folder.is_dir():
-        own = known.get(base, {})
-        return known.get(own.get("pipeline", ""), {}) | own
-    file = folder / "impasto.json"
-    own = json.loads(file.read_text()) if file.is_file() else {}
-    return known.get(pipeline_class(folder), {}) | known.get(own.get("name", ""), {}) | own
+        own, name = {}, base
+        pipeline = known.get(base, {}).get("pipeline", "")
+    else:
+        file = folder / "impasto.json"
+        own = json.loads(file.read_text()) if file.is_file() else {}
+        name, pipeline = own.get("name", ""), pipeline_class(folder)
+    named = known.get(name, {})
+    return known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named | own
 
 
 def locate(base: str) -> Path:
