@@ -87,8 +87,7 @@ def pretrain(
         run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
-    world = train_world(known)
-    scores = run.score(world, score) if score else None
+    scores = run.score(train_world(known), score) if score else None
     result = {"base": base, "folder": str(folder), **run.seen, "device": device_name(device), "scores": scores}
     if export:
         result["card"] = run.export(known, scores)
