@@ -12,6 +12,7 @@ styles. Needs the built art world (`impasto artworld build`).
 import argparse
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,12 @@ def guidance_of(base: str, judges: Judges, values: list[float], n: int) -> dict[
     }
 
 
+@cache
+def base_scores(base: str, prompts: tuple[str, ...], style: int, asked: tuple[int, ...], judges: Judges) -> dict:
+    """The base alone on the prompts of a style's trials: the same for all of them."""
+    return judge(judges, pictures(base, list(prompts)), np.full(len(asked), style), np.array(asked))
+
+
 def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, folder: Path) -> dict[str, float]:
     """One reference of `style`, trained and scored beside the base and the truth."""
     meta, world = load_meta(), load(styles=[style])
@@ -77,7 +84,7 @@ def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, 
     train(resolve("sd3-sampler", base, lr=lr, steps=steps, seed=SEED, **given))
     ids, styles = np.array(asked), np.full(len(asked), style)
     made = judge(judges, pictures(base, prompts, (str(out),)), styles, ids)
-    alone = judge(judges, pictures(base, prompts), styles, ids)
+    alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
     truth = judge(judges, np.stack([world.rgb()[world.index(style, c)] for c in asked]), styles, ids)
     s = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
     k = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))

@@ -37,7 +37,7 @@ def base_page(card: dict[str, Any]) -> str:
 `impasto pretrain mini-sd3 --resume`, then `impasto pretrain mini-sd3 --resume --minutes 0 --export`; the numbers are
 those of [its card](../../src/impasto/models/mini-sd3/card.json), {card["date"]}.
 
-{card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler shift {card["scheduler_shift"]:g}. Seen:
+{card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler {card["scheduler"]["_class_name"]}. Seen:
 {training["pictures"]:,} pictures in {training["seconds"] / 60:.0f} minutes and {training["sessions"]} sessions on
 {"; ".join(training["devices"])}. It knows {len(card["concepts"])} concepts in {len(card["train_styles"])} styles.
 Weights: sha256 `{card["weights_sha256"]}`.

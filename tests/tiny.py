@@ -38,8 +38,8 @@ def t5_tokenizer():
     return T5TokenizerFast(vocab=vocab, extra_ids=0)
 
 
-def clip_text(width: int, vocab: int, eos: int):
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+def clip_text(width: int, vocab: int, eos: int, projection: bool = True):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=vocab,
@@ -53,7 +53,7 @@ def clip_text(width: int, vocab: int, eos: int):
         eos_token_id=eos,
         pad_token_id=eos,
     )
-    return CLIPTextModelWithProjection(config)
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
 def t5_text(width: int, vocab: int, zero: bool):
@@ -82,14 +82,63 @@ def sd3_config(**changes):
     } | changes
 
 
+def autoencoder(**changes):
+    """16 x 16 px to 4 channels of 4 x 4, with a shift as the newer ones have it."""
+    from diffusers import AutoencoderKL
+
+    config = {
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "shift_factor": 0.06,
+        "scaling_factor": 1.5,
+    }
+    return AutoencoderKL(**(config | changes))
+
+
+def unet(**changes):
+    """Two levels, attention at both, like SD1.5's in small."""
+    from diffusers import UNet2DConditionModel
+
+    config = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+    }
+    return UNet2DConditionModel(**(config | changes))
+
+
+def write_card(folder: Path, card: dict | None, **changes) -> Path:
+    """`impasto.json`: what a tiny base is trained and drawn with; `card` wins."""
+    default = {
+        "size": 16,
+        "generate": {"steps": 4, "guidance": 3.0, "batch": 4},
+        "train": {"lr": 1e-3, "steps": 6, "batch": 3, "accumulate": 2},
+        "license": "apache-2.0",
+    }
+    (folder / "impasto.json").write_text(json.dumps(default | changes | (card or {})))
+    return folder
+
+
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
 def sd3_folder(folder: Path, *, zero_t5: bool = True, seed: int = 0, card: dict | None = None) -> Path:
     """A StableDiffusion3Pipeline folder of 16 x 16 px (f4 latents, 4 channels), some 50,000 weights, T5 included."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -98,23 +147,10 @@ def sd3_folder(folder: Path, *, zero_t5: bool = True, seed: int = 0, card: dict 
         transformer = SD3Transformer2DModel(**sd3_config())
         for block in transformer.transformer_blocks:  # adaLN starts at zero in earnest; here every path shall count
             torch.nn.init.normal_(block.norm1.linear.weight, std=0.2)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            norm_num_groups=4,
-            layers_per_block=1,
-            sample_size=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            shift_factor=0.06,
-            scaling_factor=1.5,
-        )
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae,
+            vae=autoencoder(),
             text_encoder=clip_text(16, len(tokenizer), eos),
             tokenizer=tokenizer,
             text_encoder_2=clip_text(8, len(tokenizer), eos),
@@ -123,12 +159,101 @@ def sd3_folder(folder: Path, *, zero_t5: bool = True, seed: int = 0, card: dict 
             tokenizer_3=tokenizer_3,
         )
     pipe.save_pretrained(folder)
-    default = {
-        "text_lengths": {"1": 0.75, "5": 0.25},
-        "size": 16,
-        "generate": {"steps": 4, "guidance": 3.0, "batch": 4},
-        "train": {"lr": 1e-3, "steps": 6, "batch": 3, "accumulate": 2},
-        "license": "apache-2.0",
-    }
-    (folder / "impasto.json").write_text(json.dumps(default | (card or {})))
-    return folder
+    return write_card(folder, card, text_lengths={"1": 0.75, "5": 0.25})
+
+
+def sd15_folder(folder: Path, *, seed: int = 0, card: dict | None = None, **scheduler) -> Path:
+    """A StableDiffusionPipeline folder of 16 x 16 px with SD1.5's schedule; `scheduler` changes its settings."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer()
+        settings = SCALED_LINEAR | {"clip_sample": False, "set_alpha_to_one": False} | scheduler
+        pipe = StableDiffusionPipeline(
+            unet=unet(),
+            scheduler=DDIMScheduler(**settings),
+            vae=autoencoder(shift_factor=None, scaling_factor=0.18215, use_quant_conv=True, use_post_quant_conv=True),
+            text_encoder=clip_text(16, len(tokenizer), tokenizer.eos_token_id, projection=False),
+            tokenizer=tokenizer,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.save_pretrained(folder)
+    return write_card(folder, card)
+
+
+def sdxl_folder(folder: Path, *, seed: int = 0, card: dict | None = None) -> Path:
+    """A StableDiffusionXLPipeline folder of 16 x 16 px: two CLIP towers, size conditioning, zeros for no prompt."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer()
+        eos = tokenizer.eos_token_id
+        pipe = StableDiffusionXLPipeline(
+            unet=unet(
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+                cross_attention_dim=16 + 12,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 12,
+            ),
+            scheduler=EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
+            vae=autoencoder(shift_factor=None, scaling_factor=0.13025, use_quant_conv=True, use_post_quant_conv=True),
+            text_encoder=clip_text(16, len(tokenizer), eos, projection=False),
+            tokenizer=tokenizer,
+            text_encoder_2=clip_text(12, len(tokenizer), eos),
+            tokenizer_2=tokenizer,
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+    pipe.save_pretrained(folder)
+    return write_card(folder, card)
+
+
+def flux_config(**changes):
+    return {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": True,
+        "axes_dims_rope": (2, 2, 4),
+    } | changes
+
+
+def flux_folder(folder: Path, *, guidance_embeds: bool = True, seed: int = 0, card: dict | None = None) -> Path:
+    """A FluxPipeline folder of 16 x 16 px: four tokens of 2 x 2 latents. Without guidance_embeds it is a schnell."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+        transformer = FluxTransformer2DModel(**flux_config(guidance_embeds=guidance_embeds))
+        for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+            for norm in ("norm1", "norm1_context", "norm"):
+                if hasattr(block, norm):  # as in sd3_folder: every path shall count
+                    torch.nn.init.normal_(getattr(block, norm).linear.weight, std=0.2)
+        dynamic = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+        shift = {"shift": 3.0, "use_dynamic_shifting": True, **dynamic} if guidance_embeds else {"shift": 1.0}
+        pipe = FluxPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(**shift),
+            vae=autoencoder(),
+            text_encoder=clip_text(16, len(tokenizer), tokenizer.eos_token_id, projection=False),
+            tokenizer=tokenizer,
+            text_encoder_2=t5_text(24, len(tokenizer_2), zero=False),
+            tokenizer_2=tokenizer_2,
+        )
+    pipe.save_pretrained(folder)
+    generate = {"steps": 4, "guidance": 3.0 if guidance_embeds else 0.0, "batch": 4}
+    return write_card(folder, card, text_lengths={"32": 0.75, "40": 0.25}, generate=generate)

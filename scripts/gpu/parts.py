@@ -23,37 +23,32 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from impasto.artworld.world import over
 from impasto.families import mini
 from impasto.paths import MODELS, cache_dir
 from impasto.pretrain import autoencoder as ae
-from impasto.pretrain import base as flow
 from impasto.pretrain import clip as contrastive
+from impasto.pretrain.base import Denoiser
 from impasto.pretrain.parts import VALIDATION
 from impasto.pretrain.pool import build_pool, train_world
-from impasto.pretrain.state import Clock, ema_update
 
 PROMPTS = ("rocket, flat minimal vector sticker without outlines", "a penguin on a navy background", "")
 
 
 @torch.no_grad()
-def fingerprint(model: Any, tower: Any, tokenizer: CLIPTokenizer) -> list[float]:
+def fingerprint(net: Denoiser, model: Any, tower: Any, tokenizer: CLIPTokenizer) -> list[float]:
     """What a base says to three prompts at three noise levels, weights rounded to fp16: 48 numbers.
 
-    They depend on every weight of the transformer, the text tower and the tokeniser; two machines agree to about 1e-3.
+    They depend on every weight of the denoiser, the text tower and the tokeniser; two machines agree to about 1e-3.
     """
     rounded = copy.deepcopy(model).half().float().eval()
     device = next(rounded.parameters()).device
-    ids = flow.tokens(tokenizer, list(PROMPTS)).to(device)
-    hidden, pooled = flow.encode_text(tower.float(), ids, 1)
+    cond = net.text(tower.float(), contrastive.tokens(tokenizer, list(PROMPTS)).to(device))
     x = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.tensor([200.0, 500.0, 800.0], device=device)
-    v = rounded(
-        hidden_states=x, timestep=t, encoder_hidden_states=hidden, pooled_projections=pooled, return_dict=False
-    )[0]
+    v = rounded(x, timestep=t, return_dict=False, **cond)[0]
     return [round(float(f), 5) for f in v[:, :, 5, 7].flatten()]
 
 
@@ -99,55 +94,24 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return over(world.rgba, (255, 255, 255)), row % VALIDATION == 7
 
 
-def train_decoder(
-    vae: Any, rgb: np.ndarray, run: Path, minutes: float, batch: int, lr: float, seed: int, device: str
-) -> dict[str, Any]:
-    """Train `vae`'s decoder on pictures uint8 [n, 128, 128, 3]; leaves the EMA in `vae`; returns steps and seconds."""
-    kernel, bias = (t.to(device) for t in ae.read_encoder(vae))
-    live: Any = ae.new_autoencoder().decoder
-    ema = vae.decoder.to(device)
-    live.load_state_dict(ema.state_dict())
-    live = live.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(live.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    data = torch.from_numpy(rgb).to(device)
-    g = torch.Generator(device).manual_seed(seed)
-    step = 0
-    run.mkdir(parents=True, exist_ok=True)
-    with Clock(minutes) as clock, (run / "log.jsonl").open("a") as log, torch.device(device):
-        while not clock.stop:
-            crop, n = (ae.CROP, batch) if clock.progress < 0.7 else (128, max(1, batch // 4))
-            x = ae._batch(data, n, crop, g)
-            z = functional.conv2d(x, kernel, bias, stride=ae.PATCH)
-            x = x.to(memory_format=torch.channels_last)
-            for group in optimizer.param_groups:
-                warm = min(1.0, (step + 1) / 100)
-                group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                y = live(z.to(memory_format=torch.channels_last))
-            error = y.float() - x
-            mse = error.pow(2).mean()
-            (mse + 0.1 * error.abs().mean()).backward()
-            torch.nn.utils.clip_grad_norm_(live.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            ema_update(ema.parameters(), live.parameters(), min(0.999, (1 + step) / (10 + step)))
-            if step % 100 == 0:
-                psnr = 6.0206 - 10 * float(torch.log10(mse.detach()))
-                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "crop": crop}
-                log.write(json.dumps({**row, "train_psnr": round(psnr, 2)}) + "\n")
-                log.flush()
-    vae.to("cpu").eval()
-    return {"step": step, "seconds": round(clock.seconds, 1), "batch": batch}
-
-
 def decoder(o: argparse.Namespace) -> Path:
     """Train the decoder, compare it with the one before on the validation pictures, export; returns the folder."""
     rgb, kept = pictures()
     vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
     probe = rgb[kept][: o.probe]
     before = float(ae.psnr(vae, probe).mean())
-    done = train_decoder(vae, np.ascontiguousarray(rgb[~kept]), o.run, o.minutes, o.batch, o.lr, o.seed, o.device)
+    train, (kernel, bias) = np.ascontiguousarray(rgb[~kept]), ae.read_encoder(vae)
+    o.run.mkdir(parents=True, exist_ok=True)
+    with (o.run / "log.jsonl").open("a") as log:
+
+        def write(row: dict[str, Any]) -> None:
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+
+        settings = {"lr": o.lr, "seed": o.seed, "device": o.device, "batch": o.batch, "log": write}
+        vae = ae.train_decoder(vae, kernel, bias, train, o.run / "state", o.minutes, **settings)
+    state = json.loads((o.run / "state" / "state.json").read_text())
+    done = {"step": state["step"], "seconds": round(state["seconds"], 1), "batch": o.batch}
     export = o.run / "export" / "001"
     export.mkdir(parents=True, exist_ok=True)
     vae = vae.half()

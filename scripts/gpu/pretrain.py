@@ -31,9 +31,10 @@ from torch.nn.attention import sdpa_kernel
 
 import impasto
 from impasto.paths import MODELS
-from impasto.pretrain import base as flow
+from impasto.pretrain import base as shared
+from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import KINDS, train_world
-from impasto.pretrain.run import LOG_STEPS, Session, device_name, known_concepts
+from impasto.pretrain.run import DENOISERS, LOG_STEPS, Session, device_name, known_concepts
 from impasto.pretrain.state import Clock, ema_update, load_state
 
 POLL = 20  # steps between two looks for new pieces
@@ -48,7 +49,7 @@ class Pieces:
         self.folder, self.device, self.shares, self.favour = folder, device, shares, favour
         self.favoured = torch.tensor(sorted(favoured), dtype=torch.int16)
         self.latents = torch.empty(0, 16, 16, 16, dtype=torch.float16, device=device)
-        self.ids = torch.empty(0, flow.CAPTIONS, 32, dtype=torch.int16, device=device)
+        self.ids = torch.empty(0, shared.CAPTIONS, 32, dtype=torch.int16, device=device)
         self.weight = torch.empty(0, dtype=torch.float64)
         self.kind = torch.empty(0, dtype=torch.int8)
         self.taken: set[str] = set()
@@ -80,17 +81,17 @@ class Pieces:
         return {kind: int((self.kind == k).sum()) for k, kind in enumerate(KINDS)}
 
     def draw(self, n: int, seed: int, step: int, empty: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(x0, token ids, t, eps), distributed as `impasto.pretrain.base.draw` does it, all on the device."""
+        """What `impasto.pretrain.base.draw` returns, distributed as there, all on the device."""
         d = self.device
         g = torch.Generator(d).manual_seed(seed * 1_000_003 + step)
         u = torch.rand(n, generator=g, device=d, dtype=torch.float64)
         rows = torch.searchsorted(self.cdf, u).clamp_max(len(self) - 1)
-        ids = self.ids[rows, torch.randint(flow.CAPTIONS, (n,), generator=g, device=d)]
-        dropped = torch.rand(n, generator=g, device=d) < flow.DROPPED
+        ids = self.ids[rows, torch.randint(shared.CAPTIONS, (n,), generator=g, device=d)]
+        dropped = torch.rand(n, generator=g, device=d) < shared.DROPPED
         ids = torch.where(dropped[:, None], empty, ids)
-        t = torch.sigmoid(0.2 + torch.randn(n, generator=g, device=d))
+        z = torch.randn(n, generator=g, device=d)
         x0 = self.latents[rows].float()
-        return x0, ids, t, torch.randn(x0.shape, generator=g, device=d)
+        return x0, ids, z, torch.randn(x0.shape, generator=g, device=d)
 
 
 class Trainer(Session):
@@ -100,12 +101,12 @@ class Trainer(Session):
         self.o, self.origin = o, start_folder(o.start, o.base)
         super().__init__(o.base, folder, o.device, o.size, o.lr, o.seed)
         self.known = known_concepts(o.concepts)
-        self.empty = flow.tokens(self.tokenizer, [""])[0].to(o.device, torch.int16)
-        self.loss: Any = flow.flow_loss
+        self.empty = tokens(self.tokenizer, [""])[0].to(o.device, torch.int16)
+        self.loss: Any = self.net.loss
         self.losses: list[torch.Tensor] = []
         self.good: tuple[list[torch.Tensor], dict[str, Any]] | None = None
 
-    def _begin(self, size: str) -> None:
+    def _begin(self, shape: tuple[int, ...]) -> None:
         fused = self.device.startswith("cuda")
         adamw = torch.optim.AdamW([dict(g) | {"fused": fused} for g in self.optimizers[1].param_groups])
         self.optimizers = [muon.StackedMuon.like(self.optimizers[0]), adamw]  # type: ignore[list-item]
@@ -128,21 +129,21 @@ class Trainer(Session):
     def step(self, bank: Pieces, progress: float) -> float:
         """One step of the optimisers; returns the learning rate's factor."""
         step, o = self.seen["step"], self.o
-        quarter = step % 20 == 19
-        n, t5 = (max(1, o.batch // 4), 256) if quarter else (o.batch, 1)
-        x0, ids, t, eps = bank.draw(n, o.seed, step, self.empty)
+        long = self.net.long_text and step % 20 == 19
+        n = max(1, o.batch // 4) if long else o.batch
+        x0, ids, z, eps = bank.draw(n, o.seed, step, self.empty)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-            hidden, pooled = flow.encode_text(self.tower, ids, t5)
-            loss = (flow.flow_loss if quarter else self.loss)(self.model, x0, eps, t, hidden, pooled)
+            cond = self.net.text(self.tower, ids, long)
+            loss = (self.net.loss if long else self.loss)(self.model, x0, eps, self.net.levels(z), cond)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        factor = flow.set_progress(self.optimizers, self.lr, step - self.first, progress)
+        factor = shared.set_progress(self.optimizers, self.lr, step - self.first, progress)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         ema_update(self.ema.parameters(), self.model.parameters(), min(o.ema, (1 + step) / (10 + step)))
         self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n}
-        if not quarter:
+        if not long:
             self.losses.append(loss.detach())
         return factor
 
@@ -200,18 +201,18 @@ class Trainer(Session):
         eager = self.timed(bank, TRIAL)
         start = time.monotonic()
         try:
-            self.loss = torch.compile(flow.flow_loss, dynamic=False, backend=self.o.backend)
+            self.loss = torch.compile(self.net.loss, dynamic=False, backend=self.o.backend)
             self.timed(bank, 3)
             fast = self.timed(bank, TRIAL)
         except Exception as error:  # whatever the compiler runs into: training goes on without it
-            self.loss, fast = flow.flow_loss, float("inf")
+            self.loss, fast = self.net.loss, float("inf")
             self._log({"compile failed": f"{type(error).__name__}: {error}"[:500]})
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
         if fast > eager and not (keep and math.isfinite(fast)):
-            self.loss = flow.flow_loss
+            self.loss = self.net.loss
         row = {"eager_ms": round(eager * 1e3, 2), "compiled_ms": round(fast * 1e3, 2) if fast < 1e9 else None}
-        row |= {"compiled": self.loss is not flow.flow_loss, "compiling_s": round(time.monotonic() - start, 1)}
+        row |= {"compiled": self.loss != self.net.loss, "compiling_s": round(time.monotonic() - start, 1)}
         self._log({**row, "minutes": round(clock.session / 60, 2)})
         self.losses = []
 
@@ -264,7 +265,7 @@ class Trainer(Session):
             "kind": "base",
             "base": self.base,
             "size": o.size,
-            "layers_heads": list(flow.SIZES[o.size]),
+            "shape": list(self.net.shape(self.ema.config)),
             "concepts": o.concepts,
             "seen": self.seen,
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(o).items()},
@@ -272,7 +273,7 @@ class Trainer(Session):
             "torch": torch.__version__,
             "impasto": impasto.__version__,
             "scores": scores,
-            "fingerprint": parts.fingerprint(self.ema, self.tower, self.tokenizer),
+            "fingerprint": parts.fingerprint(self.net, self.ema, self.tower, self.tokenizer),
             "encoder": parts.encoder_hash(MODELS / "autoencoder"),
             "text": parts.text_hash(MODELS / "clip"),
             "files": files,
@@ -289,21 +290,10 @@ def start_folder(start: str, base: str) -> Path | None:
     """The transformer's folder to begin from: none ("scratch"), the package's ("package"), or another."""
     if start == "scratch":
         return None
-    folder = MODELS / base / "transformer" if start == "package" else Path(start)
+    folder = MODELS / base / DENOISERS[base].part if start == "package" else Path(start)
     if not list(folder.glob("*.safetensors")) or not (folder.parent / "card.json").exists():
         raise KitError(f"--start {start}: {folder} has no weights, or no card.json stands beside it")
     return folder
-
-
-def register(size: str) -> None:
-    """Let `size` be layers x heads, such as 7x4, beside the names that impasto knows."""
-    if size not in flow.SIZES:
-        try:
-            layers, heads = (int(part) for part in size.split("x"))
-        except ValueError:
-            known = ", ".join(flow.SIZES)
-            raise KitError(f"--size {size}: {known}, or layers x heads such as 7x4") from None
-        flow.SIZES[size] = (layers, heads)
 
 
 def start_workers(o: argparse.Namespace, folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -339,7 +329,7 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of this run")
     parser.add_argument("--base", default="mini-sd3")
-    parser.add_argument("--size", default="small", help="small, medium, or layers x heads such as 7x4")
+    parser.add_argument("--size", default="small", help="small, medium, or numbers such as 7x4")
     parser.add_argument("--concepts", default="core_concepts", help="core_everywhere, core_concepts or all")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -370,14 +360,13 @@ def shares_of(text: str) -> dict[str, float]:
     given = {name: float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
     if unknown := set(given) - set(KINDS):
         raise KitError(f"--shares: {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
-    return flow.SHARES | given
+    return shared.SHARES | given
 
 
 def main(args: list[str] | None = None) -> Path:
     """Train, export, score; returns the last export's folder."""
     o = options(args)
     clock = Clock(o.minutes - o.reserve / 60)
-    register(o.size)
     favoured = set(known_concepts("core_everywhere"))
     folder = o.run / "pieces"
     workers = start_workers(o, folder)

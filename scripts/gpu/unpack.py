@@ -31,7 +31,6 @@ import impasto
 from impasto.families import mini
 from impasto.paths import MODELS, cache_dir
 from impasto.pretrain import autoencoder as ae
-from impasto.pretrain import base as flow
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain.parts import autoencoder_scores, export_autoencoder, export_clip, train_pictures
 from impasto.pretrain.run import Session, known_concepts
@@ -42,7 +41,7 @@ TOLERANCE = 0.02  # of the fingerprint's norm: fp32 on two machines, with tf32 c
 class Received(Session):
     """A session that begins with nothing: its EMA is what came back."""
 
-    def _begin(self, size: str) -> None:
+    def _begin(self, shape: tuple[int, ...]) -> None:
         pass
 
 
@@ -83,9 +82,7 @@ def check_parts(manifest: dict[str, Any], work: Path) -> None:
 
 def load_base(manifest: dict[str, Any], work: Path) -> Session:
     """A session whose EMA is what came back; its numbers must be those that the device got from it."""
-    size, shape = manifest["size"], tuple(manifest["layers_heads"])
-    if flow.SIZES.setdefault(size, shape) != shape:
-        raise KitError(f"size {size!r} is {shape} there and {flow.SIZES[size]} here")
+    size = "x".join(str(n) for n in manifest["shape"])
     run = Received(manifest["base"], work / "session", "cpu", size, 1e-3, 0)
     weights = {name: value.float() for name, value in load_file(work / "weights.safetensors").items()}
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
@@ -96,7 +93,7 @@ def load_base(manifest: dict[str, Any], work: Path) -> Session:
         raise KitError(f"the weights are not those of size {size}: {str(error).splitlines()[1].strip()}") from error
     run.seen = manifest["seen"]
     run.tower = mini.text_tower(new_clip(work))
-    here = torch.tensor(parts.fingerprint(run.ema, run.tower, run.tokenizer))
+    here = torch.tensor(parts.fingerprint(run.net, run.ema, run.tower, run.tokenizer))
     there = torch.tensor(manifest["fingerprint"])
     off = float((here - there).norm() / there.norm())
     print(f"fingerprint: {off:.2e} off (limit {TOLERANCE})")
@@ -116,7 +113,7 @@ def install_base(manifest: dict[str, Any], files: Path, work: Path, check: bool)
     if new_clip(work) != MODELS / "clip":
         install_clip(run, work)
     card = run.export(known_concepts(manifest["concepts"]), manifest["scores"])
-    stored = load_file(next(iter((MODELS / run.base / "transformer").glob("*.safetensors"))))
+    stored = load_file(next(iter((MODELS / run.base / run.net.part).glob("*.safetensors"))))
     sent = load_file(work / "weights.safetensors")
     if set(stored) != set(sent) or any(not torch.equal(stored[name], sent[name]) for name in sent):
         raise KitError("what was written into the package is not what came back")

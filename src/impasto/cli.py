@@ -174,12 +174,12 @@ def pretrain(args: list[str]) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
 
         Args:
-            base: mini-sd3, or a part that bases share: tokenizer, clip, autoencoder.
+            base: mini-sd3, mini-sd15, or a part that bases share: tokenizer, clip, autoencoder.
             minutes: Stop after so many minutes; 0 only scores and exports what is there.
             resume: Go on from the last checkpoint.
             device: cpu, cuda or auto.
             concepts: What it learns: core_everywhere, core_concepts or all.
-            size: small, 7x4 or medium; the size of the packaged weights when not given.
+            size: small, medium, or written out (7x4: layers x heads); that of the packaged weights when not given.
             batch: Pictures of a step.
             threads: CPU threads.
             compile: torch.compile the training step: a minute at the start, then about 15 % faster on CPU.

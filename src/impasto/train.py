@@ -33,6 +33,7 @@ from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import write_card
 from impasto.moving import Moving
+from impasto.noise.laws import within
 from impasto.objectives import Objective
 from impasto.plan import noise_law
 from impasto.preview import Previews
@@ -60,6 +61,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     told = data.told(config, items)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     family = families.load(config.base, device=config.device, precision=config.precision)
+    levels = within(levels, family.schedule)
     run = RunFolder(config, inputs(family, items))
     done, state = run.resume()
     try:

@@ -53,7 +53,7 @@ def test_a_step_holds_one_shape_and_pairs_stay_together():
             shapes.add(batch.x.shape[2:])
             picture, view = batch.x[:, 0, 0, 0], batch.x[:, 1, 0, 0]
             assert torch.equal(batch.cond["text"][:, 0], picture) and batch.eps.shape == batch.x.shape
-            assert torch.equal(batch.cond["time_ids"][:, 0], 6 * (2 * picture + view))
+            assert torch.equal(batch.cond["size_ids"][:, 0], 6 * (2 * picture + view))
             seen.update(zip(picture.tolist(), view.tolist(), strict=True))
         assert len(shapes) == 1
     assert set(seen) == {(float(i), float(k)) for i in range(4) for k in range(2)}

@@ -9,10 +9,12 @@ from PIL import Image
 
 from impasto.config import TrainConfig
 from impasto.data import items, references
+from impasto.data.draws import Draws
 from impasto.data.pictures import Picture
 from impasto.data.prepare import cached, prepare, prepare_items
 from impasto.errors import UserError
 from impasto.families import load
+from impasto.noise.laws import law
 from impasto.paths import cache_dir
 
 
@@ -236,14 +238,28 @@ def test_captions_are_encoded_once(tiny_sd3, folder, monkeypatch):
     assert len(prepared.conds[1]["text"]) == 2
 
 
-def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder):
-    family = load(str(tiny_sd3), device="cpu")
-    assert prepare_items(family, items_of(folder)).sizes is None
-    family.wants_size_ids = True
-    sizes = prepare_items(family, items_of(folder)).sizes
-    assert sizes.shape == (6, 6) and sizes.dtype == torch.float32
-    assert sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
-    assert sizes[1].tolist() == [12, 40, 0, 1, 8, 24]  # 40 x 12: scaled by 2/3 to 26.7 x 8, 1.3 px cut on each side
+def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder, tmp_path):
+    """SDXL asks: the drawn batch tells them, and the U-Net hears them."""
+    from tiny import sdxl_folder
+
+    assert prepare_items(load(str(tiny_sd3), device="cpu"), items_of(folder)).sizes is None
+    family = load(str(sdxl_folder(tmp_path / "sdxl")), device="cpu")
+    prepared = prepare_items(family, items_of(folder))
+    assert prepared.sizes.shape == (6, 6) and prepared.sizes.dtype == torch.float32
+    assert prepared.sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
+    assert prepared.sizes[1].tolist() == [
+        12,
+        40,
+        0,
+        1,
+        8,
+        24,
+    ]  # 40 x 12 scaled by 2/3 to 26.7 x 8, 1.3 cut on each side
+    batch, lam, _ = Draws(TrainConfig(batch=2), law("uniform"), prepared)(1, 0)
+    with torch.no_grad():
+        told = family.predict(batch.x, lam, batch.cond)
+        untold = family.predict(batch.x, lam, {name: batch.cond[name] for name in ("text", "pooled")})
+    assert batch.cond["size_ids"].shape == (2, 6) and not torch.equal(told, untold)
 
 
 def test_progress_and_memory(tiny_sd3, folder, monkeypatch):

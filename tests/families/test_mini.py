@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from impasto.artworld import load_meta, load_slice
@@ -14,8 +14,10 @@ from impasto.errors import UserError
 from impasto.families import mini
 from impasto.paths import MODELS
 from impasto.pretrain import autoencoder as ae
-from impasto.pretrain.base import encode_text
+from impasto.pretrain.base import export_weights
 from impasto.pretrain.clip import tokens
+from impasto.pretrain.mmdit import MMDiT
+from impasto.pretrain.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,26 @@ def test_prompts_are_told_apart_and_encoded_as_in_pretraining(pipe):
     texts = ["a rocket, flat colours", "a cactus, flat colours"]
     hidden, _, pooled, _ = pipe.encode_prompt(texts, None, None, max_sequence_length=1)
     assert float((pooled[0] - pooled[1]).abs().max()) > 0.05
-    expected = encode_text(mini.text_tower(MODELS / "clip"), tokens(pipe.tokenizer, texts), 1)
-    assert torch.allclose(hidden, expected[0], atol=1e-5) and torch.allclose(pooled, expected[1], atol=1e-5)
+    expected = MMDiT().text(mini.text_tower(MODELS / "clip"), tokens(pipe.tokenizer, texts))
+    assert torch.allclose(hidden, expected["encoder_hidden_states"], atol=1e-5)
+    assert torch.allclose(pooled, expected["pooled_projections"], atol=1e-5)
     t5 = pipe.encode_prompt(texts, None, None)[0][:, hidden.shape[1] - 1 :]
     assert t5.shape[1] == 256 and float(t5.abs().max()) == 0
+
+
+def test_a_u_net_makes_an_ordinary_sd15_folder(tmp_path):
+    """The plain call works, and hears its prompts as in pretraining."""
+    net = UNet()
+    torch.manual_seed(0)
+    export_weights(net, net.new((32, 32, 32)), tmp_path / "mini-sd15")
+    mini.write_folder(tmp_path / "folder", tmp_path / "mini-sd15", MODELS / "autoencoder", MODELS / "clip")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a rocket, flat colours", num_inference_steps=2).images[0].size == (128, 128)
+    texts = ["a rocket, flat colours", "a cactus, flat colours"]
+    heard = pipe.encode_prompt(texts, "cpu", 1, False)[0]
+    expected = net.text(mini.text_tower(MODELS / "clip"), tokens(pipe.tokenizer, texts))["encoder_hidden_states"]
+    assert torch.allclose(heard, expected, atol=1e-5) and not torch.allclose(heard[0], heard[1])
 
 
 def test_the_folder_is_made_once_and_bound_to_the_weights(monkeypatch, tmp_path):
@@ -59,7 +77,8 @@ def test_sizes_keep_their_bounds():
     def size(*folders: str) -> float:
         return sum(p.stat().st_size for f in folders for p in (MODELS / f).rglob("*.safetensors")) / 1e6
 
-    assert size("mini-sd3", "autoencoder", "clip") <= 45
+    for name in mini.names():
+        assert size(name, "autoencoder", "clip") <= 45
     assert size("judges", "clip") <= 14
 
 

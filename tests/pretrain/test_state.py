@@ -74,4 +74,3 @@ def test_clock_counts_former_sessions():
     clock = Clock(total_minutes=1.0, spent=30.0)
     assert 0.5 <= clock.progress < 0.6 and not clock.stop
     assert Clock(total_minutes=1.0, spent=61.0).stop
-    assert Clock(None, minutes=0.0).stop

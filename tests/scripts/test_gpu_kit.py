@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import impasto.paths
 from impasto.artworld import load, load_meta
 from impasto.artworld.build import encode_webp
-from impasto.pretrain import base as flow
-from impasto.pretrain import score
+from impasto.pretrain import base, score
+from impasto.pretrain.mmdit import MMDiT
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
 sys.path.insert(0, str(SCRIPTS))
@@ -187,7 +187,7 @@ def test_a_wheel_whose_needs_are_not_there_is_named(tmp_path):
 
 
 def test_stacked_muon_is_muon():
-    models = [flow.new_transformer("small") for _ in range(2)]
+    models = [MMDiT().new((6, 3)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     blocks = [m.transformer_blocks[0] for m in models]
     plain, stacked = (
@@ -223,7 +223,7 @@ def test_pieces_are_drawn_by_kind_and_by_favour(tmp_path):
     for k in range(2):
         tensors = {
             "latents": torch.full((9, 16, 16, 16), float(k)).half(),
-            "ids": torch.full((9, flow.CAPTIONS, 32), 7, dtype=torch.int16),
+            "ids": torch.full((9, base.CAPTIONS, 32), 7, dtype=torch.int16),
             "kind": kinds,
             "concept": torch.arange(9, dtype=torch.int16),
         }
@@ -237,10 +237,10 @@ def test_pieces_are_drawn_by_kind_and_by_favour(tmp_path):
     empty = torch.zeros(32, dtype=torch.int16)
     a, b = bank.draw(512, 0, 3, empty), bank.draw(512, 0, 3, empty)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    x0, ids, t, eps = a
+    x0, ids, z, eps = a
     assert x0.shape == eps.shape == (512, 16, 16, 16) and 0.4 < float(x0.mean()) < 0.6
-    assert float((ids == 0).all(1).float().mean()) == pytest.approx(flow.DROPPED, abs=0.05)
-    assert float(torch.logit(t).mean()) == pytest.approx(0.2, abs=0.15)
+    assert float((ids == 0).all(1).float().mean()) == pytest.approx(base.DROPPED, abs=0.05)
+    assert float(z.mean()) == pytest.approx(0, abs=0.15) and float(z.std()) == pytest.approx(1, abs=0.15)
 
 
 def run_options(run: Path, *more: str):
@@ -291,7 +291,7 @@ def test_a_base_is_trained_comes_back_and_lies_in_the_package(tmp_path, world, p
     trainer = pretrain.Trainer(o, o.run / "state")
     assert torch.equal(trainer.model.proj_out.weight, stored["proj_out.weight"].float())
     assert trainer.seen == manifest["seen"]
-    bank = pretrain.Pieces(run / "pieces", "cpu", flow.SHARES, set(), 1.0)
+    bank = pretrain.Pieces(run / "pieces", "cpu", base.SHARES, set(), 1.0)
     assert bank.refresh()
     trainer.first = trainer.seen["step"]
     with pytest.raises(RuntimeError, match="smaller --lr"):

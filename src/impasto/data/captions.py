@@ -31,9 +31,7 @@ def check(caption: str, path: Path | str, trigger: str = "") -> str:
     if not names_style(caption, trigger):
         lacks = f"lacks the trigger {trigger!r}" if trigger else "names no style"
         better = f"{caption}, {trigger}" if trigger else f"{caption} in ... style"
-        warnings.warn(
-            f"the caption {caption!r} {lacks}, so nothing will call it later: try {better!r}", stacklevel=2
-        )
+        warnings.warn(f"the caption {caption!r} {lacks}, so nothing will call it later: try {better!r}", stacklevel=2)
     return caption
 
 

@@ -53,7 +53,7 @@ class Draws:
         rows = data.conds[self.length(step)].items()
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:
-            cond["time_ids"] = data.sizes[views].to(device)
+            cond["size_ids"] = data.sizes[views].to(device)
         return Batch(x, eps, cond, self.mask(views, x)), lam_B, own
 
     def mask(self, views: Sequence[int], x: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The embedded base models: stored once in the package, assembled as ordinary diffusers folders in the cache.
 
 The package holds shared parts once (`models/autoencoder`, `models/clip`) and per base its denoiser, its scheduler and
-its card. `ensure(name)` writes the folder that `StableDiffusion3Pipeline.from_pretrained` reads with no other argument:
+its card. `ensure(name)` writes the folder that `from_pretrained` of its pipeline reads with no other argument:
 SD3 wants three text encoders, so the second CLIP tower and T5 are tiny ones whose outputs are zero, and T5's tokeniser
 reads every text as empty. Weights are fp16 on disk; `"dtype": "float32"` in the text encoders' configs makes the plain
 call run in one type.
@@ -20,13 +20,14 @@ from impasto.errors import UserError, nearest
 from impasto.families.base import quiet
 from impasto.paths import MODELS, cache_dir
 
-NAMES = ("mini-sd3",)
+DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # and the folder of its weights
+NAMES = tuple(DENOISER)
 ZERO_WIDTH = 8  # of the second CLIP tower
 
 
 def names() -> tuple[str, ...]:
     """The embedded bases whose weights are in the package."""
-    return tuple(name for name in NAMES if (MODELS / name / "transformer").is_dir())
+    return tuple(name for name, part in DENOISER.items() if (MODELS / name / part).is_dir())
 
 
 def card(name: str) -> dict:
@@ -37,7 +38,7 @@ def card(name: str) -> dict:
 def weights_hash(name: str) -> str:
     """sha256 over what its pictures depend on: denoiser, scheduler, autoencoder, text tower and tokeniser."""
     digest = hashlib.sha256()
-    for folder in (MODELS / name / "transformer", MODELS / name / "scheduler", MODELS / "autoencoder"):
+    for folder in (MODELS / name / DENOISER[name], MODELS / name / "scheduler", MODELS / "autoencoder"):
         for path in sorted(p for p in folder.iterdir() if p.name != "card.json"):
             digest.update(path.name.encode() + path.read_bytes())
     digest.update((MODELS / "clip" / "tokenizer.json").read_bytes())
@@ -60,7 +61,7 @@ def ensure(name: str) -> Path:
         scratch = folder.with_name(f".{folder.name}.{id(folder)}")
         shutil.rmtree(scratch, ignore_errors=True)
         with quiet():
-            write_sd3_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+            write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
         try:
             scratch.rename(folder)
         except OSError:  # another process was first
@@ -68,35 +69,46 @@ def ensure(name: str) -> Path:
     return folder
 
 
-def write_sd3_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> None:
-    """Assemble `folder` from a base's folder (transformer, scheduler, card), an autoencoder's and a CLIPModel's."""
-    for part in ("transformer", "scheduler"):
+def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> None:
+    """Assemble `folder` from a base's folder (denoiser, scheduler, card), an autoencoder's and a CLIPModel's.
+
+    The last part of `base` is the base's name, which says what pipeline it is.
+    """
+    for part in (DENOISER[base.name], "scheduler"):
         shutil.copytree(base / part, folder / part)
     shutil.copytree(autoencoder, folder / "vae")
-    write_text_encoders(folder, clip)
+    index = {"mini-sd3": write_sd3_text, "mini-sd15": write_sd15_text}[base.name](folder, clip)
     (folder / "impasto.json").write_text(json.dumps({"name": base.name}))
     if (base / "card.json").exists():
         shutil.copy(base / "card.json", folder / "card.json")
-    index = {
-        "_class_name": "StableDiffusion3Pipeline",
-        "_diffusers_version": "0.42.1",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_3": ["transformers", "T5EncoderModel"],
+    common = {"_diffusers_version": "0.42.1", "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps(index | common, indent=2))
+
+
+def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
+    """The small CLIP's text tower with its tokeniser; returns the pipeline's index."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tower = text_tower(clip)
+    plain = CLIPTextModel(tower.config)
+    plain.load_state_dict(tower.text_model.state_dict())
+    _save_fp16(plain, folder / "text_encoder")
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(folder / "tokenizer")
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],  # T5TokenizerFast would put its own rules in place
-        "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "safety_checker": [None, None],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
+        "requires_safety_checker": False,
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def write_text_encoders(folder: Path, clip: Path) -> None:
-    """The small CLIP's text tower with its tokeniser, a second tower and a T5 that give zeros."""
+def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
+    """The small CLIP's text tower with its tokeniser, a second tower and a T5 that give zeros; returns the index."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
     tower = text_tower(clip)
@@ -131,6 +143,19 @@ def write_text_encoders(folder: Path, clip: Path) -> None:
             parameter.zero_()
     _save_fp16(t5, folder / "text_encoder_3")
     empty_t5_tokenizer().save_pretrained(folder / "tokenizer_3")
+    return {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],  # T5TokenizerFast would put its own rules in place
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
 
 
 def text_tower(clip: Path):

@@ -62,9 +62,6 @@ def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
     length = next(iter(family.text_lengths))
     x = torch.cat([artist.latent(prompt, i) for i, prompt in enumerate(prompts)]).to(family.device)
     cond = {name: rows.to(family.device) for name, rows in stack([text(family, p, length) for p in prompts]).items()}
-    if getattr(family, "wants_size_ids", False):
-        size = float(config.size)
-        cond["time_ids"] = torch.tensor([[size, size, 0, 0, size, size]] * len(prompts), device=family.device)
     return Prior(objective, config.prior_weight, min(config.prior_batch, config.batch), x, cond)
 
 
@@ -91,4 +88,5 @@ class Artist:
             family, self.pipe, [(prompt, seed)], lambda p: text(family, p, length), self.sampling, {}, extra
         )
         latent: Any = next(pictures)[0]
-        return latent[None].float()
+        size = self.sampling.size or 0
+        return family.unpack(latent[None], (size, size)).float()

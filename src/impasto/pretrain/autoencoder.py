@@ -11,6 +11,7 @@ Reported: PSNR = -10 log10 mean (x - y)^2, images in [0, 1]. The linear decoder 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,15 @@ def psnr(vae: Any, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
     """PSNR in dB of each picture, uint8 [n, h, w, 3], through posterior mean and decoder, clamped, not rounded."""
     out = []
     for start in range(0, len(rgb), batch):
-        x = torch.from_numpy(rgb[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(rgb[start : start + batch]).to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         out.append(-10 * torch.log10(((x - y) / 2).pow(2).mean((1, 2, 3)).clamp_min(1e-8)))
-    return torch.cat(out).numpy()
+    return torch.cat(out).cpu().numpy()
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """A row of a training's log on standard output."""
+    print(json.dumps(row), flush=True)
 
 
 def train_decoder(
@@ -201,31 +207,35 @@ def train_decoder(
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
+    batch: int = 8,
+    log: Callable[[dict[str, Any]], None] = print_row,
 ) -> Any:
     """Train the decoder on pictures uint8 [n, 128, 128, 3] for `total_minutes` in all; resumes from `folder`.
 
-    The first 70 % of the time sees 64-px crops (batch 8), the rest whole pictures (batch 4). Cosine decay. Returns
-    `vae` with the EMA decoder. `probe`: train-style pictures whose mean PSNR is printed now and then.
+    The first 70 % of the time sees 64-px crops (`batch`), the rest whole pictures (half of it). Cosine decay. Returns
+    `vae` with the EMA decoder, on the CPU. `probe`: train-style pictures whose mean PSNR is logged now and then.
     """
+    vae.to(device)
+    kernel, bias = kernel.to(device), bias.to(device)
     live = new_autoencoder().decoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = vae.decoder.to(device)
+    ema = vae.decoder
     live.load_state_dict(ema.state_dict())
     optimizer = torch.optim.AdamW(live.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     parts = {"decoder": live, "ema": ema, "optimizer": optimizer}
     meta = load_state(folder, parts, device) or {"step": 0, "seconds": 0.0}
     step, clock = meta["step"], Clock(total_minutes, meta["seconds"])
-    data, saved = torch.from_numpy(rgb), meta["seconds"]
-    with clock:
+    data, saved = torch.from_numpy(rgb).to(device), meta["seconds"]
+    with clock, torch.device(device):
         while not clock.stop:
-            g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            crop, n = (CROP, 8) if clock.progress < 0.7 else (128, 4)
+            g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+            crop, n = (CROP, batch) if clock.progress < 0.7 else (128, batch // 2)
             x = _batch(data, n, crop, g)
-            z = (F.conv2d(x, kernel, bias, stride=PATCH)).to(device)
-            x = x.to(device, memory_format=torch.channels_last)
+            z = F.conv2d(x, kernel, bias, stride=PATCH)
+            x = x.to(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / 100)
                 group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
                 y = live(z.to(memory_format=torch.channels_last))
             error = y.float() - x
             mse = error.pow(2).mean()
@@ -240,9 +250,9 @@ def train_decoder(
                 row = {"step": step, "minutes": round(clock.seconds / 60, 2), "crop": crop, "train_psnr": train}
                 if probe is not None and step % 500 == 0:
                     row["probe_psnr"] = round(float(psnr(vae, probe).mean()), 2)
-                print(json.dumps(row), flush=True)
+                log(row)
             if clock.seconds - saved > 300:
                 save_state(folder, parts, {"step": step, "seconds": clock.seconds})
                 saved = clock.seconds
     save_state(folder, parts, {"step": step, "seconds": clock.seconds})
-    return vae.eval()
+    return vae.to("cpu").eval()

@@ -1,65 +1,92 @@
-"""Pretraining of the embedded `mini-sd3`: an MM-DiT with rectified flow on the latents of the train styles.
+"""Pretraining of the embedded bases on the latents of the train styles: what does not depend on the denoiser.
 
-x_t = (1 - t) x0 + t eps, target eps - x0, t from a logit-normal(.2, 1) (more mean = more noise); loss = mean square.
-Muon moves the matrices of the blocks, AdamW the rest. The text tower is frozen. One batch in twenty is a quarter as
-large and carries the 256 zero T5 tokens of the pipeline's default call, so that the plain call draws the same things.
+A batch is a function of (seed, step): pictures of the pool, one of their captions each (the empty text for a tenth of
+them, for guidance), standard normal numbers that the denoiser turns into its noise levels, and the noise. The text
+tower is frozen. Muon moves the matrices of the attention and feed-forward layers, AdamW the rest.
 """
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from impasto.families.mini import ZERO_WIDTH
+from impasto.errors import UserError
 from impasto.pretrain.autoencoder import PATCH, read_encoder
-from impasto.pretrain.clip import WIDTH, tokens
+from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import Pool
 
 CAPTIONS = 8  # per picture of the pool, drawn when the pool is made
 DROPPED = 0.1  # share of captions replaced by the empty text, for guidance
-TEXT = WIDTH + ZERO_WIDTH
-SIZES = {"small": (6, 3), "7x4": (7, 4), "medium": (8, 4)}  # layers, heads of 64: 7.8M, 16.2M and 18.7M parameters
 SHARES = {"plain": 0.55, "ground": 0.1, "procedural": 0.3, "scene": 0.05}
-SHIFT = 1.0
 
 
-def new_transformer(size: str = "small") -> SD3Transformer2DModel:
-    """An MM-DiT on latents [n, 16, 16, 16] in patches of 2: 64 image tokens; larger pictures up to 512 px work too."""
-    layers, heads = SIZES[size]
-    return SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
-        num_layers=layers,
-        attention_head_dim=64,
-        num_attention_heads=heads,
-        joint_attention_dim=TEXT,
-        caption_projection_dim=64 * heads,
-        pooled_projection_dim=TEXT,
-        pos_embed_max_size=32,
-        qk_norm="rms_norm",
-    )
+class Denoiser(Protocol):
+    """One kind of denoiser and how it is pretrained; `mmdit` and `unet` are two.
+
+    part: the pipeline's component, and the folder of its weights in the package. call: what the pipeline's call is told
+    beside the usual. long_text: whether one batch in twenty, a quarter as large, carries the text in its longer form.
+    sizes: shapes that have a name.
+    """
+
+    part: str
+    architecture: str
+    call: Mapping[str, Any]
+    long_text: bool
+    sizes: Mapping[str, tuple[int, ...]]
+
+    def new(self, shape: tuple[int, ...]) -> Any:
+        """The denoiser on latents [n, 16, 16, 16], random weights."""
+        ...
+
+    def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape that a saved config tells."""
+        ...
+
+    def scheduler(self) -> Any:
+        """The scheduler that the folder states."""
+        ...
+
+    def matrices(self, model: Any) -> list[nn.Parameter]:
+        """The parameters that Muon moves."""
+        ...
+
+    def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
+        """The conditions of token ids [n, 32], as the pipeline's `encode_prompt` makes them."""
+        ...
+
+    def levels(self, z: Tensor) -> Tensor:
+        """Noise levels [n] from standard normal numbers [n]."""
+        ...
+
+    def loss(self, model: Any, x0: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of latents [n, 16, 16, 16] with noise eps at levels t [n]."""
+        ...
 
 
-def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler steps with a shift of 1: at 64 tokens the noise is not hidden by their number."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
+def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
+    """The shape called `size`, or written out: "7x4". Raises UserError when it is neither."""
+    known = next(iter(net.sizes.values()))
+    parts = size.split("x")
+    if size not in net.sizes and (len(parts) != len(known) or not all(part.isdigit() for part in parts)):
+        example = "x".join(str(part) for part in known)
+        raise UserError(f"unknown size {size!r}: {', '.join(net.sizes)}, or numbers as in {example}")
+    return net.sizes.get(size) or tuple(int(part) for part in parts)
 
 
 @dataclass
 class Bank:
     """What a step draws from, on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
 
-    latents: torch.Tensor
-    ids: torch.Tensor
-    empty: torch.Tensor  # [32], the ids of the empty text
+    latents: Tensor
+    ids: Tensor
+    empty: Tensor  # [32], the ids of the empty text
     pool: Pool
 
 
@@ -81,20 +108,8 @@ def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device:
     return Bank(torch.cat(latents), stacked.to(device), tokens(tokenizer, [""])[0].to(device, torch.int16), pool)
 
 
-@torch.no_grad()
-def encode_text(
-    tower: CLIPTextModelWithProjection, ids: torch.Tensor, t5_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens [n, 32 + t5_tokens, 200], pooled [n, 200]) as StableDiffusion3Pipeline.encode_prompt builds them here."""
-    out = tower(input_ids=ids.long(), output_hidden_states=True)
-    hidden = torch.nn.functional.pad(out.hidden_states[-2], (0, ZERO_WIDTH, 0, t5_tokens))
-    return hidden, torch.nn.functional.pad(out.text_embeds, (0, ZERO_WIDTH))
-
-
-def draw(
-    bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x0, token ids, t, eps) of a batch, a function of (seed, step)."""
+def draw(bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x0, token ids, standard normal numbers [n], eps) of a batch, a function of (seed, step)."""
     rng = np.random.default_rng((seed, step))
     rows = torch.from_numpy(bank.pool.draw(n, shares, rng)).to(bank.latents.device)
     which = torch.from_numpy(rng.integers(CAPTIONS, size=n)).to(rows.device)
@@ -102,34 +117,14 @@ def draw(
     ids[torch.from_numpy(rng.random(n) < DROPPED).to(rows.device)] = bank.empty
     device = rows.device
     g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-    t = torch.sigmoid(0.2 + torch.randn(n, generator=g, device=device))
+    z = torch.randn(n, generator=g, device=device)
     x0 = bank.latents[rows].float()
-    return x0, ids, t, torch.randn(x0.shape, generator=g, device=device)
+    return x0, ids, z, torch.randn(x0.shape, generator=g, device=device)
 
 
-def flow_loss(
-    model: torch.nn.Module,
-    x0: torch.Tensor,
-    eps: torch.Tensor,
-    t: torch.Tensor,
-    hidden: torch.Tensor,
-    pooled: torch.Tensor,
-) -> torch.Tensor:
-    """mean |v(x_t, t, c) - (eps - x0)|^2 with x_t = (1 - t) x0 + t eps; t [n] in (0, 1), the model is told 1000 t."""
-    t_ = t[:, None, None, None]
-    v = model(
-        hidden_states=(1 - t_) * x0 + t_ * eps,
-        timestep=1000 * t,
-        encoder_hidden_states=hidden,
-        pooled_projections=pooled,
-        return_dict=False,
-    )[0]
-    return (v.float() - (eps - x0)).pow(2).mean()
-
-
-def optimizers(model: SD3Transformer2DModel, lr: float) -> list[torch.optim.Optimizer]:
-    """[Muon for the blocks' matrices at `lr`, AdamW for everything else at lr / 2]."""
-    matrices = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
+def optimizers(net: Denoiser, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]."""
+    matrices = net.matrices(model)
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -147,9 +142,9 @@ def set_progress(opts: Sequence[torch.optim.Optimizer], lr: float, step: int, pr
     return factor
 
 
-def export_weights(model: SD3Transformer2DModel, folder: Path) -> None:
-    """Write `folder`/transformer (fp16) and `folder`/scheduler."""
-    import copy
-
-    copy.deepcopy(model).half().save_pretrained(folder / "transformer")
-    new_scheduler().save_pretrained(folder / "scheduler")
+def export_weights(net: Denoiser, model: Any, folder: Path) -> None:
+    """Write the denoiser (fp16) and the scheduler into `folder`."""
+    copy.deepcopy(model).half().save_pretrained(folder / net.part)
+    net.scheduler().save_pretrained(folder / "scheduler")
+    for file in (folder / net.part).glob("*.safetensors"):
+        file.chmod(0o644)

@@ -70,12 +70,17 @@ def contrastive_loss(model: CLIPModel, x: torch.Tensor, ids: torch.Tensor) -> tu
     return loss, (logits.argmax(1) == own).float().mean()
 
 
-def _rows(pool: Pool, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Half of a batch: four pictures each of n / 8 concepts (plain); the rest: any kind."""
+def by_concept(pool: Pool) -> list[np.ndarray]:
+    """The plain pictures of each concept, as indices, in the order of the concepts."""
     plain = pool.rows["plain"]
     concepts = np.array([pool.entries[i].concepts[0] for i in plain])
-    chosen = rng.choice(np.unique(concepts), n // 8, replace=False)
-    grid = [rng.choice(plain[concepts == c], 4, replace=(concepts == c).sum() < 4) for c in chosen]
+    return [plain[concepts == c] for c in np.unique(concepts)]
+
+
+def _rows(pool: Pool, plain: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Half of a batch: four pictures each of n / 8 concepts (plain); the rest: any kind."""
+    chosen = rng.choice(len(plain), n // 8, replace=False)
+    grid = [rng.choice(plain[c], 4, replace=len(plain[c]) < 4) for c in chosen]
     rest = pool.draw(n - 4 * len(chosen), {"plain": 0.3, "ground": 0.2, "procedural": 0.35, "scene": 0.15}, rng)
     return np.concatenate([*grid, rest])
 
@@ -114,18 +119,19 @@ def train_clip(
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     meta = load_state(folder, parts, device) or {"step": 0, "seconds": 0.0}
     step, clock, saved = meta["step"], Clock(total_minutes, meta["seconds"]), meta["seconds"]
+    plain = by_concept(pool)
     hits: list[float] = []
     with clock:
         while not clock.stop:
             rng, text_rng = np.random.default_rng((seed, step)), random.Random(f"{seed} {step}")
-            rows = _rows(pool, batch, rng)
+            rows = _rows(pool, plain, batch, rng)
             ids = tokens(tokenizer, [pool.entries[i].caption(text_rng) for i in rows]).to(device)
             x = pixels(pool.rgb[rows]).to(device)
             x = torch.roll(x, rng.integers(-8, 9, 2).tolist(), dims=(2, 3))
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / 200)
                 group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
                 loss, hit = contrastive_loss(model, x, ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

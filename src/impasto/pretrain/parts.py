@@ -58,13 +58,19 @@ def corpus(seed: int = 0) -> Counter[str]:
 def make_tokenizer(words: Path = WORDS, folder: Path | None = None) -> CLIPTokenizer:
     """Train the tokeniser on `corpus()` and a word list (one per line); into the package's CLIP folder by default."""
     if not words.exists():
-        raise UserError(f"no word list at {words}: apt-get install wamerican, or name another with --words")
+        raise UserError(f"no word list at {words}: apt-get install wamerican")
     listed = [word.strip().lower() for word in words.read_text().splitlines() if "'" not in word]
     texts = (text for text, weight in corpus().items() for _ in range(weight))
     return train_tokenizer(texts, listed, folder or MODELS / "clip")
 
 
-def make_clip(minutes: float = 20.0, folder: Path | None = None, export: Path | None = None, seed: int = 101) -> dict:
+def make_clip(
+    minutes: float = 20.0,
+    folder: Path | None = None,
+    export: Path | None = None,
+    seed: int = 101,
+    device: str = "cpu",
+) -> dict[str, Any]:
     """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package.
 
     Where the package already has a text tower, it is kept as it is, bit for bit: bases are bound to it.
@@ -74,7 +80,7 @@ def make_clip(minutes: float = 20.0, folder: Path | None = None, export: Path | 
     pool = build_pool(None, ground=0.15, procedurals=0.5, scenes=0.25, seed=seed)
     text = mini.text_weights(export) if (export / "model.safetensors").exists() else None
     folder = folder or cache_dir("pretrain", "clip" if text is None else "clip-image")
-    model = contrastive.train_clip(pool, tokenizer, folder, minutes, text=text)
+    model = contrastive.train_clip(pool, tokenizer, folder, minutes, device=device, text=text).to("cpu")
     return export_clip(model, tokenizer, export)
 
 
@@ -105,11 +111,12 @@ def clip_scores(model: CLIPModel, tokenizer: CLIPTokenizer, n: int = 512, seed: 
         for i in rows
     ]
     ids, x = contrastive.tokens(tokenizer, texts), contrastive.pixels(world.rgb()[rows])
+    v = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+    v = torch.nn.functional.normalize(v, dim=-1)
     hits, tops = [], []
     for start in range(0, n, 128):
         u = model.visual_projection(model.vision_model(pixel_values=x[start : start + 128]).pooler_output)
-        v = model.text_projection(model.text_model(input_ids=ids).pooler_output)
-        near = torch.nn.functional.normalize(u, dim=-1) @ torch.nn.functional.normalize(v, dim=-1).T
+        near = torch.nn.functional.normalize(u, dim=-1) @ v.T
         own = torch.arange(start, start + len(u))
         hits.append(near.argmax(1) == own)
         tops.append((near.topk(5, 1).indices == own[:, None]).any(1))
@@ -120,7 +127,9 @@ def clip_scores(model: CLIPModel, tokenizer: CLIPTokenizer, n: int = 512, seed: 
     }
 
 
-def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: Path | None = None) -> dict[str, Any]:
+def make_autoencoder(
+    minutes: float = 25.0, folder: Path | None = None, export: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Write the closed-form encoder, train the decoder for `minutes` in all (resumes), score, and export fp16.
 
     Where the package already has an encoder, it is kept as it is: bases are bound to it.
@@ -141,7 +150,7 @@ def make_autoencoder(minutes: float = 25.0, folder: Path | None = None, export: 
         if drift > 0.05:
             raise UserError(f"the packaged encoder is another one (latents differ by {drift:.2f}): not overwritten")
     folder = folder or cache_dir("pretrain", "autoencoder")
-    vae = ae.train_decoder(vae, kernel, bias, train, folder, minutes, rgb[kept][:64])
+    vae = ae.train_decoder(vae, kernel, bias, train, folder, minutes, rgb[kept][:64], device=device)
     return export_autoencoder(vae, kernel, bias, train, export, folder)
 
 

@@ -15,6 +15,7 @@ from impasto.artworld import ArtWorld, load, load_meta
 from impasto.artworld.captions import BACKGROUNDS, caption, scene_caption
 from impasto.artworld.procedural import sample as procedural
 from impasto.artworld.scenes import compose
+from impasto.artworld.world import over
 
 KINDS = ("plain", "ground", "procedural", "scene")
 
@@ -86,7 +87,7 @@ def build_pool(
     for _ in range(counts["ground"]):
         i = rng.randrange(n)
         name = visible_ground([world.rgba[i]], rng)
-        rgb[len(entries)] = over_ground(world.rgba[i], BACKGROUNDS[name])
+        rgb[len(entries)] = over(world.rgba[i], BACKGROUNDS[name])
         entries.append(Entry("ground", (int(world.concept_id[i]),), int(world.style_id[i]), name))
     for _ in range(counts["procedural"]):
         concept = int(world.concept_id[rng.randrange(n)])
@@ -114,9 +115,3 @@ def _stands_out(rgba: np.ndarray, colour: Sequence[int]) -> bool:
     inside = rgba[::2, ::2].reshape(-1, 4)
     inside = inside[inside[:, 3] > 127, :3].astype(np.int32)
     return len(inside) > 0 and bool((np.abs(inside - np.asarray(colour)).max(1) > 60).mean() > 0.5)
-
-
-def over_ground(rgba: np.ndarray, colour: Sequence[int]) -> np.ndarray:
-    """uint8 [h, w, 4] with straight alpha over a plain colour: uint8 [h, w, 3]."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.round(rgba[..., :3] * alpha + np.asarray(colour, np.float32) * (1 - alpha)).astype(np.uint8)

@@ -12,13 +12,14 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
@@ -27,10 +28,14 @@ from impasto.errors import UserError, nearest
 from impasto.families import mini
 from impasto.families.base import quiet
 from impasto.paths import MODELS, atomic, cache_dir
-from impasto.pretrain import base as flow
+from impasto.pretrain import base as shared
+from impasto.pretrain.base import Denoiser
+from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.pool import build_pool, train_world
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+from impasto.pretrain.unet import UNet
 
+DENOISERS: dict[str, Callable[[], Denoiser]] = {"mini-sd3": MMDiT, "mini-sd15": UNet}
 PARTS = ("tokenizer", "clip", "autoencoder")
 SAVE_SECONDS = 300
 FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -57,46 +62,46 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain an embedded base for `minutes` (150 when not given), then draw its grid and score it.
 
-    base: mini-sd3, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
+    base: mini-sd3, mini-sd15, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
 
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
-    size: a key of `base.SIZES`; None: the size of the packaged weights. compiled: torch.compile the model.
+    size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
+    compiled: torch.compile the model.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
     """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if base in PARTS:
-        return make_part(base, minutes)
-    if base not in mini.NAMES:
-        raise UserError(f"unknown base {base!r}; {nearest(base, (*mini.NAMES, *PARTS))}")
+        return make_part(base, minutes, device)
+    if base not in DENOISERS:
+        raise UserError(f"unknown base {base!r}; {nearest(base, (*DENOISERS, *PARTS))}")
     folder = folder or cache_dir("pretrain", base)
     if (folder / "state.json").exists() and not resume:
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if threads:
         torch.set_num_threads(threads)
     known = known_concepts(concepts)
-    run = Session(base, folder, device, size or packaged_size(base), lr, seed)
+    run = Session(base, folder, device, size, lr, seed)
     if minutes is None or minutes > 0:
         run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
-    world = train_world(known)
-    scores = run.score(world, score) if score else None
+    scores = run.score(train_world(known), score) if score else None
     result = {"base": base, "folder": str(folder), **run.seen, "device": device_name(device), "scores": scores}
     if export:
         result["card"] = run.export(known, scores)
     return result
 
 
-def make_part(name: str, minutes: float | None) -> dict[str, Any]:
+def make_part(name: str, minutes: float | None, device: str = "cpu") -> dict[str, Any]:
     """Make a shared part and put it into the package; returns its card."""
     from impasto.pretrain import parts
 
     if name == "tokenizer":
         return {"part": name, "tokens": len(parts.make_tokenizer())}
     make, usual = {"clip": (parts.make_clip, 20.0), "autoencoder": (parts.make_autoencoder, 25.0)}[name]
-    return {"part": name, **make(usual if minutes is None else minutes)}
+    return {"part": name, **make(usual if minutes is None else minutes, device=device)}
 
 
 def known_concepts(name: str) -> list[int]:
@@ -111,13 +116,11 @@ def known_concepts(name: str) -> list[int]:
     return sorted({*lists[name], *meta["split"]["evaluation_concepts"]})
 
 
-def packaged_size(base: str) -> str:
-    """The key of `base.SIZES` that the packaged weights have; "small" when there are none."""
-    config = MODELS / base / "transformer" / "config.json"
-    if not config.exists():
-        return "small"
-    shape = json.loads(config.read_text())
-    return {v: k for k, v in flow.SIZES.items()}[shape["num_layers"], shape["num_attention_heads"]]
+def packaged_shape(base: str) -> tuple[int, ...] | None:
+    """The shape of the packaged weights, None when there are none."""
+    net = DENOISERS[base]()
+    config = MODELS / base / net.part / "config.json"
+    return net.shape(json.loads(config.read_text())) if config.exists() else None
 
 
 def device_name(device: str) -> str:
@@ -130,8 +133,11 @@ def device_name(device: str) -> str:
 class Session:
     """A base with its frozen parts, its EMA, its optimisers, and what it has seen so far."""
 
-    def __init__(self, base: str, folder: Path, device: str, size: str, lr: float, seed: int) -> None:
+    def __init__(self, base: str, folder: Path, device: str, size: str | None, lr: float, seed: int) -> None:
         self.base, self.folder, self.device, self.lr, self.seed = base, folder, device, lr, seed
+        self.net = DENOISERS[base]()
+        packaged = packaged_shape(base)
+        shape = shared.shape_of(self.net, size) if size else packaged or self.net.sizes["small"]
         for part in ("autoencoder", "clip"):
             if not (MODELS / part / "config.json").exists():
                 raise UserError(f"{MODELS / part} is missing: the package is incomplete")
@@ -140,17 +146,16 @@ class Session:
         self.tower.to(device)
         self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
         torch.manual_seed(seed)  # initial weights only
-        self.model: Any = flow.new_transformer(size)
-        self.ema: Any = flow.new_transformer(size)
+        self.model, self.ema = self.net.new(shape), self.net.new(shape)
         self.model.to(device)
         self.ema.to(device)
         self.ema.load_state_dict(self.model.state_dict())
-        self.optimizers = flow.optimizers(self.model, lr)
+        self.optimizers = shared.optimizers(self.net, self.model, lr)
         self.stopped = False
         # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
         self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
         self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
-        self._begin(size)
+        self._begin(shape)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -158,19 +163,20 @@ class Session:
         muon, adamw = self.optimizers
         return {"model": self.model, "ema": self.ema, "muon": muon, "adamw": adamw}
 
-    def _begin(self, size: str) -> None:
+    def _begin(self, shape: tuple[int, ...]) -> None:
         """Take up the checkpoint; without one, the packaged weights; without those, random ones."""
-        packaged = MODELS / self.base / "transformer"
+        packaged = MODELS / self.base / self.net.part
         meta = load_state(self.folder, self.parts, self.device)
         if meta is not None:
             self.seen = {key: meta[key] for key in self.seen}
         elif packaged.is_dir():
-            if packaged_size(self.base) != size:
+            if packaged_shape(self.base) != shape:
+                there, here = ("x".join(map(str, s)) for s in (packaged_shape(self.base) or (), shape))
                 raise UserError(
-                    f"the packaged {self.base} is of size {packaged_size(self.base)}, not {size}: leave out --size, "
+                    f"the packaged {self.base} has the size {there}, not {here}: leave out --size, "
                     f"or move {packaged.parent} away to begin anew"
                 )
-            start: Any = SD3Transformer2DModel.from_pretrained(packaged, torch_dtype=torch.float32)
+            start = type(self.model).from_pretrained(packaged, torch_dtype=torch.float32)
             self.model.load_state_dict(start.state_dict())
             self.ema.load_state_dict(start.state_dict())
             card = mini.card(self.base)
@@ -180,7 +186,9 @@ class Session:
         """Write the checkpoint, atomically."""
         save_state(self.folder, self.parts, {**self.seen})
 
-    def train(self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float, compiled: bool = False) -> None:
+    def train(
+        self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float, compiled: bool = False
+    ) -> None:
         """Train for `minutes`, the making of the pool and the grids included."""
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
@@ -192,7 +200,7 @@ class Session:
         self._log(
             {"pool": {kind: len(rows) for kind, rows in pool.rows.items()}, "minutes": round(clock.session / 60, 2)}
         )
-        bank = flow.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
+        bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
         model = torch.compile(self.model, dynamic=False) if compiled else self.model
         start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
@@ -200,15 +208,15 @@ class Session:
         with clock:
             while not clock.stop:
                 step = self.seen["step"]
-                quarter = step % 20 == 19
-                n, t5 = (batch // 4, 256) if quarter else (batch, 1)
-                x0, ids, t, eps = flow.draw(bank, n, seed, step, flow.SHARES)
+                long = self.net.long_text and step % 20 == 19
+                n = batch // 4 if long else batch
+                x0, ids, z, eps = shared.draw(bank, n, seed, step, shared.SHARES)
                 with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-                    hidden, pooled = flow.encode_text(self.tower, ids, t5)
-                    loss = flow.flow_loss(model, x0, eps, t, hidden, pooled)
+                    cond = self.net.text(self.tower, ids, long)
+                    loss = self.net.loss(model, x0, eps, self.net.levels(z), cond)
                     loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-                factor = flow.set_progress(self.optimizers, self.lr, step - start, clock.progress)
+                factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -218,7 +226,7 @@ class Session:
                     "pictures": self.seen["pictures"] + n,
                     "seconds": before + clock.session,
                 }
-                if not quarter:
+                if not long:
                     losses.append(loss.detach())
                 if (step + 1) % LOG_STEPS == 0:
                     mean = float(torch.stack(losses).mean())
@@ -241,32 +249,33 @@ class Session:
             file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)
 
-    def pipeline(self) -> StableDiffusion3Pipeline:
+    def pipeline(self) -> Any:
         """The EMA weights in an ordinary pipeline, assembled as `mini.ensure` does it."""
         scratch = self.folder / "pipeline"
         shutil.rmtree(scratch, ignore_errors=True)
         with quiet():
-            flow.export_weights(self.ema, scratch / self.base)
-            mini.write_sd3_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
-            pipe = StableDiffusion3Pipeline.from_pretrained(scratch / "assembled")
+            shared.export_weights(self.net, self.ema, scratch / self.base)
+            mini.write_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
+            pipe: Any = DiffusionPipeline.from_pretrained(scratch / "assembled")
         shutil.rmtree(scratch)
         return pipe.to(self.device)
 
-    def draw_grid(self) -> Path:
-        """The fixed sample grid of the EMA weights, as `grid-<pictures>.png`."""
+    def draw_grid(self, pipe: Any = None) -> Path:
+        """The fixed sample grid of the EMA weights (in `pipe`, when it is made already), as `grid-<pictures>.png`."""
         from impasto.pretrain.score import sample_grid
 
         path = self.folder / f"grid-{self.seen['pictures']:09d}.png"
         with atomic(path) as temporary:
-            sample_grid(self.pipeline()).save(temporary)
+            sample_grid(pipe or self.pipeline(), self.net.call).save(temporary)
         return path
 
     def score(self, world: ArtWorld, n: int) -> dict[str, Any]:
         """Draw the grid, score `n` prompts by the judges, and append both to `scores.jsonl`."""
         from impasto.pretrain.score import score_base
 
-        self.draw_grid()
-        scores = score_base(self.pipeline(), world, n=n)
+        pipe = self.pipeline()
+        self.draw_grid(pipe)
+        scores = score_base(pipe, world, n=n, call=self.net.call)
         with (self.folder / "scores.jsonl").open("a") as file:
             file.write(json.dumps({"date": str(date.today()), **self.seen, **scores}) + "\n")
         return scores
@@ -274,13 +283,13 @@ class Session:
     def export(self, known: list[int], scores: dict[str, Any] | None) -> dict[str, Any]:
         """Write the EMA weights (fp16), the scheduler and the card into the package; returns the card."""
         target = MODELS / self.base
-        flow.export_weights(self.ema, target)
+        shared.export_weights(self.net, self.ema, target)
         meta = load_meta()
         card = {
             "name": self.base,
-            "architecture": "SD3Transformer2DModel, rectified flow",
+            "architecture": self.net.architecture,
             "parameters": sum(p.numel() for p in self.ema.parameters()),
-            "scheduler_shift": json.loads((target / "scheduler" / "scheduler_config.json").read_text())["shift"],
+            "scheduler": json.loads((target / "scheduler" / "scheduler_config.json").read_text()),
             "training": self.seen,
             "train_styles": [meta["style_names"][s] for s in meta["split"]["train_styles"]],
             "scores": scores,

@@ -4,12 +4,11 @@
 Beside each share stands what the same judge gives the true pictures of the same cells.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from impasto.artworld import ArtWorld, load_meta
@@ -23,15 +22,19 @@ GRID_THINGS = ("rocket", "penguin", "hamburger", "bicycle", "cactus", "tram", "m
 
 
 def sample_images(
-    pipe: StableDiffusion3Pipeline,
+    pipe: Any,
     prompts: Sequence[str],
     seed: int,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     batch: int = 24,
     progress: Callable[[int, int], None] | None = None,
+    call: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """uint8 [n, 128, 128, 3]; picture i starts from torch.Generator("cpu").manual_seed(seed + i)."""
+    """uint8 [n, 128, 128, 3]; picture i starts from torch.Generator("cpu").manual_seed(seed + i).
+
+    call: further arguments of the pipeline.
+    """
     pipe.set_progress_bar_config(disable=True)
     out = []
     for start in range(0, len(prompts), batch):
@@ -44,9 +47,9 @@ def sample_images(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=generators,
-            max_sequence_length=1,
             output_type="np",
-        ).images  # type: ignore[union-attr]
+            **(call or {}),
+        ).images
         out.append(np.round(np.asarray(pictures) * 255).astype(np.uint8))
         if progress:
             progress(start + len(some), len(prompts))
@@ -76,13 +79,14 @@ def judge(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndar
 
 
 def score_base(
-    pipe: StableDiffusion3Pipeline,
+    pipe: Any,
     world: ArtWorld,
     judges: Judges | None = None,
     n: int = 500,
     seed: int = 0,
     guidance: float = GUIDANCE,
     progress: Callable[[int, int], None] | None = None,
+    call: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The card's scores: generated, true, and style as a share of what the judge gives the true pictures."""
     meta = load_meta()
@@ -93,7 +97,7 @@ def score_base(
         prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][rng.integers(2)])
         for s, c in zip(styles, concepts, strict=True)
     ]
-    pictures = sample_images(pipe, prompts, seed, guidance=guidance, progress=progress)
+    pictures = sample_images(pipe, prompts, seed, guidance=guidance, progress=progress, call=call)
     judges = judges or Judges.load()
     made = judge(judges, pictures, styles, concepts)
     true = judge(judges, world.rgb()[rows], styles, concepts)
@@ -103,11 +107,13 @@ def score_base(
     return {"generated": made, "true": true, "style_share": share, **settings}
 
 
-def sample_grid(pipe: StableDiffusion3Pipeline, seed: int = 0, guidance: float = GUIDANCE) -> Image.Image:
+def sample_grid(
+    pipe: Any, call: Mapping[str, Any] | None = None, seed: int = 0, guidance: float = GUIDANCE
+) -> Image.Image:
     """The fixed grid of 6 styles x 12 things, labelled nowhere: rows and columns are GRID_STYLES and GRID_THINGS."""
     meta = load_meta()
     words = {style["name"]: style["descriptions"][0] for style in meta["styles"]}
     prompts = [prompt(thing, words[style]) for style in GRID_STYLES for thing in GRID_THINGS]
-    rgb = sample_images(pipe, prompts, seed, guidance=guidance)
+    rgb = sample_images(pipe, prompts, seed, guidance=guidance, call=call)
     rows = [np.concatenate(list(rgb[k : k + 12]), 1) for k in range(0, len(rgb), 12)]
     return Image.fromarray(np.concatenate(rows, 0))

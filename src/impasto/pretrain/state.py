@@ -32,13 +32,10 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torc
 
 
 def save_state(folder: Path, parts: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write modules, optimisers and plain tensor dicts in `parts`, and `meta` (JSON values), to `folder`."""
+    """Write modules and optimisers in `parts`, and `meta` (JSON values), to `folder`."""
     tensors: dict[str, torch.Tensor] = {}
     for part, value in parts.items():
-        if isinstance(value, torch.optim.Optimizer):
-            named = _optimizer_tensors(value)
-        else:
-            named = value.state_dict() if isinstance(value, torch.nn.Module) else value
+        named = _optimizer_tensors(value) if isinstance(value, torch.optim.Optimizer) else value.state_dict()
         tensors |= {f"{part}.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
     name = f"state-{int(meta['step']):09d}.safetensors"
     with atomic(folder / name) as path:
@@ -51,7 +48,7 @@ def save_state(folder: Path, parts: dict[str, Any], meta: dict[str, Any]) -> Non
 
 
 def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict[str, Any] | None:
-    """Restore `parts` in place (plain dicts are filled) and return the meta, or None where there is no state."""
+    """Restore `parts` in place and return the meta, or None where there is no state."""
     if not (folder / "state.json").exists():
         return None
     meta = json.loads((folder / "state.json").read_text())
@@ -60,11 +57,8 @@ def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict
         named = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
         if isinstance(value, torch.optim.Optimizer):
             _restore_optimizer(value, named)
-        elif isinstance(value, torch.nn.Module):
-            value.load_state_dict(named)
         else:
-            value.clear()
-            value.update(named)
+            value.load_state_dict(named)
     return meta
 
 
@@ -72,13 +66,12 @@ class Clock:
     """The time budget of a run that may be stopped and go on: `progress` in [0, 1] over all its sessions together.
 
     As a context it catches the signals, and gives them back at its end.
-    `stop` turns true on SIGTERM or Ctrl-C, at `minutes` of this session, or when `total_minutes` of training are
-    reached. A second Ctrl-C interrupts at once.
+    `stop` turns true on SIGTERM or Ctrl-C, or when `total_minutes` of training are reached. A second Ctrl-C interrupts
+    at once.
     """
 
-    def __init__(self, total_minutes: float | None, spent: float = 0.0, minutes: float | None = None) -> None:
-        self.total = total_minutes * 60 if total_minutes else None
-        self.spent, self.limit = spent, minutes * 60 if minutes is not None else None
+    def __init__(self, total_minutes: float, spent: float = 0.0) -> None:
+        self.total, self.spent = total_minutes * 60, spent
         self.start = time.monotonic()
         self.terminated = False
         self.handlers: dict[int, Any] = {}
@@ -108,12 +101,11 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        return min(1.0, self.seconds / self.total) if self.total else 0.0
+        return min(1.0, self.seconds / self.total) if self.total else 1.0
 
     @property
     def stop(self) -> bool:
-        over = self.limit is not None and self.session >= self.limit
-        return self.terminated or over or (self.total is not None and self.seconds >= self.total)
+        return self.terminated or self.seconds >= self.total
 
 
 @torch.no_grad()

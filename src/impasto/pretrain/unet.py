@@ -1,0 +1,86 @@
+"""The denoiser of `mini-sd15`: a U-Net that predicts the noise, on the scaled-linear schedule of SD1.5.
+
+x_t = sqrt(ac_t) x0 + sqrt(1 - ac_t) eps, target eps, t uniform in 0..999; a picture's mean square is weighted by
+min(SNR_t, 5) / SNR_t, SNR_t = ac_t / (1 - ac_t) (Hang et al. 2023, arXiv 2303.09556), which spares the levels at which
+hardly any noise is left.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import PNDMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection
+
+from impasto.pretrain.clip import WIDTH
+
+GAMMA = 5.0
+
+
+class UNet:
+    """See `base.Denoiser`. A shape is the channels of the levels of 16, 8 and 4 latents; the lower two attend."""
+
+    part = "unet"
+    architecture = "UNet2DConditionModel, noise prediction, scaled-linear schedule"
+    call: Mapping[str, Any] = {}
+    sizes: Mapping[str, tuple[int, ...]] = {
+        "small": (96, 192, 192),
+        "medium": (96, 192, 256),
+    }  # 15.1M, 21.0M parameters
+    long_text = False
+
+    def new(self, shape: tuple[int, ...]) -> UNet2DConditionModel:
+        return UNet2DConditionModel(
+            sample_size=16,
+            in_channels=16,
+            out_channels=16,
+            block_out_channels=shape,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,  # diffusers' name for the number of heads
+        )
+
+    def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return tuple(config["block_out_channels"])
+
+    def scheduler(self) -> PNDMScheduler:
+        """SD1.5's own, setting by setting."""
+        return PNDMScheduler(
+            num_train_timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type="epsilon",
+            timestep_spacing="leading",
+        )
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        return self.scheduler().alphas_cumprod.float()
+
+    def matrices(self, model: Any) -> list[nn.Parameter]:
+        """Of the attention blocks; the time embedding's and the convolutions are AdamW's."""
+        return [p for name, p in model.named_parameters() if p.ndim == 2 and ".attentions." in name]
+
+    @torch.no_grad()
+    def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
+        """Tokens [n, 32, 192]: the last hidden states, normalised, as StableDiffusionPipeline takes them."""
+        return {"encoder_hidden_states": tower(input_ids=ids.long()).last_hidden_state}
+
+    def levels(self, z: Tensor) -> Tensor:
+        """Uniform in 0..999: the normal's distribution function, in steps."""
+        return (1000 * torch.special.ndtr(z)).long().clamp(0, 999)
+
+    def loss(self, model: Any, x0: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        ac = self.alphas_cumprod.to(x0.device)[t]
+        ac_ = ac[:, None, None, None]
+        out = model(ac_.sqrt() * x0 + (1 - ac_).sqrt() * eps, t, return_dict=False, **cond)[0]
+        snr = ac / (1 - ac)
+        return ((out.float() - eps).pow(2).mean((1, 2, 3)) * snr.clamp(max=GAMMA) / snr).mean()

@@ -1,0 +1,67 @@
+"""What a step of pretraining draws, and what moves."""
+
+import pytest
+import torch
+
+from impasto.errors import UserError
+from impasto.paths import MODELS
+from impasto.pretrain import base, run
+from impasto.pretrain.mmdit import MMDiT
+from impasto.pretrain.unet import UNet
+
+
+def _bank() -> base.Bank:
+    class Pool:
+        def draw(self, n, shares, rng):
+            return rng.integers(10, size=n)
+
+    g = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, 90, (10, base.CAPTIONS, 32), generator=g, dtype=torch.int16)
+    return base.Bank(torch.randn(10, 16, 16, 16, generator=g).half(), ids, torch.ones(32, dtype=torch.int16), Pool())  # type: ignore[arg-type]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    bank = _bank()
+    a, b, c = base.draw(bank, 8, 0, 5, {}), base.draw(bank, 8, 0, 5, {}), base.draw(bank, 8, 0, 6, {})
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(a[3], c[3])
+    z = torch.cat([base.draw(bank, 64, 0, s, {})[2] for s in range(60)])
+    assert float(z.mean()) == pytest.approx(0, abs=0.06) and float(z.std()) == pytest.approx(1, abs=0.06)
+    empty = torch.cat([(base.draw(bank, 64, 0, s, {})[1] == bank.empty).all(1) for s in range(60)])
+    assert float(empty.float().mean()) == pytest.approx(base.DROPPED, abs=0.02)
+    assert bool((bank.ids != 1).any(-1).all())  # dropping a caption does not write into the bank
+
+
+@pytest.mark.parametrize(("net", "shape"), [(MMDiT(), (2, 1)), (UNet(), (32, 32, 32))])
+def test_every_parameter_is_in_one_optimiser(net, shape):
+    model = net.new(shape)
+    muon, adamw = base.optimizers(net, model, 1e-3)
+    owned = [id(p) for o in (muon, adamw) for group in o.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    assert owned and all(p.ndim == 2 for group in muon.param_groups for p in group["params"])
+
+
+def test_the_rate_warms_up_holds_and_falls_to_zero():
+    model = torch.nn.Linear(2, 2)
+    opts = [torch.optim.SGD(model.parameters(), lr=1.0), torch.optim.SGD(model.parameters(), lr=1.0)]
+    assert base.set_progress(opts, 1.0, 0, 0.0) == pytest.approx(0.01)
+    assert base.set_progress(opts, 1.0, 500, 0.5) == 1.0
+    assert opts[1].param_groups[0]["lr"] == 0.5
+    assert base.set_progress(opts, 1.0, 500, 1.0) < 2e-3
+
+
+def test_sizes_by_name_and_written_out():
+    assert base.shape_of(MMDiT(), "small") == (6, 3) and base.shape_of(MMDiT(), "7x4") == (7, 4)
+    assert base.shape_of(UNet(), "96x192x192") == UNet().sizes["small"]
+    for size in ("large", "7", "7x4x2", "ax4"):
+        with pytest.raises(UserError, match="unknown size"):
+            base.shape_of(MMDiT(), size)
+
+
+def test_another_size_than_the_packaged_one_is_refused(tmp_path):
+    shape = run.packaged_shape("mini-sd3")
+    assert shape is not None and (MODELS / "mini-sd3" / "transformer").is_dir()
+    other = f"{shape[0] + 1}x1"
+    with pytest.raises(UserError, match=f"{shape[0]}x{shape[1]}, not {other}"):
+        run.Session("mini-sd3", tmp_path, "cpu", other, 1e-3, 0)
+    assert run.Session("mini-sd3", tmp_path, "cpu", None, 1e-3, 0).seen["pictures"] > 0

@@ -1,0 +1,66 @@
+"""What the two denoisers are trained on, against diffusers' own schedulers."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from impasto.pretrain.mmdit import MMDiT
+from impasto.pretrain.unet import UNet
+
+G = torch.Generator().manual_seed(0)
+X0, EPS = (torch.randn(3, 16, 16, 16, generator=G) for _ in range(2))
+
+
+class Oracle(torch.nn.Module):
+    """Predicts `truth`, shifted by `off`, and remembers what it was shown."""
+
+    def __init__(self, truth: torch.Tensor, off: float) -> None:
+        super().__init__()
+        self.truth, self.off = truth, off
+
+    def forward(self, hidden_states, timestep, **_):
+        self.x_t, self.timestep = hidden_states, timestep
+        return (self.truth[: len(hidden_states)] + self.off,)
+
+
+def test_the_loss_is_that_of_rectified_flow():
+    net, oracle = MMDiT(), Oracle(EPS - X0, 0.5)
+    t = torch.tensor([0.1, 0.5, 0.9])
+    assert float(net.loss(oracle, X0, EPS, t, {})) == pytest.approx(0.25, rel=1e-5)
+    assert torch.allclose(oracle.timestep, 1000 * t)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # the pipeline's own mixing at the same level
+    index = torch.tensor([100])
+    mixed = scheduler.scale_noise(X0[:1], scheduler.timesteps[index], EPS[:1])
+    net.loss(oracle, X0[:1], EPS[:1], scheduler.sigmas[index], {})
+    assert torch.allclose(mixed, oracle.x_t, atol=1e-6)
+
+
+def test_the_levels_of_the_flow_are_logit_normal():
+    t = MMDiT().levels(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    assert float(torch.logit(t).mean()) == pytest.approx(0.2, abs=0.03)
+    assert float(torch.logit(t).std()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_the_schedule_of_the_flow_is_linear():
+    assert np.allclose(np.diff(np.asarray(MMDiT().scheduler().sigmas)), -1 / 1000, atol=2e-6)
+
+
+def test_the_loss_of_the_u_net_is_on_the_noise_with_min_snr_weights():
+    net, oracle = UNet(), Oracle(EPS, 0.5)
+    t = torch.tensor([10, 500, 900])
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
+    assert float(snr[0]) > 5 > float(snr[1])
+    expected = 0.25 * torch.minimum(torch.ones(3), 5 / snr).mean()
+    assert float(net.loss(oracle, X0, EPS, t, {})) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.allclose(oracle.x_t, scheduler.add_noise(X0, EPS, t), atol=1e-6)
+    assert torch.equal(oracle.timestep, t)
+
+
+def test_the_levels_of_the_u_net_are_uniform_steps():
+    t = UNet().levels(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    assert t.dtype == torch.int64 and int(t.min()) >= 0 and int(t.max()) <= 999
+    share = torch.bincount(t // 100, minlength=10) / len(t)
+    assert torch.allclose(share, torch.full((10,), 0.1), atol=0.01)
+    assert UNet().levels(torch.tensor([-40.0, 40.0])).tolist() == [0, 999]

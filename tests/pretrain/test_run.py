@@ -1,0 +1,92 @@
+"""A session of pretraining, from nothing to the package, for every kind of base."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from impasto.artworld import ArtWorld, load_meta, load_slice
+from impasto.errors import UserError
+from impasto.families import load, mini
+from impasto.paths import MODELS
+from impasto.pretrain import run
+from impasto.pretrain.pool import build_pool
+from impasto.pretrain.state import Clock
+
+
+class Ticks(Clock):
+    """A session of three steps, whatever they take."""
+
+    ticks = 0
+
+    @property
+    def progress(self) -> float:
+        return self.ticks / 3
+
+    @property
+    def stop(self) -> bool:
+        self.ticks += 1
+        return self.ticks > 3
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """The slice's pictures, as if their styles were train styles."""
+    part = load_slice(styles=["fluent-emoji-3d", "streamline-emojis"])
+    train = load_meta()["split"]["train_styles"]
+    names = {style: train[i] for i, style in enumerate(np.unique(part.style_id))}
+    world = ArtWorld(part.rgba, np.array([names[s] for s in part.style_id]), part.concept_id, part.meta)
+    return build_pool(ground=0.05, procedurals=0.02, scenes=0.02, seed=0, world=world)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that holds the shared parts and no base."""
+    models = tmp_path / "models"
+    for part in ("autoencoder", "clip"):
+        shutil.copytree(MODELS / part, models / part)
+    monkeypatch.setattr(run, "MODELS", models)
+    monkeypatch.setattr(mini, "MODELS", models)
+    return models
+
+
+@pytest.mark.parametrize(("base", "size"), [("mini-sd3", "1x1"), ("mini-sd15", "32x32x32")])
+def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
+    monkeypatch.setattr(run, "Clock", Ticks)
+    monkeypatch.setattr(run, "LOG_STEPS", 2)
+    settings = {"size": size, "batch": 4, "device": "cpu", "score": 0, "folder": tmp_path / "run"}
+    first = run.pretrain(base, minutes=1, **settings)
+    assert (first["step"], first["pictures"], first["sessions"]) == (3, 12, 1)
+    with pytest.raises(UserError, match="--resume"):
+        run.pretrain(base, minutes=1, **settings)
+    second = run.pretrain(base, minutes=1, resume=True, export=True, **settings)
+    assert (second["step"], second["pictures"], second["sessions"]) == (6, 24, 2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses and np.isfinite(losses).all()
+
+    assert mini.names() == (base,) and mini.card(base)["training"]["pictures"] == second["pictures"]
+    stored = load_file(package / base / mini.DENOISER[base] / "diffusion_pytorch_model.safetensors")
+    state = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
+    assert all(torch.equal(value, state[f"ema.{name}"].half()) for name, value in stored.items())
+    folder = mini.ensure(base)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a rocket", num_inference_steps=1).images[0].size == (128, 128)
+    family = load(base, device="cpu")
+    assert family.folder == folder and family.card["train"]["steps"] > 0
+    cond = family.encode_prompt(["a rocket"])
+    z = torch.randn(1, 16, 16, 16)
+    assert family.predict(z, torch.tensor([-2.0]), cond).shape == z.shape
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="did you mean 'mini-sd15'"):
+        run.pretrain("mini-sd1")
+    with pytest.raises(UserError, match="core_concepts"):
+        run.pretrain("mini-sd3", concepts="core_concept", resume=True)
