@@ -247,15 +247,9 @@ def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder, tmp_path):
     prepared = prepare_items(family, items_of(folder))
     assert prepared.sizes.shape == (6, 6) and prepared.sizes.dtype == torch.float32
     assert prepared.sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
-    assert prepared.sizes[1].tolist() == [
-        12,
-        40,
-        0,
-        1,
-        8,
-        24,
-    ]  # 40 x 12 scaled by 2/3 to 26.7 x 8, 1.3 cut on each side
-    batch, lam, _ = Draws(TrainConfig(batch=2), law("uniform"), prepared)(1, 0)
+    assert prepared.sizes[1].tolist() == [12, 40, 0, 1, 8, 24]  # scaled by 2/3 to 26.7 x 8, 1.3 cut on each side
+    batch, _, _ = Draws(TrainConfig(batch=2), law("uniform"), prepared)(1, 0)
+    lam = torch.zeros(2)
     with torch.no_grad():
         told = family.predict(batch.x, lam, batch.cond)
         untold = family.predict(batch.x, lam, {name: batch.cond[name] for name in ("text", "pooled")})

@@ -28,7 +28,7 @@ class Family(Protocol):
     text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
     one that `generate` uses.
     unit: heights and widths in pixels are multiples of it.
-    wants_size_ids: True where conditions shall hold the size and crop of the picture, "size_ids" (B, 6); may be missing.
+    wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
     guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
     """
 
