@@ -68,6 +68,18 @@ def test_a_recipe_file_is_read_strictly(tmp_path, content, message):
         resolve(str(tmp_path / "bad.toml"))
 
 
+def test_the_flags_and_the_recipe_of_data(tmp_path):
+    """Repeated flags are lists, numbers stay numbers in a recipe file."""
+    from impasto.cli import parse
+    from impasto.runfolder import recipe_text
+
+    flags = ["--image", "a", "--image", "b.png", "--repeats", "1", "--repeats", "20", "--mask", "files", "--flip"]
+    config = parse(TrainConfig, [*flags, "--trigger", "wibble", "--crops", "3", "--caption-dropout", "0.1"], "train")
+    assert config.repeats == (1, 20) and config.mask == "files" and config.flip and config.crops == 3
+    (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))
+    assert resolve(str(tmp_path / "recipe.toml")).repeats == (1, 20)
+
+
 def test_unknown_names():
     with pytest.raises(UserError, match="did you mean 'style-friendly'"):
         resolve("style-frendly")

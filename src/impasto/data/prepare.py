@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from impasto.families.base import Condition, Family
 LEAST = 0.01  # of a view that a mask must leave
 ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch does
 
-Rows = Tensor | Sequence[Tensor]
+Rows = Any
+"""One tensor, or a list of tensors that may differ in shape: what is indexed by a row."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def prepare_items(
     for caption in captions:
         for length, cond in conds.items():
             for name, rows in text(family, caption, length).items():
-                cond.setdefault(name, []).append(rows[0])  # type: ignore[union-attr]
+                cond.setdefault(name, []).append(rows[0])
         if progress:
             progress(done := done + 1, total)
     wanted = getattr(family, "wants_size_ids", False)
