@@ -25,7 +25,7 @@ def train(args: list[str]) -> Result:
     """Train a style on one or a few reference pictures."""
     from impasto.config import TrainConfig, resolve
 
-    given = {name: last_value(args, name) for name in ("recipe", "base", "noise")}
+    given = {name: last_value(args, name) for name in ("recipe", "base", "noise", "optimizer")}
     default = resolve(**{name: value for name, value in given.items() if value is not None})
     dry_run, args = flag(args, "--dry-run")
     config = parse(TrainConfig, args, "train", cleared(default, args))
@@ -270,6 +270,10 @@ def show(result: Result) -> None:
             from impasto.plan import bars
 
             print(bars(value))
+        elif key == "noise_times_weighting":
+            from impasto.plan import bars
+
+            print(bars(value, what="what counts: log-SNR times the weight of the loss"))
         elif key == "settings":
             show(value)
         elif isinstance(value, list) and len(value) > 6:

@@ -61,7 +61,7 @@ class TrainConfig:
     """Layers: kinds (attention, image_stream, text_stream) or endings of layer names (to_q)."""
 
     lr: float = 1e-4
-    """Learning rate (Adam, betas .9 and .999)."""
+    """Learning rate; 1 with prodigy, which multiplies it by its own."""
     steps: int = 300
     """Optimiser steps."""
     batch: int = 1
@@ -101,6 +101,13 @@ class TrainConfig:
     tensorboard: bool = True
     """Write tensorboard logs into the style folder."""
 
+    optimizer: str = "adamw"
+    """How a gradient becomes a step: adamw, adamw8bit, prodigy, muon."""
+    weighting: str = "none"
+    """Weight of the loss by noise level: none, min-snr, soft-min-snr, debiased; not for rectified flows."""
+    gamma: float = 5.0
+    """SNR at which min-snr and soft-min-snr turn."""
+
 
 FREE = (
     *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
@@ -113,7 +120,7 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "keep", "size"),
+        *("checkpoint_every", "keep", "size", "gamma"),
     )
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
     for key in positive + at_least_0:
@@ -130,6 +137,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
 
 
 SCHEDULES = ["constant", "linear", "cosine"]
+OWN_RATES = {"prodigy": 1.0}
+"""Learning rates of optimisers that do not take the base's."""
 
 
 def recipes() -> dict[str, Path]:
@@ -196,6 +205,9 @@ def resolve(recipe: str = "style-friendly", base: str = "mini-sd3", **explicit: 
     keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
     if explicit.get("noise", keys.get("noise")) != keys.get("noise"):  # another law: its own parameters
         keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
+    if explicit.get("optimizer", keys.get("optimizer")) != keys.get("optimizer"):  # likewise
+        rate = OWN_RATES.get(explicit["optimizer"])
+        keys |= {} if rate is None else {"lr": rate}
     keys |= check_keys(explicit, "settings")
     return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
 

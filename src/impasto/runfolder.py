@@ -128,7 +128,7 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     except tomllib.TOMLDecodeError:
         raise UserError(f"{file} is damaged: use another --out, or remove that folder") from None
     about = before.pop("impasto", {})
-    now = as_dict(config)
+    before, now = as_dict(TrainConfig()) | before, as_dict(config)  # a key that is newer than the run has its default
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256"):

@@ -1,7 +1,9 @@
-"""The denoising objective, unweighted: `L = mean || f(z_t, lam, c) - target ||^2`, `z_t = alpha x + sigma eps`.
+"""The denoising objective: `L = mean w(lam) || f(z_t, lam, c) - target ||^2`, `z_t = alpha x + sigma eps`, w = 1.
 
 With a rectified flow the target is the velocity `eps - x` (Style-Friendly SNR sampler, arXiv 2411.14793, eq. 3).
 """
+
+from collections.abc import Callable
 
 from torch import Generator, Tensor
 
@@ -10,8 +12,17 @@ from impasto.noise.schedule import mix
 from impasto.objectives import Batch
 
 
-def denoise(family: Family, batch: Batch, lam_B: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
-    """The mean over items, channels and positions, in float32."""
+def denoise(
+    family: Family,
+    batch: Batch,
+    lam_B: Tensor,
+    generators: list[Generator],
+    weight: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The mean over items, channels and positions, in float32. weight: see `weighting`; then "mse" is without it."""
     z_t = mix(family.schedule, batch.x, batch.eps, lam_B)
     error = family.predict(z_t, lam_B, batch.cond).float() - family.target(batch.x, batch.eps, lam_B)
-    return {"loss": error.square().mean()}
+    if weight is None:
+        return {"loss": error.square().mean()}
+    error_B = error.square().flatten(1).mean(1)
+    return {"loss": (weight(lam_B) * error_B).mean(), "mse": error_B.mean().detach()}
