@@ -91,7 +91,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     """Steps between two saved states."""
     keep: int = 2
-    """Saved states that are kept."""
+    """Saved states that are kept; 0 keeps all."""
     preview: bool = True
     """Draw previews at the end (and on the way, see preview_every)."""
     preview_every: int = 0
@@ -107,11 +107,24 @@ class TrainConfig:
     """Weight of the loss by noise level: none, min-snr, soft-min-snr, debiased; not for rectified flows."""
     gamma: float = 5.0
     """SNR at which min-snr and soft-min-snr turn."""
+    checkpointing: float | None = None
+    """Share of the blocks that are computed again in the backward pass, 0 to 1; as memory asks when not given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the repeated blocks: auto does on CUDA, when the run is long enough to gain from it."""
+    quantize: Literal["auto", "none", "nf4", "int8", "fp8"] = "auto"
+    """The frozen base in fewer bits: auto does when it would not fit otherwise."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """The frozen base in main memory, layer by layer on the device (CUDA): auto does when nothing else fits."""
+    attention: str = "auto"
+    """One of diffusers' attention backends (FLUX: native, flash, xformers, ...); auto is torch's own choice."""
+    wandb: bool = False
+    """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
 
 
 FREE = (
     *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
-    *("preview", "preview_every", "preview_prompt", "tensorboard"),
+    *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb"),
+    *("checkpointing", "compile", "offload", "attention"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
@@ -120,9 +133,9 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "keep", "size", "gamma"),
+        *("checkpoint_every", "size", "gamma"),
     )
-    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
+    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
     for key in positive + at_least_0:
         value = getattr(config, key)
         if not (value > 0 or (value == 0 and key in at_least_0)):
@@ -131,6 +144,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(f"alpha must be above 0, not {config.alpha}")
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
+    if config.checkpointing is not None and not 0 <= config.checkpointing <= 1:
+        raise UserError(f"checkpointing is a share, 0 to 1, not {config.checkpointing}")
     if config.schedule not in ("constant", "linear", "cosine"):
         raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
     return config

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from impasto.config import TrainConfig, as_dict
+from impasto.families.base import Family
 from impasto.noise.laws import Law, law
 from impasto.noise.schedule import RectifiedFlow
 
@@ -69,7 +70,7 @@ def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
 
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Every setting as it will be used, and the noise levels; nothing is loaded, nothing written. Raises UserError."""
-    from impasto import adapters, families, objectives, optimizers
+    from impasto import adapters, families, memory, objectives, optimizers
     from impasto.config import check_ranges
     from impasto.data import captions, references
 
@@ -78,29 +79,34 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     objectives.objective(config.objective)
     optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
+    here = Path(config.base).is_dir() or config.base in families.embedded()
+    family = families.load(config.base, device="cpu", precision="fp32") if here else None
+    running = memory.plan(config, family, device, precision)
     for path, _ in captions.pair(config.image, config.caption):
         references.read(path, config.size)
     settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
+    settings |= {"checkpointing": running.checkpointing, "quantize": running.quantize}
+    settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     result = {"settings": settings, "draws": draws, "noise": histogram(noise_law(config))}
-    if weighting := effective(config):
+    result |= {"running": "; ".join(running.why)}
+    if weighting := effective(config, family):
         result["noise_times_weighting"] = weighting
     return result
 
 
-def effective(config: TrainConfig) -> dict[str, Any] | None:
-    """The histogram of levels times their loss weight, None without a weighting; of a base that is here.
+def effective(config: TrainConfig, family: Family | None) -> dict[str, Any] | None:
+    """The histogram of levels times their loss weight, None without a weighting.
 
-    A base that is not is not fetched for it: it counts as one that predicts eps. Raises UserError.
+    A base that is not here (None) counts as one that predicts eps. Raises UserError.
     """
-    from impasto import families
     from impasto.objectives import weighting
 
     weighting.check(config.weighting)
     if config.weighting == "none":
         return None
-    if Path(config.base).is_dir() or config.base in families.embedded():
-        weight = weighting.build(config, families.load(config.base, device="cpu"))
+    if family is not None:
+        weight = weighting.build(config, family)
     else:
         of_eps = weighting.WEIGHTINGS[config.weighting][0]
         weight = lambda lam: of_eps(lam, config.gamma)  # noqa: E731
