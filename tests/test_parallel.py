@@ -29,7 +29,7 @@ config = resolve("style-friendly", base, batch=3, **keys)
 def team(name, fsdp):
     os.environ["ACCELERATE_USE_FSDP"] = fsdp
     result = train(replace(config, out=config.out.__class__(out) / name))
-    with open(f"{out}/{name}-{os.environ['RANK']}.json", "w") as file:
+    with open(f"{out}/{name}-{torch.distributed.get_rank()}.json", "w") as file:
         json.dump(result, file)
 
 for name, fsdp in (("team", "false"), ("shards", "true")):
