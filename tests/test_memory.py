@@ -63,9 +63,9 @@ def test_the_fewest_trades_that_fit(flux, every_package):
     chosen = {g: choose(CONFIG, card(g), flux, "bf16") for g in (24, 48, 80, 141)}
     assert [chosen[g].quantize != "none" for g in (24, 48, 80, 141)] == [True, False, False, False]
     assert [chosen[g].checkpointing for g in (48, 80, 141)] == [0.75, 0.25, 0.0]
-    for g, running in chosen.items():
-        assert memory.memory(flux, CONFIG, running) <= 0.92 * g * GB and not running.offload
-        assert "a step takes about" in "; ".join(running.why) and f"of {g} GB (NVIDIA H200)" in running.why[0]
+    for g, how in chosen.items():
+        assert memory.memory(flux, CONFIG, how) <= 0.92 * g * GB and not how.offload
+        assert "a step takes about" in "; ".join(how.why) and f"of {g} GB (NVIDIA H200)" in how.why[0]
     assert not choose(replace(CONFIG, steps=100), card(141), flux, "bf16").compile
     assert choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").compile
     assert "compiled" in choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").why[-1]
