@@ -258,7 +258,8 @@ def choose(config: TrainConfig, of: Device, size: Size | None, precision: str) -
 
 def called(running: Running) -> str:
     """What it trades, in words."""
-    parts = [f"{running.checkpointing:.0%} of the blocks computed again" if running.checkpointing else "no block computed again"]
+    share = f"{running.checkpointing:.0%} of the blocks" if running.checkpointing else "no block"
+    parts = [f"{share} computed again"]
     parts += [f"the base in {running.quantize}"] if running.quantize != "none" else []
     return ", ".join([*parts, *(["the base in main memory"] if running.offload else [])])
 
