@@ -32,7 +32,7 @@ def train_args(base, picture, out, *more):
 def test_help_lists_the_commands(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("train", "generate", "evaluate", "report", "demo", "artworld", "pretrain"):
+    for command in ("train", "generate", "evaluate", "report", "sheet", "demo", "artworld", "pretrain"):
         assert any(line.strip().startswith(command) for line in out)
         code, text, _ = run(command, "--help")
         assert code == 0 and any("--" in line or "usage" in line for line in text)

@@ -25,7 +25,7 @@ def train(args: list[str]) -> Result:
     """Train a style on one or a few reference pictures."""
     from impasto.config import TrainConfig, resolve
 
-    given = {name: last_value(args, name) for name in ("recipe", "base", "noise")}
+    given = {name: last_value(args, name) for name in ("recipe", "base", "noise", "optimizer")}
     default = resolve(**{name: value for name, value in given.items() if value is not None})
     dry_run, args = flag(args, "--dry-run")
     config = parse(TrainConfig, args, "train", cleared(default, args))
@@ -106,6 +106,49 @@ def report(args: list[str]) -> Result:
         return report(run, generated, title=title, out=out)
 
     return parse(report, args, "report")
+
+
+def sheet(args: list[str]) -> Result:
+    """The saved states of a run, side by side at several strengths."""
+
+    def sheet(
+        run: Annotated[Path, tyro.conf.Positional],
+        prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        strength: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
+        seed: int | None = None,
+        steps: int | None = None,
+        out: Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Result:
+        """Draw the same prompts from the same seed by every saved state (train with --keep 0 to keep all of them).
+
+        Args:
+            run: The style folder, as `impasto train` writes it.
+            prompt: A prompt; may be given several times. The run's own previews' or captions when not given.
+            strength: Strengths of the style.
+            seed: Of every picture; the run's own when not given.
+            steps: Sampling steps; as the base's card says when not given.
+            out: The PNG, its JSON beside it; sheet.png in the folder when not given.
+            device: cpu, cuda, mps or auto.
+            precision: fp32, bf16 or auto (bf16 on CUDA).
+        """
+        from impasto.checkpoints import checkpoint_sheet
+
+        with bar("drawing") as progress:
+            return checkpoint_sheet(
+                run,
+                prompt,
+                strength,
+                seed=seed,
+                steps=steps,
+                out=out,
+                device=device,
+                precision=precision,
+                progress=lambda done, total: progress(done, "", total),
+            )
+
+    return parse(sheet, args, "sheet")
 
 
 def demo(args: list[str]) -> Result:
@@ -204,7 +247,7 @@ def pretrain(args: list[str]) -> Result:
 
 
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
-    command.__name__: command for command in (train, generate, evaluate, report, demo, artworld, pretrain)
+    command.__name__: command for command in (train, generate, evaluate, report, sheet, demo, artworld, pretrain)
 }
 
 
@@ -280,6 +323,10 @@ def show(result: Result) -> None:
             from impasto.plan import data_lines
 
             print(data_lines(value))
+        elif key == "noise_times_weighting":
+            from impasto.plan import bars
+
+            print(bars(value, what="what counts: log-SNR times the weight of the loss"))
         elif key == "settings":
             show(value)
         elif isinstance(value, list) and len(value) > 6:

@@ -80,7 +80,7 @@ class TrainConfig:
     """Layers: kinds (attention, image_stream, text_stream) or endings of layer names (to_q)."""
 
     lr: float = 1e-4
-    """Learning rate (Adam, betas .9 and .999)."""
+    """Learning rate; 1 with prodigy, which multiplies it by its own."""
     steps: int = 300
     """Optimiser steps."""
     batch: int = 1
@@ -110,7 +110,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     """Steps between two saved states."""
     keep: int = 2
-    """Saved states that are kept."""
+    """Saved states that are kept; 0 keeps all."""
     preview: bool = True
     """Draw previews at the end (and on the way, see preview_every)."""
     preview_every: int = 0
@@ -120,10 +120,30 @@ class TrainConfig:
     tensorboard: bool = True
     """Write tensorboard logs into the style folder."""
 
+    optimizer: str = "adamw"
+    """How a gradient becomes a step: adamw, adamw8bit, prodigy, muon."""
+    weighting: str = "none"
+    """Weight of the loss by noise level: none, min-snr, soft-min-snr, debiased; not for rectified flows."""
+    gamma: float = 5.0
+    """SNR at which min-snr and soft-min-snr turn."""
+    checkpointing: float | None = None
+    """Share of the blocks that are computed again in the backward pass, 0 to 1; as memory asks when not given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the repeated blocks: auto does on CUDA, when the run is long enough to gain from it."""
+    quantize: Literal["auto", "none", "nf4", "int8", "fp8"] = "auto"
+    """The frozen base in fewer bits: auto does when it would not fit otherwise."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """The frozen base in main memory, layer by layer on the device (CUDA): auto does when nothing else fits."""
+    attention: str = "auto"
+    """One of diffusers' attention backends (FLUX: native, flash, xformers, ...); auto is torch's own choice."""
+    wandb: bool = False
+    """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
+
 
 FREE = (
     *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
-    *("preview", "preview_every", "preview_prompt", "tensorboard", "skip_bad"),
+    *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
+    *("checkpointing", "compile", "offload", "attention"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
@@ -132,9 +152,9 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "keep", "size", "crops"),
+        *("checkpoint_every", "size", "gamma", "crops"),
     )
-    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every")
+    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
     for key in positive + at_least_0:
         value = getattr(config, key)
         if not (value > 0 or (value == 0 and key in at_least_0)):
@@ -147,12 +167,16 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(f"caption_dropout must be from 0 to 1, not {config.caption_dropout}")
     if any(count < 1 for count in config.repeats):
         raise UserError(f"repeats must be at least 1, not {min(config.repeats)}")
+    if config.checkpointing is not None and not 0 <= config.checkpointing <= 1:
+        raise UserError(f"checkpointing is a share, 0 to 1, not {config.checkpointing}")
     if config.schedule not in ("constant", "linear", "cosine"):
         raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
     return config
 
 
 SCHEDULES = ["constant", "linear", "cosine"]
+OWN_RATES = {"prodigy": 1.0}
+"""Learning rates of optimisers that do not take the base's."""
 
 
 def recipes() -> dict[str, Path]:
@@ -219,6 +243,9 @@ def resolve(recipe: str = "style-friendly", base: str = "mini-sd3", **explicit: 
     keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
     if explicit.get("noise", keys.get("noise")) != keys.get("noise"):  # another law: its own parameters
         keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
+    if explicit.get("optimizer", keys.get("optimizer")) != keys.get("optimizer"):  # likewise
+        rate = OWN_RATES.get(explicit["optimizer"])
+        keys |= {} if rate is None else {"lr": rate}
     keys |= check_keys(explicit, "settings")
     return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
 

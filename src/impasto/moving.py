@@ -1,69 +1,101 @@
-"""What moves in training: the adapter's parameters, Adam's moments, and the moving average that may be saved instead.
+"""What moves in training: the adapter's parameters, their optimiser, the moving average that may be saved instead.
 
-    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - lr m^ / (sqrt(v^) + 1e-8),  b1 = .9, b2 = .999
     average = d average + (1 - d) p,  d = min(ema, (1 + step) / (10 + step))
 
 All of it is named tensors, so that a state is one safetensors file.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from impasto import optimizers
 from impasto.config import TrainConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+CHECK_AT = 20
+"""The step at which it is seen whether all groups of weights move."""
 
 
 class Moving:
-    """Parameters by name, at `done` steps. state: the tensors of a saved state, or {} to begin."""
+    """Parameters by name, as they begin. state: the tensors of a state saved after `done` steps, or {}.
 
-    def __init__(self, config: TrainConfig, named: Mapping[str, nn.Parameter], done: int, state: Mapping[str, Tensor]):
+    rates: learning rates of parameters whose names begin so, where they are not `config.lr`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        named: Mapping[str, nn.Parameter],
+        done: int,
+        state: Mapping[str, Tensor],
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         self.config, self.named = config, named
         self.parameters = list(named.values())
-        self.optimizer = torch.optim.AdamW(  # with weight_decay 0 it is Adam
-            self.parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = optimizers.build(config, named, rates or {})
+        self.check_at = min(CHECK_AT, config.steps)
+        self.start = [p.detach().clone() for p in self.parameters] if done < self.check_at else []
         if state:
-            self.restore(state, done)
+            self.restore(state)
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else []
         for name, tensor in zip(named, self.average, strict=False):
             tensor.copy_(state.get(f"average/{name}", tensor))
 
-    def restore(self, state: Mapping[str, Tensor], done: int) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         for name, p in self.named.items():
             p.data.copy_(state[f"adapter/{name}"])
-            if f"exp_avg/{name}" in state:
-                moments = {key: state[f"{key}/{name}"].to(p.device) for key in MOMENTS}
-                self.optimizer.state[p] = {"step": torch.tensor(float(done), device=p.device), **moments}
+        optimizers.restore(self.optimizer, self.named, state)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state but for the number of steps."""
         tensors = {f"adapter/{name}": p.detach() for name, p in self.named.items()}
-        for name, p in self.named.items():
-            moments = self.optimizer.state.get(p, {})
-            tensors |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
+        tensors |= optimizers.state_tensors(self.optimizer, self.named)
         return tensors | {f"average/{name}": tensor for name, tensor in zip(self.named, self.average, strict=False)}
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Any]:
         """One update from the gradients, which are cleared; returns the row's "lr" and "grad_norm" (before clipping).
 
-        With a gradient that is not a number nothing moves: the caller sees it in "grad_norm".
+        At step `check_at` also "unchanged", see there. With a gradient that is not a number nothing moves: the caller
+        sees it in "grad_norm".
         """
         rate = learning_rate(self.config, step)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             self.optimizer.step()
             if self.average:
                 decay = min(self.config.ema, (1 + step) / (10 + step))
                 torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         self.optimizer.zero_grad(set_to_none=True)
-        return {"lr": rate, "grad_norm": norm}
+        row: dict[str, Any] = {"lr": rate, "grad_norm": norm}
+        return row | {"unchanged": self.unchanged(step)} if step == self.check_at and self.start else row
+
+    def unchanged(self, step: int) -> dict[str, float]:
+        """Per group of weights ("to_q.lora_A": that half of all layers so called) the share that is as it began.
+
+        Warns of groups of which most is: their updates are rounded away, or their gradient is zero.
+        """
+        counts: dict[str, list[int]] = {}
+        for (name, p), begun in zip(self.named.items(), self.start, strict=True):
+            count = counts.setdefault(group_name(name), [0, 0])
+            count[0] += int((p.detach() == begun).sum())
+            count[1] += p.numel()
+        self.start = []
+        shares = {name: round(same / of, 4) for name, (same, of) in sorted(counts.items())}
+        stuck = [f"{name} ({share:.0%})" for name, share in shares.items() if share > 0.5]
+        if stuck:
+            warnings.warn(
+                f"after {step} steps most of {', '.join(stuck)} has not moved at all: raise --lr, leave those layers "
+                "out of --targets, or see whether the captions reach them",
+                stacklevel=2,
+            )
+        return shares
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -76,6 +108,14 @@ class Moving:
         finally:
             for p, tensor in zip(self.parameters, last, strict=True):
                 p.data.copy_(tensor)
+
+
+def group_name(name: str) -> str:
+    """ "to_out.0.lora_A" for "transformer_blocks.3.attn.to_out.0.lora_A.default.weight"."""
+    parts = name.removesuffix(".weight").removesuffix(".default").split(".")
+    half = [parts.pop()] if parts[-1].startswith("lora_") else []
+    start = max((i for i, part in enumerate(parts) if not part.isdigit()), default=0)
+    return ".".join(parts[start:] + half)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

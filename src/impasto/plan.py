@@ -1,11 +1,14 @@
 """What a run is going to do, in words and bars: for `--dry-run` and for the model card."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from impasto.config import TrainConfig, as_dict
+from impasto.families.base import Family
 from impasto.noise.laws import Law, Truncated, law, within
 from impasto.noise.schedule import RectifiedFlow
 
@@ -17,31 +20,41 @@ def noise_law(config: TrainConfig) -> Law:
     return law(config.noise, mean=config.noise_mean, std=config.noise_std, shift=config.noise_shift)
 
 
-def histogram(levels: Law) -> dict[str, Any]:
+def histogram(levels: Law, weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Any]:
     """Shares of 20,000 draws: per log-SNR unit (the end bins take the tails) and per tenth of sigma, with medians.
 
     sigma is a rectified flow's noise share `t = sigmoid(-lam / 2)`, 1 being pure noise. "cut" is the share of a
-    truncated law that lies outside of the base's levels.
+    truncated law that lies outside of the base's levels. weight: of the loss at a level; then a draw counts so much,
+    and the shares are those of the density times the weight.
     """
     shared = torch.Generator("cpu").manual_seed(0)
     lam = levels([shared] * DRAWS)
     sigma = RectifiedFlow().timestep(lam)
     bins = ((lam - LOW) / (HIGH - LOW) * BINS).floor().long().clamp(0, BINS - 1)
     tenths = (sigma * 10).floor().long().clamp(0, 9)
+    w = torch.ones(DRAWS) if weight is None else weight(lam)
     cut = {"cut": round(levels.cut, 4)} if isinstance(levels, Truncated) else {}
     return cut | {
-        "log_snr": {"low": LOW, "high": HIGH, "shares": shares(bins, BINS), "median": round(lam.median().item(), 3)},
-        "sigma": {"low": 0.0, "high": 1.0, "shares": shares(tenths, 10), "median": round(sigma.median().item(), 4)},
+        "log_snr": {"low": LOW, "high": HIGH, "shares": shares(bins, w, BINS), "median": round(median(lam, w), 3)},
+        "sigma": {"low": 0.0, "high": 1.0, "shares": shares(tenths, w, 10), "median": round(median(sigma, w), 4)},
     }
 
 
-def shares(index: torch.Tensor, n: int) -> list[float]:
-    return [round(x / len(index), 4) for x in torch.bincount(index, minlength=n).tolist()]
+def shares(index: torch.Tensor, w: torch.Tensor, n: int) -> list[float]:
+    counts = torch.bincount(index, w.double(), minlength=n)
+    return [round(x, 4) for x in (counts / counts.sum()).tolist()]
 
 
-def bars(noise: dict[str, Any], width: int = 36) -> str:
+def median(values: torch.Tensor, w: torch.Tensor) -> float:
+    """The value below which half of the weight lies."""
+    ordered, order = values.sort()
+    share = w[order].double().cumsum(0)
+    return ordered[int((share < share[-1] / 2).sum())].item()
+
+
+def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
     """The histogram as text, noisiest first; beside each log-SNR its sigma."""
-    lines = [f"log-SNR (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
+    lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
         lines.insert(0, f"truncated to the levels of this base: {noise['cut']:.1%} of the law lies outside")
     step = (HIGH - LOW) / BINS
@@ -72,17 +85,45 @@ def data_lines(data: dict[str, Any]) -> str:
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Every setting as it will be used, the pictures, and the noise levels; no model is loaded, and nothing written but
     the cache of what pictures are like. Raises UserError."""
-    from impasto import adapters, families, objectives
+    from impasto import adapters, families, memory, objectives, optimizers
     from impasto.config import check_ranges
     from impasto.data import advice, items
 
     check_ranges(config)
     adapters.adapter(config.adapter)
     objectives.objective(config.objective)
+    optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
     found = items.read(config, families.card(config.base))
     data = items.summary(found) | {"advice": advice.advise(found, config)}
+    here = Path(config.base).is_dir() or config.base in families.embedded()
+    family = families.load(config.base, device="cpu", precision="fp32") if here else None
+    running = memory.plan(config, family, device, precision)
     settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
+    settings |= {"checkpointing": running.checkpointing, "quantize": running.quantize}
+    settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     levels = within(noise_law(config), families.schedule(config.base))
-    return {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
+    result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
+    result |= {"running": "; ".join(running.why)}
+    if weighting := effective(config, family, levels):
+        result["noise_times_weighting"] = weighting
+    return result
+
+
+def effective(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:
+    """The histogram of levels times their loss weight, None without a weighting.
+
+    A base that is not here (None) counts as one that predicts eps. Raises UserError.
+    """
+    from impasto.objectives import weighting
+
+    weighting.check(config.weighting)
+    if config.weighting == "none":
+        return None
+    if family is not None:
+        weight = weighting.build(config, family)
+    else:
+        of_eps = weighting.WEIGHTINGS[config.weighting][0]
+        weight = lambda lam: of_eps(lam, config.gamma)  # noqa: E731
+    return histogram(levels, weight)

@@ -25,11 +25,15 @@ class RunFolder:
     """Opens `config.out` for this run. Raises UserError when it cannot be written or holds a run of another recipe.
 
     inputs: hashes and versions that recipe.toml states under [impasto]; base and references must not change either.
+    main: of several processes only the first one writes; the others read the state to go on from, and no more.
     """
 
-    def __init__(self, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, config: TrainConfig, inputs: Mapping[str, Any], main: bool = True) -> None:
         self.path, self.keep, self.tensorboard = config.out, config.keep, config.tensorboard
-        self.state = self.path / "state"
+        self.state, self.main, self.metrics, self.board, self.wandb = self.path / "state", main, None, None, None
+        self.config = config
+        if not main:
+            return
         writable_folder(self.state, self.path)
         refuse_change(self.path / "recipe.toml", config, inputs)
         with atomic(self.path / "recipe.toml") as file:
@@ -37,21 +41,16 @@ class RunFolder:
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """The last good state as (step, tensors), (0, {}) when there is none; metrics.jsonl is cut back to it."""
-        from safetensors.torch import load
-
         step, offset, tensors = 0, 0, {}
         for file in sorted(self.state.glob("step-*.json"), reverse=True):
-            try:
-                info = json.loads(file.read_text())
-                data = file.with_suffix(".safetensors").read_bytes()
-            except (OSError, ValueError):
-                continue
-            if hashlib.sha256(data).hexdigest() == info["sha256"]:
-                step, offset, tensors = info["step"], info["metrics_bytes"], load(data)
+            if found := read_state(file):
+                step, offset, tensors = found[0]["step"], found[0]["metrics_bytes"], found[1]
                 break
-        self.metrics = (self.path / "metrics.jsonl").open("ab")
-        self.metrics.truncate(offset)
-        self.board = self.new_board(step) if self.tensorboard else None
+        if self.main:
+            self.metrics = (self.path / "metrics.jsonl").open("ab")
+            self.metrics.truncate(offset)
+            self.board = self.new_board(step) if self.tensorboard else None
+            self.wandb = self.new_wandb() if self.config.wandb else None
         return step, tensors
 
     def new_board(self, step: int) -> Any:
@@ -60,22 +59,39 @@ class RunFolder:
 
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
+    def new_wandb(self) -> Any:
+        """A run of Weights & Biases, one per style folder: what an earlier command logged goes on."""
+        from impasto.optimizers import extra
+
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
+        about = {"dir": str(self.path), "id": name, "name": self.path.name, "resume": "allow"}
+        return extra("wandb", "wandb", "--wandb").init(project="impasto", config=as_dict(self.config), **about)
+
     def log(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl, in the file when this returns."""
+        if self.metrics is None:
+            return
         self.metrics.write(json.dumps(row).encode() + b"\n")
         self.metrics.flush()
+        values = {name: value for name, value in row.items() if isinstance(value, float)}
         if self.board:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, row["step"])
+            for name, value in values.items():
+                self.board.add_scalar(name, value, row["step"])
+        if self.wandb:
+            self.wandb.log(values, step=row["step"])
 
     def close(self) -> None:
-        self.metrics.close()
+        if self.metrics:
+            self.metrics.close()
         if self.board:
             self.board.close()
+        if self.wandb:
+            self.wandb.finish()
 
     def save(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Write a state: tensors, then the JSON that makes it count; older states beyond `keep` go."""
+        if self.metrics is None:
+            return
         from safetensors.torch import save
 
         os.fsync(self.metrics.fileno())
@@ -86,13 +102,31 @@ class RunFolder:
             temporary.write_bytes(data)
         with atomic(file.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(info))
-        for old in sorted(self.state.glob("step-*.json"))[: -self.keep]:
+        for old in sorted(self.state.glob("step-*.json"))[: -self.keep] if self.keep else []:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """(what its JSON says, tensors) of a saved state, None when it is damaged or half there."""
+    from safetensors.torch import load
+
+    try:
+        info = json.loads(file.read_text())
+        data = file.with_suffix(".safetensors").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return (info, load(data)) if hashlib.sha256(data).hexdigest() == info["sha256"] else None
+
+
+def saved_states(folder: Path) -> dict[int, dict[str, Any]]:
+    """The tensors of all good states by their steps, first to last."""
+    found = [read_state(file) for file in sorted(folder.glob("step-*.json"))]
+    return {info["step"]: tensors for info, tensors in filter(None, found)}
 
 
 def writable_folder(folder: Path, asked: Path | None = None) -> None:
@@ -128,12 +162,15 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     except tomllib.TOMLDecodeError:
         raise UserError(f"{file} is damaged: use another --out, or remove that folder") from None
     about = before.pop("impasto", {})
-    now = as_dict(config)
+    older = as_dict(TrainConfig(quantize="none"))  # what a run did whose recipe does not know a key yet
+    before, now = older | before, as_dict(config)
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256", "data_sha256"):
         if about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
+    if about.get("processes", 1) != inputs.get("processes", 1):
+        changes.append(f"processes: {about.get('processes', 1)} -> {inputs.get('processes', 1)}")
     if changes:
         raise UserError(f"{file.parent} holds a run with other settings ({'; '.join(changes)}): use another --out")
 

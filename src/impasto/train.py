@@ -8,19 +8,17 @@ was stopped, by whatever, and ends with the same adapter and the same loss colum
 """
 
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from impasto import adapters, families, objectives
+from impasto import adapters, families, memory, objectives
 from impasto.adapters.io import WEIGHTS, save
 from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
@@ -35,9 +33,12 @@ from impasto.modelcard import write_card
 from impasto.moving import Moving
 from impasto.noise.laws import within
 from impasto.objectives import Objective
+from impasto.parallel import Team
 from impasto.plan import noise_law
 from impasto.preview import Previews
 from impasto.runfolder import RunFolder
+from impasto.running import Running, place, start
+from impasto.trouble import interruptible, out_of_memory, told
 
 Progress = Callable[[int, float], None]
 """Called after each step with (step, loss)."""
@@ -50,36 +51,51 @@ PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft", "accelerate
 def train(config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None) -> dict[str, Any]:
     """Train into `config.out`, or go on there; returns a summary.
 
-    Raises UserError on bad input and when the loss is not a number; KeyboardInterrupt after Ctrl-C, the state saved.
+    Raises UserError on bad input, when the loss is not a number, when memory or the disk is full; KeyboardInterrupt
+    after Ctrl-C, the state saved.
     """
     started = time.perf_counter()
     check_ranges(config)
+    team = Team(config.device)
+    if team.shards and config.preview:
+        raise UserError("a base sharded over processes draws no previews: --no-preview, and `impasto generate` later")
     items = data.read(config, families.card(config.base), preparing)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
-    told = data.told(config, items)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
-    family = families.load(config.base, device=config.device, precision=config.precision)
-    levels = within(levels, family.schedule)
-    run = RunFolder(config, inputs(family, items))
+    with team.state.main_process_first():
+        family = families.load(config.base, device=config.device, precision=config.precision)
+        levels = within(levels, family.schedule)
+        running = memory.plan(config, family, family.device, family.precision)
+        config = replace(config, quantize=running.quantize)
+        run = RunFolder(config, inputs(family, items, team, running), main=team.main)
+    resolved = data.told(config, items)
     done, state = run.resume()
     try:
-        if done < config.steps or not (config.out / WEIGHTS).is_file():
-            objective = objectives.build(told, family)
-            previews = Previews(family, told)
-            prepared = prepare_items(
-                family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
-            )
-            draws = Draws(config, levels, prepared.to(family.device), family.device)
-            family.free("encoders", "vae")
-            named = add_adapter(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
-            moving = Moving(config, named, done, state)
-            loop(config, family, objective, draws, moving, run, done, previews, progress)
-            finish(told, family, pairs, moving, previews)
+        with told(config.out, memory.advice(config, running)):
+            if done < config.steps or not (config.out / WEIGHTS).is_file():
+                objective = objectives.build(resolved, family)
+                previews = Previews(family, resolved)
+                prepared = prepare_items(
+                    family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
+                )
+                draws = Draws(config, levels, prepared.to(family.device), family.device)
+                family.free("encoders", "vae")
+                place(running, family)
+                named = add_adapter(
+                    family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed
+                )
+                start(running, family, named)
+                team.shard(family.denoiser, named)
+                moving = Moving(config, named, done, state)
+                loop(config, family, objective, draws, moving, run, done, previews, progress, team)
+                if team.main:
+                    finish(resolved, family, pairs, moving, previews)
+                team.wait()
     finally:
         run.close()
-    return summary(config, run, done, time.perf_counter() - started)
+    return summary(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
 
 
 def loop(
@@ -92,24 +108,30 @@ def loop(
     done: int,
     previews: Previews,
     progress: Progress | None,
+    team: Team,
 ) -> None:
     """Steps `done + 1` to `config.steps`, each with its row in metrics.jsonl, and the states on the way."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=family.device == "cpu", mixed_precision="no")
-    family.denoiser = accelerator.prepare(family.denoiser).train()
-    autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=family.precision == "bf16")
+    family.denoiser.train()
+    autocast = torch.autocast(family.device.split(":")[0], torch.bfloat16, enabled=family.precision == "bf16")
     with interruptible() as interrupted:
         for step in range(done + 1, config.steps + 1):
             parts: list[dict[str, Tensor]] = []
             levels: list[float] = []
-            for micro in range(config.accumulate):
-                batch, lam_B, own = draws(step, micro)
-                with autocast:
-                    parts.append(objective(family, batch, lam_B, own))
-                accelerator.backward(parts[-1]["loss"] / config.accumulate)
-                levels += lam_B.tolist()
+            try:
+                for micro in range(config.accumulate):
+                    batch, lam_B, own = draws(step, micro * team.size + team.index)
+                    with autocast:
+                        parts.append(objective(family, batch, lam_B, own))
+                    (parts[-1]["loss"] / config.accumulate).backward()
+                    levels += team.gather(lam_B.tolist())
+            except Exception as error:
+                if out_of_memory(error) and step > done + 1:  # nothing has moved since the last step
+                    run.save(step - 1, moving.tensors())
+                raise
             row = {name: sum(part[name].item() for part in parts) / len(parts) for name in parts[0]}
+            *values, stop = team.mean([*row.values(), float(bool(interrupted))])
+            row = dict(zip(row, values, strict=True))
+            team.average_gradients(moving.parameters)
             row |= moving.step(step) if math.isfinite(row["loss"]) else {"grad_norm": math.nan}
             if not math.isfinite(row["grad_norm"]):
                 raise UserError(
@@ -119,14 +141,15 @@ def loop(
             run.log({"step": step} | row | {"lam": [round(lam, 4) for lam in levels]})
             if progress:
                 progress(step, row["loss"])
-            if step % config.checkpoint_every == 0 or step == config.steps or interrupted:
+            stop = stop or (team.size == 1 and bool(interrupted))
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 run.save(step, moving.tensors())
-            if interrupted:
+            if stop:
                 raise KeyboardInterrupt(f"stopped after step {step}: the same command goes on from there")
-            if config.preview_every and step % config.preview_every == 0 and step < config.steps:
+            if config.preview_every and step % config.preview_every == 0 and step < config.steps and team.main:
                 with moving.averaged():
                     previews.draw(step)
-    family.denoiser = accelerator.unwrap_model(family.denoiser).eval()
+    family.denoiser.eval()
 
 
 def finish(
@@ -140,9 +163,10 @@ def finish(
         save(family, config.out)
 
 
-def inputs(family: Family, items: Sequence[Item]) -> dict[str, Any]:
-    """What a run met beside its settings: hashes, and the versions of what computes."""
-    return {"base_sha256": family.hash} | data.hashes(items) | {name: version(name) for name in PACKAGES}
+def inputs(family: Family, items: Sequence[Item], team: Team, running: Running) -> dict[str, Any]:
+    """What a run met beside its settings: hashes, processes, how it was run, the versions of what computes."""
+    met = {"processes": team.size, "running": list(running.why)}
+    return {"base_sha256": family.hash} | data.hashes(items) | met | {name: version(name) for name in PACKAGES}
 
 
 def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: float) -> dict[str, Any]:
@@ -158,24 +182,3 @@ def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: flo
         "loss": sum(last) / len(last),
         "seconds": round(seconds, 2),
     }
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list, for the loop to stop after its step; a second one stops at once."""
-    caught: list[int] = []
-
-    def catch(number: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
 from torch import Generator, Tensor
@@ -40,11 +41,16 @@ def objective(name: str) -> Objective:
 
 
 def build(config: TrainConfig, family: Family) -> Objective:
-    """The objective that the config names, with prior preservation when it has a weight.
+    """The objective that the config names, its loss weighting, and prior preservation when that has a weight.
 
     Called before an adapter is added: preservation may let the base draw. Raises UserError on an unknown name.
     """
     fit = objective(config.objective)
+    weight = import_module("impasto.objectives.weighting").build(config, family)
+    if weight is not None:
+        if config.objective != "denoise":
+            raise UserError(f"a weighting belongs to the objective 'denoise', not to {config.objective!r}")
+        fit = partial(fit, weight=weight)
     if not config.prior_weight:
         return fit
     return import_module("impasto.objectives.prior").build(config, family, fit)

@@ -1,0 +1,98 @@
+"""Checkpoint x strength: the same prompts from the same seed by every saved state of a run, as one sheet.
+
+How far a style should be trained, and how strongly it should be used, is one question: a late state at .5 may look like
+an early one at 1. Everything is drawn by the code of `generate`.
+"""
+
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from impasto import adapters, families
+from impasto.config import TrainConfig, check_keys
+from impasto.errors import UserError
+from impasto.generate import Sampling, encoder, sample
+from impasto.paths import atomic
+from impasto.runfolder import saved_states
+from impasto.sheet import sheet
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+
+def checkpoint_sheet(
+    run: Path,
+    prompts: Sequence[str] = (),
+    strengths: Sequence[float] = STRENGTHS,
+    *,
+    seed: int | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
+
+    A row per saved state (and prompt), a column per strength; the moving average where the run had one, as its style
+    has. Raises UserError when the folder holds no run or no saved state.
+    """
+    config = read_run(run)
+    states = saved_states(run / "state")
+    if not states:
+        raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
+    if not strengths:
+        raise UserError("no strength: give some with --strength 0.5 1")
+    prompts = list(prompts or config.preview_prompt or dict.fromkeys(config.caption))
+    seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
+    family = families.load(config.base, device=device, precision=precision)
+    add = adapters.adapter(config.adapter)
+    named = add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+    pipe = family.pipeline(**{family.part: family.denoiser})
+    encode, sampling = encoder(family, pipe), Sampling(steps=steps, size=config.size).on(family)
+    pictures: dict[tuple[int, float], list[Image.Image]] = {}
+    for step, tensors in states.items():
+        put(named, tensors, f"{run}, step {step}")
+        for strength in strengths:
+            family.denoiser.set_adapters(["default"], [strength])
+            jobs = [(prompt, seed) for prompt in prompts]
+            pictures[step, strength] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {})]
+            if progress:
+                progress(len(pictures), len(states) * len(strengths))
+    rows = {
+        f"step {step}" + (f", {i + 1}" if len(prompts) > 1 else ""): [pictures[step, s][i] for s in strengths]
+        for i in range(len(prompts))
+        for step in states
+    }
+    title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
+    grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.size)), title=title)
+    with atomic(out) as file:
+        grid.save(file, format="PNG")
+    about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
+    about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
+    with atomic(out.with_suffix(".json")) as file:
+        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1))
+    return about | {"out": str(out)}
+
+
+def read_run(run: Path) -> TrainConfig:
+    """The settings of a run, from its recipe.toml."""
+    try:
+        content = tomllib.loads((run / "recipe.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise UserError(f"{str(run)!r} is no style folder: it has no recipe.toml that can be read") from None
+    content.pop("impasto", None)
+    return TrainConfig(**check_keys(content, f"{run}/recipe.toml"))
+
+
+def put(named: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor], where: str) -> None:
+    """The adapter of a saved state into the model."""
+    for name, p in named.items():
+        tensor = tensors.get(f"average/{name}", tensors.get(f"adapter/{name}"))
+        if tensor is None or tensor.shape != p.shape:
+            raise UserError(f"the state of {where} is of another adapter: {name} is missing or of another shape")
+        p.data.copy_(tensor)

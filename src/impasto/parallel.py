@@ -1,0 +1,69 @@
+"""Several processes, one run: each takes its share of the same draws, and their gradients are averaged once per step.
+
+With W processes and a batch of n, forward pass m of process r takes the draws n (W m + r) on: those that one process
+with a batch of W n would take there. Only the adapter's gradients are exchanged, in one piece, after the last backward
+pass; the frozen base is on every device (or sharded, see docs/training.md). `accelerate launch` says who is who.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Team:
+    """The processes of this run, through accelerate; alone it does nothing. device: as in the config."""
+
+    def __init__(self, device: str) -> None:
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
+        self.index, self.size = self.state.process_index, self.state.num_processes
+        self.main = self.state.is_main_process
+        self.shards = self.size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+    def shard(self, model: Any, adapter: Mapping[str, nn.Parameter]) -> None:
+        """With `accelerate launch --use_fsdp`: every process keeps 1 / W of each block's frozen weights and gathers the
+        others' when the block computes (torch's `fully_shard`). The adapter stays whole everywhere."""
+        if not self.shards:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.state.device.type, (self.size,))
+        for blocks in model.children():
+            for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+                if any(not p.requires_grad for p in block.parameters()):
+                    fully_shard(block, mesh=mesh, ignored_params=set(adapter.values()))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every process has the mean of all gradients; a weight without one in one process has none in any."""
+        if self.size == 1:
+            return
+        from accelerate.utils import reduce
+
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = reduce(torch.cat([g.flatten() for g in grads]), "mean")
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    def mean(self, values: list[float]) -> list[float]:
+        """The mean over the processes of each value."""
+        if self.size == 1:
+            return values
+        from accelerate.utils import reduce
+
+        return reduce(torch.tensor(values, dtype=torch.float32, device=self.state.device), "mean").tolist()
+
+    def gather(self, values: list[float]) -> list[float]:
+        """The values of all processes, in order."""
+        if self.size == 1:
+            return values
+        from accelerate.utils import gather
+
+        return gather(torch.tensor(values, dtype=torch.float32, device=self.state.device)).tolist()
+
+    def wait(self) -> None:
+        self.state.wait_for_everyone()

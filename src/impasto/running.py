@@ -1,0 +1,193 @@
+"""How the denoiser is run: what trades time for memory, or memory for time. All but `quantize` leave the result alone.
+
+    quantize       the frozen base in 8 or 4 bits: nf4 (bitsandbytes), int8 and fp8 (torchao, weights only)
+    offload        the frozen base in main memory, each layer fetched when it computes (diffusers' group offloading)
+    checkpointing  a share of the blocks keeps only its input and is computed again in the backward pass
+    compile        the repeated blocks by torch.compile, each kind once
+    attention      another of diffusers' attention backends
+
+What lies before the first layer with an adapter needs no flag: nothing there asks for a gradient, so autograd keeps
+nothing of it, and late `--targets` (transformer_blocks.20.attn.to_q) are cheap by themselves.
+"""
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from impasto.config import TrainConfig
+from impasto.errors import UserError
+from impasto.families.base import Family, quiet
+from impasto.optimizers import extra
+
+QUANTIZED = {
+    "nf4": ("bitsandbytes", "4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314)"),
+    "int8": ("torchao", "8-bit integers, one scale per output channel"),
+    "fp8": ("torchao", "8-bit floats (e4m3), one scale per tensor or row"),
+}
+FORWARD_ONLY = ("sage", "aiter")  # attention kernels without a backward pass
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is used; see the module's docstring. why: one line each, for people."""
+
+    checkpointing: float = 0.0
+    compile: bool = False
+    attention: str = "auto"
+    offload: bool = False
+    quantize: str = "none"
+    why: tuple[str, ...] = ()
+
+
+def check(config: TrainConfig, device: str) -> None:
+    """Raise UserError where a flag cannot be had on `device`, with the reason."""
+    kind = device.split(":")[0]
+    if config.quantize not in ("auto", "none"):
+        package = QUANTIZED[config.quantize][0]
+        extra(package, "quant", f"--quantize {config.quantize}")
+        if kind == "mps":
+            raise UserError(f"--quantize {config.quantize} does not run on mps: {package} has no kernels for it")
+    if config.offload == "on" and kind != "cuda":
+        raise UserError(f"--offload on is for CUDA: on {kind} the base lies in main memory already")
+    if config.offload == "on" and config.checkpointing not in (None, 1.0):
+        raise UserError("--offload on saves nothing unless all blocks are computed again: --checkpointing 1")
+    if config.offload == "on" and config.quantize not in ("auto", "none"):
+        raise UserError("--offload on and --quantize exclude each other: a quantised base fits, or use one of them")
+    if config.compile == "on" and (reason := no_compiler(kind)):
+        raise UserError(f"--compile on cannot be had here: {reason}")
+    if config.attention.startswith(FORWARD_ONLY):
+        raise UserError(f"--attention {config.attention} has no backward pass: it is for drawing, not for training")
+
+
+def no_compiler(device: str) -> str | None:
+    """Why torch.compile cannot work on a device, None when it can."""
+    if device == "cuda":
+        return None if find_spec("triton") else "triton is not installed"
+    if device != "cpu":
+        return f"torch.compile does not train on {device}"
+    return None if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "there is no C++ compiler"
+
+
+def place(running: Running, family: Family) -> None:
+    """Before an adapter is added: the base, quantised on the way to the device, or kept off it."""
+    if running.quantize == "none" and not running.offload:
+        return
+    model = load_on(family, "cpu")
+    if running.quantize != "none":
+        quantize(model, running.quantize, torch.bfloat16 if family.precision == "bf16" else torch.float32)
+        model.to(family.device)
+    if running.offload:
+        offload(model, family.device)
+
+
+def start(running: Running, family: Family, adapter: dict[str, nn.Parameter]) -> None:
+    """After the adapter was added: everything else. Raises UserError where the base does not have it."""
+    for p in adapter.values():  # an offloaded base took them to main memory
+        p.data = p.data.to(family.device)
+    if running.attention != "auto":
+        attention(family.denoiser, running.attention)
+    if running.checkpointing:
+        checkpoint(family.denoiser, running.checkpointing)
+    if running.compile:
+        compile_blocks(family.denoiser)
+
+
+def load_on(family: Family, device: str) -> Any:
+    """The denoiser, read onto `device` when it was not read yet."""
+    if "denoiser" in vars(family):
+        return family.denoiser
+    own, family.device = family.device, device
+    try:
+        return family.denoiser
+    finally:
+        family.device = own
+
+
+def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """The linear layers of the blocks in fewer bits; embedders, final layers, norms and convolutions stay."""
+    if QUANTIZED[kind][0] == "torchao":
+        extra("torchao", "quant", f"--quantize {kind}")
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+        how = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
+        quantize_(model, how, filter_fn=lambda layer, name: in_block(layer, name))
+        return
+    bnb = extra("bitsandbytes", "quant", f"--quantize {kind}")
+    for name, layer in list(model.named_modules()):
+        if in_block(layer, name):
+            new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, compute_dtype=dtype, quant_type=kind)
+            new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type=kind)
+            new.bias = layer.bias
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, new)
+
+
+def in_block(layer: nn.Module, name: str) -> bool:
+    """Whether it is a linear layer of a repeated block: somewhere above it is a number."""
+    return type(layer) is nn.Linear and any(part.isdigit() for part in name.split(".")[:-1])
+
+
+def offload(model: Any, device: str) -> None:
+    """Each layer goes to `device` for its forward pass and back. What a backward pass needs of it is fetched again by
+    the checkpointed forward that precedes that."""
+    with quiet():
+        model.enable_group_offload(
+            onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level"
+        )
+
+
+class Share:
+    """Computes a share of the blocks again in the backward pass, evenly spread over the order of their first call."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.order = share, {}
+
+    def chosen(self, i: int) -> bool:
+        """Whether block i is: `floor((i + 1) share) > floor(i share)`."""
+        return math.floor((i + 1) * self.share + 1e-9) > math.floor(i * self.share + 1e-9)
+
+    def __call__(self, block: nn.Module, *args: Any) -> Any:
+        from torch.utils.checkpoint import checkpoint
+
+        if self.chosen(self.order.setdefault(block, len(self.order))):
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+
+def checkpoint(model: Any, share: float) -> None:
+    """Gradient checkpointing of a share of the blocks. Raises UserError when the model has none."""
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        raise UserError(f"{type(model).__name__} has no gradient checkpointing: --checkpointing 0")
+    model.enable_gradient_checkpointing(Share(share))
+
+
+def compile_blocks(model: Any, **options: Any) -> None:
+    """diffusers' regional compilation; for a model that names no repeated blocks, those of its lists of blocks."""
+    if getattr(model, "_repeated_blocks", None):
+        model.compile_repeated_blocks(**options)
+        return
+    for blocks in model.children():
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            block.compile(**options)
+
+
+def attention(model: Any, name: str) -> None:
+    """One of diffusers' attention backends. Raises UserError for a base whose attention does not ask for one, and
+    where it is unknown or not installed."""
+    processors = [layer.processor for layer in model.modules() if hasattr(layer, "processor")]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise UserError(
+            f"--attention {name} has no effect on {type(model).__name__}: its attention is torch's own, which picks "
+            "the fastest kernel itself; leave it out"
+        )
+    try:
+        with quiet():
+            model.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        raise UserError(f"--attention {name} cannot be had: {str(error).strip().splitlines()[0]}") from None

@@ -1,0 +1,70 @@
+"""What stops a run from outside: Ctrl-C, a full disk, a device out of memory. Each ends with a state to go on from."""
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from impasto.errors import UserError
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM fill the list, for the loop to stop after its step; a second one stops at once."""
+    caught: list[int] = []
+
+    def catch(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is out: CUDA has a class for it, MPS and the CPU a sentence."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception says that the disk is full, or a quota; safetensors only says it in words."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+@contextmanager
+def told(out: Path, advice: str) -> Iterator[None]:
+    """One line, with what to do, for a full disk and for a device out of memory. What was saved before stays."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if disk_full(error):
+            raise UserError(
+                f"the disk of {str(out)!r} is full: {saved(out)}; make room and give the same command again"
+            ) from error
+        if out_of_memory(error):
+            raise UserError(f"out of memory: {saved(out)}; {advice}") from error
+        raise
+
+
+def saved(out: Path) -> str:
+    """Which state a run goes on from, in words."""
+    steps = [int(file.stem.removeprefix("step-")) for file in (out / "state").glob("step-*.json")]
+    return f"the state of step {max(steps)} stays" if steps else "no state was saved yet"

@@ -1,0 +1,35 @@
+"""Loggers beside metrics.jsonl."""
+
+import pytest
+
+from impasto.config import TrainConfig
+from impasto.errors import UserError
+from impasto.runfolder import RunFolder
+
+INPUTS = {"base_sha256": "b", "references_sha256": []}
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    """Nothing leaves the machine: an offline run in the style folder, with the values in it."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = RunFolder(TrainConfig(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
+    run.resume()
+    for step in (1, 2):
+        run.log({"step": step, "loss": 0.125 * step, "lam": [1.0]})
+    run.close()
+    wandb.teardown()  # its service has written everything when this returns
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"loss" in file.read_bytes() and b"0.25" in file.read_bytes()
+
+
+def test_wandb_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    run = RunFolder(TrainConfig(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(UserError, match=r"--wandb needs wandb: pip install 'impasto\[wandb\]'"):
+        run.resume()
+    run.close()

@@ -1,0 +1,139 @@
+"""The planner: its sizes against known counts and published figures, and what it chooses."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from impasto import families, memory, running
+from impasto.config import TrainConfig, resolve
+from impasto.errors import UserError
+from impasto.memory import GB, Device, Size, choose, peak
+from impasto.plan import plan
+from impasto.running import Running
+
+GIB = 2**30
+SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}
+SDXL |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]}
+SD3_MEDIUM = {"num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24, "patch_size": 2}
+PAPER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "proj_mlp", "proj_out")
+CONFIG = TrainConfig(targets=PAPER, rank=32, batch=1, accumulate=4, steps=300, size=1024)
+
+
+@pytest.fixture(scope="module")
+def flux() -> Size:
+    """FLUX.1-dev at 1024 px, on the meta device."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(guidance_embeds=True)
+    return memory.size_of(model, SimpleNamespace(kinds=(), modules=None), CONFIG)
+
+
+def card(gigabytes, name="NVIDIA H200"):
+    return Device("cuda", name, gigabytes * GB, peak(name))
+
+
+def test_flux_in_numbers(flux):
+    """methods.md E16; market.md 2.4: 171 TFLOP forward and backward at 1024 px, 245 with full checkpointing."""
+    assert (flux.weights, flux.adapter, flux.blocks) == (11_901_408_320, 89_753_600, 57)
+    assert 2 * flux.linear + 3.5 * flux.attention == pytest.approx(171e12, rel=0.03)
+    assert 3 * flux.linear + 4.5 * flux.attention == pytest.approx(245e12, rel=0.03)
+    assert 0.98 < flux.block_weights / flux.weights < 1
+
+
+def test_activations_against_published_figures():
+    """SD3-medium, batch 3: 34.6 GiB without and 7.7 with checkpointing; SDXL: 13 and 6.5 (SimpleTuner's table)."""
+    blocks, kept, inputs, _ = memory.stream_blocks(SD3_MEDIUM, 128)
+    assert blocks == 24 and 3 * (kept - inputs - kept / blocks) / GIB == pytest.approx(34.6 - 7.7, rel=0.1)
+    blocks, kept, inputs, _ = memory.unet_blocks(SDXL, 128)
+    assert blocks == 70 + 17 and (kept - inputs) / GIB == pytest.approx(13 - 6.5, rel=0.1)
+
+
+@pytest.fixture
+def every_package(monkeypatch):
+    monkeypatch.setattr(memory, "find_spec", lambda name: object())
+    for module in (memory, running):
+        monkeypatch.setattr(module, "no_compiler", lambda kind: None)
+
+
+def test_the_fewest_trades_that_fit(flux, every_package):
+    """24 GB: 4 bits; 48: as it is, three blocks of four computed again; 80: one of four; 141: nothing is traded."""
+    chosen = {g: choose(CONFIG, card(g), flux, "bf16") for g in (24, 48, 80, 141)}
+    assert [chosen[g].quantize != "none" for g in (24, 48, 80, 141)] == [True, False, False, False]
+    assert [chosen[g].checkpointing for g in (48, 80, 141)] == [0.75, 0.25, 0.0]
+    for g, how in chosen.items():
+        assert memory.memory(flux, CONFIG, how) <= 0.92 * g * GB and not how.offload
+        assert "a step takes about" in "; ".join(how.why) and f"of {g} GB (NVIDIA H200)" in how.why[0]
+    assert not choose(replace(CONFIG, steps=100), card(141), flux, "bf16").compile
+    assert choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").compile
+    assert "compiled" in choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").why[-1]
+
+
+def test_without_the_extra_it_offloads_and_says_when_nothing_fits(flux, monkeypatch):
+    monkeypatch.setattr(memory, "find_spec", lambda name: None)
+    small = choose(CONFIG, card(24), flux, "bf16")
+    assert small.offload and small.checkpointing == 1 and not small.compile
+    none = choose(CONFIG, card(2), flux, "bf16")
+    assert "does not fit by the estimate: a smaller --size" in "; ".join(none.why)
+
+
+def test_flags_are_not_overruled(flux, every_package):
+    kept = choose(replace(CONFIG, checkpointing=0.0, quantize="none", offload="off"), card(24), flux, "bf16")
+    assert (kept.checkpointing, kept.quantize, kept.offload) == (0.0, "none", False)
+    assert "does not fit" in "; ".join(kept.why)
+    assert choose(replace(CONFIG, checkpointing=1.0), card(141), flux, "bf16").checkpointing == 1.0
+    assert choose(replace(CONFIG, compile="on"), card(141), flux, "bf16").compile
+
+
+def test_each_trade_saves_and_costs(flux):
+    of = card(141)
+    plain, half, full = (Running(share) for share in (0.0, 0.5, 1.0))
+    bytes_ = [memory.memory(flux, CONFIG, r) for r in (plain, half, full, Running(1.0, quantize="nf4"))]
+    assert bytes_ == sorted(bytes_, reverse=True) and bytes_[0] - bytes_[2] > 40 * GB
+    times = [memory.seconds(flux, CONFIG, r, of) for r in (plain, half, full, Running(1.0, offload=True))]
+    assert times == sorted(times) and times[0] == pytest.approx(4 * 0.34, rel=0.05)  # 4 x market.md's .34 s
+    eight = replace(CONFIG, optimizer="adamw8bit")
+    assert memory.memory(flux, CONFIG, plain) - memory.memory(flux, eight, plain) == pytest.approx(
+        1.03 * 6 * flux.adapter
+    )
+
+
+def test_what_is_not_known_is_said(flux):
+    assert peak("NVIDIA H100 80GB HBM3") == 989e12 and peak("NVIDIA L40S") == 362e12 and peak("Some GPU") is None
+    unknown = choose(CONFIG, card(141, "Some GPU"), flux, "bf16")
+    assert "how long a step takes on Some GPU is not known" in unknown.why
+    absent = choose(CONFIG, card(141), None, "bf16")
+    assert absent == Running(why=("the base is not here yet: only what the flags say",))
+
+
+def test_a_cpu_trades_nothing_and_asks_nothing(tiny_sd3, picture, monkeypatch):
+    monkeypatch.setattr(memory, "skeleton", lambda family: pytest.fail("sizes do not matter here"))
+    config = resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], device="cpu")
+    said = plan(config)
+    assert said["settings"]["quantize"] == "none" and said["settings"]["compile"] == "off"
+    assert said["settings"]["checkpointing"] == 0 and said["running"].startswith("on cpu nothing is traded for memory")
+    with pytest.raises(UserError, match="lies in main memory already"):
+        plan(replace(config, offload="on"))
+
+
+def test_a_base_s_skeleton_has_its_size(tiny_sd3):
+    family = families.load(str(tiny_sd3), device="cpu")
+    bones = memory.skeleton(family)
+    assert {p.device.type for p in bones.parameters()} == {"meta"} and "denoiser" not in vars(family)
+    size = memory.size_of(bones, family, TrainConfig(size=16, rank=4), 4)
+    assert size.weights == sum(p.numel() for p in family.denoiser.parameters()) and size.blocks == 2
+    from impasto.adapters.lora import add
+
+    adapter = add(family, rank=4, alpha=4, targets=("attention",), seed=0)
+    assert size.adapter == sum(p.numel() for p in adapter.values())
+
+
+def test_advice_names_what_is_left_to_try():
+    config = TrainConfig(batch=4, size=1024)
+    assert memory.advice(config, Running()) == (
+        "try --batch 1 (it is 4; --accumulate makes up for it), or --checkpointing 1, or --optimizer adamw8bit"
+    )
+    last = replace(config, batch=1, optimizer="adamw8bit")
+    assert memory.advice(last, Running(1.0, quantize="nf4")) == "try --size 512"

@@ -1,0 +1,106 @@
+"""Memory runs out, the disk is full: one line, and a state from which the same command goes on."""
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from impasto.config import resolve
+from impasto.errors import UserError
+from impasto.objectives import denoise as objective
+from impasto.train import train
+from impasto.trouble import disk_full, out_of_memory, told
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd3, picture, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trouble")
+    keys = {"image": [str(picture)], "caption": ["a rocket in ink style"], "rank": 2, "targets": ["to_q", "add_k_proj"]}
+    keys |= {"checkpoint_every": 2, "preview": False, "tensorboard": False, "quantize": "none"}
+    whole = resolve("style-friendly", str(tiny_sd3), out=str(out / "whole"), **keys)
+    train(whole)
+    return whole
+
+
+def same(one, two):
+    one, two = load_file(one.out / WEIGHTS), load_file(two.out / WEIGHTS)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def states(config):
+    return sorted(file.name for file in (config.out / "state").iterdir())
+
+
+def test_out_of_memory_keeps_the_step_before(config, tmp_path, monkeypatch):
+    """In the second forward pass of step 4, whose first has left gradients behind."""
+    real, calls = objective.denoise, []
+
+    def denoise(*args, **more):
+        calls.append(1)
+        if len(calls) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(*args, **more)
+
+    torn = replace(config, out=tmp_path / "run")
+    monkeypatch.setattr(objective, "denoise", denoise)
+    with pytest.raises(UserError, match=r"out of memory: the state of step 3 stays; try --batch 1 .*--checkpointing 1"):
+        train(torn)
+    monkeypatch.undo()
+    assert states(torn)[-1] == "step-000003.safetensors"
+    assert train(replace(torn, checkpointing=1.0))["resumed_from"] == 3  # as advised: not another run
+    assert [json.loads(x)["step"] for x in (torn.out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert same(config, torn)
+
+
+def test_a_full_disk_keeps_the_last_good_state(config, tmp_path, monkeypatch):
+    """Half of the state of step 4 is written when there is no room left."""
+    real = Path.write_bytes
+
+    def write_bytes(self, data):
+        if "step-000004" in self.name:
+            real(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return real(self, data)
+
+    torn = replace(config, out=tmp_path / "run")
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(UserError, match=r"disk of .*run' is full: the state of step 2 stays; make room and give the"):
+        train(torn)
+    monkeypatch.undo()
+    assert states(torn) == ["step-000002.json", "step-000002.safetensors"]
+    assert train(torn)["resumed_from"] == 2
+    assert same(config, torn)
+
+
+def test_what_is_known_as_trouble(tmp_path):
+    assert out_of_memory(torch.OutOfMemoryError("x")) and out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
+    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert not out_of_memory(RuntimeError("shapes differ")) and not out_of_memory(ValueError("out of memory"))
+    assert disk_full(OSError(errno.EDQUOT, "quota")) and not disk_full(OSError(errno.EACCES, "no"))
+    with pytest.raises(KeyError), told(tmp_path, ""):
+        raise KeyError("a defect stays a defect")
+    with pytest.raises(UserError, match="no state was saved yet; try this"), told(tmp_path, "try this"):
+        raise torch.OutOfMemoryError("x")
+
+
+def test_all_states_are_kept_when_asked(config, tmp_path):
+    kept = replace(config, out=tmp_path / "run", keep=0, steps=4, checkpoint_every=1)
+    train(kept)
+    assert [name for name in states(kept) if name.endswith("json")] == [f"step-00000{i}.json" for i in (1, 2, 3, 4)]
+
+
+def test_checkpointing_and_offload_flags_reach_the_run(config, tmp_path):
+    """The same adapter by a run whose blocks are computed again: the flag is free, and it is used."""
+    other = replace(config, out=tmp_path / "run", checkpointing=0.5)
+    train(other)
+    one, two = load_file(config.out / WEIGHTS), load_file(other.out / WEIGHTS)
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    with pytest.raises(UserError, match="lies in main memory already"):
+        train(replace(config, out=tmp_path / "other", offload="on"))
