@@ -112,8 +112,8 @@ def base_card(file: Path) -> str:
 def convert(file: Path, components: Path | None, configs: Path | None = None) -> Path:
     """The diffusers folder of a checkpoint, made in the cache where it is not there yet.
 
-    components: a diffusers folder for what the file does not hold. configs: instead of CONFIGS. Raises UserError when the file cannot be read, is of
-    no known architecture, or when something is in neither.
+    components: a diffusers folder for what the file does not hold. configs: instead of CONFIGS. Raises UserError when
+    the file cannot be read, is of no known architecture, or when something is in neither.
     """
     shapes, types = read_header(file)
     name = architecture(shapes, file)
@@ -179,11 +179,16 @@ def write(
     parts = {name for name, value in index.items() if isinstance(value, list)}
     dtype = torch.bfloat16 if any(t.startswith("F8") for t in types) else None
     with quiet(), damage(file):
-        pipe = getattr(diffusers, index["_class_name"]).from_single_file(
-            str(file), config=str(config), local_files_only=True, dtype=dtype, **dict.fromkeys(parts - inside)
-        )
+        try:
+            pipe = getattr(diffusers, index["_class_name"]).from_single_file(
+                str(file), config=str(config), local_files_only=True, dtype=dtype, **dict.fromkeys(parts - inside)
+            )
+        except NotImplementedError:  # torch's word for a tensor that was promised and never filled
+            raise UserError(f"base {str(file)!r} lacks tensors of a {config.name}: fetch it again") from None
         for name in inside:
             part = getattr(pipe, name)
+            if hasattr(part, "tie_weights"):
+                part.tie_weights()
             unset = [key for key, p in part.state_dict().items() if p.is_meta]
             if unset:
                 raise UserError(f"base {str(file)!r} lacks {len(unset)} tensors of its {name}, {unset[0]!r} first")
