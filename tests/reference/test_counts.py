@@ -30,13 +30,14 @@ def build(architecture):
     return SimpleNamespace(denoiser=model, kinds=tuple(kinds), modules=kinds.__getitem__)
 
 
-def lora(architecture, targets, rank=32):
-    """(number of layers, number of parameters) of an adapter."""
+@cache
+def lora(architecture, *targets):
+    """(number of layers, number of parameters per rank) of an adapter: every layer has rank (in + out) of them."""
     family = build(architecture)
     with torch.device("meta"):
-        parameters = add(family, rank=rank, alpha=None, targets=targets, seed=0)
+        parameters = add(family, rank=2, alpha=None, targets=targets, seed=0)
     family.denoiser.delete_adapters("default")
-    return len(parameters) // 2, sum(p.numel() for p in parameters.values())
+    return len(parameters) // 2, sum(p.numel() for p in parameters.values()) // 2
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,15 @@ def test_parameters(architecture, count):
 
 @pytest.mark.parametrize(("rank", "count"), [(32, 3_188_736), (128, 12_754_944), (512, 51_019_776)])
 def test_sd15_lora_of_queries_and_values(rank, count):
-    assert lora("sd15", ("to_q", "to_v"), rank) == (64, count)
+    layers, per_rank = lora("sd15", "to_q", "to_v")
+    assert (layers, rank * per_rank) == (64, count)
 
 
 def test_sd15_lora_of_all_attention():
-    layers, count = lora("sd15", ("attention",))
-    assert (layers, count) == (128, 6_377_472)
-    halves = [lora("sd15", (kind,)) for kind in ("self_attention", "cross_attention")]
-    assert [n for n, _ in halves] == [64, 64] and sum(n for _, n in halves) == count
+    layers, per_rank = lora("sd15", "attention")
+    assert (layers, 32 * per_rank) == (128, 6_377_472)
+    halves = [lora("sd15", kind) for kind in ("self_attention", "cross_attention")]
+    assert [n for n, _ in halves] == [64, 64] and sum(n for _, n in halves) == per_rank
 
 
 @pytest.mark.parametrize(
@@ -74,12 +76,13 @@ def test_sd15_lora_of_all_attention():
     ],
 )
 def test_sd35_large_lora(kind, rank, count, modules):
-    assert lora("sd35-large", (kind,), rank) == (modules, count)
+    layers, per_rank = lora("sd35-large", kind)
+    assert (layers, rank * per_rank) == (modules, count)
 
 
 @pytest.mark.parametrize(("rank", "count"), [(4, 11_219_200), (32, 89_753_600), (128, 359_014_400)])
 def test_flux_lora_of_the_paper_s_list(rank, count):
     """324 layers, the last `proj_out` among them: without it there are 89,653,248 parameters at rank 32."""
-    assert lora("flux-dev", ("attention",), rank) == (324, count)
-    if rank == 32:
-        assert count - rank * (3072 + 64) == 89_653_248
+    layers, per_rank = lora("flux-dev", "attention")
+    assert (layers, rank * per_rank) == (324, count)
+    assert 32 * (per_rank - 3072 - 64) == 89_653_248
