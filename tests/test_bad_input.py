@@ -24,7 +24,7 @@ CASES = {
     "base is a pickle": ({"--base": "model.ckpt"}, "is a pickle, which can run code"),
     "base is no file": ({"--base": "models/nowhere.safetensors"}, "does not exist"),
     "base is no safetensors": ({"--base": "FAKE"}, "is damaged, or no safetensors file"),
-    "hub id without network": ({"--base": "owner/name"}, "cannot be fetched from the hub"),
+    "hub id without network": ({"--base": "owner/name", "--size": "16"}, "cannot be fetched from the hub"),
     "components are no folder": ({"--components": "nowhere"}, "is no folder: name a diffusers folder"),
     "unknown recipe": ({"--recipe": "style-freindly"}, "did you mean 'style-friendly'"),
     "recipe with an unknown key": ({"--recipe": "RECIPE"}, "unknown key 'noise_men': did you mean 'noise_mean'"),

@@ -109,22 +109,31 @@ def download(base: str) -> Path:
     from diffusers import DiffusionPipeline
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    from impasto.families.base import quiet
+
     page = f"https://huggingface.co/{base}"
     try:
-        return Path(DiffusionPipeline.download(base, use_safetensors=True))
+        with quiet():
+            return Path(DiffusionPipeline.download(base, use_safetensors=True))
     except Exception as error:  # hub, http and file system errors have no common class
-        causes = [error, error.__cause__, error.__context__]
+        causes = chain(error)
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             why = f"is gated: accept its licence at {page}, make a token, and give it to `hf auth login`"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             why = f"is not on the hub, or private: check {page}, and `hf auth login` where it is yours"
         else:
-            said = str(error).strip().splitlines()
+            said = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
             why = (
-                f"is not a folder here and cannot be fetched from the hub ({said[0] if said else type(error).__name__})"
-                "; check the name and the network, and `hf auth login` for gated models"
+                f"is not a folder here and cannot be fetched from the hub ({said[:150]}); "
+                "check the name and the network, and `hf auth login` for gated models"
             )
         raise UserError(f"base {base!r} {why}") from None
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, the first cause last."""
+    inner = error.__cause__ or error.__context__
+    return [error, *(chain(inner) if inner else [])]
 
 
 def schedule(base: str) -> "Schedule":
