@@ -66,7 +66,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         front="\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value),
         name=config.out.resolve().name,
         base=config.base,
-        folder=family.folder if family.card.get("embedded") else config.base,
+        folder=family.folder if family.card.get("embedded") or Path(config.base).is_file() else config.base,
         path=config.out,
         pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
         version=version,

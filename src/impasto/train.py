@@ -65,7 +65,9 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     with team.state.main_process_first():
-        family = families.load(config.base, device=config.device, precision=config.precision)
+        family = families.load(
+            config.base, device=config.device, precision=config.precision, components=config.components
+        )
         levels = within(levels, family.schedule)
         running = memory.plan(config, family, family.device, family.precision)
         config = replace(config, quantize=running.quantize)

@@ -6,6 +6,7 @@ the pipeline compares with when it is given no negative prompt.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class SDXL(UNet):
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: object = None) -> Condition:
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
         pipe = pipe or self.encoders
         with quiet():
