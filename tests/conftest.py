@@ -36,6 +36,14 @@ def tiny_flux(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_schnell(tmp_path_factory) -> Path:
+    """A tiny random FLUX diffusers folder without guidance embedding."""
+    from tiny import flux_folder
+
+    return flux_folder(tmp_path_factory.mktemp("tiny") / "schnell", guidance_embeds=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory) -> Path:
     """A tiny random SDXL diffusers folder."""
     from tiny import sdxl_folder
@@ -49,6 +57,12 @@ def tiny_sd15(tmp_path_factory) -> Path:
     from tiny import sd15_folder
 
     return sd15_folder(tmp_path_factory.mktemp("tiny") / "sd15")
+
+
+@pytest.fixture(scope="session", params=["sd3", "sd15", "sdxl", "flux", "schnell"])
+def tiny_base(request) -> Path:
+    """Each of the tiny bases in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
 
 
 @pytest.fixture(scope="session")

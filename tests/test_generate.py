@@ -165,17 +165,3 @@ def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
     assert split_strength(str(odd)) == (odd, 1.0)
     assert split_strength(f"{odd}:0.25") == (odd, 0.25)
     assert split_strength(f"{style}:-0.5") == (style, -0.5)
-
-
-def test_a_preview_is_what_generate_draws(tiny_sd3, picture, tmp_path):
-    settings = {"rank": 4, "alpha": 6.0, "lr": 0.05, "tensorboard": False, "seed": 5}
-    out = tmp_path / "run"
-    train(
-        resolve("sd3-sampler", str(tiny_sd3), image=[str(picture)], caption=["in ink style"], out=str(out), **settings)
-    )
-    preview = Image.open(out / "previews" / "step-000006-0.png")
-    image, info = next(generate(str(tiny_sd3), ["in ink style"], styles=[str(out)], seed=5))
-    assert (pixels(preview) == pixels(image)).all()
-    told = json.loads(preview.text["impasto"])
-    assert {key: told[key] for key in info if key != "styles"} == {key: info[key] for key in info if key != "styles"}
-    assert (pixels(preview) != pixels(plain(tiny_sd3, "in ink style", 5))).any()

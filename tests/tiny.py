@@ -256,4 +256,4 @@ def flux_folder(folder: Path, *, guidance_embeds: bool = True, seed: int = 0, ca
         )
     pipe.save_pretrained(folder)
     generate = {"steps": 4, "guidance": 3.0 if guidance_embeds else 0.0, "batch": 4}
-    return write_card(folder, card, text_lengths={"6": 0.75, "9": 0.25}, generate=generate)
+    return write_card(folder, card, text_lengths={"32": 0.75, "40": 0.25}, generate=generate)

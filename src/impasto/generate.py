@@ -5,6 +5,7 @@ batch; the number and every other setting are in the PNG.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ class Sampling:
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
+        if self.negative and family.guided_by != "negative":
+            warnings.warn("this base is not guided by a negative prompt: what it says is not used", stacklevel=2)
+        if self.guidance and family.guided_by == "nothing":
+            warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
 
 
@@ -73,7 +78,7 @@ def generate(
     family = families.load(base, device=device, precision=precision)
     sampling = (sampling or Sampling()).on(family)
     pipe = family.pipeline()
-    check_size(sampling.size, pipe)
+    check_size(sampling.size, family.unit)
     extra: dict[str, Any] = {}
     for path, strength in chosen:
         extra |= load_style(pipe, path, strength)
@@ -114,7 +119,8 @@ def sample(
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         cond = join([encode(prompt) for prompt, _ in part])
-        negative = join([encode(sampling.negative)] * len(part)) if guidance > 1 else None
+        compared = guidance > 1 and family.guided_by == "negative"
+        negative = join([encode(sampling.negative)] * len(part)) if compared else None
         with quiet():
             images = pipe(
                 **family.call_arguments(cond, negative),
@@ -148,9 +154,8 @@ def split_strength(style: str) -> tuple[Path, float]:
     return Path(path), value
 
 
-def check_size(size: int | None, pipe: Any) -> None:
+def check_size(size: int | None, unit: int) -> None:
     """Raise UserError unless the size is a whole number of the model's patches."""
-    unit = pipe.vae_scale_factor * getattr(pipe, "patch_size", 1)
     if size is None or size % unit:
         raise UserError(f"size must be a multiple of {unit} for this base, not {size}")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from impasto.config import TrainConfig
 from impasto.families.base import Family
+from impasto.noise.laws import within
 from impasto.paths import atomic
 from impasto.plan import bars, histogram, noise_law
 
@@ -27,7 +28,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{folder}")
 pipe.load_lora_weights("{path}")
 image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
-             max_sequence_length={length}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
+             height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
 The same picture from the command line:
@@ -73,12 +74,13 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         prompt=json.dumps(prompt, ensure_ascii=False),
         steps=family.card["generate"]["steps"],
         guidance=family.card["generate"]["guidance"],
-        length=next(iter(family.text_lengths)),
+        size=family.card["size"],
+        padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
         captions="; ".join(json.dumps(caption, ensure_ascii=False) for caption in config.caption),
         noise=config.noise,
         draws=config.steps * config.batch * config.accumulate,
         train_steps=config.steps,
-        bars=bars(histogram(noise_law(config))),
+        bars=bars(histogram(within(noise_law(config), family.schedule))),
     )
     with atomic(config.out / "README.md") as file:
         file.write_text(text)

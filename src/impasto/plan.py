@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from impasto.config import TrainConfig, as_dict
-from impasto.noise.laws import Law, law
+from impasto.noise.laws import Law, Truncated, law, within
 from impasto.noise.schedule import RectifiedFlow
 
 LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
@@ -20,14 +20,16 @@ def noise_law(config: TrainConfig) -> Law:
 def histogram(levels: Law) -> dict[str, Any]:
     """Shares of 20,000 draws: per log-SNR unit (the end bins take the tails) and per tenth of sigma, with medians.
 
-    sigma is a rectified flow's noise share `t = sigmoid(-lam / 2)`, 1 being pure noise.
+    sigma is a rectified flow's noise share `t = sigmoid(-lam / 2)`, 1 being pure noise. "cut" is the share of a
+    truncated law that lies outside of the base's levels.
     """
     shared = torch.Generator("cpu").manual_seed(0)
     lam = levels([shared] * DRAWS)
     sigma = RectifiedFlow().timestep(lam)
     bins = ((lam - LOW) / (HIGH - LOW) * BINS).floor().long().clamp(0, BINS - 1)
     tenths = (sigma * 10).floor().long().clamp(0, 9)
-    return {
+    cut = {"cut": round(levels.cut, 4)} if isinstance(levels, Truncated) else {}
+    return cut | {
         "log_snr": {"low": LOW, "high": HIGH, "shares": shares(bins, BINS), "median": round(lam.median().item(), 3)},
         "sigma": {"low": 0.0, "high": 1.0, "shares": shares(tenths, 10), "median": round(sigma.median().item(), 4)},
     }
@@ -40,6 +42,8 @@ def shares(index: torch.Tensor, n: int) -> list[float]:
 def bars(noise: dict[str, Any], width: int = 36) -> str:
     """The histogram as text, noisiest first; beside each log-SNR its sigma."""
     lines = [f"log-SNR (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
+    if noise.get("cut"):
+        lines.insert(0, f"truncated to the levels of this base: {noise['cut']:.1%} of the law lies outside")
     step = (HIGH - LOW) / BINS
     top = max(noise["log_snr"]["shares"])
     for i, share in enumerate(noise["log_snr"]["shares"]):
@@ -69,4 +73,5 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         references.read(path, config.size)
     settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
     draws = config.steps * config.batch * config.accumulate
-    return {"settings": settings, "draws": draws, "noise": histogram(noise_law(config))}
+    levels = within(noise_law(config), families.schedule(config.base))
+    return {"settings": settings, "draws": draws, "noise": histogram(levels)}

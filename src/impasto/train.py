@@ -30,7 +30,7 @@ from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import write_card
 from impasto.moving import Moving
-from impasto.noise.laws import Law
+from impasto.noise.laws import Law, within
 from impasto.noise.random import generator, generators
 from impasto.objectives import Batch, Objective
 from impasto.plan import noise_law
@@ -52,6 +52,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     pairs = [(references.read(path, config.size), text) for path, text in captions.pair(config.image, config.caption)]
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     family = families.load(config.base, device=config.device, precision=config.precision)
+    levels = within(levels, family.schedule)
     run = RunFolder(config, inputs(family, pairs))
     done, state = run.resume()
     try:

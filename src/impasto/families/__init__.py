@@ -16,8 +16,14 @@ from impasto.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from impasto.families.base import Family
+    from impasto.noise.schedule import Schedule
 
-FAMILIES = {"StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3")}
+FAMILIES = {
+    "FluxPipeline": ("impasto.families.flux", "Flux"),
+    "StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3"),
+    "StableDiffusionXLPipeline": ("impasto.families.sdxl", "SDXL"),
+    "StableDiffusionPipeline": ("impasto.families.sd15", "SD15"),
+}
 
 
 @cache
@@ -88,6 +94,19 @@ def locate(base: str) -> Path:
             f"base {base!r} is not a folder here and cannot be fetched from the hub ({reason}); "
             "check the name, the network, and `hf auth login` for gated models"
         ) from None
+
+
+def schedule(base: str) -> "Schedule":
+    """The noise schedule of `base` as far as it is known without loading or downloading it.
+
+    A folder's own; else by the card's `betas` (scaled-linear); a rectified flow where the card has none.
+    """
+    from impasto.noise.schedule import RectifiedFlow, VariancePreserving
+
+    known = card(base)
+    if Path(base).is_dir():
+        return load(base, device="cpu", precision="fp32").schedule
+    return VariancePreserving.scaled_linear(*known["betas"]) if "betas" in known else RectifiedFlow()
 
 
 def folder_hash(folder: Path) -> str:

@@ -27,6 +27,8 @@ class Family(Protocol):
     encoder_parts: the pipeline's components that read text.
     text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
     one that `generate` uses.
+    unit: heights and widths in pixels are multiples of it.
+    guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
     """
 
     folder: Path
@@ -40,6 +42,8 @@ class Family(Protocol):
     device: str
     precision: str
     denoiser: Any
+    unit: int
+    guided_by: str
 
     @classmethod
     def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> "Family":
@@ -52,6 +56,10 @@ class Family(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """The way back: latents (B, C, h, w) -> pixels (B, 3, H, W), nominally in [-1, 1]."""
+        ...
+
+    def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the pipeline returns for output_type "latent", of pictures of (height, width), as (B, C, h, w)."""
         ...
 
     def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
@@ -72,6 +80,10 @@ class Family(Protocol):
 
     def pipeline(self, **parts: Any) -> Any:
         """The ordinary diffusers pipeline of this base; `parts` replace components (None leaves one out)."""
+        ...
+
+    def padding(self, length: int) -> dict[str, int]:
+        """What the pipeline's call is told to pad prompts to `length`."""
         ...
 
     def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Any]:
@@ -106,9 +118,11 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def warn_if_cut(prompt: str, tokenizer: Any) -> None:
-    """Warn when a prompt is longer than its CLIP reads: what is cut is the end, often the style."""
+def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
+    """Warn when a prompt is longer than its encoder reads, by default the tokeniser's own length: what is cut is the
+    end, often the style."""
+    length = length or tokenizer.model_max_length
     ids = tokenizer(prompt).input_ids
-    if len(ids) > tokenizer.model_max_length:
-        kept = tokenizer.decode(ids[: tokenizer.model_max_length - 1], skip_special_tokens=True)
+    if len(ids) > length:
+        kept = tokenizer.decode(ids[: length - 1], skip_special_tokens=True)
         warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=2)

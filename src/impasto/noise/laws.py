@@ -15,12 +15,19 @@ import torch
 from torch import Generator, Tensor
 
 from impasto.errors import UserError, nearest
+from impasto.noise.schedule import Schedule, VariancePreserving
 
 
 class Law(Protocol):
+    """pdf, cdf and its inverse, the quantile, are those of lam; float64 where they are given it."""
+
     def __call__(self, generators: Sequence[Generator]) -> Tensor: ...
 
     def pdf(self, lam: Tensor) -> Tensor: ...
+
+    def cdf(self, lam: Tensor) -> Tensor: ...
+
+    def quantile(self, p: Tensor) -> Tensor: ...
 
 
 def normals(generators: Sequence[Generator]) -> Tensor:
@@ -56,6 +63,12 @@ class StyleFriendly:
     def pdf(self, lam: Tensor) -> Tensor:
         return normal_pdf(lam, self.mean, self.std)
 
+    def cdf(self, lam: Tensor) -> Tensor:
+        return torch.special.ndtr((lam - self.mean) / self.std)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return self.mean + self.std * torch.special.ndtri(p)
+
 
 @dataclass(frozen=True)
 class LogitNormal:
@@ -86,6 +99,12 @@ class LogitNormal:
     def pdf(self, lam: Tensor) -> Tensor:
         return normal_pdf(lam, *self.log_snr)
 
+    def cdf(self, lam: Tensor) -> Tensor:
+        return StyleFriendly(*self.log_snr).cdf(lam)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return StyleFriendly(*self.log_snr).quantile(p)
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -98,6 +117,95 @@ class Uniform:
 
     def pdf(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(lam / 2) * torch.sigmoid(-lam / 2) / 2
+
+    def cdf(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(lam / 2)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return 2 * torch.logit(p)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """`law` given that low <= lam <= high: `F^-1(F(low) + u (F(high) - F(low)))`, u ~ U(0, 1), F the law's cdf.
+
+    Truncated, not clamped: a schedule that ends at log-SNR -5.4 lacks 62 % of N(-6, 2^2), and clamping would put all
+    of it on one level.
+    """
+
+    law: Law
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """F(low) and F(high)."""
+        low, high = self.law.cdf(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
+        return low, high
+
+    @property
+    def cut(self) -> float:
+        """The share of the law that lies outside."""
+        low, high = self.ends
+        return 1 - (high - low)
+
+    def __call__(self, generators: Sequence[Generator]) -> Tensor:
+        low, high = self.ends
+        u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+        return self.law.quantile(low + u * (high - low)).clamp(self.low, self.high).float()
+
+    def pdf(self, lam: Tensor) -> Tensor:
+        return self.law.pdf(lam) / (1 - self.cut) * ((lam >= self.low) & (lam <= self.high))
+
+    def cdf(self, lam: Tensor) -> Tensor:
+        low, high = self.ends
+        return ((self.law.cdf(lam) - low) / (high - low)).clamp(0, 1)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        low, high = self.ends
+        return self.law.quantile(low + p * (high - low))
+
+
+@dataclass(frozen=True, eq=False)
+class UniformTime:
+    """`t ~ U(0, T - 1)` of a variance-preserving schedule: how SD1.5 and SDXL themselves were trained."""
+
+    schedule: VariancePreserving
+
+    def __call__(self, generators: Sequence[Generator]) -> Tensor:
+        return self.quantile(torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])).float()
+
+    def pdf(self, lam: Tensor) -> Tensor:
+        levels = self.schedule.levels.to(lam)
+        inside = (lam >= levels[-1]) & (lam <= levels[0])
+        left = self.schedule.timestep(lam.clamp(levels[-1], levels[0])).long().clamp(max=len(levels) - 2)
+        return inside / ((levels[left] - levels[left + 1]) * (len(levels) - 1))
+
+    def cdf(self, lam: Tensor) -> Tensor:
+        low, high = self.schedule.range
+        return 1 - self.schedule.timestep(lam.clamp(low, high)) / (len(self.schedule.levels) - 1)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return self.schedule.log_snr((1 - p) * (len(self.schedule.levels) - 1))
+
+
+def within(law: Law, schedule: Schedule) -> Law:
+    """`law` on a base with this schedule: truncated to the log-SNRs that it has; uniform in its own time.
+
+    Raises UserError when less than a thousandth of the law lies there.
+    """
+    low, high = schedule.range
+    if isinstance(law, Uniform) and isinstance(schedule, VariancePreserving):
+        return UniformTime(schedule)
+    if low == -math.inf and high == math.inf:
+        return law
+    truncated = Truncated(law, low, high)
+    if truncated.cut > 0.999:
+        raise UserError(
+            f"this base has noise levels of log-SNR {low:.2f} to {high:.2f}, where {law} has next to nothing: "
+            "choose another noise_mean, or --noise uniform"
+        )
+    return truncated
 
 
 style_friendly, logit_normal, uniform = StyleFriendly, LogitNormal, Uniform
@@ -112,7 +220,7 @@ LAWS: dict[str, tuple[Callable[..., Law], type, str]] = {
     "style-friendly": (style_friendly, StyleFriendly, "log-SNR ~ N(mean, std^2); lower mean = more noise; -6, 2"),
     "logit-normal": (logit_normal, LogitNormal, "logit(t) ~ N(mean, std^2), then shift; higher mean = more noise"),
     "sd3": (sd3, LogitNormal, "SD3's own sampler: logit-normal(0, 1) with shift 3, i.e. log-SNR ~ N(-2.2, 2^2)"),
-    "uniform": (uniform, Uniform, "t ~ U(0, 1)"),
+    "uniform": (uniform, Uniform, "t ~ U(0, 1), in the base's own time"),
 }
 
 

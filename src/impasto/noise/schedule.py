@@ -1,5 +1,6 @@
 """Schedules: what a log-SNR means to a model. `z_t = alpha x + sigma eps`, `lam = log(alpha^2 / sigma^2)`."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +9,13 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
-    """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that the model is told, and back."""
+    """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that the model is told, and back.
+
+    range: the noisiest and the cleanest log-SNR that it has.
+    """
+
+    @property
+    def range(self) -> tuple[float, float]: ...
 
     def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -27,6 +34,10 @@ class RectifiedFlow:
 
     scale: float = 1.0
 
+    @property
+    def range(self) -> tuple[float, float]:
+        return -math.inf, math.inf
+
     def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
         """`(1 - t, t)`, each computed from its own side, so that neither loses digits in its tail."""
         return torch.sigmoid(lam / 2), torch.sigmoid(-lam / 2)
@@ -38,6 +49,51 @@ class RectifiedFlow:
         """The inverse of `timestep`; t in (0, scale)."""
         t = t / self.scale
         return 2 * (torch.log1p(-t) - torch.log(t))
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """`z_t = sqrt(ac_t) x + sqrt(1 - ac_t) eps`, hence `lam = log(ac / (1 - ac))` and `alpha^2 = sigmoid(lam)`.
+
+    Ho et al. 2020 (DDPM), arXiv 2006.11239, eq. 4. levels: lam at t = 0, 1, .., T - 1, falling, float64. Between two
+    of them lam is linear in t, so that every level has its own float t: the level drawn is the level mixed.
+    """
+
+    levels: Tensor
+
+    @classmethod
+    def of(cls, alphas_cumprod: Tensor) -> "VariancePreserving":
+        """From a scheduler's `alphas_cumprod`; one that ends at 0 (zero terminal SNR) ends at 2^-24 here."""
+        ac = alphas_cumprod.double().clamp(2**-24, 1 - 2**-24)
+        return cls(torch.log(ac) - torch.log1p(-ac))
+
+    @classmethod
+    def scaled_linear(cls, first: float, last: float, steps: int = 1000) -> "VariancePreserving":
+        """`beta = linspace(sqrt(first), sqrt(last), steps)^2`: SD1.5 and SDXL with .00085, .012."""
+        beta = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
+        return cls.of(torch.cumprod(1 - beta, 0))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.levels[-1].item(), self.levels[0].item()
+
+    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
+
+    def timestep(self, lam: Tensor) -> Tensor:
+        """t in [0, T - 1]. Raises ValueError outside of `range`: such a level has none."""
+        levels = self.levels.to(lam)
+        if ((lam < levels[-1] - 1e-4) | (lam > levels[0] + 1e-4)).any():
+            raise ValueError(f"log-SNR {lam.tolist()} outside of the schedule's {self.range}")
+        right = torch.searchsorted(-levels, -lam.contiguous()).clamp(1, len(levels) - 1)
+        left, high, low = right - 1, levels[right - 1], levels[right]
+        return (left + (high - lam) / (high - low)).clamp(0, len(levels) - 1)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The inverse of `timestep`; t in [0, T - 1]."""
+        levels = self.levels.to(t)
+        left = t.long().clamp(0, len(levels) - 2)
+        return torch.lerp(levels[left], levels[left + 1], t - left)
 
 
 def per_item(scale_B: Tensor, x: Tensor) -> Tensor:

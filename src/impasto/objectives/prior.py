@@ -88,4 +88,5 @@ class Artist:
             family, self.pipe, [(prompt, seed)], lambda p: text(family, p, length), self.sampling, {}, extra
         )
         latent: Any = next(pictures)[0]
-        return latent[None].float()
+        size = self.sampling.size or 0
+        return family.unpack(latent[None], (size, size)).float()

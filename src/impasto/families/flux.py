@@ -1,0 +1,109 @@
+"""FLUX.1 dev and schnell: a transformer that predicts the velocity `eps - x_0` of a rectified flow.
+
+Reference: Black Forest Labs 2024 (github.com/black-forest-labs/flux); diffusers' FluxPipeline, whose own code encodes
+the text. Latents are packed: a token is 2 x 2 of them, at (row, column) of the rotary embedding; text sits at (0, 0).
+dev is guidance-distilled: it takes the scale as an input, 1 in training (Style-Friendly SNR sampler, appendix A.4:
+the true velocity is what is fitted), the card's when it draws. schnell has no such input.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.folder import DiffusersFolder
+from impasto.noise.schedule import RectifiedFlow
+
+IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")  # in the single blocks to_q, to_k and to_v are of both streams
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+KINDS = {
+    "attention": (*IMAGE_STREAM, *TEXT_STREAM[:3], "proj_mlp", "proj_out"),  # the paper's list, figure S3
+    "image_stream": IMAGE_STREAM,
+    "text_stream": TEXT_STREAM,
+    "single_mlp": ("proj_mlp", "proj_out"),
+}
+TRAINING_GUIDANCE = 1.0
+
+
+class Flux(DiffusersFolder):
+    """See `families.base.Family`. Conditions: text (B, T5 length, D) and pooled (B, P).
+
+    The transformer itself rounds t to the precision that it runs in, as in the pipeline; the mix is float32.
+    """
+
+    pipeline_class, denoiser_class = "FluxPipeline", "FluxTransformer2DModel"
+    layers = KINDS
+    encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    patch = 2
+    schedule = RectifiedFlow()
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether the transformer takes a guidance scale: dev does."""
+        return bool(self.config("transformer").get("guidance_embeds", False))
+
+    @property
+    def guided_by(self) -> str:
+        return "embedding" if self.guided else "nothing"
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        """By the pipeline's own code. pipe: one that is loaded already, with its adapters. T5 reads all of a prompt
+        that CLIP cuts; only what T5 cuts is lost."""
+        pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
+        with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, pipe.tokenizer_2, length)
+            text, pooled, _ = pipe.encode_prompt(
+                list(prompts), device=torch.device(self.device), max_sequence_length=length
+            )
+        return {"text": text, "pooled": pooled}
+
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        n, _, height, width = z_t.shape
+        velocity = self.denoiser(
+            hidden_states=pack(z_t).to(self.dtype),
+            timestep=self.schedule.timestep(lam),
+            guidance=torch.full((n,), TRAINING_GUIDANCE, device=z_t.device) if self.guided else None,
+            encoder_hidden_states=cond["text"].to(self.dtype),
+            pooled_projections=cond["pooled"].to(self.dtype),
+            txt_ids=torch.zeros(cond["text"].shape[1], 3, device=z_t.device),
+            img_ids=positions(height // 2, width // 2).to(z_t.device),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        return eps - x
+
+    def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        height, width = (side // self.unit * 2 for side in size)
+        return unpack(latents, height, width)
+
+    def padding(self, length: int) -> dict[str, int]:
+        return {"max_sequence_length": length}
+
+    def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Tensor]:
+        """There is no negative prompt: the scale is an input."""
+        return self.embeddings(cond, None, {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"})
+
+
+def pack(z: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h/2 w/2, 4 C): channel slowest, then row and column within the 2 x 2."""
+    b, c, h, w = z.shape
+    return z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of `pack`."""
+    b, _, c = tokens.shape
+    return tokens.view(b, h // 2, w // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, h, w)
+
+
+def positions(rows: int, columns: int) -> Tensor:
+    """(rows columns, 3): (0, row, column) of each token."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).view(-1, 3).float()

@@ -1,0 +1,180 @@
+"""What all families share: a diffusers folder whose parts are loaded when they are first used."""
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from impasto.errors import UserError
+from impasto.families import folder_hash
+from impasto.families.base import Condition, quiet
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class DiffusersFolder:
+    """The part of `families.base.Family` that does not depend on the architecture.
+
+    A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
+    text, those that are `left_out`, and the `patch`: latents per token and side.
+    """
+
+    pipeline_class: ClassVar[str]
+    denoiser_class: ClassVar[str]
+    layers: ClassVar[Mapping[str, tuple[str, ...]]]
+    part: ClassVar[str] = "transformer"
+    encoder_parts: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[Mapping[str, Any]] = {}
+    patch: int = 1
+    guided_by: str = "negative"
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], device: str, precision: str) -> None:
+        self.folder, self.card, self.device, self.precision = folder, card, device, precision
+        self.dtype = DTYPES[precision]
+        self.kinds = tuple(self.layers)
+
+    @classmethod
+    def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> Self:
+        return cls(folder, card, device, precision)
+
+    @cached_property
+    def hash(self) -> str:
+        return folder_hash(self.folder)
+
+    @cached_property
+    def text_lengths(self) -> Mapping[int, float]:
+        """As the card says; text encoders that know one length only override this."""
+        return {int(length): float(share) for length, share in self.card["text_lengths"].items()}
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of a component. Raises UserError when the folder has none that can be read."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        try:
+            return json.loads((self.folder / part / name).read_text())
+        except (OSError, ValueError):
+            raise UserError(f"the base {str(self.folder)!r} is damaged: {part}/{name} cannot be read") from None
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What `model_index.json` says."""
+        return json.loads((self.folder / "model_index.json").read_text())
+
+    @cached_property
+    def absent(self) -> dict[str, Any]:
+        """Text encoders that this folder does without, and what we leave out: arguments of `from_pretrained`."""
+        without = {name: None for name in self.encoder_parts if self.index.get(name, [None])[0] is None}
+        return without | dict(self.left_out)
+
+    @cached_property
+    def unit(self) -> int:
+        """Heights and widths in pixels are multiples of it: pixels per latent times latents per token."""
+        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1) * self.patch
+
+    @cached_property
+    def denoiser(self) -> Any:
+        """Frozen: only what an adapter adds will be trained."""
+        model = self.read(self.denoiser_class, self.part, self.dtype)
+        return model.requires_grad_(False).eval().to(self.device)
+
+    @cached_property
+    def vae(self) -> Any:
+        """In float32 whatever the precision: it is used once per picture."""
+        return self.read("AutoencoderKL", "vae", torch.float32).requires_grad_(False).eval().to(self.device)
+
+    @cached_property
+    def encoders(self) -> Any:
+        """A pipeline of the text encoders alone."""
+        return self.pipeline(**{self.part: None, "vae": None, "scheduler": None})
+
+    def read(self, name: str, part: str, dtype: torch.dtype) -> Any:
+        """One component by the diffusers class `name`. Raises UserError when its weights are damaged or not there."""
+        import diffusers
+
+        with damage(self.folder, part):
+            return getattr(diffusers, name).from_pretrained(
+                self.folder, subfolder=part, dtype=dtype, use_safetensors=True
+            )
+
+    def pipeline(self, **parts: Any) -> Any:
+        import diffusers
+
+        with quiet(), damage(self.folder):
+            pipe = getattr(diffusers, self.pipeline_class).from_pretrained(
+                self.folder, dtype=self.dtype, use_safetensors=True, **(self.absent | parts)
+            )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(self.device)
+
+    @property
+    def shift_scale(self) -> tuple[float, float]:
+        """What the pipeline takes off the autoencoder's latents and multiplies them by."""
+        config = self.vae.config
+        return config.shift_factor or 0.0, config.scaling_factor
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """`(mean - shift) * scale`: the posterior's mean, not a draw: what is cached is the picture's own."""
+        height, width = pixels.shape[-2:]
+        if height % self.unit or width % self.unit:
+            raise UserError(f"size must be a multiple of {self.unit} for this base, not {width} x {height}")
+        shift, scale = self.shift_scale
+        mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode()
+        return (mean - shift) * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        shift, scale = self.shift_scale
+        return self.vae.decode(latents.float() / scale + shift, return_dict=False)[0]
+
+    def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return latents
+
+    def modules(self, kind: str) -> tuple[str, ...]:
+        return self.layers[kind]
+
+    def padding(self, length: int) -> dict[str, int]:
+        return {}
+
+    def embeddings(self, cond: Condition, negative: Condition | None, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """The call arguments of `cond`, by their names there, and of `negative`, where they begin with "negative_"."""
+        call = {argument: cond[name] for name, argument in names.items()}
+        if negative is not None:
+            call |= {f"negative_{argument}": negative[name] for name, argument in names.items()}
+        return {name: t.to(self.device, self.dtype) for name, t in call.items()}
+
+    def save_adapter(self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        import diffusers
+
+        layers = {f"{self.part}_lora_layers": dict(tensors), f"{self.part}_lora_adapter_metadata": dict(metadata)}
+        getattr(diffusers, self.pipeline_class).save_lora_weights(file.parent, weight_name=file.name, **layers)
+
+    def free(self, *parts: str) -> None:
+        for part in parts:
+            self.__dict__.pop(part, None)
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def damage(folder: Path, part: str = "") -> Iterator[None]:
+    """Whatever the libraries raise about files that they cannot read, as one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        said = str(error).strip().splitlines()
+        of = f"{part} of the base" if part else "the base"
+        raise UserError(
+            f"{of} {str(folder)!r} cannot be loaded: a file is missing, damaged or no safetensors "
+            f"({said[0][:200] if said else type(error).__name__}); fetch it again"
+        ) from error

@@ -1,0 +1,45 @@
+"""SD1.x, SD2.x and mini-sd15: a U-Net under one CLIP.
+
+Reference: Rombach et al. 2022, arXiv 2112.10752; diffusers' StableDiffusionPipeline, whose own code encodes the text.
+The safety checker of a folder is left out, of training and of pictures.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.unet import UNet
+
+LEFT_OUT = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "image_encoder": None,
+    "requires_safety_checker": False,
+}
+
+
+class SD15(UNet):
+    """See `families.base.Family`. Conditions: text (B, L, D), L = 77 where the CLIP is OpenAI's."""
+
+    pipeline_class = "StableDiffusionPipeline"
+    encoder_parts = ("text_encoder", "tokenizer")
+    left_out = LEFT_OUT
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
+        pipe = pipe or self.encoders
+        with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, pipe.tokenizer)
+            text, _ = pipe.encode_prompt(list(prompts), torch.device(self.device), 1, False)
+        return {"text": text}
+
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        return self.denoise(z_t, lam, cond["text"])
+
+    def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Tensor]:
+        return self.embeddings(cond, negative, {"text": "prompt_embeds"})

@@ -1,0 +1,48 @@
+"""SDXL: a U-Net under two CLIPs, told the size of the picture and its crop.
+
+Reference: Podell et al. 2023, arXiv 2307.01952, section 2.2; diffusers' StableDiffusionXLPipeline, whose own code
+encodes the text. An empty prompt is all zeros where the folder's `force_zeros_for_empty_prompt` says so: that is what
+the pipeline compares with when it is given no negative prompt.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.unet import UNet
+
+
+class SDXL(UNet):
+    """See `families.base.Family`. Conditions: text (B, L, D1 + D2), pooled (B, D2), and, where data has it, size_ids
+    (B, 6): height and width of the original, top and left of the crop, height and width of what is trained on."""
+
+    pipeline_class = "StableDiffusionXLPipeline"
+    encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: object = None) -> Condition:
+        """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
+        pipe = pipe or self.encoders
+        with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, pipe.tokenizer_2)
+            text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, torch.device(self.device), 1, False)
+        if self.index.get("force_zeros_for_empty_prompt", True):
+            said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
+            text, pooled = text * said[:, None, None], pooled * said[:, None]
+        return {"text": text, "pooled": pooled}
+
+    def size_ids(self, z_t: Tensor) -> Tensor:
+        """(B, 6) of uncropped pictures of that size, as the pipeline's call has it: a style is asked for so."""
+        height, width = (side * self.unit for side in z_t.shape[-2:])
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(len(z_t), 1)
+
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        ids = cond["size_ids"] if "size_ids" in cond else self.size_ids(z_t)
+        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": ids.to(z_t.device)}
+        return self.denoise(z_t, lam, cond["text"], added_cond_kwargs=added)
+
+    def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Tensor]:
+        return self.embeddings(cond, negative, {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"})

@@ -1,0 +1,79 @@
+"""Every family, the whole path: prepare, train, save, reload in plain diffusers, generate, compare the pictures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+from impasto.config import resolve
+from impasto.families import load
+from impasto.generate import generate
+from impasto.train import train
+
+PROMPT = "a cat in ink style"
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, picture, tmp_path_factory):
+    """A style whose preview was drawn from the model as it was trained."""
+    settings = {"rank": 4, "alpha": 6.0, "lr": 0.05, "tensorboard": False, "seed": 5, "prior_weight": 0.5}
+    out = tmp_path_factory.mktemp("runs") / "ink"
+    config = resolve(
+        "style-friendly",
+        str(tiny_base),
+        image=[str(picture)],
+        caption=["a rocket in ink style"],
+        preview_prompt=[PROMPT],
+        prior_prompt=["a star"],
+        out=str(out),
+        **settings,
+    )
+    assert train(config)["steps"] == 6
+    return out
+
+
+def code_of_the_card(run):
+    """The call in the model card, so that what it tells a user is what is tested."""
+    card = (run / "README.md").read_text()
+    return re.search(r"^image = (pipe\(.*?\)\.images\[0\])$", card, re.DOTALL | re.MULTILINE).group(1)
+
+
+def test_preview_generate_and_plain_diffusers_draw_the_same(run, tiny_base):
+    pipe = DiffusionPipeline.from_pretrained(tiny_base)
+    pipe.set_progress_bar_config(disable=True)
+    call = code_of_the_card(run).replace("manual_seed(0)", "manual_seed(5)")
+    base = eval(call, {"pipe": pipe, "torch": torch})
+    pipe.load_lora_weights(run)
+    plain = eval(call, {"pipe": pipe, "torch": torch})
+    image, info = next(generate(str(tiny_base), [PROMPT], styles=[str(run)], seed=5))
+    preview = Image.open(run / "previews" / "step-000006-0.png")
+    assert (pixels(image) == pixels(plain)).all()
+    assert (pixels(preview) == pixels(image)).all()
+    assert (pixels(image) != pixels(base)).mean() > 0.5
+    told = json.loads(preview.text["impasto"])
+    assert {key: told[key] for key in info if key != "styles"} == {key: info[key] for key in info if key != "styles"}
+
+
+def test_every_layer_of_the_file_has_moved(run, tiny_base):
+    family = load(str(tiny_base), device="cpu")
+    with safe_open(run / "pytorch_lora_weights.safetensors", "pt") as file:
+        up = {key: file.get_tensor(key) for key in file.keys() if key.endswith("lora_B.weight")}  # noqa: SIM118
+        assert f'"{family.part}.lora_alpha": 6.0' in file.metadata()["lora_adapter_metadata"]
+    assert up and all(key.startswith(f"{family.part}.") for key in up)
+    still = [key for key, b in up.items() if not b.any()]
+    assert len(still) <= 1 and all("add_q_proj" in key for key in still)  # SD3's last block throws its text away
+
+
+def test_the_loss_is_of_fit_and_prior(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss"] == pytest.approx(row["fit"] + 0.5 * row["prior"]) for row in rows)
+    assert rows[0]["prior"] == 0 < rows[-1]["prior"]
