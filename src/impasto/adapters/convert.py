@@ -111,7 +111,7 @@ def write(adapter: Adapter, layout: str, *, layers_per_block: int = 2) -> tuple[
         tensors |= {f"{layer}.lora_B.weight": lora.up for layer, lora in layers.items()}
         return contiguous(tensors), {ADAPTER_METADATA: json.dumps(configs(layers), indent=2, sort_keys=True)}
     tensors = {}
-    for layer, lora in published(adapter, layout, layers_per_block).items():
+    for layer, lora in published(one_alpha(adapter), layout, layers_per_block).items():
         tensors[f"{layer}.lora_down.weight"] = lora.down
         tensors[f"{layer}.lora_up.weight"] = lora.up
         tensors[f"{layer}.alpha"] = torch.tensor(lora.alpha)
@@ -136,6 +136,23 @@ def configs(layers: Mapping[str, Lora]) -> dict[str, Any]:
         result |= {f"{component}.{key}": value for key, value in config.items()}
         result[f"{component}.target_modules"] = sorted(ranks)
     return result
+
+
+def one_alpha(adapter: Adapter) -> Adapter:
+    """One alpha for all layers of a component, the most common one, where some have another: B takes the difference.
+
+    diffusers 0.42.1 gives all layers of a kohya file for a U-Net or a CLIP the most common alpha, with only a warning.
+    """
+    layers = dict(adapter.layers)
+    for component in adapter.components:
+        own = [layer for layer in layers if layer.startswith(f"{component}.")]
+        alphas = [layers[layer].alpha for layer in own]
+        alpha = max(set(alphas), key=alphas.count)
+        for layer in own:
+            down, up, old = layers[layer]
+            if old != alpha:
+                layers[layer] = Lora(down, up.float() * (old / alpha), alpha)
+    return Adapter(adapter.architecture, layers)
 
 
 def published(adapter: Adapter, layout: str, layers_per_block: int) -> dict[str, Lora]:

@@ -207,7 +207,8 @@ MARKS = {  # in the names of a file's layers
     "sd15": ("lora_te_", "down_blocks.0.attentions", "down_blocks_0_attentions", "up_blocks.3.", "up_blocks_3_"),
 }
 STATED = {"flux": "flux", "stable-diffusion-3": "sd3", "stable-diffusion-xl": "sdxl", "stable-diffusion-v1": "sd15"}
-STATED |= {"sd3": "sd3", "sdxl": "sdxl", "sd_1": "sd15", "sd_v1": "sd15"}
+STATED |= {"sd3": "sd3", "5-large": "sd3", "5-medium": "sd3", "medium": "sd3", "sdxl": "sdxl", "sd_v1": "sd15"}
+STATED |= {"stable-diffusion-v2": "sd15", "sd_v2": "sd15"}  # the same U-Net by name
 """How modelspec.architecture and ss_base_model_version begin."""
 UNET_MARKS = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
 
