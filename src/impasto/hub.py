@@ -37,7 +37,8 @@ def publish(
     adapter, told = open_style(style, base=base)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        files = [folder / WEIGHTS] + ([] if format == "diffusers" else [folder / f"{told.name}-{format}.safetensors"])
+        other = folder / format / f"{told.name}-{format}.safetensors"
+        files = [folder / WEIGHTS] + ([] if format == "diffusers" else [other])
         for file, layout in zip(files, ("diffusers", format), strict=False):
             export_style(style, layout, file, private=True, base=base)
         card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])

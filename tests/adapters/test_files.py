@@ -1,21 +1,16 @@
-"""Files for other tools: after each conversion the same picture, through the consumer or through its own map of names."""
+"""Files for other tools: after each conversion the same picture (through a consumer's map: test_consumers.py)."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_layouts import table
-from tiny import flux_config, sd3_config, unet
 
 from impasto import load_style
 from impasto.adapters.files import export_style, import_style
-from impasto.adapters.io import WEIGHTS
 
 TRANSFORMER = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 TRANSFORMER += ["ff.net.0.proj", "ff.net.2", "norm1.linear", "norm1_context.linear"]
@@ -104,7 +99,9 @@ def test_export_and_back(style, layout, tmp_path):
     file = tmp_path / "ink.safetensors"
     result = export_style(style.folder, layout, file, base=str(style.base))
     assert result["architecture"] == style.kind
-    if layout == "diffusers":  # ComfyUI reads FLUX and SD3 in it without a look at the metadata: alpha is in the weights
+    if (
+        layout == "diffusers"
+    ):  # ComfyUI reads FLUX and SD3 in it without a look at the metadata: alpha is in the weights
         save_file(load_file(file), tmp_path / "bare.safetensors")
         check(style, lambda pipe: pipe.load_lora_weights(tmp_path, weight_name="bare.safetensors"))
     elif style.kind in READ_BY_DIFFUSERS[layout]:

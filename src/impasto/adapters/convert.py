@@ -139,12 +139,12 @@ def configs(layers: Mapping[str, Lora]) -> dict[str, Any]:
 
 
 def one_alpha(adapter: Adapter) -> Adapter:
-    """One alpha for all layers of a component, the most common one, where some have another: B takes the difference.
+    """One alpha for all layers of a U-Net or a CLIP, the most common one: where others have it, B takes the difference.
 
-    diffusers 0.42.1 gives all layers of a kohya file for a U-Net or a CLIP the most common alpha, with only a warning.
+    diffusers 0.42.1 gives all layers of such a component in a kohya file the most common alpha, with only a warning.
     """
     layers = dict(adapter.layers)
-    for component in adapter.components:
+    for component in set(adapter.components) - {"transformer"}:
         own = [layer for layer in layers if layer.startswith(f"{component}.")]
         alphas = [layers[layer].alpha for layer in own]
         alpha = max(set(alphas), key=alphas.count)
@@ -176,5 +176,6 @@ def published(adapter: Adapter, layout: str, layers_per_block: int) -> dict[str,
     for whole, parts in wholes.items():
         name = f"lora_unet_{whole.replace('.', '_')}" if layout == "kohya" else f"diffusion_model.{whole}"
         lora = next(part for part in parts if part is not None)
-        result[name] = lora if len(parts) == 1 else fuse(parts, lora.down.shape[1])
+        lora = lora if len(parts) == 1 else fuse(parts, lora.down.shape[1])
+        result[name] = lora.folded() if whole.startswith("final_layer") else lora  # its alpha is lost on diffusers
     return result

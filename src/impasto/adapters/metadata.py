@@ -1,8 +1,8 @@
 """What a LoRA file says of itself, all of it strings: `modelspec.*`, kohya's `ss_*`, and our own `impasto.*`.
 
 modelspec 1.0.1 (github.com/Stability-AI/ModelSpec) with the architectures of sd-scripts' library/sai_model_spec.py; of
-`ss_*` what its train_network.py writes and UIs read. `impasto.*` holds what no one else has a key for: the noise law and
-its parameters (log-SNR), hashes of base and references, scores.
+`ss_*` what its train_network.py writes and UIs read. `impasto.*` is for what no one else has a key for: the noise law,
+its parameters (of log-SNR), hashes of base and references, scores.
 """
 
 import json
