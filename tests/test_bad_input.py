@@ -21,6 +21,11 @@ CASES = {
     "empty caption": ({"--caption": "  "}, "is empty: say what it shows"),
     "unknown base": ({"--base": "mini-sd33"}, "did you mean 'mini-sd3'"),
     "base is an empty folder": ({"--base": "FOLDER"}, "no model_index.json"),
+    "base is a pickle": ({"--base": "model.ckpt"}, "is a pickle, which can run code"),
+    "base is no file": ({"--base": "models/nowhere.safetensors"}, "does not exist"),
+    "base is no safetensors": ({"--base": "FAKE"}, "is damaged, or no safetensors file"),
+    "hub id without network": ({"--base": "owner/name"}, "cannot be fetched from the hub"),
+    "components are no folder": ({"--components": "nowhere"}, "is no folder: name a diffusers folder"),
     "unknown recipe": ({"--recipe": "style-freindly"}, "did you mean 'style-friendly'"),
     "recipe with an unknown key": ({"--recipe": "RECIPE"}, "unknown key 'noise_men': did you mean 'noise_mean'"),
     "unknown noise law": ({"--noise": "logitnormal"}, "did you mean 'logit-normal'"),
@@ -43,6 +48,8 @@ def test_train(case, tiny_sd3, picture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = {name: tmp_path / name.lower() for name in ("OUT", "TEXT", "EMPTY", "FOLDER")}
     made |= {"PIXEL": tmp_path / "pixel.png", "RECIPE": tmp_path / "recipe.toml", "BASE": tiny_sd3, "PICTURE": picture}
+    made["FAKE"] = tmp_path / "fake.safetensors"
+    made["FAKE"].write_text("hello")
     made["TEXT"].write_text("hello")
     made["EMPTY"].touch()
     made["FOLDER"].mkdir()

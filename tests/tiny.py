@@ -118,7 +118,12 @@ def unet(**changes):
         "norm_num_groups": 4,
         "cross_attention_dim": 16,
     }
-    return UNet2DConditionModel(**(config | changes))
+    model = UNet2DConditionModel(**(config | changes))
+    torch.nn.init.normal_(model.conv_out.weight, std=0.2)
+    for name, p in model.named_parameters():
+        if name.endswith(("to_q.weight", "to_k.weight")):  # attention that attends: every path shall count
+            torch.nn.init.normal_(p, std=0.5)
+    return model
 
 
 def write_card(folder: Path, card: dict | None, **changes) -> Path:

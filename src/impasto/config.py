@@ -24,7 +24,9 @@ class TrainConfig:
     """Train a style on one or a few reference pictures."""
 
     base: str = "mini-sd3"
-    """Base model: an embedded one, a diffusers folder, or a hub id."""
+    """Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id."""
+    components: Path | None = None
+    """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     image: Append[tuple[Path, ...]] = ()
     """A reference picture; may be given several times."""
     caption: Append[tuple[str, ...]] = ()
@@ -103,7 +105,7 @@ class TrainConfig:
 
 
 FREE = (
-    *("out", "recipe", "base", "image", "device", "checkpoint_every", "keep"),
+    *("out", "recipe", "base", "components", "image", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
@@ -219,7 +221,9 @@ class GenerateConfig:
     """Draw pictures, with or without styles."""
 
     base: str = "mini-sd3"
-    """Base model: an embedded one, a diffusers folder, or a hub id."""
+    """Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id."""
+    components: Path | None = None
+    """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     style: Append[tuple[str, ...]] = ()
     """A style folder, its strength after a colon: runs/neon:0.8. May be given several times, or not at all."""
     prompt: Append[tuple[str, ...]] = ()

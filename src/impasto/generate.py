@@ -66,6 +66,7 @@ def generate(
     sampling: Sampling | None = None,
     device: str = "auto",
     precision: str = "auto",
+    components: Path | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
@@ -75,7 +76,7 @@ def generate(
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
     chosen = [split_strength(style) for style in styles]
-    family = families.load(base, device=device, precision=precision)
+    family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
     pipe = family.pipeline()
     check_size(sampling.size, family.unit)
@@ -214,6 +215,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         sampling=sampling,
         device=config.device,
         precision=config.precision,
+        components=config.components,
     )
     total, files = len(prompts) * config.count, []
     for i, (image, info) in enumerate(pictures):

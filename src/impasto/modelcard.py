@@ -141,7 +141,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
-        folder=family.folder if family.card.get("embedded") else config.base,
+        folder=family.folder if family.card.get("embedded") or Path(config.base).is_file() else config.base,
         path=config.out,
         pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
         version=version,

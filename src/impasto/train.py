@@ -51,7 +51,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     check_ranges(config)
     pairs = [(references.read(path, config.size), text) for path, text in captions.pair(config.image, config.caption)]
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
-    family = families.load(config.base, device=config.device, precision=config.precision)
+    family = families.load(config.base, device=config.device, precision=config.precision, components=config.components)
     levels = within(levels, family.schedule)
     run = RunFolder(config, inputs(family, pairs))
     done, state = run.resume()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from impasto.config import resolve
 from impasto.families import load
@@ -23,22 +25,26 @@ def pixels(image):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_base, picture, tmp_path_factory):
-    """A style whose preview was drawn from the model as it was trained."""
+def config(tiny_base, picture, tmp_path_factory):
     settings = {"rank": 4, "alpha": 6.0, "lr": 0.05, "tensorboard": False, "seed": 5, "prior_weight": 0.5}
-    out = tmp_path_factory.mktemp("runs") / "ink"
-    config = resolve(
+    return resolve(
         "style-friendly",
         str(tiny_base),
         image=[str(picture)],
         caption=["a rocket in ink style"],
         preview_prompt=[PROMPT],
         prior_prompt=["a star"],
-        out=str(out),
+        checkpoint_every=2,
+        out=str(tmp_path_factory.mktemp("runs") / "ink"),
         **settings,
     )
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """A style whose preview was drawn from the model as it was trained."""
     assert train(config)["steps"] == 6
-    return out
+    return config.out
 
 
 def code_of_the_card(run):
@@ -77,3 +83,16 @@ def test_the_loss_is_of_fit_and_prior(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss"] == pytest.approx(row["fit"] + 0.5 * row["prior"]) for row in rows)
     assert rows[0]["prior"] == 0 < rows[-1]["prior"]
+
+
+def test_a_torn_run_ends_bit_for_bit_the_same(config, run, tmp_path):
+    def tear(step, loss):
+        if step == 5:
+            raise InterruptedError
+
+    torn = replace(config, out=tmp_path / "torn", preview=False)
+    with pytest.raises(InterruptedError):
+        train(torn, tear)
+    assert train(torn)["resumed_from"] == 4
+    whole, again = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (run, torn.out))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)

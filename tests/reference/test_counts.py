@@ -1,39 +1,69 @@
-"""LoRA counts at real sizes, on the meta device (methods.md E16)."""
+"""Parameters and LoRA counts at real sizes, on the meta device (methods.md E13, E14, E16).
 
+The sizes are those of `families/configs`, so that a wrong number there is seen here.
+"""
+
+import json
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from impasto.adapters.lora import add
-from impasto.families.sd3 import KINDS
+from impasto.families import flux, sd3, unet
+from impasto.families.single_file import CONFIGS
 
-SD35_LARGE = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 38,
-    "attention_head_dim": 64,
-    "num_attention_heads": 38,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 2432,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-    "qk_norm": "rms_norm",
-}
+KINDS = {"UNet2DConditionModel": unet.KINDS, "SD3Transformer2DModel": sd3.KINDS, "FluxTransformer2DModel": flux.KINDS}
 
 
-def sd35_large():
-    from diffusers import SD3Transformer2DModel
+@cache
+def build(architecture):
+    """The denoiser of an architecture, without weights."""
+    import diffusers
 
+    part = "unet" if (CONFIGS / architecture / "unet").is_dir() else "transformer"
+    config = json.loads((CONFIGS / architecture / part / "config.json").read_text())
+    kinds = KINDS[config["_class_name"]]
     with torch.device("meta"):
-        model = SD3Transformer2DModel(**SD35_LARGE).requires_grad_(False)
-    return SimpleNamespace(denoiser=model, kinds=tuple(KINDS), modules=KINDS.__getitem__)
+        model = getattr(diffusers, config["_class_name"]).from_config(config).requires_grad_(False)
+    return SimpleNamespace(denoiser=model, kinds=tuple(kinds), modules=kinds.__getitem__)
 
 
-def test_sd35_large_has_8_056_627_520_parameters():
-    assert sum(p.numel() for p in sd35_large().denoiser.parameters()) == 8_056_627_520
+@cache
+def lora(architecture, *targets):
+    """(number of layers, number of parameters per rank) of an adapter: every layer has rank (in + out) of them."""
+    family = build(architecture)
+    with torch.device("meta"):
+        parameters = add(family, rank=2, alpha=None, targets=targets, seed=0)
+    family.denoiser.delete_adapters("default")
+    return len(parameters) // 2, sum(p.numel() for p in parameters.values()) // 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "count"),
+    [
+        ("sd15", 859_520_964),
+        ("sdxl", 2_567_463_684),
+        ("sd35-large", 8_056_627_520),
+        ("flux-dev", 11_901_408_320),
+    ],
+)
+def test_parameters(architecture, count):
+    assert sum(p.numel() for p in build(architecture).denoiser.parameters()) == count
+
+
+@pytest.mark.parametrize(("rank", "count"), [(32, 3_188_736), (128, 12_754_944), (512, 51_019_776)])
+def test_sd15_lora_of_queries_and_values(rank, count):
+    layers, per_rank = lora("sd15", "to_q", "to_v")
+    assert (layers, rank * per_rank) == (64, count)
+
+
+def test_sd15_lora_of_all_attention():
+    layers, per_rank = lora("sd15", "attention")
+    assert (layers, 32 * per_rank) == (128, 6_377_472)
+    halves = [lora("sd15", kind) for kind in ("self_attention", "cross_attention")]
+    assert [n for n, _ in halves] == [64, 64] and sum(n for _, n in halves) == per_rank
 
 
 @pytest.mark.parametrize(
@@ -46,7 +76,13 @@ def test_sd35_large_has_8_056_627_520_parameters():
     ],
 )
 def test_sd35_large_lora(kind, rank, count, modules):
-    with torch.device("meta"):
-        parameters = add(sd35_large(), rank=rank, alpha=None, targets=(kind,), seed=0)
-    assert len(parameters) == 2 * modules
-    assert sum(p.numel() for p in parameters.values()) == count
+    layers, per_rank = lora("sd35-large", kind)
+    assert (layers, rank * per_rank) == (modules, count)
+
+
+@pytest.mark.parametrize(("rank", "count"), [(4, 11_219_200), (32, 89_753_600), (128, 359_014_400)])
+def test_flux_lora_of_the_paper_s_list(rank, count):
+    """324 layers, the last `proj_out` among them: without it there are 89,653,248 parameters at rank 32."""
+    layers, per_rank = lora("flux-dev", "attention")
+    assert (layers, rank * per_rank) == (324, count)
+    assert 32 * (per_rank - 3072 - 64) == 89_653_248

@@ -1,4 +1,4 @@
-"""Base models by name: an embedded one ("mini-sd3"), a diffusers folder, or a hub id ("owner/name").
+"""Base models by name: an embedded one ("mini-sd3"), a diffusers folder, a safetensors file, a hub id ("owner/name").
 
 The table FAMILIES maps the pipeline class that a folder names in its `model_index.json` to the file that speaks to it.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from impasto.families.base import Family
     from impasto.noise.schedule import Schedule
 
+LARGE = 64_000_000  # bytes; hashing less takes no time
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
     "StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3"),
@@ -48,10 +49,15 @@ def pipeline_class(folder: Path) -> str:
 
 
 def check_name(base: str) -> None:
-    """Raise UserError unless `base` is a folder, embedded, or at least written like a hub id."""
-    if not (Path(base).is_dir() or base in embedded() or re.fullmatch(r"[\w.-]+/[\w.-]+", base)):
+    """Raise UserError unless `base` is a folder, a safetensors file, embedded, or at least written like a hub id."""
+    from impasto.families.single_file import is_file
+
+    if Path(base).is_dir() or base in embedded() or is_file(base):
+        return
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         raise UserError(
-            f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, or a hub id as owner/name"
+            f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, a .safetensors file, "
+            "or a hub id as owner/name"
         )
 
 
@@ -64,6 +70,10 @@ def card(base: str) -> dict[str, Any]:
     check_name(base)
     folder = Path(base)
     known = cards()
+    if folder.is_file():
+        from impasto.families.single_file import base_card
+
+        return card(base_card(folder)) | {"license": "other"}
     if not folder.is_dir():
         own = known.get(base, {})
         return known.get(own.get("pipeline", ""), {}) | own
@@ -72,28 +82,49 @@ def card(base: str) -> dict[str, Any]:
     return known.get(pipeline_class(folder), {}) | known.get(own.get("name", ""), {}) | own
 
 
-def locate(base: str) -> Path:
-    """The diffusers folder of `base`: embedded ones are assembled in the cache, hub ids downloaded (or found there).
+def locate(base: str, components: Path | None = None) -> Path:
+    """The diffusers folder of `base`: embedded ones are assembled in the cache, single files converted there, hub ids
+    downloaded (or found there). components: a diffusers folder for what a single file does not hold.
 
     Raises UserError when there is no such base, no network, or no access.
     """
     check_name(base)
+    if components is not None and not components.is_dir():
+        raise UserError(f"--components {str(components)!r} is no folder: name a diffusers folder")
     if Path(base).is_dir():
         return Path(base)
+    if Path(base).is_file():
+        from impasto.families import single_file
+
+        return single_file.convert(Path(base), components)
     if base in embedded():
         from impasto.families import mini
 
         return mini.ensure(base)
-    from diffusers import DiffusionPipeline
+    return download(base)
 
+
+def download(base: str) -> Path:
+    """The folder of a hub id in the hub's cache. Raises UserError when it cannot be had, saying what to do."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{base}"
     try:
         return Path(DiffusionPipeline.download(base, use_safetensors=True))
     except Exception as error:  # hub, http and file system errors have no common class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"base {base!r} is not a folder here and cannot be fetched from the hub ({reason}); "
-            "check the name, the network, and `hf auth login` for gated models"
-        ) from None
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            why = f"is gated: accept its licence at {page}, make a token, and give it to `hf auth login`"
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            why = f"is not on the hub, or private: check {page}, and `hf auth login` where it is yours"
+        else:
+            said = str(error).strip().splitlines()
+            why = (
+                f"is not a folder here and cannot be fetched from the hub ({said[0] if said else type(error).__name__})"
+                "; check the name and the network, and `hf auth login` for gated models"
+            )
+        raise UserError(f"base {base!r} {why}") from None
 
 
 def schedule(base: str) -> "Schedule":
@@ -134,6 +165,30 @@ def file_hash(file: Path) -> str:
         for key in ("_diffusers_version", "transformers_version"):
             content.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if file.stat().st_size < LARGE:
+        return sha256(file)
+    return remembered(file)
+
+
+def remembered(file: Path) -> str:
+    """sha256 of a large file, kept in the cache for as long as its size and its time of change stay the same."""
+    from impasto.paths import atomic, cache_dir
+
+    state = file.stat()
+    told = {"path": str(file.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    note = cache_dir("hashes", hashlib.sha256(told["path"].encode()).hexdigest()[:24] + ".json")
+    try:
+        known = json.loads(note.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if {key: known.get(key) for key in told} != told:
+        known = told | {"sha256": sha256(file)}
+        with atomic(note) as temporary:
+            temporary.write_text(json.dumps(known))
+    return known["sha256"]
+
+
+def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -157,9 +212,9 @@ def place(device: str, precision: str) -> tuple[str, str]:
     return device, precision
 
 
-def load(base: str, *, device: str = "auto", precision: str = "auto") -> "Family":
-    """The family of `base`, its weights not read yet. device, precision: see `place`."""
-    folder = locate(base)
+def load(base: str, *, device: str = "auto", precision: str = "auto", components: Path | None = None) -> "Family":
+    """The family of `base`, its weights not read yet. device, precision: see `place`; components: see `locate`."""
+    folder = locate(base, components)
     name = pipeline_class(folder)
     if name not in FAMILIES:
         raise UserError(f"{base!r} is a {name}, which impasto does not speak yet; known: {', '.join(FAMILIES)}")

@@ -81,13 +81,13 @@ class VariancePreserving:
         return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
 
     def timestep(self, lam: Tensor) -> Tensor:
-        """t in [0, T - 1]. Raises ValueError outside of `range`: such a level has none."""
-        levels = self.levels.to(lam)
-        if ((lam < levels[-1] - 1e-4) | (lam > levels[0] + 1e-4)).any():
+        """t in [0, T - 1], found in float64. Raises ValueError outside of `range`: such a level has none."""
+        levels, level = self.levels, lam.detach().cpu().double()
+        if ((level < levels[-1] - 1e-4) | (level > levels[0] + 1e-4)).any():
             raise ValueError(f"log-SNR {lam.tolist()} outside of the schedule's {self.range}")
-        right = torch.searchsorted(-levels, -lam.contiguous()).clamp(1, len(levels) - 1)
-        left, high, low = right - 1, levels[right - 1], levels[right]
-        return (left + (high - lam) / (high - low)).clamp(0, len(levels) - 1)
+        right = torch.searchsorted(-levels, -level).clamp(1, len(levels) - 1)
+        high, low = levels[right - 1], levels[right]
+        return (right - 1 + (high - level) / (high - low)).clamp(0, len(levels) - 1).to(lam)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The inverse of `timestep`; t in [0, T - 1]."""

@@ -1,0 +1,239 @@
+"""Single-file checkpoints: `model.safetensors` in its authors' own layout, made an ordinary diffusers folder once.
+
+What a file is, its tensors' names say; the configurations come with the package (`configs/<architecture>`), so that no
+network is asked. diffusers' `from_single_file` converts; what the file does not hold (always the tokenisers, often text
+encoders and autoencoder) is linked from the folder that `--components` names. The result lies in the cache, named by
+the contents of both, and is read like any other base.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto.errors import UserError
+from impasto.families import file_hash
+from impasto.paths import cache_dir
+
+CONFIGS = Path(__file__).with_name("configs")
+PREFIX = "model.diffusion_model."
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+BASES = {  # architecture: the base whose card it goes by
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+CLIP_L, CLIP_G, T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
+HOLDS = {  # pipeline class: where a file that holds a component has it
+    "FluxPipeline": {"text_encoder": CLIP_L, "text_encoder_2": T5},
+    "StableDiffusion3Pipeline": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5},
+    "StableDiffusionXLPipeline": {
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    "StableDiffusionPipeline": {"text_encoder": "cond_stage_model.transformer."},
+}
+VAE = ("first_stage_model.", "vae.")
+OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def is_file(base: str) -> bool:
+    """Whether `base` is written like a checkpoint file. Raises UserError for a pickle and for a file that is not."""
+    path = Path(base)
+    if path.suffix in PICKLES and (path.is_file() or path.suffix == ".ckpt"):
+        raise UserError(f"base {base!r} is a pickle, which can run code and is not read: get its safetensors version")
+    if path.suffix != ".safetensors":
+        return False
+    if not path.is_file():
+        raise UserError(f"base {base!r} does not exist")
+    return True
+
+
+def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Names with shapes, and the types, of a file's tensors. Raises UserError when it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: tuple(s.get_shape()) for name, s in slices.items()}, {s.get_dtype() for s in slices.values()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"base {str(file)!r} is damaged, or no safetensors file: {error}; fetch it again") from None
+
+
+def architecture(shapes: Shapes, file: Path | str = "") -> str:
+    """One of BASES by the names of the tensors. Raises UserError for anything else, saying what it is if known."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"base {str(file)!r} is {what}: impasto reads FLUX.1, SD3, SD3.5, SDXL and SD1.5 files")
+
+    names = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    if any(".lora_" in name or name.startswith("lora_") for name in names):
+        raise UserError(f"base {str(file)!r} is a LoRA, not a base: give it to generate as --style")
+    if any(name.endswith(("scale_weight", "weight_scale", "scaled_fp8")) for name in names):
+        raise refuse("stored in scaled 8 bits")
+    if "double_blocks.0.img_attn.qkv.weight" in names:
+        if "distilled_guidance_layer.in_proj.bias" in names or "single_stream_modulation.lin.weight" in names:
+            raise refuse("a relative of FLUX.1 (Chroma or FLUX.2)")
+        if names["img_in.weight"][1] != names["final_layer.linear.weight"][0]:
+            raise refuse("a FLUX.1 that takes a picture (Fill, Depth, Canny, Kontext)")
+        return "flux-dev" if "guidance_in.in_layer.weight" in names else "flux-schnell"
+    if "joint_blocks.0.context_block.attn.qkv.weight" in names:
+        if "joint_blocks.0.x_block.attn2.qkv.weight" in names:
+            return "sd35-medium"
+        return "sd35-large" if "joint_blocks.0.x_block.attn.ln_q.weight" in names else "sd3-medium"
+    if "input_blocks.0.0.weight" not in names:
+        raise refuse("none of them, or in another layout (a diffusers folder is given as a folder)")
+    if names["input_blocks.0.0.weight"][1] != names["out.2.weight"][0]:
+        raise refuse("an inpainting model")
+    if "edm_mean" in names or "edm_vpred.sigma_max" in names:
+        raise refuse("trained on an EDM schedule")
+    if "label_emb.0.0.weight" in names:
+        if "conditioner.embedders.0.model.text_projection" in names:
+            raise refuse("SDXL's refiner")
+        return "sdxl"
+    if "cond_stage_model.model.token_embedding.weight" in names:
+        raise refuse("SD2.x, which is read from its diffusers folder")
+    return "sd15"
+
+
+def base_card(file: Path) -> str:
+    """The name of the card that a file goes by."""
+    return BASES[architecture(read_header(file)[0], file)]
+
+
+def convert(file: Path, components: Path | None, configs: Path | None = None) -> Path:
+    """The diffusers folder of a checkpoint, made in the cache where it is not there yet.
+
+    components: a diffusers folder for what the file does not hold. configs: instead of CONFIGS. Raises UserError when
+    the file cannot be read, is of no known architecture, or when something is in neither.
+    """
+    shapes, types = read_header(file)
+    name = architecture(shapes, file)
+    config = (configs or CONFIGS) / name
+    index = json.loads((config / "model_index.json").read_text())
+    inside, outside = split(file, shapes, index, components)
+    told = {"file": file_hash(file), "architecture": name}
+    told |= {part: {f.name: file_hash(f) for f in files(folder)} for part, folder in outside.items()}
+    key = json.dumps(told, sort_keys=True)
+    folder = cache_dir("bases", f"{file.stem}-{digest(key)[:12]}")
+    if not (folder / "model_index.json").exists():
+        room(file, folder)
+        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            write(scratch, file, config, index, inside, outside, shapes, types)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def split(
+    file: Path, shapes: Shapes, index: Mapping[str, Any], components: Path | None
+) -> tuple[set[str], dict[str, Path]]:
+    """Components that the file holds, and the folders of the others. Raises UserError when one is nowhere."""
+    kind = index["_class_name"]
+    wanted = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    holds = HOLDS[kind] | {"unet": "", "transformer": "", "vae": VAE}
+    inside = {name for name in wanted if name in holds and any(key.startswith(holds[name]) for key in shapes)}
+    outside, missing = {}, []
+    for name in set(wanted) - inside - {"scheduler"}:
+        if components is not None and (components / name).is_dir():
+            outside[name] = components / name
+        elif name not in OPTIONAL.get(kind, ()):
+            missing.append(name)
+    if missing:
+        where = f", nor does {str(components)!r}" if components else ""
+        raise UserError(
+            f"base {str(file)!r} does not hold {', '.join(sorted(missing))}{where}: "
+            "name a diffusers folder that has them with --components"
+        )
+    return inside, dict(sorted(outside.items()))
+
+
+def write(
+    folder: Path,
+    file: Path,
+    config: Path,
+    index: dict[str, Any],
+    inside: set[str],
+    outside: Mapping[str, Path],
+    shapes: Shapes,
+    types: set[str],
+) -> None:
+    """Convert what is inside, link what is outside, and say so in `model_index.json`, written last."""
+    import diffusers
+    import torch
+
+    from impasto.families.base import quiet
+    from impasto.families.folder import damage
+
+    parts = {name for name, value in index.items() if isinstance(value, list)}
+    dtype = torch.bfloat16 if any(t.startswith("F8") for t in types) else None
+    with quiet(), damage(file):
+        try:
+            pipe = getattr(diffusers, index["_class_name"]).from_single_file(
+                str(file), config=str(config), local_files_only=True, dtype=dtype, **dict.fromkeys(parts - inside)
+            )
+        except NotImplementedError:  # torch's word for a tensor that was promised and never filled
+            raise UserError(f"base {str(file)!r} lacks tensors of a {config.name}: fetch it again") from None
+        for name in inside:
+            part = getattr(pipe, name)
+            if hasattr(part, "tie_weights"):
+                part.tie_weights()
+            unset = [key for key, p in part.state_dict().items() if p.is_meta]
+            if unset:
+                raise UserError(f"base {str(file)!r} lacks {len(unset)} tensors of its {name}, {unset[0]!r} first")
+            part.save_pretrained(folder / name)
+    for name, source in outside.items():
+        for part_file in files(source):
+            link(part_file, folder / name / part_file.relative_to(source))
+    scheduler = json.loads((config / "scheduler" / "scheduler_config.json").read_text())
+    if "v_pred" in shapes:  # a mark that v-prediction fine-tunes of SDXL carry; "ztsnr": to zero terminal SNR
+        scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
+    there = inside | set(outside) | {"scheduler"}
+    index = {name: [None, None] if name in parts - there else value for name, value in index.items()}
+    (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}))
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """What of a component's folder is read: no pickles, no second format."""
+    kept = {".safetensors", ".json", ".txt", ".model"}
+    yield from sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in kept)
+
+
+def link(source: Path, target: Path) -> None:
+    """`target` is `source`, without a second copy where the file system can do that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        shutil.copy(source, target)
+
+
+def room(file: Path, folder: Path) -> None:
+    """Raise UserError unless the cache's disk has room for a second copy of the file."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    need, free = file.stat().st_size, shutil.disk_usage(folder.parent).free
+    if free < 1.05 * need:
+        raise UserError(
+            f"base {str(file)!r} needs {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f}: make room, "
+            "or set IMPASTO_CACHE to another disk"
+        )
+
+
+def digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,170 @@
+"""Every family against its pipeline's own code: what the denoiser is asked, what the autoencoder is given."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from impasto.errors import UserError
+from impasto.families import load
+from impasto.generate import Sampling
+from impasto.noise.schedule import mix
+
+PROMPT = "a rocket in pixel art style"
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base):
+    return load(str(tiny_base), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_base):
+    pipe = DiffusionPipeline.from_pretrained(tiny_base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def spied(model, monkeypatch):
+    """Each call of a denoiser as (arguments by name, output)."""
+    calls, forward = [], model.forward
+    names = inspect.signature(type(model).forward)
+
+    def spy(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        given = names.bind(model, *args, **kwargs).arguments
+        given |= given.pop("added_cond_kwargs", None) or {}
+        calls.append(({name: v for name, v in given.items() if isinstance(v, torch.Tensor)}, out[0]))
+        return out
+
+    monkeypatch.setattr(model, "forward", spy)
+    return calls
+
+
+def call(family, **more):
+    """Arguments of a plain pipeline call without comparison to a negative prompt."""
+    length = next(iter(family.text_lengths))
+    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "height": 16, "width": 16}
+    return settings | {"generator": torch.Generator().manual_seed(0)} | family.padding(length) | more
+
+
+def test_the_denoiser_is_asked_what_the_pipeline_asks(family, pipe, monkeypatch):
+    """At the third of four steps: latents, timestep, texts, positions, sizes and guidance, then the output."""
+    theirs = spied(getattr(pipe, family.part), monkeypatch)
+    ours = spied(family.denoiser, monkeypatch)
+    pipe(PROMPT, **call(family))
+    asked, answer = theirs[2]
+    z = asked.get("hidden_states", asked.get("sample"))
+    z = z if z.ndim == 4 else family.unpack(z, (16, 16))
+    t = asked["timestep"].double().expand(1)
+    with torch.no_grad():
+        out = family.predict(z, family.schedule.log_snr(t).float(), family.encode_prompt([PROMPT]))
+    ((told, said),) = ours
+    assert told.keys() == asked.keys()
+    for name in asked:
+        assert torch.allclose(told[name].float(), asked[name].float().expand_as(told[name]), atol=2e-4), name
+    assert torch.allclose(said, answer, atol=1e-4)
+    assert torch.allclose(out, answer if answer.ndim == 4 else family.unpack(answer, (16, 16)), atol=1e-4)
+
+
+def test_latents_are_in_the_pipeline_s_units(family, pipe):
+    """What the pipeline returns as latents we show as it does; we encode the posterior's mean in those units."""
+    latents = pipe(PROMPT, **call(family, output_type="latent")).images
+    picture = pipe(PROMPT, **call(family, output_type="pt")).images
+    z = family.unpack(latents, (16, 16))
+    assert z.shape == (1, 4, 4, 4)
+    assert torch.allclose((family.decode(z) / 2 + 0.5).clamp(0, 1), picture, atol=1e-5)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ours, mean = family.encode_image(pixels), pipe.vae.encode(pixels).latent_dist.mean
+    assert ours.dtype == torch.float32 and torch.allclose(family.decode(ours), pipe.vae.decode(mean).sample, atol=1e-5)
+
+
+def test_the_prediction_leads_back_to_the_picture(family):
+    """z_t with the true target in it gives x, by the formula of each kind of prediction."""
+    x, eps, lam = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 1.0])
+    alpha, sigma = (w.view(-1, 1, 1, 1) for w in family.schedule.alpha_sigma(lam))
+    z, target = mix(family.schedule, x, eps, lam), family.target(x, eps, lam)
+    back = (z - sigma * target) / alpha if family.part == "unet" else z - sigma * target
+    assert torch.allclose(back, x, atol=1e-4)
+
+
+def test_v_prediction(tmp_path):
+    from tiny import sd15_folder
+
+    family = load(str(sd15_folder(tmp_path / "v", prediction_type="v_prediction")), device="cpu")
+    x, eps, lam = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 1.0])
+    alpha, sigma = (w.view(-1, 1, 1, 1) for w in family.schedule.alpha_sigma(lam))
+    assert torch.allclose(alpha * mix(family.schedule, x, eps, lam) - sigma * family.target(x, eps, lam), x, atol=1e-5)
+    with pytest.raises(UserError, match="predicts 'sample'"):
+        load(str(sd15_folder(tmp_path / "x", prediction_type="sample")), device="cpu").target(x, eps, lam)
+
+
+def test_bfloat16_on_request(tiny_base):
+    family = load(str(tiny_base), device="cpu", precision="bf16")
+    assert next(family.denoiser.parameters()).dtype == torch.bfloat16
+    z, cond = torch.randn(1, 4, 4, 4), family.encode_prompt(["a cat"])
+    assert family.predict(z, torch.tensor([-2.0]), cond).isfinite().all()
+    assert family.encode_image(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+
+
+def test_sizes_that_are_no_whole_number_of_tokens(family):
+    assert family.unit == {"unet": 4, "transformer": 8}[family.part]
+    with pytest.raises(UserError, match=f"multiple of {family.unit}"):
+        family.encode_image(torch.zeros(1, 3, 18, 16))
+
+
+def test_batches_and_shapes(family):
+    """Two items at two levels are what each is alone; height and width are told apart."""
+    z, lam, cond = torch.randn(2, 4, 4, 8), torch.tensor([-3.0, 2.0]), family.encode_prompt(["a cat", "a star"])
+    with torch.no_grad():
+        both = family.predict(z, lam, cond)
+        one = [family.predict(z[i : i + 1], lam[i : i + 1], {k: v[i : i + 1] for k, v in cond.items()}) for i in (0, 1)]
+        other = family.predict(z.transpose(2, 3).contiguous(), lam, cond).transpose(2, 3)
+    assert both.shape == z.shape and torch.allclose(both, torch.cat(one), atol=1e-5)
+    assert not torch.allclose(both, other, atol=1e-3)
+
+
+def test_sdxl_reads_no_prompt_as_zeros_and_takes_the_size_it_is_given(tiny_sdxl, monkeypatch):
+    family = load(str(tiny_sdxl), device="cpu")
+    cond = family.encode_prompt(["", "a cat"])
+    assert (
+        not cond["text"][0].any() and not cond["pooled"][0].any() and cond["text"][1].any() and cond["pooled"][1].any()
+    )
+    calls = spied(family.denoiser, monkeypatch)
+    sizes = torch.tensor([[640.0, 480.0, 8.0, 4.0, 16.0, 16.0]]).repeat(2, 1)
+    for given in (cond, cond | {"size_ids": sizes}):
+        with torch.no_grad():
+            family.predict(torch.zeros(2, 4, 4, 8), torch.tensor([-2.0, -1.0]), given)
+    assert calls[0][0]["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]] * 2
+    assert torch.equal(calls[1][0]["time_ids"], sizes)
+
+
+def test_flux_positions_and_packing_are_the_pipeline_s():
+    from diffusers import FluxPipeline
+
+    from impasto.families.flux import pack, positions, unpack
+
+    z = torch.randn(2, 3, 4, 6)
+    assert torch.equal(pack(z), FluxPipeline._pack_latents(z, 2, 3, 4, 6))
+    assert torch.equal(positions(2, 3), FluxPipeline._prepare_latent_image_ids(2, 2, 3, "cpu", torch.float32))
+    assert torch.equal(unpack(pack(z), 4, 6), z)
+
+
+def test_settings_without_effect_are_said(tiny_flux, tiny_schnell):
+    with pytest.warns(UserWarning, match="not guided by a negative prompt"):
+        Sampling(negative="a cat").on(load(str(tiny_flux), device="cpu"))
+    with pytest.warns(UserWarning, match="takes no guidance"):
+        Sampling(guidance=3.0).on(load(str(tiny_schnell), device="cpu"))
+
+
+def test_a_schedule_that_is_none_of_betas_is_refused(tmp_path):
+    import json
+
+    from tiny import sd15_folder
+
+    folder = sd15_folder(tmp_path / "edm")
+    config = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="only schedules of betas"):
+        _ = load(str(folder), device="cpu").schedule

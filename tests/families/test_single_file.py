@@ -1,0 +1,293 @@
+"""Single-file checkpoints: what they are, what they become, and what is refused."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from impasto import families
+from impasto.errors import UserError
+from impasto.families import single_file
+from impasto.families.single_file import BASES, CONFIGS, architecture, convert
+from impasto.generate import Sampling, generate
+
+sys.path.insert(0, str(Path(__file__).parent))
+import originals
+
+ARCHITECTURE = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd35-large"}
+
+
+class Original:
+    """A tiny folder, the same weights as one file in the authors' layout, and its configurations as we ship them."""
+
+    def __init__(self, name, tiny, root):
+        self.name, self.folder = name, shutil.copytree(tiny, root / "tiny")
+        if name == "sd3":  # such a file has no projection of CLIP-L: it counts as the identity
+            weights = self.folder / "text_encoder" / "model.safetensors"
+            state = load_file(weights)
+            state["text_projection.weight"] = torch.eye(16)
+            save_file(state, weights, {"format": "pt"})
+        self.state = getattr(originals, name)(self.folder)
+        self.file, self.configs = root / "model.safetensors", root / "configs"
+        save_file(self.state, self.file)
+        own = self.configs / ARCHITECTURE[name]
+        for config in [*self.folder.glob("*/*config.json"), self.folder / "model_index.json"]:
+            if "tokenizer" not in config.parent.name:
+                target = own / config.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(config, target)
+        self.tokenizers = root / "tokenizers"
+        for tokenizer in self.folder.glob("tokenizer*"):
+            shutil.copytree(tokenizer, self.tokenizers / tokenizer.name)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURE)
+def original(request, tmp_path_factory):
+    tiny = request.getfixturevalue(f"tiny_{request.param}")
+    return Original(request.param, tiny, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def sd15(tiny_sd15, tmp_path_factory):
+    return Original("sd15", tiny_sd15, tmp_path_factory.mktemp("sd15"))
+
+
+def test_a_file_becomes_the_folder_that_it_was(original):
+    """Every tensor of every part is where it was, tokenisers are links, and a second call finds it made."""
+    folder = convert(original.file, original.tokenizers, original.configs)
+    for part in original.folder.glob("*/*.safetensors"):
+        name = part.parent.name
+        expected, found = load_file(part), load_file(next((folder / name).glob("*.safetensors")))
+        assert expected.keys() == found.keys(), name
+        assert all(torch.equal(expected[key], found[key]) for key in expected), name
+    assert all(file.is_symlink() for file in (folder / "tokenizer").iterdir())
+    before = (folder / "model_index.json").stat().st_mtime_ns
+    assert convert(original.file, original.tokenizers, original.configs) == folder
+    assert (folder / "model_index.json").stat().st_mtime_ns == before
+    assert json.loads((folder / "impasto.json").read_text())["name"] == BASES[ARCHITECTURE[original.name]]
+
+
+def test_the_tokenisers_must_come_from_somewhere(original):
+    with pytest.raises(UserError, match=r"does not hold tokenizer.*--components"):
+        convert(original.file, None, original.configs)
+
+
+def test_pictures_are_those_of_the_folder(sd15, monkeypatch):
+    monkeypatch.setattr(single_file, "CONFIGS", sd15.configs)
+    call = {"seed": 3, "sampling": Sampling(steps=2, guidance=2.0, size=16)}
+    ours, info = next(generate(str(sd15.file), ["a cat"], components=sd15.tokenizers, **call))
+    theirs, _ = next(generate(str(sd15.folder), ["a cat"], **call))
+    assert (np.asarray(ours) == np.asarray(theirs)).all()
+    assert info["base"] == str(sd15.file)
+
+
+def test_text_encoders_and_autoencoder_may_come_from_elsewhere(sd15, tmp_path):
+    """A file of the U-Net alone, the rest from a diffusers folder."""
+    alone = {key: v for key, v in sd15.state.items() if key.startswith("model.diffusion_model.")}
+    save_file(alone, tmp_path / "unet.safetensors")
+    folder = convert(tmp_path / "unet.safetensors", sd15.folder, sd15.configs)
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").is_symlink()
+    DiffusionPipeline.from_pretrained(folder)
+    with pytest.raises(UserError, match="does not hold text_encoder, vae, nor does"):
+        convert(tmp_path / "unet.safetensors", sd15.tokenizers, sd15.configs)
+    assert folder != convert(sd15.file, sd15.tokenizers, sd15.configs)
+
+
+def test_v_prediction_is_seen_in_the_file(sd15, tmp_path):
+    marked = sd15.state | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
+    save_file(marked, tmp_path / "v.safetensors")
+    folder = convert(tmp_path / "v.safetensors", sd15.tokenizers, sd15.configs)
+    family = families.load(str(folder), device="cpu")
+    assert family.prediction == "v_prediction" and family.schedule.range[0] < -14
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model.diffusion_model.input_blocks.1.0.in_layers.0.weight", "lacks tensors of a sd15"),
+        (
+            "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+            r"lacks 1 tensors of its text_encoder, 'final_layer_norm.bias'",
+        ),
+    ],
+)
+def test_a_missing_tensor_is_seen(sd15, tmp_path, key, said):
+    """Whatever diffusers would leave empty in silence; nothing half converted stays."""
+    save_file({k: v for k, v in sd15.state.items() if k != key}, tmp_path / "holes.safetensors")
+    with pytest.raises(UserError, match=said) as error:
+        convert(tmp_path / "holes.safetensors", sd15.tokenizers, sd15.configs)
+    assert "\n" not in str(error.value)
+    assert not list(single_file.cache_dir("bases").glob("*holes*"))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(sd15, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    monkeypatch.setenv("IMPASTO_CACHE", str(sd15.file.parent / "cache"))
+    with pytest.raises(UserError, match=r"needs .* GB in .*make room"):
+        convert(sd15.file, sd15.tokenizers, sd15.configs)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_flux_at_real_size(guided):
+    """The authors' names and shapes, through diffusers' converter, are exactly the model of our configuration."""
+    from diffusers import FluxTransformer2DModel
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    names = originals.flux_names(guided)
+    name = architecture(names)
+    assert name == ("flux-dev" if guided else "flux-schnell")
+    assert architecture({f"model.diffusion_model.{key}": shape for key, shape in names.items()}) == name
+    found = convert_flux_transformer_checkpoint_to_diffusers(
+        {key: torch.empty(shape, device="meta") for key, shape in names.items()}
+    )
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config(json.loads((CONFIGS / name / "transformer/config.json").read_text()))
+    assert {key: v.shape for key, v in found.items()} == {key: v.shape for key, v in model.state_dict().items()}
+
+
+JOINT = {"joint_blocks.0.context_block.attn.qkv.weight": (4, 4)}
+DUAL = {"joint_blocks.0.x_block.attn2.qkv.weight": (4, 4), "joint_blocks.0.x_block.attn.ln_q.weight": (4,)}
+UNET = {"input_blocks.0.0.weight": (320, 4, 3, 3), "out.2.weight": (4, 320, 3, 3)}
+FLUX = {
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "img_in.weight": (3072, 64),
+    "final_layer.linear.weight": (64, 3072),
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (JOINT, "sd3-medium"),
+        (JOINT | DUAL, "sd35-medium"),
+        (JOINT | {"joint_blocks.0.x_block.attn.ln_q.weight": (4,)}, "sd35-large"),
+        (UNET, "sd15"),
+        (UNET | {"label_emb.0.0.weight": (1280, 2816)}, "sdxl"),
+        (FLUX, "flux-schnell"),
+        (FLUX | {"guidance_in.in_layer.weight": (3072, 256)}, "flux-dev"),
+    ],
+)
+def test_architectures_by_name(names, expected):
+    assert architecture(names) == architecture({f"model.diffusion_model.{k}": v for k, v in names.items()}) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (UNET | {"input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model"),
+        (UNET | {"cond_stage_model.model.token_embedding.weight": (4, 4)}, "SD2.x"),
+        (
+            UNET | {"label_emb.0.0.weight": (4, 4), "conditioner.embedders.0.model.text_projection": (4, 4)},
+            "SDXL's refiner",
+        ),
+        (UNET | {"edm_mean": (4,)}, "EDM"),
+        (FLUX | {"img_in.weight": (3072, 384)}, "takes a picture"),
+        (FLUX | {"distilled_guidance_layer.in_proj.bias": (4,)}, "Chroma"),
+        (FLUX | {"double_blocks.0.img_attn.qkv.weight_scale": ()}, "scaled 8 bits"),
+        ({"transformer.blocks.0.attn.to_q.lora_A.weight": (4, 4)}, "is a LoRA, not a base"),
+        ({"lora_unet_down_blocks_0.lora_down.weight": (4, 4)}, "is a LoRA, not a base"),
+        ({"wte.weight": (4, 4)}, "none of them"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_none_of_them_is_refused_by_name(names, said):
+    with pytest.raises(UserError, match=said) as error:
+        architecture(names, "x.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_architecture_has_configurations_and_a_card(name):
+    index = json.loads((CONFIGS / name / "model_index.json").read_text())
+    assert index["_class_name"] in families.FAMILIES and families.card(BASES[name])["size"] >= 512
+    for part, value in index.items():
+        if isinstance(value, list) and value[0] and not part.startswith("tokenizer"):
+            assert list((CONFIGS / name / part).glob("*config.json")), part
+
+
+def test_a_file_s_card_is_that_of_its_architecture(sd15):
+    card = families.card(str(sd15.file))
+    assert card["size"] == 512 and card["pipeline"] == "StableDiffusionPipeline" and card["license"] == "other"
+
+
+def test_files_that_are_none(tmp_path, sd15):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "model.ckpt")
+    data = sd15.file.read_bytes()
+    flipped = bytearray(data)
+    flipped[20] ^= 0xFF  # in the header
+    for name, content in {"half": data[: len(data) // 2], "flip": bytes(flipped), "text": b"hello"}.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged, or no safetensors file") as error:
+            families.card(str(tmp_path / f"{name}.safetensors"))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="is a pickle, which can run code"):
+        families.load(str(tmp_path / "model.ckpt"))
+    with pytest.raises(UserError, match="does not exist"):
+        families.load("models/nowhere.safetensors")
+    with pytest.raises(UserError, match="is no folder: name a diffusers folder"):
+        families.load(str(sd15.file), components=tmp_path / "nowhere")
+
+
+def test_damaged_weights_in_a_folder(tiny_sd15, tmp_path):
+    folder = shutil.copytree(tiny_sd15, tmp_path / "half")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    flipped = bytearray(data)
+    flipped[-1] ^= 1
+    weights.write_bytes(bytes(flipped))  # nothing can see that but the hash, by which runs and caches know their base
+    assert families.folder_hash(folder) != families.folder_hash(tiny_sd15)
+    flipped[12] ^= 0xFF
+    for content in (data[: len(data) // 2], bytes(flipped)):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=r"unet of the base .* cannot be loaded.*fetch it again") as error:
+            _ = families.load(str(folder), device="cpu").denoiser
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            families.load(str(folder), device="cpu").pipeline()
+    weights.unlink()
+    torch.save({}, weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"no safetensors|missing"):
+        _ = families.load(str(folder), device="cpu").denoiser
+
+
+def hub_error(kind):
+    return kind("refused", response=SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (GatedRepoError, r"is gated: accept its licence at https://huggingface.co/owner/name.*`hf auth login`"),
+        (RepositoryNotFoundError, "is not on the hub, or private"),
+    ],
+)
+def test_what_the_hub_refuses(monkeypatch, kind, said, wrapped):
+    def refuse(*args, **kwargs):
+        if not wrapped:
+            raise hub_error(kind)
+        raise OSError("cannot load it:\nmany lines") from hub_error(kind)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", refuse)
+    with pytest.raises(UserError, match=said) as error:
+        families.load("owner/name")
+    assert "\n" not in str(error.value)
+
+
+def test_large_files_are_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(families, "LARGE", 1)
+    file, hashed = tmp_path / "x.safetensors", []
+    file.write_bytes(b"one")
+    monkeypatch.setattr(families, "sha256", lambda path: hashed.append(path) or f"hash {len(hashed)}")
+    assert families.file_hash(file) == families.file_hash(file) == "hash 1"
+    file.write_bytes(b"other")
+    assert families.file_hash(file) == "hash 2" and len(hashed) == 2
