@@ -63,7 +63,7 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
     else:
         known, trigger = known_card(base, architecture), (told.captions or [None])[0]
         text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger)
-    name = Path(base).name if base and Path(base).is_dir() else base or "its base model"
+    name = Path(base).name if base and Path(base).exists() else base or "its base model"
     text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)
     text = re.sub(r'from_pretrained\("[^"]*"\)', f"from_pretrained({json.dumps(name)})", text)
     text = re.sub(r"--style \S+?(?=[:`\s])", f"--style {repo.partition('/')[2]}", text)

@@ -94,7 +94,7 @@ def front_matter(
 ) -> str:
     """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name)."""
     front = {
-        "base_model": Path(base).name if base and Path(base).is_dir() else base,
+        "base_model": Path(base).name if base and Path(base).exists() else base,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "license": known.get("license", "other"),

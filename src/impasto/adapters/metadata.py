@@ -96,9 +96,12 @@ def architecture_of(base: str | None) -> str | None:
     """flux, sd3, sdxl or sd15 for a base that is known or here, else None."""
     if not base:
         return None
-    known = cards().get(base, {})
-    name = pipeline_class(Path(base)) if Path(base, "model_index.json").is_file() else known.get("pipeline", "")
-    return ARCHITECTURES.get(name)
+    if Path(base, "model_index.json").is_file():
+        return ARCHITECTURES.get(pipeline_class(Path(base)))
+    try:
+        return ARCHITECTURES.get(card(base).get("pipeline", ""))
+    except UserError:
+        return None
 
 
 def layers_per_block(base: str | None) -> int:
@@ -123,7 +126,7 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     ranks = sorted({lora.rank for lora in adapter.layers.values()})
     alphas = sorted({lora.alpha for lora in adapter.layers.values()})
     trigger = style.captions[0] if style.captions else None
-    local = bool(style.base) and Path(style.base or "").is_dir()
+    local = bool(style.base) and Path(style.base or "").exists()
     size = recipe.get("size") or (known.get("size") if style.base else None)
     told = style.metadata if not style.base else {}  # a file of another tool may know its base better than we do
     spec = {
