@@ -45,6 +45,11 @@ def drawn(base, *styles):
 
 def test_a_trained_style_comes_back_from_every_export(run, trained, tmp_path):
     base, style = trained
+    card = (style / "README.md").read_text()
+    assert 'weight_name="pytorch_lora_weights.safetensors"' in card and "## Trigger words" in card
+    assert (
+        '"sd3", "sd3-diffusers"]' if base.name == "sd3" else '"stable-diffusion", "stable-diffusion-diffusers"]'
+    ) in card
     wanted = drawn(base, style)
     assert abs(wanted - drawn(base)).max() > 5
     for layout in ("diffusers", "kohya", "comfyui"):
@@ -75,10 +80,12 @@ def test_a_trained_style_comes_back_from_every_export(run, trained, tmp_path):
         (("export", "."), "no pytorch_lora_weights.safetensors there"),
         (("import", "x.ckpt", "--out", "y"), "not a safetensors file"),
         (("import", "x.safetensors", "--out", "y"), "x.safetensors is damaged"),
+        (("import", "x.safetensors", "--out", "y", "--base", "mini-sd33"), "did you mean 'mini-sd3'"),
         (("merge", "x.safetensors", "--out", "y"), "give two styles or more"),
         (("merge", "nowhere:0.5", "nowhere:1", "--out", "y"), "no such file or folder"),
         (("resize", "nowhere", "--rank", "4", "--out", "y"), "no such file or folder"),
         (("export", "nowhere", "--push-to-hub", "ink"), "it is owner/name"),
+        (("export", "nowhere", "--out", "y", "--push-to-hub", "me/ink"), "exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

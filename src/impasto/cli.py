@@ -224,6 +224,8 @@ def export(args: list[str]) -> Result:
             push_to_hub: Write no file, but put it with its card and pictures into the Hub's repository owner/name.
             hub_private: Make that repository a private one, where it is new.
         """
+        if (out and push_to_hub) or (hub_private and not push_to_hub):
+            raise UserError("--out and --push-to-hub exclude each other; --hub-private goes with --push-to-hub")
         if push_to_hub:
             from impasto.hub import publish
 

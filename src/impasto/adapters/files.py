@@ -19,6 +19,7 @@ from impasto.adapters.layouts import DENOISER, LAYOUTS, PIPELINES
 from impasto.adapters.metadata import About, about, architecture_of, describe, known_card, layers_per_block
 from impasto.adapters.parse import read
 from impasto.errors import UserError, nearest
+from impasto.families import check_name
 from impasto.paths import atomic
 from impasto.runfolder import writable_folder
 
@@ -122,6 +123,8 @@ def open_style(
     Raises UserError that names the file, when it is damaged, no LoRA, or none that can be read.
     """
     file = style_file(style)
+    if base is not None:
+        check_name(base)
     if architecture is not None and architecture not in PIPELINES:
         raise UserError(f"unknown architecture {architecture!r}: {nearest(architecture, list(PIPELINES))}")
     tensors, metadata = read_file(file)

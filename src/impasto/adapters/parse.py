@@ -183,7 +183,7 @@ def stated_alpha(metadata: Mapping[str, str], layer: str, rank: int) -> float:
     if config.get("use_dora"):
         raise UserError(f"its metadata says DoRA, which rescales the base's own weights ({PLAIN})")
     pattern = config.get("alpha_pattern") or {}
-    alpha = pattern.get(get_pattern_key(pattern, name.removeprefix("text_model.")), config.get("lora_alpha"))
+    alpha = pattern.get(get_pattern_key(list(pattern), name), config.get("lora_alpha"))
     if alpha is None:
         return float(rank)
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
