@@ -1,10 +1,14 @@
 """The model card of a style: what the Hub and the tools read at the top, how to use it, how it was trained."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from impasto.adapters.io import WEIGHTS
+from impasto.adapters.layouts import ARCHITECTURES
 from impasto.config import TrainConfig
+from impasto.families import pipeline_class
 from impasto.families.base import Family
 from impasto.noise.laws import within
 from impasto.paths import atomic
@@ -26,7 +30,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{folder}")
-pipe.load_lora_weights("{path}")
+pipe.load_lora_weights("{path}", weight_name="{weights}")
 image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
@@ -39,9 +43,13 @@ impasto generate --base {base} --style {path} --prompt {prompt} --seed 0 --out p
 
 A strength below 1 keeps more of the base: `--style {path}:0.7`, or `pipe.set_adapters(..., 0.7)`.
 
+## Trigger words
+
+Name the style as its captions did: {captions}.
+
 ## How it was trained
 
-Captions: {captions}. Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps; everything else in
+Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps; everything else in
 `recipe.toml`, the loss of each step in `metrics.jsonl`.
 
 ```
@@ -50,20 +58,87 @@ Captions: {captions}. Noise law `{noise}`, {draws} draws of a noise level in {tr
 """
 
 
+TAGS = {
+    "flux": ("flux", "flux-diffusers"),
+    "sd3": ("sd3", "sd3-diffusers"),
+    "sdxl": ("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+    "sd15": ("stable-diffusion", "stable-diffusion-diffusers"),
+}
+"""What diffusers' own training scripts tag their cards with."""
+
+MADE_TEXT = """---
+{front}
+---
+# {name}
+
+{how}
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({base})
+pipe.load_lora_weights("{path}", weight_name="{weights}")
+```
+
+or `impasto generate --base {shell_base} --style {path} --prompt ...`
+"""
+
+
+def front_matter(
+    base: str | None,
+    known: Mapping[str, Any],
+    architecture: str,
+    trigger: str | None,
+    widget: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name)."""
+    front = {
+        "base_model": Path(base).name if base and Path(base).exists() else base,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": known.get("license", "other"),
+        "license_name": known.get("license_name"),
+        "license_link": known.get("license_link"),
+        "instance_prompt": trigger,
+        "tags": [
+            *("text-to-image", "diffusers", "diffusers-training", "lora", "style", "template:sd-lora"),
+            *TAGS[architecture],
+        ],
+        "widget": [{"text": prompt, "output": {"url": picture}} for prompt, picture in widget],
+    }
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
+
+
+def made_card(
+    name: str,
+    how: str,
+    path: str,
+    base: str | None,
+    known: Mapping[str, Any],
+    architecture: str,
+    trigger: str | None,
+) -> str:
+    """The card of a style that was imported, merged or resized. how: one sentence on where it comes from."""
+    return MADE_TEXT.format(
+        front=front_matter(base, known, architecture, trigger),
+        name=name,
+        how=how,
+        base=json.dumps(base or "its base model"),
+        shell_base=base or "BASE",
+        path=path,
+        weights=WEIGHTS,
+    )
+
+
 def write_card(config: TrainConfig, family: Family, previews: list[str], version: str) -> Path:
     """Write `README.md` into the style folder. previews: files in it, by their names."""
     prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
-    front: dict[str, Any] = {
-        "base_model": config.base,
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "license": family.card.get("license", "other"),
-        "instance_prompt": config.caption[0],
-        "tags": ["text-to-image", "diffusers", "diffusers-training", "lora", "style", "template:sd-lora"],
-        "widget": [{"text": prompt, "output": {"url": name}} for name in previews],
-    }
+    architecture = ARCHITECTURES[pipeline_class(family.folder)]
+    widget = [(prompt, name) for name in previews]
     text = TEXT.format(
-        front="\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value),
+        front=front_matter(config.base, family.card, architecture, config.caption[0], widget),
+        weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
         folder=family.folder if family.card.get("embedded") or Path(config.base).is_file() else config.base,

@@ -1,17 +1,28 @@
 """Style folders: `pytorch_lora_weights.safetensors` as diffusers reads it, written and read without a silent loss."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.paths import atomic
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+HASH = "modelspec.hash_sha256"
+OTHER_LAYOUTS = (
+    "lora_unet_",
+    "lora_te",
+    "lora_transformer_",
+    "diffusion_model.",
+    "text_encoders.",
+    "base_model.model.",
+)
 
 
 def save(family: Family, folder: Path) -> Path:
@@ -22,7 +33,42 @@ def save(family: Family, folder: Path) -> Path:
     metadata = family.denoiser.peft_config["default"].to_dict()
     with atomic(folder / WEIGHTS) as file:
         family.save_adapter(file, {k: v.cpu() for k, v in tensors.items()}, metadata)
+        write_tensors(file, *read_file(file))
     return folder / WEIGHTS
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file that knows its own content: `modelspec.hash_sha256`, of the bytes behind the header."""
+    from safetensors.torch import save, save_file
+
+    data = save(dict(tensors))
+    digest = hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    own = {"format": "pt", HASH: f"0x{digest}", "impasto.version": version("impasto")}
+    save_file(dict(tensors), file, {**metadata, **own})
+
+
+def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises UserError when it is damaged, or is none: see `check_file`."""
+    check_file(file)
+    with safe_open(file, "pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+
+
+def check_file(file: Path) -> None:
+    """Raise UserError unless `file` is a whole safetensors file; one of ours has to match the hash that it states."""
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        with file.open("rb") as stream:
+            if stream.read(2) in (b"PK", b"\x80\x02", b"\x80\x04"):
+                raise UserError(f"{file} is a pickle under another name: it can run code and is not read") from None
+        raise UserError(f"{file} is damaged: {error}") from None
+    if "impasto.version" in metadata and HASH in metadata:
+        with file.open("rb") as stream:
+            stream.seek(int.from_bytes(stream.read(8), "little"), 1)
+            if f"0x{hashlib.file_digest(stream, 'sha256').hexdigest()}" != metadata[HASH]:
+                raise UserError(f"{file} is damaged: its tensors are not those that were saved, make or copy it again")
 
 
 def style_file(path: Path | str) -> Path:
@@ -56,9 +102,9 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
     styles: dict[str, float] = pipe.__dict__.setdefault("impasto_styles", {})
     name = f"style{len(styles)}"
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-    loaded = set(adapter_keys(pipe, name))
-    if loaded != set(shapes):
-        missing, unused = sorted(loaded - set(shapes)), sorted(set(shapes) - loaded)
+    loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
+    if loaded != there:
+        missing, unused = sorted(loaded - there), sorted(there - loaded)
         pipe.delete_adapters(name)
         raise UserError(f"style {str(folder)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
     styles[name] = strength
@@ -67,17 +113,17 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a safetensors file."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
+    """Tensor names and shapes of a safetensors file. Raises UserError when it is damaged."""
+    check_file(file)
+    with safe_open(file, "pt") as tensors:
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
 
 
 def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
     """Raise UserError unless every tensor is half of a LoRA on a layer that this pipeline has, in its width."""
     wrong = []
+    if any(key.startswith(OTHER_LAYOUTS) for key in shapes):
+        raise UserError(f"style {str(file)!r} is in another tool's layout: `impasto import {file} --out ...` reads it")
     for key, shape in shapes.items():
         part, _, rest = key.partition(".")
         layer, half, _ = rest.rpartition(".lora_")
@@ -91,14 +137,23 @@ def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> Non
 
 
 def layer_width(model: Any, layer: str) -> tuple[int, int] | None:
-    """(in, out) of a linear layer, seen through the adapters it may already carry; None when there is none."""
+    """(in, out) of a linear or convolution layer, seen through adapters that it carries; None when there is none."""
+    if not hasattr(model, "text_model"):  # transformers 5 has CLIP's layers without it, files of all tools with it
+        layer = layer.removeprefix("text_model.")
     try:
         module = model.get_submodule(layer)
     except AttributeError:
         return None
     module = getattr(module, "base_layer", module)
-    width = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return width if None not in width else None  # type: ignore[return-value]
+    for rows, columns in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        if hasattr(module, rows) and hasattr(module, columns):
+            return getattr(module, rows), getattr(module, columns)
+    return None
+
+
+def plain_key(key: str) -> str:
+    """A tensor's name without CLIP's "text_model.", which is in files but not in every model."""
+    return key.replace(".text_model.", ".", 1)
 
 
 def adapter_keys(pipe: Any, name: str) -> Iterable[str]:

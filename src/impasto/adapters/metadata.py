@@ -1,0 +1,215 @@
+"""What a LoRA file says of itself, all of it strings: `modelspec.*`, kohya's `ss_*`, and our own `impasto.*`.
+
+modelspec 1.0.1 (github.com/Stability-AI/ModelSpec) with the architectures of sd-scripts' library/sai_model_spec.py; of
+`ss_*` what its train_network.py writes and UIs read. `impasto.*` is for what no one else has a key for: the noise law,
+its parameters (of log-SNR), hashes of base and references, scores.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from impasto.adapters.convert import Adapter
+from impasto.adapters.io import WEIGHTS, style_file
+from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
+from impasto.errors import UserError
+from impasto.families import card, cards, embedded, pipeline_class
+
+IMPLEMENTATION = {
+    "flux": "https://github.com/black-forest-labs/flux",
+    "sd3": "diffusers",
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+    "sd15": "diffusers",
+}
+BASE_VERSION = {"flux": "flux1", "sd3": "sd3m", "sdxl": "sdxl_base_v1-0", "sd15": "sd_v1"}
+NETWORK = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sdxl": "networks.lora", "sd15": "networks.lora"}
+KEPT = ("modelspec.", "ss_", "sshs_", "impasto.")
+"""Beginnings of the keys that go from one file of a style to the next."""
+NAMES_PATHS = ("ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_tag_frequency", "ss_vae_name")
+PATH = re.compile(r"(^|[\s\"'(\[=:,])(/[^/\s]|~/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)")
+
+
+@dataclass(frozen=True)
+class About:
+    """A style beside its tensors. recipe: the resolved one, {} for a style that was not trained here; inputs: the
+    hashes and versions that it met; metadata: of the weights' file."""
+
+    file: Path
+    recipe: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the file's."""
+        return self.file.resolve().parent.name if self.file.name == WEIGHTS else self.file.stem
+
+    @property
+    def base(self) -> str | None:
+        """The base that it was trained on, None when nothing says so."""
+        return self.recipe.get("base") or self.metadata.get("impasto.base")
+
+    @property
+    def captions(self) -> list[str]:
+        given = self.recipe.get("caption")
+        if not given:
+            try:
+                given = json.loads(self.metadata.get("impasto.captions", "[]"))
+            except json.JSONDecodeError:
+                given = []
+        return [given] if isinstance(given, str) else [str(caption) for caption in given]
+
+
+def about(style: Path | str, metadata: Mapping[str, str]) -> About:
+    """What the files beside a style's weights say. metadata: of the weights. UserError when recipe.toml is damaged."""
+    file = style_file(style)
+    kept = {key: value for key, value in metadata.items() if key.startswith(KEPT)}
+    if file.name != WEIGHTS or not (file.parent / "recipe.toml").is_file():
+        return About(file, metadata=kept)
+    try:
+        recipe = tomllib.loads((file.parent / "recipe.toml").read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file.parent / 'recipe.toml'} is damaged: {error}") from None
+    inputs = recipe.pop("impasto", {})
+    scores = file.parent / "scores.json"
+    known = json.loads(scores.read_text()) if scores.is_file() else {}
+    means = {key: value for key, value in known.items() if isinstance(value, int | float) and value is not None}
+    return About(file, recipe, inputs, means, kept)
+
+
+def known_card(base: str | None, architecture: str) -> dict[str, Any]:
+    """The card of a base, or of its architecture when there is no such base here."""
+    default = cards().get(PIPELINES[architecture], {})
+    try:
+        return default | card(base) if base else default
+    except UserError:
+        return default
+
+
+def architecture_of(base: str | None) -> str | None:
+    """flux, sd3, sdxl or sd15 for a base that is known or here, else None."""
+    if not base:
+        return None
+    if Path(base, "model_index.json").is_file():
+        return ARCHITECTURES.get(pipeline_class(Path(base)))
+    try:
+        return ARCHITECTURES.get(card(base).get("pipeline", ""))
+    except UserError:
+        return None
+
+
+def layers_per_block(base: str | None) -> int:
+    """Of the base's U-Net, where that can be read here; 2, as in SD1.5 and SDXL, otherwise."""
+    from impasto.families import locate
+
+    if not base or not (Path(base).is_dir() or base in embedded()):
+        return 2
+    file = locate(base) / "unet" / "config.json"
+    n = json.loads(file.read_text()).get("layers_per_block", 2) if file.is_file() else 2
+    if not isinstance(n, int):
+        raise UserError(f"{base!r} has another number of layers in each of its blocks ({n}), which no other tool knows")
+    return n
+
+
+def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[str, str]:
+    """The metadata of a file with this adapter. private: nothing that names a path or a folder of this machine.
+
+    What the style's file said already stays, where this does not know better.
+    """
+    recipe, known = style.recipe, known_card(style.base, adapter.architecture)
+    ranks = sorted({lora.rank for lora in adapter.layers.values()})
+    alphas = sorted({lora.alpha for lora in adapter.layers.values()})
+    trigger = style.captions[0] if style.captions else None
+    local = bool(style.base) and Path(style.base or "").exists()
+    size = recipe.get("size") or (known.get("size") if style.base else None)
+    told = style.metadata if not style.base else {}  # a file of another tool may know its base better than we do
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": told.get("modelspec.architecture", f"{known.get('modelspec', adapter.architecture)}/lora"),
+        "implementation": IMPLEMENTATION[adapter.architecture],
+        "title": style.name,
+        "resolution": f"{size}x{size}" if size else None,
+        "description": "A style, trained with impasto" if recipe else None,
+        "date": datetime.fromtimestamp(int(style.file.stat().st_mtime)).isoformat(),
+        "license": told.get("modelspec.license", known.get("license_name") or known.get("license")),
+        "trigger_phrase": trigger,
+        "usage_hint": f"Name the style as its captions did: {trigger}" if trigger else None,
+        "prediction_type": "epsilon" if adapter.architecture in ("sdxl", "sd15") else None,
+        "tags": "style",
+    }
+    kohya = {
+        "v2": "False",
+        "base_model_version": told.get("ss_base_model_version", base_version(known, adapter.architecture)),
+        "network_module": NETWORK[adapter.architecture],
+        "network_dim": ranks[0] if len(ranks) == 1 else "Dynamic",
+        "network_alpha": alphas[0] if len(alphas) == 1 else "Dynamic",
+        "output_name": style.name,
+        "sd_model_name": None if local and private else Path(style.base or "").name if local else style.base,
+    }
+    if recipe:
+        kohya |= trained(recipe, style, private)
+    own = {
+        **{key: recipe.get(key) for key in ("recipe", "noise", "noise_mean", "noise_std", "noise_shift", "objective")},
+        **{key: recipe.get(key) for key in ("prior_weight", "targets", "ema")},
+        **{key: style.inputs.get(key) for key in ("base_sha256", "references_sha256")},
+        "architecture": adapter.architecture,
+        "base": None if local and private else style.base,
+        "captions": style.captions or None,
+        "images": None if private else recipe.get("image"),
+        "scores": style.scores or None,
+    }
+    result = dict(style.metadata)
+    for prefix, values in (("modelspec", spec), ("ss", kohya), ("impasto", own)):
+        separator = "_" if prefix == "ss" else "."
+        result |= {f"{prefix}{separator}{key}": text(value) for key, value in values.items() if value is not None}
+    return without_paths(result) if private else result
+
+
+def base_version(known: Mapping[str, Any], architecture: str) -> str:
+    """ss_base_model_version as sd-scripts says it: for SD3 the size ("5-large"), for SD2 "sd_v2"."""
+    spec = known.get("modelspec", "")
+    if architecture == "sd3" and spec.startswith("stable-diffusion-3-"):
+        return spec.removeprefix("stable-diffusion-3-")
+    return "sd_v2_v" if spec == "stable-diffusion-v2-768-v" else BASE_VERSION[architecture]
+
+
+def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str, Any]:
+    """kohya's keys of a training run, under the names and in the forms that its train_network.py writes."""
+    size, images = recipe.get("size"), recipe.get("image") or []
+    folder = style.name if private else (Path(images[0]).resolve().parent.name if images else style.name)
+    counts = {caption: style.captions.count(caption) for caption in style.captions}
+    return {
+        "seed": recipe.get("seed"),
+        "steps": recipe.get("steps"),
+        "max_train_steps": recipe.get("steps"),
+        "learning_rate": recipe.get("lr"),
+        "unet_lr": recipe.get("lr"),
+        "lr_scheduler": recipe.get("schedule"),
+        "lr_warmup_steps": recipe.get("warmup"),
+        "optimizer": recipe.get("optimizer", "torch.optim.adamw.AdamW"),
+        "max_grad_norm": recipe.get("clip"),
+        "resolution": f"({size}, {size})" if size else None,
+        "num_train_images": len(style.inputs.get("references_sha256") or images) or None,
+        "batch_size_per_device": recipe.get("batch"),
+        "gradient_accumulation_steps": recipe.get("accumulate"),
+        "tag_frequency": {folder: counts} if counts else None,
+        "training_comment": f"impasto, recipe {Path(str(recipe.get('recipe'))).name}, noise {recipe.get('noise')}",
+    }
+
+
+def without_paths(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What names no path: without kohya's keys of data folders, and without any value in which a path is seen."""
+    own = metadata.get("ss_training_comment", "").startswith("impasto, ")
+    dropped = [key for key in NAMES_PATHS if not (own and key == "ss_tag_frequency")]
+    return {key: value for key, value in metadata.items() if key not in dropped and not PATH.search(value)}
+
+
+def text(value: Any) -> str:
+    """Strings as they are, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

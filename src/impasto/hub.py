@@ -1,0 +1,100 @@
+"""Styles on the Hugging Face Hub: the weights in diffusers' layout, the card with its pictures, and another tool's
+file beside them when one is asked for. What is published never names a path of this machine.
+"""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from impasto.adapters.files import export_style, open_style
+from impasto.adapters.io import WEIGHTS
+from impasto.adapters.metadata import About, known_card
+from impasto.errors import UserError
+from impasto.modelcard import made_card
+
+REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def publish(
+    style: Path | str, repo: str, format: str = "diffusers", *, base: str | None = None, private: bool = False
+) -> dict[str, Any]:
+    """Put a style into the model repository `owner/name`, which is made where there is none; returns what is there now.
+
+    format: a file in this layout as well. private: whether a new repository is. Raises UserError when there is no
+    token, the Hub does not accept it, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if not REPO.fullmatch(repo):
+        raise UserError(f"--push-to-hub {repo!r} is no name of a repository: it is owner/name")
+    if get_token() is None:
+        raise UserError(
+            "there is no token for the Hub: `hf auth login`, or set HF_TOKEN; it must be one that can write"
+        )
+    adapter, told = open_style(style, base=base)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        other = folder / format / f"{told.name}-{format}.safetensors"
+        files = [folder / WEIGHTS] + ([] if format == "diffusers" else [other])
+        for file, layout in zip(files, ("diffusers", format), strict=False):
+            export_style(style, layout, file, private=True, base=base)
+        card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])
+        (folder / "README.md").write_text(card)
+        there = {file.name: file for file in [*files, folder / "README.md"]} | pictures(told, card)
+        endpoint = os.environ.get("HF_ENDPOINT")
+        try:
+            api = HfApi(endpoint=endpoint)
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            operations = [CommitOperationAdd(name, file) for name, file in there.items()]
+            commit = api.create_commit(repo, operations, commit_message=f"impasto: {told.name}")
+        except Exception as error:  # hub, http and file system errors have no common class
+            raise UserError(why(error, repo, endpoint)) from None
+    return {"url": str(commit.repo_url), "commit": commit.oid, "files": sorted(there)}
+
+
+def hub_card(told: About, base: str | None, architecture: str, repo: str, files: list[str]) -> str:
+    """The style's own README.md with the repository in place of this machine's folders."""
+    own = told.file.parent / "README.md"
+    if told.file.name == WEIGHTS and own.is_file():
+        text = own.read_text()
+    else:
+        known, trigger = known_card(base, architecture), (told.captions or [None])[0]
+        text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger)
+    name = Path(base).name if base and Path(base).exists() else base or "its base model"
+    text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)
+    text = re.sub(r'from_pretrained\("[^"]*"\)', f"from_pretrained({json.dumps(name)})", text)
+    text = re.sub(r"--style \S+?(?=[:`\s])", f"--style {repo.partition('/')[2]}", text)
+    text = re.sub(r"--base \S+", f"--base {name}", text)
+    if base and name != base:
+        text = text.replace(f"`{base}`", f"`{name}`")
+    if not REPO.fullmatch(name):  # the Hub links base_model, and refuses what is no repository
+        text = re.sub(r"^base_model: .*\n", "", text, count=1, flags=re.MULTILINE)
+    if len(files) > 1:
+        text += f"\nFor tools that do not read diffusers' layout: `{files[1]}`.\n"
+    return text
+
+
+def pictures(told: About, card: str) -> dict[str, Path]:
+    """The card's pictures: {name in the repository: file}, as far as they are there."""
+    line = re.search(r"^widget: (\[.*\])$", card, re.MULTILINE)
+    try:
+        names = [example["output"]["url"] for example in json.loads(line[1])] if line else []
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{told.file.parent / 'README.md'}: its widget is not a list of texts and pictures") from None
+    return {name: told.file.parent / name for name in names if (told.file.parent / name).is_file()}
+
+
+def why(error: Exception, repo: str, endpoint: str | None) -> str:
+    """One line on what the Hub or the way to it did."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return "the Hub does not accept the token: `hf auth login` again, or set HF_TOKEN to one that is valid"
+    if status == 403:
+        return f"the token may not write to {repo!r}: it needs the right to write, and the owner must be you or yours"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if status is None:
+        return f"the Hub ({endpoint or 'huggingface.co'}) cannot be reached: {reason}"
+    return f"the Hub refused to take {repo!r} ({status}): {reason}"

@@ -1,0 +1,188 @@
+"""What files say of themselves: kohya's and modelspec's keys, ours, and nothing about this machine when asked."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
+from impasto.adapters.io import WEIGHTS
+from impasto.errors import UserError
+
+RECIPE = """
+base = "{base}"
+recipe = "style-friendly"
+image = ["/home/me/secret/rocket.png"]
+caption = ["a rocket in ink style"]
+out = "/home/me/runs/ink"
+noise = "style-friendly"
+noise_mean = -6.0
+noise_std = 2.0
+objective = "denoise"
+targets = ["attention"]
+lr = 0.0001
+steps = 300
+batch = 2
+accumulate = 4
+size = 512
+seed = 7
+schedule = "constant"
+warmup = 0
+
+[impasto]
+base_sha256 = "b0"
+references_sha256 = ["r0"]
+"""
+FLUX = "transformer.single_transformer_blocks.0.proj_out"
+
+
+def write_style(folder, base, layer=FLUX, recipe=RECIPE):
+    folder.mkdir(parents=True)
+    halves = {f"{layer}.lora_A.weight": torch.randn(4, 6), f"{layer}.lora_B.weight": torch.randn(5, 4)}
+    part = layer.partition(".")[0]
+    stated = {f"{part}.r": 4, f"{part}.lora_alpha": 8}
+    save_file(halves, folder / WEIGHTS, {"format": "pt", "lora_adapter_metadata": json.dumps(stated)})
+    (folder / "recipe.toml").write_text(recipe.format(base=base))
+    (folder / "scores.json").write_text(json.dumps({"style_accuracy": 0.9, "leakage": None, "images": []}))
+    return folder
+
+
+def told(file):
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def test_a_kohya_file_says_what_kohyas_say(tmp_path):
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    result = export_style(style, "kohya")
+    assert result["out"] == str(tmp_path / "ink-kohya.safetensors") and result["ranks"] == [4]
+    meta = told(result["out"])
+    assert all(isinstance(value, str) for value in meta.values()) and "lora_adapter_metadata" not in meta
+    assert meta["modelspec.sai_model_spec"] == "1.0.1" and meta["modelspec.architecture"] == "flux-1-dev/lora"
+    assert meta["modelspec.implementation"] == "https://github.com/black-forest-labs/flux"
+    assert meta["modelspec.title"] == meta["ss_output_name"] == "ink" and meta["modelspec.resolution"] == "512x512"
+    assert meta["modelspec.trigger_phrase"] == "a rocket in ink style"
+    assert meta["modelspec.license"] == "flux-1-dev-non-commercial-license"
+    kohya = {"base_model_version": "flux1", "network_module": "networks.lora_flux", "network_dim": "4", "v2": "False"}
+    kohya |= {"network_alpha": "8.0", "seed": "7", "steps": "300", "learning_rate": "0.0001"}
+    kohya |= {"resolution": "(512, 512)", "sd_model_name": "black-forest-labs/FLUX.1-dev", "num_train_images": "1"}
+    assert {key: meta[f"ss_{key}"] for key in kohya} == kohya
+    assert json.loads(meta["ss_tag_frequency"]) == {"secret": {"a rocket in ink style": 1}}
+    own = {"noise": "style-friendly", "noise_mean": "-6.0", "noise_std": "2.0", "base_sha256": "b0"}
+    assert {key: meta[f"impasto.{key}"] for key in own} == own
+    assert json.loads(meta["impasto.references_sha256"]) == ["r0"]
+    assert json.loads(meta["impasto.scores"]) == {"style_accuracy": 0.9}
+
+
+def test_the_hash_is_that_of_the_bytes_behind_the_header(tmp_path):
+    file = export_style(write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev"), "comfyui")["out"]
+    with Path(file).open("rb") as stream:
+        n = int.from_bytes(stream.read(8), "little")
+        stream.seek(8 + n)
+        assert told(file)["modelspec.hash_sha256"] == "0x" + hashlib.sha256(stream.read()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("base", "layer", "spec", "version"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", FLUX, "flux-1-schnell", "flux1"),
+        ("stabilityai/stable-diffusion-3.5-large", "transformer.proj_out", "stable-diffusion-3-5-large", "5-large"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "unet.conv_in", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet.conv_in", "stable-diffusion-v1", "sd_v1"),
+        ("mini-sd3", "transformer.proj_out", "stable-diffusion-3", "sd3m"),
+    ],
+)
+def test_architectures_as_kohya_names_them(tmp_path, base, layer, spec, version):
+    meta = told(export_style(write_style(tmp_path / "ink", base, layer), "kohya")["out"])
+    assert meta["modelspec.architecture"] == f"{spec}/lora" and meta["ss_base_model_version"] == version
+
+
+def test_private_names_no_path(tmp_path, tiny_flux):
+    style = write_style(tmp_path / "ink", tiny_flux)
+    open_ = told(export_style(style, "kohya")["out"])
+    assert "secret" in str(open_) and str(tiny_flux) in str(open_)
+    private = told(export_style(style, "kohya", private=True, overwrite=True)["out"])
+    assert not any(word in str(private) for word in ("secret", "/home", str(tiny_flux), tiny_flux.name + '"', "/tmp"))
+    assert private["impasto.noise_mean"] == "-6.0" and private["modelspec.trigger_phrase"] == "a rocket in ink style"
+
+
+def test_what_a_file_said_goes_with_it(tmp_path):
+    """Through export, import, resize and merge; a private export of a foreign file drops its folders."""
+    base = "black-forest-labs/FLUX.1-dev"
+    file = export_style(write_style(tmp_path / "ink", base), "kohya")["out"]
+    import_style(file, tmp_path / "back")
+    meta = told(tmp_path / "back" / WEIGHTS)
+    assert meta["impasto.noise_mean"] == "-6.0" and meta["ss_seed"] == "7" and meta["modelspec.title"] == "back"
+    assert meta["impasto.base"] == base and meta["modelspec.architecture"] == "flux-1-dev/lora"
+    resize_style(tmp_path / "back", 2, tmp_path / "small")
+    assert told(tmp_path / "small" / WEIGHTS)["ss_network_dim"] == "2"
+    result = merge_styles([f"{tmp_path / 'ink'}:0.5", f"{tmp_path / 'back'}:0.5"], tmp_path / "both")
+    assert result["ranks"] == [8] and result["base"] == base
+    assert told(tmp_path / "both" / WEIGHTS)["modelspec.merged_from"] == "ink:0.5, back:0.5"
+    card = (tmp_path / "both" / "README.md").read_text()
+    for line in (
+        f'base_model: "{base}"',
+        'license: "other"',
+        'license_name: "flux-1-dev-non-commercial-license"',
+        'license_link: "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"',
+        'instance_prompt: "a rocket in ink style"',
+    ):
+        assert line in card
+    assert '"flux", "flux-diffusers"]' in card and f'weight_name="{WEIGHTS}"' in card
+
+
+def test_another_tools_file_knows_its_base_better(tmp_path):
+    tensors = {"lora_unet_x_embedder.lora_down.weight": torch.randn(2, 4)}
+    tensors |= {"lora_unet_x_embedder.lora_up.weight": torch.randn(3, 2)}
+    said = {"modelspec.architecture": "flux-1-dev/lora", "ss_dataset_dirs": '{"10_me": 1}', "ss_vae_name": "ae"}
+    save_file(tensors, tmp_path / "x.safetensors", said | {"ss_training_comment": "from C:\\me\\data", "other": "no"})
+    meta = told(export_style(tmp_path / "x.safetensors", "comfyui")["out"])
+    assert meta["modelspec.architecture"] == "flux-1-dev/lora" and meta["ss_vae_name"] == "ae" and "other" not in meta
+    meta = told(export_style(tmp_path / "x.safetensors", "comfyui", private=True, overwrite=True)["out"])
+    assert not {"ss_dataset_dirs", "ss_vae_name", "ss_training_comment"} & meta.keys()
+
+
+def test_out_is_not_overwritten_unasked(tmp_path):
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    export_style(style)
+    for call, message in (
+        (lambda: export_style(style), "is there already: give another name, or --overwrite"),
+        (lambda: export_style(style, "kohya", style / "k.safetensors"), "lies in a style folder"),
+        (lambda: export_style(style, "kohya", tmp_path / "k.ckpt"), "must be a file whose name ends in .safetensors"),
+        (lambda: export_style(style, "safetensors"), "unknown format 'safetensors'"),
+        (lambda: import_style(tmp_path / "ink-diffusers.safetensors", style), "is there already"),
+        (lambda: import_style(tmp_path / "ink-diffusers.safetensors", style, overwrite=True), "holds a training run"),
+        (lambda: import_style(tmp_path / "ink-diffusers.safetensors", tmp_path, overwrite=True), "is no style"),
+        (lambda: resize_style(style, 2, tmp_path / "ink" / "state"), "lies in a style folder"),
+        (lambda: merge_styles([str(style)], tmp_path / "m"), "two styles or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ink", "ink-diffusers.safetensors"]
+    assert export_style(style, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
+
+
+def test_files_that_are_no_style(tmp_path, tiny_sd3):
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    data = (style / WEIGHTS).read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(data[:-10])
+    save_file({"vae.weight": torch.ones(1)}, tmp_path / "vae.safetensors")
+    (tmp_path / "old.ckpt").write_bytes(data)
+    for name, message in (
+        ("half.safetensors", "half.safetensors is damaged"),
+        ("vae.safetensors", "there is no LoRA in it, but vae.weight"),
+        ("old.ckpt", "not a safetensors file: other formats can run code"),
+        ("nowhere.safetensors", "no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            import_style(tmp_path / name, tmp_path / "out")
+    with pytest.raises(UserError, match="no layer of sd3"):
+        import_style(style / WEIGHTS, tmp_path / "out", base=str(tiny_sd3))
+    other = write_style(tmp_path / "other", "mini-sd3", "transformer.transformer_blocks.0.attn.to_q")
+    with pytest.raises(UserError, match="was not trained for this base: 2 of 2 tensors do not fit"):
+        import_style(other / WEIGHTS, tmp_path / "out", base=str(tiny_sd3))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,146 @@
+"""Reading LoRA files: the ways in which the same layers are written, and everything that is refused by name."""
+
+import json
+
+import pytest
+import torch
+
+from impasto.adapters.convert import Adapter, Lora, write
+from impasto.adapters.parse import read
+from impasto.errors import UserError
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = LAYER.replace("to_q", "to_out.0")
+CLIP = "text_encoder.text_model.encoder.layers.3.self_attn.k_proj"
+FLAT = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+A, B = torch.arange(8.0).reshape(2, 4), torch.arange(1.0, 7).reshape(3, 2)
+
+
+def file(*layers, down="lora_down.weight", up="lora_up.weight", alpha=None):
+    tensors = {}
+    for layer in layers:
+        dot = "" if down.startswith("_") else "."
+        tensors |= {f"{layer}{dot}{down}": A, f"{layer}{dot}{up}": B}
+        if alpha is not None:
+            tensors[f"{layer}.alpha"] = torch.tensor(alpha, dtype=torch.bfloat16)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "layer"),
+    [
+        (file(LAYER, down="lora_A.weight", up="lora_B.weight"), LAYER),
+        (file(LAYER, down="lora_A.default.weight", up="lora_B.default.weight"), LAYER),
+        (file(LAYER, down="lora.down.weight", up="lora.up.weight"), LAYER),
+        (file(LAYER.replace("to_q", "processor.to_q"), down="_lora.down.weight", up="_lora.up.weight"), LAYER),
+        (file(LAYER.replace("to_q", "processor.to_out"), down="_lora.down.weight", up="_lora.up.weight"), OUT),
+        (file(f"lora_unet_{FLAT}"), LAYER),
+        (file("lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"), LAYER),
+        (file("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"), LAYER),
+        (file(LAYER.replace("unet.", "base_model.model.")), LAYER),
+        (file("lora_te_text_model_encoder_layers_3_self_attn_k_proj"), CLIP),
+        (file("lora_te1_text_model_encoder_layers_3_self_attn_k_proj"), CLIP),
+        (file("text_encoders.clip_l.transformer.text_model.encoder.layers.3.self_attn.k_proj"), CLIP),
+        (file(CLIP.replace("text_model.", "")), CLIP),
+        (file(CLIP.replace("k_proj", "to_k"), down="_lora.down.weight", up="_lora.up.weight"), CLIP),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_one_layer_in_many_ways(tensors, layer):
+    adapter = read(tensors, architecture="sd15")
+    assert list(adapter.layers) == [layer]
+    assert torch.equal(adapter.layers[layer].down, A) and adapter.layers[layer].scale == 1
+
+
+def test_where_alpha_comes_from():
+    scale = lambda tensors, metadata=None: read(tensors, metadata, architecture="sd15").layers[LAYER].scale  # noqa: E731
+    assert scale(file(LAYER, alpha=8.0)) == 4
+    assert scale(file(LAYER, alpha=0.0)) == 1  # as kohya reads it
+    stated = {"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"attn1.to_q": 6}}
+    assert scale(file(LAYER), {"lora_adapter_metadata": json.dumps(stated)}) == 3
+    del stated["unet.alpha_pattern"]
+    assert scale(file(LAYER), {"lora_adapter_metadata": json.dumps(stated)}) == 0.5
+    stated["unet.use_rslora"] = True
+    assert scale(file(LAYER), {"lora_adapter_metadata": json.dumps(stated)}) == pytest.approx(1 / 2**0.5)
+
+
+FLUX, JOINT = "lora_unet_single_blocks_0_linear2", "lora_unet_joint_blocks_0_x_block_attn_proj"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "architecture"),
+    [
+        (file(FLUX), {}, "flux"),
+        (file("transformer.single_transformer_blocks.1.proj_out"), {}, "flux"),
+        (file(JOINT), {}, "sd3"),
+        (file(f"lora_unet_{FLAT}"), {}, "sd15"),
+        (file("lora_te2_text_model_encoder_layers_3_mlp_fc1", "lora_unet_middle_block_1_proj_in"), {}, "sdxl"),
+        (file("lora_unet_middle_block_1_proj_in"), {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
+        (file("lora_unet_middle_block_1_proj_in"), {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sd15"),
+        (file("transformer.transformer_blocks.0.attn.to_q"), {"ss_base_model_version": "5-large"}, "sd3"),
+        (file("transformer.transformer_blocks.0.attn.to_q"), {"modelspec.architecture": "flux-1-dev/lora"}, "flux"),
+    ],
+)
+def test_the_architecture_is_found(tensors, metadata, architecture):
+    assert read(tensors, metadata).architecture == architecture
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "there is no LoRA in it"),
+        ({"encoder.weight": A}, "there is no LoRA in it, but encoder.weight"),
+        (file(LAYER) | {"encoder.weight": A}, "belong to no LoRA: encoder.weight"),
+        ({f"{LAYER}.lora_down.weight": A}, "to_q has no up"),
+        ({f"{LAYER}.lora_up.weight": B, **file(OUT)}, "to_q has no down"),
+        ({f"{LAYER}.lora_down.weight": A, f"{LAYER}.lora_up.weight": A.T[:, :1]}, "do not fit each other"),
+        (file("lora_unet_down_blocks_9_resnets_0_conv1"), "lora_unet_down_blocks_9_resnets_0_conv1: no layer of sd15"),
+        (file("lora_unet_double_blocks_0_img_attn_proj"), "no layer of sd15"),
+        (file("lora_prior_unet_x"), "lora_prior_unet_x: no layer"),
+        (file("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), "no layer of sd15"),
+        (file(LAYER) | {f"{LAYER}.dora_scale": A}, "to_q.dora_scale' is DoRA"),
+        (file(LAYER) | {f"{LAYER}.lora_magnitude_vector": A}, "is DoRA"),
+        ({"lora_unet_x.lokr_w1": A}, "is LoKr"),
+        ({"lora_unet_x.hada_w1_a": A}, "is LoHa"),
+        ({"lora_unet_x.oft_blocks": A}, "is OFT"),
+        (file(LAYER) | {f"{LAYER}.lora_mid.weight": A}, "is LoCon in Tucker form"),
+        (file(LAYER) | {f"{LAYER}.diff_b": A}, "no low-rank update"),
+        (file("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "a LoRA on the T5"),
+        ({key: torch.zeros_like(t) for key, t in file("lora_te3_x").items()}, "all its LoRAs are zero"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(tensors, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        read(tensors, architecture="sd15")
+
+
+def test_damaged_metadata_and_an_unknown_base():
+    with pytest.raises(UserError, match="lora_adapter_metadata is not a JSON object"):
+        read(file(LAYER), {"lora_adapter_metadata": "{"}, architecture="sd15")
+    with pytest.raises(UserError, match="says DoRA"):
+        read(file(LAYER), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, architecture="sd15")
+    with pytest.raises(UserError, match="which base it belongs to: say it with --base"):
+        read(file("transformer.transformer_blocks.0.attn.to_q"))
+
+
+def test_text_encoders_can_be_left_out():
+    text = file(CLIP, "lora_te3_encoder_block_0_layer_0_SelfAttention_q")
+    assert list(read(file(LAYER) | text, architecture="sd15", denoiser_only=True).layers) == [LAYER]
+
+
+def test_a_fused_layer_keeps_the_ranks_of_its_parts_and_comes_back_to_the_bit():
+    """Ranks 2, 3 and none; then a shared A, as a fused LoRA has it, which is not made three times as large."""
+    block = "transformer.transformer_blocks.0.attn."
+    layers = {f"{block}to_q": Lora(torch.randn(2, 4), torch.randn(4, 2), 3.0)}
+    layers |= {f"{block}to_v": Lora(torch.randn(3, 4), torch.randn(4, 3), 4.5)}
+    tensors, _ = write(Adapter("sd3", layers), "kohya")
+    assert tensors["lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"].shape == (5, 4)
+    again = read(tensors).layers
+    assert again.keys() == layers.keys() and all(again[k].scale == lora.scale for k, lora in layers.items())
+    assert torch.equal(again[f"{block}to_v"].down, layers[f"{block}to_v"].down)
+    name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    dense = {f"{name}.lora_down.weight": torch.randn(2, 4), f"{name}.lora_up.weight": torch.randn(12, 2)}
+    dense[f"{name}.alpha"] = torch.tensor(1.0)
+    back, _ = write(read(dense), "kohya")
+    assert back.keys() == dense.keys() and all(torch.equal(back[key], dense[key]) for key in dense)

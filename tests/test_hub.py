@@ -1,0 +1,160 @@
+"""Publishing, against a local fake of the Hub's HTTP API: what is sent, and one line for everything that goes wrong."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from impasto.adapters.io import WEIGHTS
+from impasto.errors import UserError
+from impasto.hub import publish
+
+RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'
+CARD = """---
+base_model: "{base}"
+license: "apache-2.0"
+widget: [{{"text": "a cat in ink style", "output": {{"url": "previews/0.png"}}}}]
+---
+# ink
+
+A style for `{base}`.
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("/home/me/ink", weight_name="pytorch_lora_weights.safetensors")
+
+impasto generate --base {base} --style /home/me/ink --prompt "a cat"
+A strength below 1: `--style /home/me/ink:0.7`.
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Repositories, their files, and what was asked; the token "good" may write to "me"."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        token = self.headers.get("Authorization")
+        if token != "Bearer good":
+            return self.reply({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/validate-yaml":
+            return self.reply({"errors": [], "warnings": []})
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            if asked["organization"] != "me":
+                return self.reply({"error": "You don't have the rights"}, 403)
+            self.server.repos[f"me/{asked['name']}"] = asked
+            return self.reply({"url": f"{self.server.url}/me/{asked['name']}", "id": f"me/{asked['name']}"})
+        if "/preupload/" in self.path:
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "regular" if f["path"].endswith(".md") else "lfs",
+                    "shouldIgnore": False,
+                }
+                for f in json.loads(body)["files"]
+            ]
+            return self.reply({"files": modes})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            upload = lambda oid: {"upload": {"href": f"{self.server.url}/upload/{oid}"}}  # noqa: E731
+            found = [o | {"actions": upload(o["oid"])} for o in json.loads(body)["objects"]]
+            return self.reply({"transfer": "basic", "objects": found})
+        assert "/commit/" in self.path, self.path
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                self.server.files[line["value"]["path"]] = self.server.blobs[line["value"]["oid"]]
+        return self.reply({"commitUrl": f"{self.server.url}/me/ink/commit/abc", "commitOid": "abc", "hookOutput": ""})
+
+    def do_PUT(self):
+        self.server.blobs[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply({})
+
+    def reply(self, content, status=200):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    server.repos, server.files, server.blobs = {}, {}, {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "good")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def style(tmp_path, tiny_flux):
+    folder = tmp_path / "ink"
+    (folder / "previews").mkdir(parents=True)
+    (folder / "previews" / "0.png").write_bytes(b"a picture")
+    name = "transformer.single_transformer_blocks.0.proj_out"
+    halves = {f"{name}.lora_A.weight": torch.randn(4, 6), f"{name}.lora_B.weight": torch.randn(5, 4)}
+    save_file(halves, folder / WEIGHTS)
+    (folder / "recipe.toml").write_text(RECIPE.format(base=tiny_flux))
+    (folder / "README.md").write_text(CARD.format(base=tiny_flux))
+    return folder
+
+
+def test_the_repository_holds_weights_card_and_pictures(hub, style, tiny_flux, tmp_path):
+    result = publish(style, "me/ink", private=True)
+    assert result == {"url": f"{hub.url}/me/ink", "commit": "abc", "files": ["README.md", "previews/0.png", WEIGHTS]}
+    assert sorted(hub.files) == result["files"] and hub.files["previews/0.png"] == b"a picture"
+    assert hub.repos["me/ink"].get("visibility") == "private" or hub.repos["me/ink"].get("private") is True
+    card = hub.files["README.md"].decode()
+    assert 'load_lora_weights("me/ink", weight_name=' in card and "--style ink" in card and "`--style ink:0.7`" in card
+    (tmp_path / "down.safetensors").write_bytes(hub.files[WEIGHTS])
+    with safe_open(tmp_path / "down.safetensors", "pt") as file:
+        said = str(file.metadata()) + card
+    assert "/home" not in said and str(tiny_flux) not in said and "/tmp" not in said
+    assert "base_model" not in card and "a rocket in ink style" in said
+
+
+def test_another_format_lies_beside(hub, style):
+    assert publish(style, "me/ink", "comfyui")["files"][1:3] == ["ink-comfyui.safetensors", "previews/0.png"]
+    assert "`ink-comfyui.safetensors`" in hub.files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "message"),
+    [
+        ("ink", "good", "it is owner/name"),
+        ("me/ink", "", "there is no token for the Hub"),
+        ("me/ink", "bad", "the Hub does not accept the token"),
+        ("you/ink", "good", "the token may not write to 'you/ink'"),
+    ],
+)
+def test_what_goes_wrong(hub, style, monkeypatch, tmp_path, repo, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=message) as error:
+        publish(style, repo)
+    assert "\n" not in str(error.value) and not hub.files
+
+
+def test_no_network(hub, style, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the Hub \(http://127.0.0.1:9\) cannot be reached"):
+        publish(style, "me/ink")
