@@ -134,7 +134,6 @@ def test_refusals(tiny_sd3, monkeypatch):
 
     refuse("cpu", "lies in main memory already", offload="on")
     refuse("cuda", "saves nothing unless", offload="on", checkpointing=0.5)
-    refuse("cuda", "exclude each other", offload="on", quantize="nf4")
     refuse("cuda", "no backward pass", attention="sage")
     refuse("mps", "does not train on mps", compile="on")
     refuse("cpu", "share, 0 to 1, not 2", checkpointing=2.0)
@@ -144,6 +143,7 @@ def test_refusals(tiny_sd3, monkeypatch):
     refuse("cuda", "triton is not installed", compile="on")
     monkeypatch.setattr(running, "extra", lambda *names: None)
     refuse("mps", "bitsandbytes has no kernels for it", quantize="nf4")
+    refuse("cuda", "exclude each other", offload="on", quantize="nf4")
     own = families.load(str(tiny_sd3), device="cpu")
     with pytest.raises(UserError, match="torch's own, which picks the fastest kernel"):
         running.attention(own.denoiser, "native")

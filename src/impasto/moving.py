@@ -38,7 +38,8 @@ class Moving:
         self.config, self.named = config, named
         self.parameters = list(named.values())
         self.optimizer = optimizers.build(config, named, rates or {})
-        self.check_at = min(CHECK_AT, config.steps)
+        # at step 1 B is zero and A gets no gradient
+        self.check_at = min(CHECK_AT, config.steps) if config.steps > 1 else 0
         self.start = [p.detach().clone() for p in self.parameters] if done < self.check_at else []
         if state:
             self.restore(state)
