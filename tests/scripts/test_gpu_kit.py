@@ -22,7 +22,6 @@ from impasto.pretrain.mmdit import MMDiT
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
 sys.path.insert(0, str(SCRIPTS))
-import bench_real_size  # noqa: E402
 import kit  # noqa: E402
 import muon  # noqa: E402
 import pack  # noqa: E402
@@ -364,12 +363,3 @@ esac
     died = shell("start", "30", "--size", "small")
     assert died.returncode == 1 and "RuntimeError: boom" in died.stderr
     assert shell("nothing").returncode == 2
-
-
-def test_the_real_size_is_measured_in_little(tmp_path):
-    rows = bench_real_size.main(["--tiny", "--steps", "1", "--compile", "no", "--device", "cpu", "--seconds", "60",
-                                 "--out", str(tmp_path / "bench.json")])  # fmt: skip
-    assert len(rows) == 2 and all(row["seconds"] > 0 for row in rows)
-    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == rows
-    config = bench_real_size.TINY
-    assert bench_real_size.operations(config, 128, 4) > bench_real_size.operations(config, 64, 4)
