@@ -132,12 +132,12 @@ def execute(arguments: Sequence[str], out: Path, torchvision: Path | None, threa
     return json.loads(out.read_text())
 
 
-def write_reference(work: Path, style: str, concept: str | None = None) -> Any:
+def write_reference(work: Path, style: str, concept: str | None = None, prompts: int = 1) -> Any:
     """Put the reference picture of a held-out style into `work`/pictures; returns the demo's plan of that style."""
     from impasto.demo import make_plan
     from impasto.evaluate.truth import true_pictures
 
-    plan = make_plan(work, style, concept, "mini-sd3", 0, 1)
+    plan = make_plan(work, style, concept, "mini-sd3", 0, prompts)
     (work / "pictures").mkdir(parents=True, exist_ok=True)
     true_pictures(plan.style, [plan.concept])[plan.concept].save(work / "pictures" / "reference.png")
     return plan
