@@ -17,6 +17,8 @@ work on the machine hardly changes. The style is a secondary held-out one: the p
 import argparse
 import json
 import math
+import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -139,6 +141,7 @@ def trained(arm: str, o: argparse.Namespace, work: Path, caption: str) -> Row:
     record, arguments = work / f"{arm}.json", command(arm, o, work, caption)
     if record.is_file() and (found := json.loads(record.read_text()))["command"] == arguments:
         return found
+    shutil.rmtree(work / arm, ignore_errors=True)  # a run that goes on would lack the times of its first steps
     return execute(arguments, record, o.torchvision if arm == "peer" else None, o.threads)
 
 
@@ -211,6 +214,7 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: Sequence[str] | None = None) -> Row:
     o = options(args)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from impasto.artworld import load_meta
 
     meta = load_meta()
