@@ -1,5 +1,6 @@
 """The pure parts of the speed benchmark: gaps, rates, ratios, flags, and what the runner makes good for the peer."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -36,19 +37,25 @@ def test_the_summary_takes_medians_and_compares_with_impasto():
     assert list(arms) == ["impasto", "peer"] and arms["impasto"]["steps_per_s"] == 6 and "ratio" not in arms["impasto"]
     assert arms["peer"]["ratio"]["steps_per_s"] == 3 and arms["peer"]["ratio"]["memory_mb"] == 0.5
     text = speed.table(arms)
-    assert "| peer | 2.00 | 4.00 | 2.00 | 3.0 | 1000 | 3.00x (mean 3.00x) |" in text
+    assert "| peer | 2.00 | 4.00 | 2.00 | 3.0 | 1000 | 3.00x (mean 3.00x), memory 0.50x |" in text
 
 
 def test_every_arm_trains_the_same(tmp_path):
     peer = tmp_path / "peer.py"
     peer.touch()
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "impasto.json").write_text('{"name": "mini-sd3"}')
     o = speed.options(["--peer", str(peer), "--batch", "4", "--rank", "16", "--steps", "9", "--precision", "bf16"])
-    commands = {arm: " ".join(speed.command(arm, o, tmp_path, Path("/base"), "a cat")) for arm in speed.ARMS}
-    assert commands["impasto"].startswith("impasto train --base /base")
+    commands = {arm: " ".join(speed.command(arm, o, tmp_path, base, "a cat")) for arm in speed.ARMS}
+    assert commands["impasto"].startswith(f"impasto train --base {base} ")
     for words in ("--rank 16", "--steps 9", "--batch 4", "--size 128", "--precision bf16", "--accumulate 1"):
         assert words in commands["impasto"]
     for words in ("--rank 16", "--max_train_steps 9", "--train_batch_size 4", "--repeats 4", "--mixed_precision bf16"):
         assert words in commands["peer"]
+    card = json.loads((tmp_path / "lean-base" / "impasto.json").read_text())
+    assert card == {"name": "mini-sd3", "text_lengths": {"1": 1.0}}
+    assert json.loads((base / "impasto.json").read_text()) == {"name": "mini-sd3"}
     assert "--cache_latents" not in commands["peer"] and commands["peer, lean"].endswith("--cache_latents")
 
 

@@ -363,3 +363,18 @@ esac
     died = shell("start", "30", "--size", "small")
     assert died.returncode == 1 and "RuntimeError: boom" in died.stderr
     assert shell("nothing").returncode == 2
+
+
+def test_a_bench_of_its_own_needs_only_the_wheels(tmp_path, monkeypatch, capsys):
+    def wheels(out: Path, constraints: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "diffusers.whl").write_bytes(b"w" * 2**20)
+
+    monkeypatch.setattr(pack, "pack_wheels", wheels)
+    assert pack.main(["--wheels", "--out", str(tmp_path / "gpu")])
+    assert [path.name for path in (tmp_path / "gpu").iterdir()] == ["whl"]
+    assert f"carry {tmp_path / 'gpu' / 'whl'}" in capsys.readouterr().out
+    monkeypatch.setattr(pack, "LIMIT", 2**20)
+    (tmp_path / "gpu" / "whl" / "diffusers.whl").unlink()
+    (tmp_path / "gpu" / "whl").rmdir()
+    assert not pack.main(["--wheels", "--out", str(tmp_path / "gpu")])
