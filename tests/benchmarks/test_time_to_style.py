@@ -63,7 +63,7 @@ def test_a_state_becomes_the_style_that_the_run_itself_saved(tiny_sd3, picture, 
     from impasto.train import train
 
     given = {"image": (picture,), "caption": ("a cat in neon style",), "out": tmp_path / "run", "preview": False}
-    train(resolve("style-friendly", str(tiny_sd3), steps=1, batch=1, rank=2, tensorboard=False, **given))
-    file = bench.style_of_state(tmp_path / "run" / "state" / "step-000001.safetensors", tmp_path / "s.safetensors")
+    train(resolve("style-friendly", str(tiny_sd3), steps=2, batch=1, rank=2, tensorboard=False, **given))
+    file = bench.style_of_state(tmp_path / "run" / "state" / "step-000002.safetensors", tmp_path / "s.safetensors")
     found, expected = load_file(file), load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
     assert set(found) == set(expected) and all(found[name].equal(expected[name]) for name in expected)
