@@ -1,69 +1,88 @@
-"""Seconds and memory of a LoRA step on a model of SD3.5-large's size, with random weights: no download.
+"""Seconds and memory of a LoRA step on models of real size with random weights: FLUX.1-dev, SD3.5-large. No download.
 
-    python bench_real_size.py --out bench.json [--sizes 512 1024] [--seconds 150] [--tiny]
+    python bench_real_size.py --out bench.json [--models flux-dev sd35-large] [--sizes 512 1024] [--seconds 530]
 
-For every size in pixels, with and without gradient checkpointing, eager and with the repeated block compiled: seconds
+For every size in pixels, with and without gradient checkpointing, eager and with the repeated blocks compiled: seconds
 per step (median), peak memory, and the share of the device's matrix rate. One step is what impasto does: rectified-flow
-loss on a batch of one, LoRA of rank 32 in fp32 on the attention of both streams, bf16 base weights, AdamW. The count of
-operations is that of a step without checkpointing (frozen weights get no gradient), so that recomputing does not count
-as work. Latents are size / 8, text is 77 + 256 tokens, as in the pipeline's default call.
+loss on a batch of one, LoRA of rank 32 in fp32 on the family's attention layers (the paper's lists), bf16 base weights,
+AdamW. The count of operations is that of a step without checkpointing (frozen weights get no gradient), so that
+recomputing does not count as work. Latents are size / 8; text is what the pipelines make of a prompt: 512 T5 tokens
+(FLUX), 77 + 256 (SD3.5). Sizes and layers are the package's own (`families/configs`, `families/*.py`).
+
+It ends by itself: no variant begins without the time that it may need, and at --seconds an alarm stops what runs.
 """
 
 import argparse
 import gc
 import json
+import signal
 import statistics
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 PEAK = 790e12  # bf16 matrix product of 8192^3 on random data, measured on an H200 of this workplace (KINDS.md)
-TEXT_TOKENS = 77 + 256
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-LARGE = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 38,
-    "attention_head_dim": 64,
-    "num_attention_heads": 38,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 2432,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-    "qk_norm": "rms_norm",
-}
-TINY = LARGE | {
-    "sample_size": 8,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 48,
-    "caption_projection_dim": 16,
-    "pooled_projection_dim": 24,
-    "pos_embed_max_size": 32,
-}
+CONFIGS = Path(__file__).resolve().parents[2] / "src" / "impasto" / "families" / "configs"
+GOALS = {("flux-dev", 512): 0.14, ("flux-dev", 1024): 0.5}  # seconds: 1.5 times the estimate of docs, on 500 TFLOP/s
+EAGER, COMPILED = 15.0, 75.0  # seconds that a variant may need on an H200: none begins with less
+Row = dict[str, Any]
 
 
-def make_model(config: dict[str, Any], device: str, rank: int, dtype: torch.dtype = torch.float32) -> Any:
+@dataclass(frozen=True)
+class Size:
+    """A denoiser: its diffusers configuration, and the text tokens that its pipeline gives it."""
+
+    name: str
+    config: dict[str, Any]
+
+    @property
+    def flux(self) -> bool:
+        return self.config["_class_name"] == "FluxTransformer2DModel"
+
+    @property
+    def text_tokens(self) -> int:
+        return 512 if self.flux else 77 + 256
+
+    @property
+    def targets(self) -> list[str]:
+        """Endings of the layers that get a LoRA: the family's kind "attention"."""
+        from impasto.families import flux, sd3
+
+        return list((flux if self.flux else sd3).KINDS["attention"])
+
+    def blocks(self, model: Any) -> list[Any]:
+        """What is compiled: the repeated blocks."""
+        return [*model.transformer_blocks, *(model.single_transformer_blocks if self.flux else ())]
+
+
+def read_size(name: str) -> Size:
+    """A name of `families/configs`, or the path of another denoiser's config.json."""
+    file = Path(name) if name.endswith(".json") else CONFIGS / name / "transformer" / "config.json"
+    return Size(name if file.is_relative_to(CONFIGS) else file.stem, json.loads(file.read_text()))
+
+
+def make_model(size: Size, device: str, rank: int, dtype: torch.dtype = torch.float32) -> Any:
     """Random bf16 weights made on the device itself, frozen, with a LoRA in `dtype`."""
+    import diffusers
     from peft import LoraConfig
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model: Any = SD3Transformer2DModel(**config)
+            model: Any = getattr(diffusers, size.config["_class_name"]).from_config(size.config)
     finally:
         torch.set_default_dtype(before)
     model.requires_grad_(False).train()
-    lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS))
+    lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=size.targets)
     model.add_adapter(lora)
     for p in model.parameters():
         if p.requires_grad:
@@ -71,19 +90,29 @@ def make_model(config: dict[str, Any], device: str, rank: int, dtype: torch.dtyp
     return model
 
 
-def inputs(config: dict[str, Any], pixels: int, device: str) -> dict[str, torch.Tensor]:
-    """One noisy latent, its noise level, and the text, in bf16."""
-    kind = {"device": device, "dtype": torch.bfloat16}
-    side = pixels // 8
-    return {
-        "hidden_states": torch.randn(1, config["in_channels"], side, side, **kind),
-        "timestep": torch.tensor([500.0], device=device),
-        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, config["joint_attention_dim"], **kind),
+def inputs(size: Size, pixels: int, device: str) -> dict[str, Tensor]:
+    """The denoiser's arguments for one noisy latent, its noise level, and the text, in bf16."""
+    kind: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    config, side = size.config, pixels // 8
+    batch = {
+        "encoder_hidden_states": torch.randn(1, size.text_tokens, config["joint_attention_dim"], **kind),
         "pooled_projections": torch.randn(1, config["pooled_projection_dim"], **kind),
     }
+    if not size.flux:
+        latent = torch.randn(1, config["in_channels"], side, side, **kind)
+        return batch | {"hidden_states": latent, "timestep": torch.tensor([500.0], device=device)}
+    rows = side // 2  # a token is 2 x 2 latents
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(rows), indexing="ij")
+    batch["hidden_states"] = torch.randn(1, rows * rows, config["in_channels"], **kind)
+    batch["timestep"] = torch.tensor([0.5], device=device)
+    if config["guidance_embeds"]:
+        batch["guidance"] = torch.ones(1, device=device)
+    batch["txt_ids"] = torch.zeros(size.text_tokens, 3, device=device)
+    batch["img_ids"] = torch.stack([torch.zeros_like(row), row, column], -1).view(-1, 3).float().to(device)
+    return batch
 
 
-def backward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def backward(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Loss and its gradient."""
     kind = batch["hidden_states"].device.type
     with nullcontext() if kind == "meta" else torch.autocast(kind, torch.bfloat16):
@@ -93,26 +122,24 @@ def backward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return loss.detach()
 
 
-def operations(config: dict[str, Any], pixels: int, rank: int) -> int:
+def operations(size: Size, pixels: int, rank: int) -> int:
     """Floating-point operations of forward and backward, counted on shapes alone."""
-    model = make_model(config, "meta", rank, torch.bfloat16)  # one type: there is no autocast without a device
+    model = make_model(size, "meta", rank, torch.bfloat16)  # one type: there is no autocast without a device
     with FlopCounterMode(display=False) as counter:
-        backward(model, inputs(config, pixels, "meta"))
+        backward(model, inputs(size, pixels, "meta"))
     return counter.get_total_flops()
 
 
-def measure(model: Any, config: dict[str, Any], pixels: int, device: str, steps: int, limit: float) -> dict[str, Any]:
-    """Median seconds per step after two for warming up; peak memory in GB."""
-    cuda = device.startswith("cuda")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    batch = inputs(config, pixels, device)
+def measure(model: Any, batch: dict[str, Tensor], steps: int, limit: float) -> Row:
+    """Median seconds per step after two for warming up; peak memory in GB. Stops early after `limit` seconds."""
+    cuda = batch["hidden_states"].device.type == "cuda"
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     seconds, first, loss, begun = [], 0.0, 0.0, time.monotonic()
     for i in range(steps + 2):
         start = time.monotonic()
-        loss = float(backward(model, batch))  # waits for the device
+        loss = float(backward(model, batch))  # waits for the device, as the training's log does
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if cuda:
@@ -124,84 +151,167 @@ def measure(model: Any, config: dict[str, Any], pixels: int, device: str, steps:
         if seconds and time.monotonic() - begun > limit:
             break
     memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
-    return {
-        "seconds": statistics.median(seconds),
-        "steps": len(seconds),
-        "first": first,
-        "memory_gb": memory,
-        "loss": loss,
-    }
+    return {"seconds": statistics.median(seconds), "steps": len(seconds), "first": first, "memory_gb": memory,
+            "loss": loss}  # fmt: skip
 
 
-def main(args: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measure every variant there is time for; print a table; write JSON after each row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=150.0, help="no new variant begins after so long")
-    parser.add_argument("--compile", choices=("both", "no"), default="both")
-    parser.add_argument("--backend", default="inductor")
-    parser.add_argument("--tiny", action="store_true", help="a tiny config, 64 px by default: for the CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    o = parser.parse_args(args)
-    config = TINY if o.tiny else LARGE
-    sizes = [64] if o.tiny and o.sizes == [512, 1024] else o.sizes
-    torch.manual_seed(0)
-    begun = time.monotonic()
-    counts = {pixels: operations(config, pixels, o.rank) for pixels in sizes}
-    model = make_model(config, o.device, o.rank)
-    parameters = sum(p.numel() for p in model.parameters())
-    device = torch.cuda.get_device_name() if o.device.startswith("cuda") else "cpu"
-    print(f"{device}, torch {torch.__version__}: {parameters / 1e9:.2f}e9 weights, ready after "
-          f"{time.monotonic() - begun:.0f} s")  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    variants = [(c, k, p) for c in ((False, True) if o.compile == "both" else (False,)) for k in (False, True)
-                for p in sizes]  # fmt: skip
-    compiled = False
-    for compile_it, checkpointing, pixels in variants:
-        row: dict[str, Any] = {"pixels": pixels, "checkpointing": checkpointing, "compiled": compile_it}
-        left = o.seconds - (time.monotonic() - begun)
-        if left <= 0:
-            rows.append({**row, "skipped": "no time left"})
-            continue
-        if compile_it and not compiled:
-            for block in model.transformer_blocks:  # one compilation serves all but the last
-                block.compile(backend=o.backend)
-            compiled = True
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        else:
-            model.disable_gradient_checkpointing()
+class OutOfTimeError(Exception):
+    """The alarm went off."""
+
+
+class Clock:
+    """Seconds that are left of a budget."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    @contextmanager
+    def alarm(self) -> Iterator[None]:
+        """Raise OutOfTimeError inside when the budget ends; needs the main thread, else it does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ring(*_: Any) -> None:
+            raise OutOfTimeError
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.left))
         try:
-            row |= measure(model, config, pixels, o.device, o.steps, max(5.0, left / 2))
-            row["operations"] = counts[pixels]
-            row["share_of_peak"] = counts[pixels] / row["seconds"] / PEAK
-        except Exception as error:  # out of memory, or the compiler: the next variant is measured all the same
-            row["failed"] = f"{type(error).__name__}: {error}"[:300]
-            for p in model.parameters():
-                p.grad = None
-        gc.collect()
-        if o.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        rows.append(row)
-        print(describe(row), flush=True)
-        if o.out:
-            o.out.parent.mkdir(parents=True, exist_ok=True)
-            o.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rank": o.rank, "config": config,
-                                         "parameters": parameters, "rows": rows}, indent=1))  # fmt: skip
-    return rows
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
-def describe(row: dict[str, Any]) -> str:
+def variants(sizes: Sequence[int], compile_too: bool) -> list[Row]:
+    """In the order in which they are measured: eager first, each without checkpointing first."""
+    return [
+        {"pixels": pixels, "checkpointing": checkpointing, "compiled": compiled}
+        for compiled in ((False, True) if compile_too else (False,))
+        for checkpointing in (False, True)
+        for pixels in sizes
+    ]
+
+
+def bench(size: Size, o: argparse.Namespace, clock: Clock, done: Callable[[Row], None]) -> None:
+    """Measure every variant of one model that there is time for; `done` is called with each row."""
+    todo = [{"model": size.name} | variant for variant in variants(o.sizes, o.compile == "both")]
+    model: Any = None
+    compiled = False
+    try:
+        with clock.alarm():
+            counts = {pixels: operations(size, pixels, o.rank) for pixels in o.sizes}
+            begun = time.monotonic()
+            model = make_model(size, o.device, o.rank)
+            weights = sum(p.numel() for p in model.parameters())
+            print(f"{size.name}: {weights / 1e9:.2f}e9 weights, made in {time.monotonic() - begun:.0f} s", flush=True)
+            while todo:
+                row = todo[0]
+                if clock.left < (COMPILED if row["compiled"] else EAGER) * o.patience:
+                    break
+                if row["compiled"] and not compiled:
+                    for block in size.blocks(model):  # blocks of one kind share what is compiled
+                        block.compile(backend=o.backend, dynamic=False)
+                    compiled = True
+                row |= one(model, size, row, o, clock, counts[row["pixels"]])
+                done(todo.pop(0))
+    except OutOfTimeError:
+        pass
+    for row in todo:
+        done(row | {"skipped": "no time left"})
+    del model
+    clear(o.device)
+
+
+def one(model: Any, size: Size, row: Row, o: argparse.Namespace, clock: Clock, count: int) -> Row:
+    """What one variant measured, or why it failed: out of memory, or the compiler; the next one begins all the same."""
+    if row["checkpointing"]:
+        model.enable_gradient_checkpointing()
+    else:
+        model.disable_gradient_checkpointing()
+    try:
+        found = measure(model, inputs(size, row["pixels"], o.device), o.steps, max(5.0, clock.left / 4))
+        found |= {"operations": count, "share_of_peak": count / found["seconds"] / PEAK}
+    except OutOfTimeError:
+        raise
+    except Exception as error:
+        found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+    for p in model.parameters():
+        p.grad = None
+    clear(o.device)
+    return found
+
+
+def clear(device: str) -> None:
+    """Give memory back."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def describe(row: Row) -> str:
     """One line of the table."""
-    name = f"{row['pixels']:5} px  checkpointing {'yes' if row['checkpointing'] else 'no ':3}  "
+    name = f"{row['model']:12} {row['pixels']:5} px  checkpointing {'yes' if row['checkpointing'] else 'no ':3}  "
     name += f"compiled {'yes' if row['compiled'] else 'no ':3}"
     if "seconds" not in row:
         return f"{name}  {row.get('failed') or row.get('skipped')}"
     memory = f"{row['memory_gb']:6.1f} GB" if row["memory_gb"] is not None else "   -"
-    return f"{name}  {row['seconds']:8.4f} s/step  {memory}  {100 * row['share_of_peak']:5.1f} % of 790 TFLOP/s"
+    goal = GOALS.get((row["model"], row["pixels"]))
+    against = f"  goal {goal} s: {'met' if row['seconds'] <= goal else 'missed'}" if goal else ""
+    return f"{name}  {row['seconds']:8.4f} s  {memory}  {100 * row['share_of_peak']:5.1f} % of 790 TFLOP/s{against}"
+
+
+def options(args: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--models", nargs="+", default=["flux-dev", "sd35-large"], metavar="NAME",
+                        help="of families/configs, or a denoiser's config.json")  # fmt: skip
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=530.0, help="all of it, imports excepted")
+    parser.add_argument(
+        "--share", type=float, default=0.62, help="of the time that is left, for each model but the last"
+    )
+    parser.add_argument("--patience", type=float, default=1.0, help="times the seconds a variant must have to begin")
+    parser.add_argument("--compile", choices=("both", "no"), default="both")
+    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> list[Row]:
+    """Measure every variant there is time for; print a table; write JSON after each row."""
+    o = options(args)
+    whole = Clock(o.seconds)
+    torch.manual_seed(0)
+    if o.compile == "both":
+        from torch._dynamo import config as dynamo
+
+        dynamo.recompile_limit = 32  # one entry per size, checkpointing, and place in the model
+    device = torch.cuda.get_device_name() if o.device.startswith("cuda") else "cpu"
+    sizes = [read_size(name) for name in o.models]
+    rows: list[Row] = []
+    told = {"device": device, "torch": torch.__version__, "rank": o.rank, "peak": PEAK, "rows": rows}
+    told["configs"] = {size.name: size.config for size in sizes}
+    print(f"{device}, torch {torch.__version__}")
+
+    def done(row: Row) -> None:
+        rows.append(row)
+        print(describe(row), flush=True)
+        if o.out:
+            o.out.parent.mkdir(parents=True, exist_ok=True)
+            o.out.write_text(json.dumps(told, indent=1))
+
+    for size in sizes:
+        last = size is sizes[-1]
+        bench(size, o, Clock(whole.left if last else whole.left * o.share), done)
+    return rows
 
 
 if __name__ == "__main__":

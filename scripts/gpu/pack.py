@@ -1,6 +1,7 @@
 """Packs what the device machine needs into the ignored folder .gpu/, and says what would travel.
 
     python scripts/gpu/pack.py --concepts core_concepts     # art world (train styles only) and wheels; then the sizes
+    python scripts/gpu/pack.py --wheels                     # only the wheels, for a bench in a lease of its own
     python scripts/gpu/pack.py --sizes                      # only the sizes of every call
     python scripts/gpu/pack.py --stash [PATH ...]           # move tracked files out of the tree for the time of the run
     python scripts/gpu/pack.py --unstash                    # and back
@@ -297,6 +298,7 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
         "--from-ema", nargs="?", const="", metavar="STATE", help="begin from a checkpoint's EMA (default: mini-sd3's)"
     )
     parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--wheels", action="store_true", help="only the wheels: all that `bench` needs")
     parser.add_argument("--stash", nargs="*", metavar="PATH", help=f"default: {TRANSFORMER}")
     parser.add_argument("--unstash", action="store_true")
     return parser.parse_args(args)
@@ -317,6 +319,10 @@ def main(args: Sequence[str] | None = None) -> bool:
     if o.sizes:
         return show_sizes(ROOT, o.out)
     pack_wheels(o.out / "whl", ROOT / "constraints.txt")
+    if o.wheels:
+        sent = sum(tree_files(ROOT).values()) + folder_bytes(o.out / "whl")
+        print(f"bench: {sent / MIB:.1f} of {LIMIT // MIB} MiB, carry {o.out / 'whl'}")
+        return sent <= LIMIT - MARGIN
     shutil.rmtree(o.out / "start", ignore_errors=True)
     if o.from_ema is not None:
         from impasto.paths import cache_dir

@@ -6,7 +6,7 @@
 #   attach SECONDS        wait for its end, at most SECONDS; bring its newest export to $OUT
 #   stop                  let it finish its step, export, and end
 #   decoder ARGS          retrain the autoencoder's decoder: parts.py decoder ARGS, in the foreground
-#   bench ARGS            bench_real_size.py ARGS
+#   bench ARGS            bench_real_size.py ARGS: needs .gpu/whl or an earlier start, nothing else
 #
 # The kit, $IMPASTO_GPU_KIT (/tmp/impasto-kit), is a copy: a later call that renews the working tree disturbs nothing.
 set -euo pipefail

@@ -22,7 +22,6 @@ from impasto.pretrain.mmdit import MMDiT
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
 sys.path.insert(0, str(SCRIPTS))
-import bench_real_size  # noqa: E402
 import kit  # noqa: E402
 import muon  # noqa: E402
 import pack  # noqa: E402
@@ -366,10 +365,16 @@ esac
     assert shell("nothing").returncode == 2
 
 
-def test_the_real_size_is_measured_in_little(tmp_path):
-    rows = bench_real_size.main(["--tiny", "--steps", "1", "--compile", "no", "--device", "cpu", "--seconds", "60",
-                                 "--out", str(tmp_path / "bench.json")])  # fmt: skip
-    assert len(rows) == 2 and all(row["seconds"] > 0 for row in rows)
-    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == rows
-    config = bench_real_size.TINY
-    assert bench_real_size.operations(config, 128, 4) > bench_real_size.operations(config, 64, 4)
+def test_a_bench_of_its_own_needs_only_the_wheels(tmp_path, monkeypatch, capsys):
+    def wheels(out: Path, constraints: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "diffusers.whl").write_bytes(b"w" * 2**20)
+
+    monkeypatch.setattr(pack, "pack_wheels", wheels)
+    assert pack.main(["--wheels", "--out", str(tmp_path / "gpu")])
+    assert [path.name for path in (tmp_path / "gpu").iterdir()] == ["whl"]
+    assert f"carry {tmp_path / 'gpu' / 'whl'}" in capsys.readouterr().out
+    monkeypatch.setattr(pack, "LIMIT", 2**20)
+    (tmp_path / "gpu" / "whl" / "diffusers.whl").unlink()
+    (tmp_path / "gpu" / "whl").rmdir()
+    assert not pack.main(["--wheels", "--out", str(tmp_path / "gpu")])
