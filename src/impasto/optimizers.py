@@ -105,8 +105,9 @@ def extra(module: str, name: str, purpose: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        why = "" if isinstance(error, ModuleNotFoundError) and error.name == module else f" ({error})"
-        raise UserError(f"{purpose} needs {module}{why}: pip install 'impasto[{name}]'") from None
+        package = module.partition(".")[0]
+        why = "" if isinstance(error, ModuleNotFoundError) and error.name == package else f" ({error})"
+        raise UserError(f"{purpose} needs {package}{why}: pip install 'impasto[{name}]'") from None
 
 
 def state_tensors(optimizer: Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class Team:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(self.state.device.type, (self.size,))
+        mesh = init_device_mesh(str(self.state.device).split(":")[0], (self.size,))
         for blocks in model.children():
             for block in blocks if isinstance(blocks, nn.ModuleList) else ():
                 if any(not p.requires_grad for p in block.parameters()):
@@ -45,7 +45,7 @@ class Team:
         from accelerate.utils import reduce
 
         grads = [p.grad for p in parameters if p.grad is not None]
-        flat = reduce(torch.cat([g.flatten() for g in grads]), "mean")
+        flat: Any = reduce(torch.cat([g.flatten() for g in grads]), "mean")
         for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
@@ -55,7 +55,8 @@ class Team:
             return values
         from accelerate.utils import reduce
 
-        return reduce(torch.tensor(values, dtype=torch.float32, device=self.state.device), "mean").tolist()
+        result: Any = reduce(torch.tensor(values, dtype=torch.float32, device=self.state.device), "mean")
+        return result.tolist()
 
     def gather(self, values: list[float]) -> list[float]:
         """The values of all processes, in order."""
@@ -63,7 +64,8 @@ class Team:
             return values
         from accelerate.utils import gather
 
-        return gather(torch.tensor(values, dtype=torch.float32, device=self.state.device)).tolist()
+        result: Any = gather(torch.tensor(values, dtype=torch.float32, device=self.state.device))
+        return result.tolist()
 
     def wait(self) -> None:
         self.state.wait_for_everyone()

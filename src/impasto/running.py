@@ -112,11 +112,9 @@ def load_on(family: Family, device: str) -> Any:
 def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
     """The linear layers of the blocks in fewer bits; embedders, final layers, norms and convolutions stay."""
     if QUANTIZED[kind][0] == "torchao":
-        extra("torchao", "quant", f"--quantize {kind}")
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-
-        how = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
-        quantize_(model, how, filter_fn=lambda layer, name: in_block(layer, name))
+        torchao = extra("torchao.quantization", "quant", f"--quantize {kind}")
+        how = torchao.Int8WeightOnlyConfig() if kind == "int8" else torchao.Float8WeightOnlyConfig()
+        torchao.quantize_(model, how, filter_fn=lambda layer, name: in_block(layer, name))
         return
     bnb = extra("bitsandbytes", "quant", f"--quantize {kind}")
     for name, layer in list(model.named_modules()):

@@ -122,7 +122,7 @@ def quiet() -> Iterator[None]:
 def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
     """Warn when a prompt is longer than its encoder reads, by default the tokeniser's own length: what is cut is the
     end, often the style."""
-    length = length or tokenizer.model_max_length
+    length = int(length or tokenizer.model_max_length)
     ids = tokenizer(prompt).input_ids
     if len(ids) > length:
         kept = tokenizer.decode(ids[: length - 1], skip_special_tokens=True)

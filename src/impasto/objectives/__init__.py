@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from torch import Generator, Tensor
 
@@ -45,7 +46,7 @@ def build(config: TrainConfig, family: Family) -> Objective:
 
     Called before an adapter is added: preservation may let the base draw. Raises UserError on an unknown name.
     """
-    fit = objective(config.objective)
+    fit: Any = objective(config.objective)
     weight = import_module("impasto.objectives.weighting").build(config, family)
     if weight is not None:
         if config.objective != "denoise":

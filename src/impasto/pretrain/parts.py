@@ -80,8 +80,8 @@ def make_clip(
     pool = build_pool(None, ground=0.15, procedurals=0.5, scenes=0.25, seed=seed)
     text = mini.text_weights(export) if (export / "model.safetensors").exists() else None
     folder = folder or cache_dir("pretrain", "clip" if text is None else "clip-image")
-    model = contrastive.train_clip(pool, tokenizer, folder, minutes, device=device, text=text).to("cpu")
-    return export_clip(model, tokenizer, export)
+    model: Any = contrastive.train_clip(pool, tokenizer, folder, minutes, device=device, text=text)
+    return export_clip(model.to("cpu"), tokenizer, export)
 
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dict[str, Any]:
