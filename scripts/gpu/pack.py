@@ -160,6 +160,8 @@ def pack_start(out: Path, state: Path, base: str = "mini-sd3") -> dict[str, Any]
         raise KitError(f"{state} holds no checkpoint (state.json is missing)")
     meta = json.loads((state / "state.json").read_text())
     tensors = load_file(state / meta["tensors"])
+    if any(name.startswith("tower.") for name in tensors):
+        raise KitError(f"{state} has a text tower of its own: export it (impasto pretrain --export), --start package")
     ema = {name.removeprefix("ema."): t.half() for name, t in tensors.items() if name.startswith("ema.")}
     if not all(bool(torch.isfinite(t).all()) for t in ema.values()):
         raise KitError(f"{state}: the EMA is not finite in fp16")

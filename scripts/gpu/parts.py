@@ -45,7 +45,7 @@ def fingerprint(net: Denoiser, model: Any, tower: Any, tokenizer: CLIPTokenizer)
     """
     rounded = copy.deepcopy(model).half().float().eval()
     device = next(rounded.parameters()).device
-    cond = net.text(tower.float(), contrastive.tokens(tokenizer, list(PROMPTS)).to(device))
+    cond = net.text(copy.deepcopy(tower).half().float(), contrastive.tokens(tokenizer, list(PROMPTS)).to(device))
     x = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.tensor([200.0, 500.0, 800.0], device=device)
     v = rounded(x, timestep=t, return_dict=False, **cond)[0]

@@ -36,6 +36,7 @@ from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import KINDS, train_world
 from impasto.pretrain.run import DENOISERS, LOG_STEPS, Session, device_name, known_concepts
 from impasto.pretrain.state import Clock, ema_update, load_state
+from impasto.pretrain.text import write_text
 
 POLL = 20  # steps between two looks for new pieces
 KEEP = 500  # steps between two copies of a good state
@@ -99,7 +100,9 @@ class Trainer(Session):
 
     def __init__(self, o: argparse.Namespace, folder: Path) -> None:
         self.o, self.origin = o, start_folder(o.start, o.base)
-        super().__init__(o.base, folder, o.device, o.size, o.lr, o.seed)
+        scratch = "new" if o.start == "scratch" and not o.clip_minutes else None
+        text = None if (folder / "state.json").exists() else o.text or scratch
+        super().__init__(o.base, folder, o.device, o.size, o.lr, o.seed, text)
         self.known = known_concepts(o.concepts)
         self.empty = tokens(self.tokenizer, [""])[0].to(o.device, torch.int16)
         self.loss: Any = self.net.loss
@@ -133,15 +136,17 @@ class Trainer(Session):
         n = max(1, o.batch // 4) if long else o.batch
         x0, ids, z, eps = bank.draw(n, o.seed, step, self.empty)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-            cond = self.net.text(self.tower, ids, long)
+            with torch.set_grad_enabled(self.along):
+                cond = self.net.text(self.tower, ids, long)
             loss = (self.net.loss if long else self.loss)(self.model, x0, eps, self.net.levels(z), cond)
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
         factor = shared.set_progress(self.optimizers, self.lr, step - self.first, progress)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        ema_update(self.ema.parameters(), self.model.parameters(), min(o.ema, (1 + step) / (10 + step)))
+        for part, average in self.trained:
+            ema_update(average.parameters(), part.parameters(), min(o.ema, (1 + step) / (10 + step)))
         self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n}
         if not long:
             self.losses.append(loss.detach())
@@ -255,8 +260,13 @@ class Trainer(Session):
         save_file({k: v.detach().half().cpu().contiguous() for k, v in self.ema.state_dict().items()},
                   scratch / "weights.safetensors")  # fmt: skip
         shutil.copy(self.draw_grid(), scratch / "grid.png")
-        if o.clip_minutes:
-            shutil.copy(MODELS / "clip" / "model.safetensors", scratch / "clip.safetensors")
+        clip = MODELS / "clip"
+        if self.along:
+            clip = root / ".clip"
+            shutil.rmtree(clip, ignore_errors=True)
+            write_text(self.tower_ema, MODELS / "clip", clip)
+        if o.clip_minutes or self.along:
+            shutil.copy(clip / "model.safetensors", scratch / "clip.safetensors")
         if scores:
             kit.write_json(scratch / "scores.json", scores)
         files = kit.describe(scratch)
@@ -273,9 +283,9 @@ class Trainer(Session):
             "torch": torch.__version__,
             "impasto": impasto.__version__,
             "scores": scores,
-            "fingerprint": parts.fingerprint(self.net, self.ema, self.tower, self.tokenizer),
+            "fingerprint": parts.fingerprint(self.net, self.ema, self.tower_ema, self.tokenizer),
             "encoder": parts.encoder_hash(MODELS / "autoencoder"),
-            "text": parts.text_hash(MODELS / "clip"),
+            "text": parts.text_hash(clip),
             "files": files,
         }
         kit.write_json(scratch / "manifest.json", manifest)
@@ -339,6 +349,7 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--start", default="scratch", help="scratch, package, or a transformer's folder")
+    parser.add_argument("--text", choices=("frozen", "along", "new"), help="the text tower; new when from scratch")
     parser.add_argument("--clip-minutes", type=float, default=0.0, help="train a new small CLIP first, for so long")
     parser.add_argument("--clip-batch", type=int, default=1024)
     parser.add_argument("--export-minutes", type=float, default=4.0)

@@ -16,6 +16,7 @@ from impasto.paths import MODELS
 from impasto.pretrain import run
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.state import Clock
+from impasto.pretrain.text import new_tower
 
 
 class Ticks(Clock):
@@ -56,6 +57,7 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("base", "size"), [("mini-sd3", "1x1"), ("mini-sd15", "32x32x32")])
 def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, package, tmp_path, monkeypatch):
+    before = mini.text_weights(package / "clip")
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
     monkeypatch.setattr(run, "Clock", Ticks)
     monkeypatch.setattr(run, "LOG_STEPS", 2)
@@ -74,6 +76,8 @@ def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, pac
     stored = load_file(package / base / mini.DENOISER[base] / "diffusion_pytorch_model.safetensors")
     state = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
     assert all(torch.equal(value, state[f"ema.{name}"].half()) for name, value in stored.items())
+    after = mini.text_weights(package / "clip")
+    assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
     folder = mini.ensure(base)
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -85,8 +89,39 @@ def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, pac
     assert family.predict(z, torch.tensor([-2.0]), cond).shape == z.shape
 
 
+def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
+    monkeypatch.setattr(run, "Clock", Ticks)
+    settings = {"size": "1x1", "batch": 4, "device": "cpu", "score": 0, "folder": tmp_path / "run", "minutes": 1}
+    before = load_file(package / "clip" / "model.safetensors")
+    run.pretrain("mini-sd3", **settings)  # a state of a frozen tower is taken up
+    run.pretrain("mini-sd3", text="new", resume=True, **settings)
+    begun = new_tower(MODELS / "clip", 0).state_dict()
+    first = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
+    moved = [name for name, value in begun.items() if not torch.equal(first[f"tower.{name}"], value)]
+    assert {"text_projection.weight", "text_model.embeddings.token_embedding.weight"} <= set(moved)
+    assert any("self_attn.q_proj.weight" in name for name in moved)
+    with pytest.raises(UserError, match="trained along"):
+        run.pretrain("mini-sd3", text="frozen", resume=True, **settings)
+    run.pretrain("mini-sd3", resume=True, export=True, **settings)  # goes on along
+    state = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
+    after = load_file(package / "clip" / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        half = state[f"tower_ema.{name}"].half() if name.startswith("text_") else before[name]
+        assert torch.equal(value, half), name
+    assert mini.card("mini-sd3")["training"]["text_tower"] == "trained along"
+    heard = load_file(mini.ensure("mini-sd3") / "text_encoder" / "model.safetensors")
+    assert torch.equal(heard["text_projection.weight"], after["text_projection.weight"])
+    (package / "mini-sd15" / "unet").mkdir(parents=True)
+    with pytest.raises(UserError, match="mini-sd15 hears the packaged text tower"):
+        run.pretrain("mini-sd3", resume=True, export=True, **(settings | {"minutes": 0}))
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="did you mean 'mini-sd15'"):
         run.pretrain("mini-sd1")
     with pytest.raises(UserError, match="core_concepts"):
         run.pretrain("mini-sd3", concepts="core_concept", resume=True)
+    with pytest.raises(UserError, match="did you mean 'along'"):
+        run.pretrain("mini-sd3", text="alon", resume=True)

@@ -248,14 +248,16 @@ def run_options(run: Path, *more: str):
     return [*flags, *more]
 
 
-def test_a_base_is_trained_comes_back_and_lies_in_the_package(tmp_path, world, package, monkeypatch, capsys):
+@pytest.mark.parametrize("text", ["frozen", "new"])
+def test_a_base_is_trained_comes_back_and_lies_in_the_package(text, tmp_path, world, package, monkeypatch, capsys):
+    heard = parts.text_hash(package / "clip")
     monkeypatch.setattr(score, "GRID_STYLES", ("twemoji",))
     monkeypatch.setattr(score, "GRID_THINGS", ("rocket",))
     monkeypatch.setattr(score, "STEPS", 2)
     monkeypatch.setattr(pretrain, "LOG_STEPS", 5)
     monkeypatch.setattr(kit.describe, "__defaults__", (200_000,))
     run, out = tmp_path / "run", tmp_path / "out"
-    target = pretrain.main(run_options(run, "--minutes", ".05", "--reserve", "0", "--score", "0"))
+    target = pretrain.main(run_options(run, "--minutes", ".05", "--reserve", "0", "--score", "0", "--text", text))
     assert target.parent == run / "export" and (run / "done.json").exists()
     names = kit.copy_export(run, out)
     assert {"manifest.json", "grid.png", "log.jsonl", "weights.safetensors.part0", "weights.safetensors.part2"} <= {
@@ -268,6 +270,8 @@ def test_a_base_is_trained_comes_back_and_lies_in_the_package(tmp_path, world, p
 
     assert unpack.main([str(out), "--check"]) == {} and not (package / "mini-sd3").exists()
     card = unpack.main([str(out)])
+    assert (parts.text_hash(package / "clip") == heard) == (text == "frozen")
+    assert parts.text_hash(package / "clip") == manifest["text"]
     stored = load_file(package / "mini-sd3" / "transformer" / "diffusion_pytorch_model.safetensors")
     trained = load_file(next((run / "state").glob("state-*.safetensors")))
     assert {f"ema.{name}" for name in stored} == {name for name in trained if name.startswith("ema.")}
@@ -283,10 +287,16 @@ def test_a_base_is_trained_comes_back_and_lies_in_the_package(tmp_path, world, p
     with pytest.raises(kit.KitError, match=r"part1 is not the file"):
         unpack.main([str(out)])
 
+    if text == "new":
+        with pytest.raises(kit.KitError, match="a text tower of its own"):
+            pack.pack_start(tmp_path / "gpu" / "start", run / "state")
+        return
     # the same weights to begin from, as pack.py carries them; and a loss that is not finite
     told = pack.pack_start(tmp_path / "gpu" / "start", run / "state")
     assert told["layers"] == 1 and told["pictures"] == manifest["seen"]["pictures"]
-    o = pretrain.options(run_options(tmp_path / "run2", "--start", str(tmp_path / "gpu" / "start" / "transformer")))
+    o = pretrain.options(
+        run_options(tmp_path / "run2", "--start", str(tmp_path / "gpu" / "start" / "transformer"), "--text", "frozen")
+    )
     trainer = pretrain.Trainer(o, o.run / "state")
     assert torch.equal(trainer.model.proj_out.weight, stored["proj_out.weight"].float())
     assert trainer.seen == manifest["seen"]

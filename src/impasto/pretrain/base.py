@@ -2,7 +2,7 @@
 
 A batch is a function of (seed, step): pictures of the pool, one of their captions each (the empty text for a tenth of
 them, for guidance), standard normal numbers that the denoiser turns into its noise levels, and the noise. The text
-tower is frozen. Muon moves the matrices of the attention and feed-forward layers, AdamW the rest.
+tower is frozen, or trained along. Muon moves the matrices of the attention and feed-forward layers, AdamW the rest.
 """
 
 import copy
@@ -122,11 +122,18 @@ def draw(bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]) -> 
     return x0, ids, z, torch.randn(x0.shape, generator=g, device=device)
 
 
-def optimizers(net: Denoiser, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]."""
-    matrices = net.matrices(model)
+def optimizers(
+    net: Denoiser, model: nn.Module, lr: float, tower: nn.Module | None = None
+) -> list[torch.optim.Optimizer]:
+    """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]. tower: one that is trained along.
+
+    Its parameters come last, so that a state saved without it still fits.
+    """
+    layers: Any = tower.text_model.encoder if tower is not None else None  # type: ignore[union-attr]
+    matrices = net.matrices(model) + ([p for p in layers.parameters() if p.ndim == 2] if layers is not None else [])
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    everything = [*model.parameters(), *(tower.parameters() if tower is not None else ())]
+    rest = [p for p in everything if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr / 2, betas=(0.9, 0.99), weight_decay=0.0),

@@ -56,7 +56,6 @@ class MMDiT:
     def matrices(self, model: Any) -> list[nn.Parameter]:
         return [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
 
-    @torch.no_grad()
     def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
         """Tokens [n, 32 + (256 or 1), 200] and pooled [n, 200]: the hidden states before the last layer, then zeros."""
         out = tower(input_ids=ids.long(), output_hidden_states=True)

@@ -4,6 +4,7 @@ Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder`, and 
 them. Only the decoder may go on improving afterwards, since the latents do not depend on it.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -79,9 +80,17 @@ def make_clip(
     tokenizer = CLIPTokenizer.from_pretrained(export)
     pool = build_pool(None, ground=0.15, procedurals=0.5, scenes=0.25, seed=seed)
     text = mini.text_weights(export) if (export / "model.safetensors").exists() else None
-    folder = folder or cache_dir("pretrain", "clip" if text is None else "clip-image")
+    folder = folder or cache_dir("pretrain", "clip" if text is None else f"clip-image-{digest(text)}")
     model: Any = contrastive.train_clip(pool, tokenizer, folder, minutes, device=device, text=text)
     return export_clip(model.to("cpu"), tokenizer, export)
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Eight digits of a hash of named tensors: an image tower in training belongs to one text tower."""
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(name.encode() + value.half().numpy().tobytes())
+    return total.hexdigest()[:8]
 
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dict[str, Any]:
@@ -105,6 +114,7 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dic
 def clip_scores(model: CLIPModel, tokenizer: CLIPTokenizer, n: int = 512, seed: int = 0) -> dict[str, float]:
     """Retrieval on `n` random train pictures: share whose own "{label}, {description}" is nearest of all `n`."""
     world, meta = train_world(), load_meta()
+    n = min(n, len(world))
     rows = np.random.default_rng(seed).choice(len(world), n, replace=False)
     texts = [
         f"{meta['concepts'][world.concept_id[i]]['label']}, {meta['styles'][world.style_id[i]]['descriptions'][0]}"

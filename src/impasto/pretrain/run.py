@@ -6,6 +6,7 @@ the package. A session's learning rate warms up, holds, and falls to zero over i
 up again from there, with a new pool of procedural looks and scenes.
 """
 
+import copy
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ from impasto.pretrain.base import Denoiser
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.pool import build_pool, train_world
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+from impasto.pretrain.text import MODES, new_tower, write_text
 from impasto.pretrain.unet import UNet
 
 DENOISERS: dict[str, Callable[[], Denoiser]] = {"mini-sd3": MMDiT, "mini-sd15": UNet}
@@ -54,6 +56,7 @@ def pretrain(
     size: str | None = None,
     threads: int | None = None,
     compiled: bool = False,
+    text: str | None = None,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -66,7 +69,8 @@ def pretrain(
 
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
-    compiled: torch.compile the model.
+    compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
+    weights, then along); None: as the checkpoint has it.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -82,7 +86,7 @@ def pretrain(
     if threads:
         torch.set_num_threads(threads)
     known = known_concepts(concepts)
-    run = Session(base, folder, device, size, lr, seed)
+    run = Session(base, folder, device, size, lr, seed, text)
     if minutes is None or minutes > 0:
         run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
     if run.stopped:
@@ -131,9 +135,18 @@ def device_name(device: str) -> str:
 
 
 class Session:
-    """A base with its frozen parts, its EMA, its optimisers, and what it has seen so far."""
+    """A base with its parts, its EMA, its optimisers, and what it has seen so far. text: see `text.py`."""
 
-    def __init__(self, base: str, folder: Path, device: str, size: str | None, lr: float, seed: int) -> None:
+    def __init__(
+        self,
+        base: str,
+        folder: Path,
+        device: str,
+        size: str | None,
+        lr: float,
+        seed: int,
+        text: str | None = None,
+    ) -> None:
         self.base, self.folder, self.device, self.lr, self.seed = base, folder, device, lr, seed
         self.net = DENOISERS[base]()
         packaged = packaged_shape(base)
@@ -142,33 +155,61 @@ class Session:
             if not (MODELS / part / "config.json").exists():
                 raise UserError(f"{MODELS / part} is missing: the package is incomplete")
         self.vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-        self.tower: Any = mini.text_tower(MODELS / "clip")
+        self.text = self._text(text)
+        packaged_tower = mini.text_tower(MODELS / "clip")
+        self.tower: Any = new_tower(MODELS / "clip", seed) if self.text == "new" else packaged_tower
         self.tower.to(device)
+        self.tower_ema: Any = copy.deepcopy(self.tower) if self.along else self.tower
         self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
         torch.manual_seed(seed)  # initial weights only
         self.model, self.ema = self.net.new(shape), self.net.new(shape)
         self.model.to(device)
         self.ema.to(device)
         self.ema.load_state_dict(self.model.state_dict())
-        self.optimizers = shared.optimizers(self.net, self.model, lr)
+        self.optimizers = shared.optimizers(self.net, self.model, lr, self.tower if self.along else None)
         self.stopped = False
         # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
         self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
         self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
         self._begin(shape)
+        self.seen["text_tower"] = "trained along" if self.along else "frozen"
+
+    def _text(self, asked: str | None) -> str:
+        """What becomes of the text tower: as asked, or as the checkpoint has it. Raises UserError on what cannot be."""
+        file = self.folder / "state.json"
+        before = json.loads(file.read_text()).get("text_tower") if file.exists() else "frozen"
+        before = "along" if before == "trained along" else "frozen"
+        if asked is not None and asked not in MODES:
+            raise UserError(f"unknown text {asked!r}: {nearest(asked, MODES)}")
+        if asked == "frozen" and before == "along":
+            raise UserError(f"the text tower of {self.folder} is trained along: it cannot be the packaged one again")
+        self.loads_text = before == "along" and asked != "new"
+        return asked or before
+
+    @property
+    def along(self) -> bool:
+        """Whether the text tower is trained."""
+        return self.text != "frozen"
 
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         muon, adamw = self.optimizers
-        return {"model": self.model, "ema": self.ema, "muon": muon, "adamw": adamw}
+        towers = {"tower": self.tower, "tower_ema": self.tower_ema} if self.along else {}
+        return {"model": self.model, "ema": self.ema, "muon": muon, "adamw": adamw} | towers
+
+    @property
+    def trained(self) -> list[tuple[Any, Any]]:
+        """What is trained, each with its EMA."""
+        return [(self.model, self.ema), *([(self.tower, self.tower_ema)] if self.along else [])]
 
     def _begin(self, shape: tuple[int, ...]) -> None:
         """Take up the checkpoint; without one, the packaged weights; without those, random ones."""
         packaged = MODELS / self.base / self.net.part
-        meta = load_state(self.folder, self.parts, self.device)
+        held = self.parts if self.loads_text else {k: v for k, v in self.parts.items() if not k.startswith("tower")}
+        meta = load_state(self.folder, held, self.device)
         if meta is not None:
-            self.seen = {key: meta[key] for key in self.seen}
+            self.seen |= {key: meta[key] for key in self.seen}
         elif packaged.is_dir():
             if packaged_shape(self.base) != shape:
                 there, here = ("x".join(map(str, s)) for s in (packaged_shape(self.base) or (), shape))
@@ -212,15 +253,17 @@ class Session:
                 n = batch // 4 if long else batch
                 x0, ids, z, eps = shared.draw(bank, n, seed, step, shared.SHARES)
                 with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-                    cond = self.net.text(self.tower, ids, long)
+                    with torch.set_grad_enabled(self.along):
+                        cond = self.net.text(self.tower, ids, long)
                     loss = self.net.loss(model, x0, eps, self.net.levels(z), cond)
                     loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                ema_update(self.ema.parameters(), self.model.parameters(), min(ema, (1 + step) / (10 + step)))
+                for part, average in self.trained:
+                    ema_update(average.parameters(), part.parameters(), min(ema, (1 + step) / (10 + step)))
                 self.seen |= {
                     "step": step + 1,
                     "pictures": self.seen["pictures"] + n,
@@ -255,7 +298,11 @@ class Session:
         shutil.rmtree(scratch, ignore_errors=True)
         with quiet():
             shared.export_weights(self.net, self.ema, scratch / self.base)
-            mini.write_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", MODELS / "clip")
+            clip = MODELS / "clip"
+            if self.along:
+                clip = scratch / "clip"
+                write_text(self.tower_ema, MODELS / "clip", clip)
+            mini.write_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", clip)
             pipe: Any = DiffusionPipeline.from_pretrained(scratch / "assembled")
         shutil.rmtree(scratch)
         return pipe.to(self.device)
@@ -281,8 +328,16 @@ class Session:
         return scores
 
     def export(self, known: list[int], scores: dict[str, Any] | None) -> dict[str, Any]:
-        """Write the EMA weights (fp16), the scheduler and the card into the package; returns the card."""
+        """Write the EMA weights (fp16), the scheduler and the card into the package; returns the card.
+
+        A text tower that was trained along becomes that of the packaged CLIP. Raises UserError where another packaged
+        base is bound to the one that is there.
+        """
         target = MODELS / self.base
+        if self.along:
+            if others := [name for name in mini.names() if name != self.base]:
+                raise UserError(f"{', '.join(others)} hears the packaged text tower: it would not fit another one")
+            write_text(self.tower_ema, MODELS / "clip", MODELS / "clip")
         shared.export_weights(self.net, self.ema, target)
         meta = load_meta()
         card = {

@@ -69,7 +69,6 @@ class UNet:
         """Of the attention blocks; the time embedding's and the convolutions are AdamW's."""
         return [p for name, p in model.named_parameters() if p.ndim == 2 and ".attentions." in name]
 
-    @torch.no_grad()
     def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
         """Tokens [n, 32, 192]: the last hidden states, normalised, as StableDiffusionPipeline takes them."""
         return {"encoder_hidden_states": tower(input_ids=ids.long()).last_hidden_state}
