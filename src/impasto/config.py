@@ -138,6 +138,10 @@ class TrainConfig:
     """The frozen base in main memory, layer by layer on the device (CUDA): auto does when nothing else fits."""
     attention: str = "auto"
     """One of diffusers' attention backends (FLUX: native, flash, xformers, ...); auto is torch's own choice."""
+    push_to_hub: str | None = None
+    """Publish the finished style in the Hub's repository owner/name."""
+    hub_private: bool = False
+    """Make that repository a private one, where it is new."""
     wandb: bool = False
     """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
 
@@ -145,7 +149,7 @@ class TrainConfig:
 FREE = (
     *("out", "recipe", "base", "components", "image", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
-    *("checkpointing", "compile", "offload", "attention"),
+    *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 

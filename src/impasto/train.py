@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto import adapters, families, memory, objectives
+from impasto import adapters, families, hub, memory, objectives
 from impasto.adapters.io import WEIGHTS, save
 from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
@@ -56,6 +56,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     """
     started = time.perf_counter()
     check_ranges(config)
+    if config.push_to_hub:
+        hub.check_access(config.push_to_hub)
     team = Team(config.device)
     if team.shards and config.preview:
         raise UserError("a base sharded over processes draws no previews: --no-preview, and `impasto generate` later")
@@ -97,7 +99,10 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 team.wait()
     finally:
         run.close()
-    return summary(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
+    told_of = summary(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
+    if config.push_to_hub and team.main:
+        told_of["hub"] = hub.publish(config.out, config.push_to_hub, private=config.hub_private)["url"]
+    return told_of
 
 
 def loop(
