@@ -76,9 +76,10 @@ class Hub(BaseHTTPRequestHandler):
         return self.reply({"commitUrl": f"{self.server.url}/me/ink/commit/abc", "commitOid": "abc", "hookOutput": ""})
 
     def do_GET(self):
-        assert self.path == "/api/whoami-v2", self.path
         if self.headers.get("Authorization") not in ("Bearer good", "Bearer reads"):
             return self.reply({"error": "Invalid username or password."}, 401)
+        if self.path != "/api/whoami-v2":
+            return self.reply({"error": "Repository not found"}, 404)
         role = "read" if self.headers["Authorization"] == "Bearer reads" else "write"
         orgs = [{"name": "ours", "roleInOrg": "write"}, {"name": "seen", "roleInOrg": "read"}]
         return self.reply({"name": "me", "orgs": orgs, "auth": {"accessToken": {"role": role}}})

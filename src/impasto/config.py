@@ -74,6 +74,10 @@ class TrainConfig:
     """A caption that shall stay as it is; may be given several times. Those of the base's card when not given."""
     adapter: str = "lora"
     """Which weights move."""
+    text_encoder_lora: bool = False
+    """Train a LoRA of the CLIP text encoders as well; never of T5."""
+    text_encoder_lr: float | None = None
+    """Its learning rate; half of lr when not given (with prodigy: lr)."""
     rank: int = 32
     """Rank of the adapter."""
     alpha: float | None = None
@@ -167,6 +171,14 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
             raise UserError(f"{key} must be {'above' if key in positive else 'at least'} 0, not {value}")
     if config.alpha is not None and config.alpha <= 0:
         raise UserError(f"alpha must be above 0, not {config.alpha}")
+    if config.text_encoder_lr is not None and config.text_encoder_lr <= 0:
+        raise UserError(f"text_encoder_lr must be above 0, not {config.text_encoder_lr}")
+    if config.text_encoder_lr is not None and not config.text_encoder_lora:
+        raise UserError("text_encoder_lr has no effect without text_encoder_lora")
+    if config.text_encoder_lora and config.prior_weight:
+        raise UserError(
+            "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
+        )
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
     if not 0 <= config.caption_dropout <= 1:
