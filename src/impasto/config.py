@@ -175,6 +175,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(f"text_encoder_lr must be above 0, not {config.text_encoder_lr}")
     if config.text_encoder_lr is not None and not config.text_encoder_lora:
         raise UserError("text_encoder_lr has no effect without text_encoder_lora")
+    if config.hub_private and not config.push_to_hub:
+        raise UserError("hub_private goes with push_to_hub")
     if config.text_encoder_lora and config.prior_weight:
         raise UserError(
             "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
