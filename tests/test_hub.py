@@ -12,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from impasto.adapters.io import WEIGHTS
+from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.hub import publish
+from impasto.hub import check_access, publish
+from impasto.train import train
 
 RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'
 CARD = """---
@@ -72,6 +74,15 @@ class Hub(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 self.server.files[line["value"]["path"]] = self.server.blobs[line["value"]["oid"]]
         return self.reply({"commitUrl": f"{self.server.url}/me/ink/commit/abc", "commitOid": "abc", "hookOutput": ""})
+
+    def do_GET(self):
+        if self.headers.get("Authorization") not in ("Bearer good", "Bearer reads"):
+            return self.reply({"error": "Invalid username or password."}, 401)
+        if self.path != "/api/whoami-v2":
+            return self.reply({"error": "Repository not found"}, 404)
+        role = "read" if self.headers["Authorization"] == "Bearer reads" else "write"
+        orgs = [{"name": "ours", "roleInOrg": "write"}, {"name": "seen", "roleInOrg": "read"}]
+        return self.reply({"name": "me", "orgs": orgs, "auth": {"accessToken": {"role": role}}})
 
     def do_PUT(self):
         self.server.blobs[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
@@ -158,3 +169,38 @@ def test_no_network(hub, style, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"the Hub \(http://127.0.0.1:9\) cannot be reached"):
         publish(style, "me/ink")
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "message"),
+    [
+        ("ink", "good", "it is owner/name"),
+        ("me/ink", "", "there is no token for the Hub"),
+        ("me/ink", "bad", "the Hub does not accept the token"),
+        ("me/ink", "reads", "the token may not write to 'me/ink'"),
+        ("you/ink", "good", "the token may not write to 'you/ink'"),
+        ("seen/ink", "good", "the token may not write to 'seen/ink'"),
+    ],
+)
+def test_access_is_checked_before_a_training(hub, monkeypatch, tmp_path, picture, tiny_sd15, repo, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    about = {"image": [str(picture)], "caption": ["a cat in ink style"], "out": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=message):
+        train(resolve("style-friendly", str(tiny_sd15), push_to_hub=repo, **about))
+    assert not (tmp_path / "run").exists()
+
+
+def test_access_to_what_is_ones_own(hub):
+    check_access("me/ink")
+    check_access("ours/ink")
+
+
+def test_a_training_that_publishes(hub, tmp_path, picture, tiny_sd15):
+    about = {"image": [str(picture)], "caption": ["a cat in ink style"], "out": str(tmp_path / "ink"), "steps": 1}
+    config = resolve("style-friendly", str(tiny_sd15), push_to_hub="me/ink", hub_private=True, preview=False, **about)
+    assert train(config)["hub"] == f"{hub.url}/me/ink"
+    assert {"README.md", WEIGHTS} <= set(hub.files)
+    assert "push_to_hub" not in (tmp_path / "ink" / "recipe.toml").read_text()
+    hub.files.clear()
+    assert train(config)["resumed_from"] == 1 and WEIGHTS in hub.files  # the same command publishes again

@@ -74,6 +74,10 @@ class TrainConfig:
     """A caption that shall stay as it is; may be given several times. Those of the base's card when not given."""
     adapter: str = "lora"
     """Which weights move."""
+    text_encoder_lora: bool = False
+    """Train a LoRA of the CLIP text encoders as well; never of T5."""
+    text_encoder_lr: float | None = None
+    """Its learning rate; half of lr when not given (with prodigy: lr)."""
     rank: int = 32
     """Rank of the adapter."""
     alpha: float | None = None
@@ -138,6 +142,10 @@ class TrainConfig:
     """The frozen base in main memory, layer by layer on the device (CUDA): auto does when nothing else fits."""
     attention: str = "auto"
     """One of diffusers' attention backends (FLUX: native, flash, xformers, ...); auto is torch's own choice."""
+    push_to_hub: str | None = None
+    """Publish the finished style in the Hub's repository owner/name."""
+    hub_private: bool = False
+    """Make that repository a private one, where it is new."""
     wandb: bool = False
     """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
 
@@ -145,7 +153,7 @@ class TrainConfig:
 FREE = (
     *("out", "recipe", "base", "components", "image", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
-    *("checkpointing", "compile", "offload", "attention"),
+    *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
 )
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
@@ -163,6 +171,16 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
             raise UserError(f"{key} must be {'above' if key in positive else 'at least'} 0, not {value}")
     if config.alpha is not None and config.alpha <= 0:
         raise UserError(f"alpha must be above 0, not {config.alpha}")
+    if config.text_encoder_lr is not None and config.text_encoder_lr <= 0:
+        raise UserError(f"text_encoder_lr must be above 0, not {config.text_encoder_lr}")
+    if config.text_encoder_lr is not None and not config.text_encoder_lora:
+        raise UserError("text_encoder_lr has no effect without text_encoder_lora")
+    if config.hub_private and not config.push_to_hub:
+        raise UserError("hub_private goes with push_to_hub")
+    if config.text_encoder_lora and config.prior_weight:
+        raise UserError(
+            "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
+        )
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
     if not 0 <= config.caption_dropout <= 1:

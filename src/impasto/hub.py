@@ -15,6 +15,7 @@ from impasto.adapters.metadata import About, known_card
 from impasto.errors import UserError
 from impasto.modelcard import made_card
 
+FORBIDDEN = "the token may not write to {!r}: it needs the right to write, and the owner must be you or yours"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -26,14 +27,9 @@ def publish(
     format: a file in this layout as well. private: whether a new repository is. Raises UserError when there is no
     token, the Hub does not accept it, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-    if not REPO.fullmatch(repo):
-        raise UserError(f"--push-to-hub {repo!r} is no name of a repository: it is owner/name")
-    if get_token() is None:
-        raise UserError(
-            "there is no token for the Hub: `hf auth login`, or set HF_TOKEN; it must be one that can write"
-        )
+    check_token(repo)
     adapter, told = open_style(style, base=base)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -53,6 +49,37 @@ def publish(
         except Exception as error:  # hub, http and file system errors have no common class
             raise UserError(why(error, repo, endpoint)) from None
     return {"url": str(commit.repo_url), "commit": commit.oid, "files": sorted(there)}
+
+
+def check_token(repo: str) -> None:
+    """Raise UserError unless `repo` is written owner/name and there is a token. Asks nobody."""
+    from huggingface_hub import get_token
+
+    if not REPO.fullmatch(repo):
+        raise UserError(f"--push-to-hub {repo!r} is no name of a repository: it is owner/name")
+    if get_token() is None:
+        raise UserError(
+            "there is no token for the Hub: `hf auth login`, or set HF_TOKEN; it must be one that can write"
+        )
+
+
+def check_access(repo: str) -> None:
+    """Raise UserError unless the Hub knows the token, and it may write for the owner of `repo` as far as it tells.
+
+    One request (whoami). What a fine-grained token may do is seen when it is used.
+    """
+    from huggingface_hub import HfApi
+
+    check_token(repo)
+    endpoint = os.environ.get("HF_ENDPOINT")
+    try:
+        me = HfApi(endpoint=endpoint).whoami()
+    except Exception as error:  # as in `publish`
+        raise UserError(why(error, repo, endpoint)) from None
+    orgs = {org["name"] for org in me.get("orgs", []) if org.get("roleInOrg") != "read"}
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read" or repo.partition("/")[0] not in {me["name"], *orgs}:
+        raise UserError(FORBIDDEN.format(repo))
 
 
 def hub_card(told: About, base: str | None, architecture: str, repo: str, files: list[str]) -> str:
@@ -93,7 +120,7 @@ def why(error: Exception, repo: str, endpoint: str | None) -> str:
     if status == 401:
         return "the Hub does not accept the token: `hf auth login` again, or set HF_TOKEN to one that is valid"
     if status == 403:
-        return f"the token may not write to {repo!r}: it needs the right to write, and the owner must be you or yours"
+        return FORBIDDEN.format(repo)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if status is None:
         return f"the Hub ({endpoint or 'huggingface.co'}) cannot be reached: {reason}"

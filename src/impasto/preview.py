@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from impasto.adapters.text import current
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
 from impasto.families.base import Family
@@ -23,15 +26,15 @@ class Previews:
         if not self.prompts:
             return []
         encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
+        with torch.no_grad():
+            conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
         pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
         style = {"path": str(self.config.out), "strength": 1.0, "hash": None, "step": step}
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        for i, (image, info) in enumerate(
-            sample(self.family, pipe, jobs, self.conds.__getitem__, self.sampling, about)
-        ):
+        for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
             names.append(f"previews/step-{step:06d}-{i}.png")
             save_png(image, info, self.config.out / names[-1])
         return names

@@ -13,6 +13,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def writable_folder(folder: Path, asked: Path | None = None) -> None:
 
 def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
     """TOML: the settings at the top, so that the file is a recipe itself, and [impasto] for what they met."""
+    config = replace(config, push_to_hub=None, hub_private=False)  # a recipe used again shall publish nothing
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in as_dict(config).items()]
     about = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in inputs.items()]
     return "\n".join([*lines, "", "[impasto]", *about, ""])

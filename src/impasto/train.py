@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto import adapters, families, memory, objectives
+from impasto import adapters, families, hub, memory, objectives
+from impasto.adapters import text
 from impasto.adapters.io import WEIGHTS, save
 from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
@@ -56,6 +57,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     """
     started = time.perf_counter()
     check_ranges(config)
+    if config.push_to_hub:
+        hub.check_access(config.push_to_hub)
     team = Team(config.device)
     if team.shards and config.preview:
         raise UserError("a base sharded over processes draws no previews: --no-preview, and `impasto generate` later")
@@ -68,6 +71,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         family = families.load(
             config.base, device=config.device, precision=config.precision, components=config.components
         )
+        text.check(config, family, team.shards)
         levels = within(levels, family.schedule)
         running = memory.plan(config, family, family.device, family.precision)
         config = replace(config, quantize=running.quantize)
@@ -84,20 +88,24 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 )
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
+                text_lora = text.add(config, family)
                 place(running, family)
                 named = add_adapter(
                     family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed
                 )
                 start(running, family, named)
                 team.shard(family.denoiser, named)
-                moving = Moving(config, named, done, state)
+                moving = Moving(config, named | text_lora, done, state, text.rates(config))
                 loop(config, family, objective, draws, moving, run, done, previews, progress, team)
                 if team.main:
                     finish(resolved, family, pairs, moving, previews)
                 team.wait()
     finally:
         run.close()
-    return summary(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
+    told_of = summary(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
+    if config.push_to_hub and team.main:
+        told_of["hub"] = hub.publish(config.out, config.push_to_hub, private=config.hub_private)["url"]
+    return told_of
 
 
 def loop(
@@ -123,7 +131,7 @@ def loop(
                 for micro in range(config.accumulate):
                     batch, lam_B, own = draws(step, micro * team.size + team.index)
                     with autocast:
-                        parts.append(objective(family, batch, lam_B, own))
+                        parts.append(objective(family, text.anew(family, batch), lam_B, own))
                     (parts[-1]["loss"] / config.accumulate).backward()
                     levels += team.gather(lam_B.tolist())
             except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from impasto.adapters import text
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.paths import atomic
@@ -26,13 +27,14 @@ OTHER_LAYOUTS = (
 
 
 def save(family: Family, folder: Path) -> Path:
-    """Write the adapter of `family.denoiser` to `folder`, alpha and all in its metadata; returns the file."""
+    """Write the adapters of `family` to `folder`, alpha and all in their metadata; returns the file."""
     from peft.utils import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(family.denoiser, adapter_name="default")
     metadata = family.denoiser.peft_config["default"].to_dict()
     with atomic(folder / WEIGHTS) as file:
-        family.save_adapter(file, {k: v.cpu() for k, v in tensors.items()}, metadata)
+        own = {family.part: ({k: v.cpu() for k, v in tensors.items()}, metadata)}
+        family.save_adapter(file, own | text.state(family))
         write_tensors(file, *read_file(file))
     return folder / WEIGHTS
 

@@ -54,7 +54,8 @@ class Draws:
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:
             cond["size_ids"] = data.sizes[views].to(device)
-        return Batch(x, eps, cond, self.mask(views, x)), lam_B, own
+        prompts = tuple(data.captions[i] for i in captions) if data.captions else ()
+        return Batch(x, eps, cond, self.mask(views, x), prompts), lam_B, own
 
     def mask(self, views: Sequence[int], x: Tensor) -> Tensor | None:
         """Weights (B, 1, h, w), ones where a picture has no mask; None when none has."""

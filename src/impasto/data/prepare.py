@@ -46,7 +46,7 @@ class Prepared:
 
     x: rows (C, h, w), in several shapes maybe. conds: rows of each condition. pairs: which belong together; row i with
     row i where none are given. masks: per row of x None or weights (1, h, w) with mean 1. sizes: per row of x SDXL's
-    (original h, w, crop top, left, target h, w). empty: the row of the empty caption.
+    (original h, w, crop top, left, target h, w). empty: the row of the empty caption. captions: the rows' words.
     """
 
     x: Rows
@@ -56,6 +56,7 @@ class Prepared:
     masks: tuple[Tensor | None, ...] = ()
     sizes: Tensor | None = None
     empty: int | None = None
+    captions: tuple[str, ...] = ()
 
     @cached_property
     def all_pairs(self) -> tuple[Pair, ...]:
@@ -125,6 +126,7 @@ def prepare_items(
         tuple(masks) if any(mask is not None for mask in masks) else (),
         torch.tensor(sizes, dtype=torch.float32) if wanted else None,
         captions[""] if dropout else None,
+        tuple(captions),
     )
 
 

@@ -24,7 +24,8 @@ class Family(Protocol):
     folder: the diffusers folder. hash: sha256 over its weights and configs. card: its entry of `cards.toml`.
     kinds: the kinds of layers that `modules` knows.
     part: the pipeline's component that is trained, also the key prefix in saved files ("transformer" or "unet").
-    encoder_parts: the pipeline's components that read text.
+    encoder_parts: the pipeline's components that read text. clip_parts: those of its encoders that can be trained.
+    clip: a pipeline of these alone, there once it was used: it carries their adapters.
     text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
     one that `generate` uses.
     unit: heights and widths in pixels are multiples of it.
@@ -38,6 +39,8 @@ class Family(Protocol):
     kinds: tuple[str, ...]
     part: str
     encoder_parts: tuple[str, ...]
+    clip_parts: tuple[str, ...]
+    clip: Any
     schedule: Schedule
     text_lengths: Mapping[int, float]
     device: str
@@ -67,6 +70,10 @@ class Family(Protocol):
         """One row per prompt. length: one of `text_lengths`, the first by default. pipe: one that is loaded already."""
         ...
 
+    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """`cond`, one row per prompt, with what the CLIPs of `clip` say now, with gradient; T5's part stays."""
+        ...
+
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
         """The denoiser's output for z_t (B, C, h, w) at log-SNR lam (B,): eps, v, velocity or logits, as `target`."""
         ...
@@ -91,8 +98,8 @@ class Family(Protocol):
         """What the pipeline's call takes instead of a prompt and a negative prompt."""
         ...
 
-    def save_adapter(self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Write a plain LoRA by the pipeline's own `save_lora_weights`."""
+    def save_adapter(self, file: Path, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
+        """Write plain LoRAs, {component: (tensors, configuration)}, by the pipeline's own `save_lora_weights`."""
         ...
 
     def free(self, *parts: str) -> None:

@@ -49,8 +49,7 @@ class Flux(DiffusersFolder):
     def guided_by(self) -> str:
         return "embedding" if self.guided else "nothing"
 
-    @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters. T5 reads all of a prompt
         that CLIP cuts; only what T5 cuts is lost."""
         pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
@@ -61,6 +60,13 @@ class Flux(DiffusersFolder):
                 list(prompts), device=torch.device(self.device), max_sequence_length=length
             )
         return {"text": text, "pooled": pooled}
+
+    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """The text is T5's; CLIP gives the pooled vector alone (as `FluxPipeline._get_clip_prompt_embeds`)."""
+        tokenizer, encoder = self.clip.tokenizer, self.clip.text_encoder
+        room = self.clip.tokenizer_max_length
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=room, truncation=True, return_tensors="pt")
+        return cond | {"pooled": encoder(tokens.input_ids.to(self.device)).pooler_output.to(self.dtype)}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
         n, _, height, width = z_t.shape

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ class DiffusersFolder:
     layers: ClassVar[Mapping[str, tuple[str, ...]]]
     part: ClassVar[str] = "transformer"
     encoder_parts: ClassVar[tuple[str, ...]]
+    clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
     left_out: ClassVar[Mapping[str, Any]] = {}
     patch: int = 1
     guided_by: str = "negative"
@@ -92,6 +93,33 @@ class DiffusersFolder:
         """A pipeline of the text encoders alone."""
         return self.pipeline(**{self.part: None, "vae": None, "scheduler": None})
 
+    @property
+    def clip_parts(self) -> tuple[str, ...]:
+        return tuple(name for name in self.clips if name not in self.absent)
+
+    @cached_property
+    def clip(self) -> Any:
+        """A pipeline of the CLIPs alone, which may carry adapters."""
+        return self.pipeline(**{self.part: None, "vae": None, "scheduler": None}, **self.without_t5)
+
+    @property
+    def without_t5(self) -> dict[str, None]:
+        """Arguments of `pipeline` that leave out text encoders that are no CLIP, and their tokenisers."""
+        kept = {*self.clips, *(name.replace("text_encoder", "tokenizer") for name in self.clips)}
+        return {name: None for name in self.encoder_parts if name not in kept}
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        return self.embed_prompt(prompts, length, pipe)
+
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        """`encode_prompt` with gradient."""
+        raise NotImplementedError
+
+    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """All text is CLIP's."""
+        return cond | self.embed_prompt(prompts, pipe=self.clip)
+
     def read(self, name: str, part: str, dtype: torch.dtype) -> Any:
         """One component by the diffusers class `name`. Raises UserError when its weights are damaged or not there."""
         import diffusers
@@ -148,10 +176,12 @@ class DiffusersFolder:
             call |= {f"negative_{argument}": negative[name] for name, argument in names.items()}
         return {name: t.to(self.device, self.dtype) for name, t in call.items()}
 
-    def save_adapter(self, file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    def save_adapter(self, file: Path, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
         import diffusers
 
-        layers = {f"{self.part}_lora_layers": dict(tensors), f"{self.part}_lora_adapter_metadata": dict(metadata)}
+        layers: dict[str, Any] = {}
+        for part, (tensors, metadata) in adapters.items():
+            layers |= {f"{part}_lora_layers": dict(tensors), f"{part}_lora_adapter_metadata": dict(metadata)}
         getattr(diffusers, self.pipeline_class).save_lora_weights(file.parent, weight_name=file.name, **layers)
 
     def free(self, *parts: str) -> None:

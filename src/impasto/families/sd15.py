@@ -28,8 +28,7 @@ class SD15(UNet):
     encoder_parts = ("text_encoder", "tokenizer")
     left_out = LEFT_OUT
 
-    @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
         pipe = pipe or self.encoders
         with quiet():

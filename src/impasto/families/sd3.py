@@ -24,6 +24,7 @@ class SD3(DiffusersFolder):
 
     pipeline_class, denoiser_class = "StableDiffusion3Pipeline", "SD3Transformer2DModel"
     layers = KINDS
+    clips = ("text_encoder", "text_encoder_2")
     encoder_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     schedule = RectifiedFlow(scale=1000.0)
 
@@ -37,8 +38,7 @@ class SD3(DiffusersFolder):
         transformer = self.denoiser if "text_encoder_3" in self.absent else None
         return self.pipeline(transformer=transformer, vae=None, scheduler=None)
 
-    @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
         pipe = pipe or self.encoders
         with quiet():
@@ -53,6 +53,18 @@ class SD3(DiffusersFolder):
                 device=torch.device(self.device),
             )
         return {"text": text, "pooled": pooled}
+
+    @cached_property
+    def clip(self) -> Any:
+        """The pipeline's own code asks the transformer how wide T5's rows are."""
+        return self.pipeline(transformer=self.denoiser, vae=None, scheduler=None, **self.without_t5)
+
+    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """CLIP's rows come first; T5's behind them are those of `cond`."""
+        rows = self.clip.tokenizer_max_length
+        own = self.embed_prompt(prompts, cond["text"].shape[1] - rows, self.clip)
+        text = torch.cat([own["text"][:, :rows], cond["text"][:, rows:].to(own["text"])], dim=1)
+        return cond | {"text": text, "pooled": own["pooled"]}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
         return self.denoiser(

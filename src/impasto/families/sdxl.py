@@ -20,11 +20,11 @@ class SDXL(UNet):
     (B, 6): height and width of the original, top and left of the crop, height and width of what is trained on."""
 
     wants_size_ids = True
+    clips = ("text_encoder", "text_encoder_2")
     pipeline_class = "StableDiffusionXLPipeline"
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
-    @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
         pipe = pipe or self.encoders
         with quiet():

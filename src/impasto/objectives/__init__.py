@@ -18,12 +18,14 @@ class Batch:
     """n draws: latents x_BCHW, noise eps_BCHW, and the conditions of each. All on the model's device.
 
     mask: weights of the loss (B, 1, h, w), each item's with mean 1; None weighs everything alike.
+    prompts: the captions, "" where one was dropped.
     """
 
     x: Tensor
     eps: Tensor
     cond: Condition
     mask: Tensor | None = None
+    prompts: tuple[str, ...] = ()
 
 
 Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]]
