@@ -11,7 +11,7 @@ from torch import Tensor
 
 from impasto.adapters import text
 from impasto.errors import UserError
-from impasto.families.base import Family
+from impasto.families.base import Family, quiet
 from impasto.paths import atomic
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -103,7 +103,8 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
     check_fits(pipe, shapes, file)
     styles: dict[str, float] = pipe.__dict__.setdefault("impasto_styles", {})
     name = f"style{len(styles)}"
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    with quiet():  # what is missing or unused is said below, as an error
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
     if loaded != there:
         missing, unused = sorted(loaded - there), sorted(there - loaded)
