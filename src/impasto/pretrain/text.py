@@ -8,6 +8,7 @@ into the small CLIP of the package, whose image tower must then be trained to me
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,8 @@ MODES = ("frozen", "along", "new")
 def new_tower(clip: Path, seed: int) -> CLIPTextModelWithProjection:
     """A text tower of random weights, in the shape of a saved CLIPModel's."""
     torch.manual_seed(seed)
-    return CLIPTextModelWithProjection(CLIPConfig.from_pretrained(clip).text_config)
+    config: Any = CLIPConfig.from_pretrained(clip).text_config
+    return CLIPTextModelWithProjection(config)
 
 
 def write_text(tower: CLIPTextModelWithProjection, clip: Path, out: Path) -> None:
