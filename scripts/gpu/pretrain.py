@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ import pieces
 import torch
 from kit import KitError
 from safetensors.torch import load_file, save_file
-from torch.nn.attention import sdpa_kernel
 
 import impasto
 from impasto.paths import MODELS
@@ -35,7 +35,7 @@ from impasto.pretrain import base as shared
 from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import KINDS, train_world
 from impasto.pretrain.run import DENOISERS, LOG_STEPS, Session, device_name, known_concepts
-from impasto.pretrain.state import Clock, ema_update, load_state
+from impasto.pretrain.state import Clock, load_state
 from impasto.pretrain.text import write_text
 
 POLL = 20  # steps between two looks for new pieces
@@ -135,21 +135,11 @@ class Trainer(Session):
         long = self.net.long_text and step % 20 == 19
         n = max(1, o.batch // 4) if long else o.batch
         x0, ids, z, eps = bank.draw(n, o.seed, step, self.empty)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-            with torch.set_grad_enabled(self.along):
-                cond = self.net.text(self.tower, ids, long)
-            loss = (self.net.loss if long else self.loss)(self.model, x0, eps, self.net.levels(z), cond)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
         factor = shared.set_progress(self.optimizers, self.lr, step - self.first, progress)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        for part, average in self.trained:
-            ema_update(average.parameters(), part.parameters(), min(o.ema, (1 + step) / (10 + step)))
-        self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + n}
+        objective = partial(self.net.loss if long else self.loss, self.model)
+        loss = self.update(objective, x0, ids, z, eps, long, o.ema)
         if not long:
-            self.losses.append(loss.detach())
+            self.losses.append(loss)
         return factor
 
     def fit(self, bank: Pieces, clock: Clock) -> None:

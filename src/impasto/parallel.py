@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from impasto.running import repeated
+
 
 class Team:
     """The processes of this run, through accelerate; alone it does nothing. device: as in the config."""
@@ -33,10 +35,9 @@ class Team:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(str(self.state.device).split(":")[0], (self.size,))
-        for blocks in model.children():
-            for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-                if any(not p.requires_grad for p in block.parameters()):
-                    fully_shard(block, mesh=mesh, ignored_params=set(adapter.values()))
+        for block in repeated(model):
+            if any(not p.requires_grad for p in block.parameters()):
+                fully_shard(block, mesh=mesh, ignored_params=set(adapter.values()))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every process has the mean of all gradients; a weight without one in one process has none in any."""

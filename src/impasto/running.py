@@ -13,6 +13,7 @@ nothing of it, and late `--targets` (transformer_blocks.20.attn.to_q) are cheap 
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -170,9 +171,15 @@ def compile_blocks(model: Any, **options: Any) -> None:
     if getattr(model, "_repeated_blocks", None):
         model.compile_repeated_blocks(**options)
         return
+    for block in repeated(model):
+        block.compile(**options)
+
+
+def repeated(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a model: what its lists of modules hold."""
     for blocks in model.children():
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            block.compile(**options)
+        if isinstance(blocks, nn.ModuleList):
+            yield from blocks
 
 
 def attention(model: Any, name: str) -> None:

@@ -113,7 +113,11 @@ def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, pa
     assert mini.card("mini-sd3")["training"]["text_tower"] == "trained along"
     heard = load_file(mini.ensure("mini-sd3") / "text_encoder" / "model.safetensors")
     assert torch.equal(heard["text_projection.weight"], after["text_projection.weight"])
+    anew = run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0)  # on a machine without the state
+    assert anew.along and torch.equal(anew.tower.text_projection.weight, after["text_projection.weight"].float())
     (package / "mini-sd15" / "unet").mkdir(parents=True)
+    (package / "mini-sd15" / "card.json").write_text("{}")
+    assert not run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0).along
     with pytest.raises(UserError, match="mini-sd15 hears the packaged text tower"):
         run.pretrain("mini-sd3", resume=True, export=True, **(settings | {"minutes": 0}))
 

@@ -37,25 +37,34 @@ def endings(family: Family, targets: Sequence[str]) -> list[str]:
 def add(
     family: Family, *, rank: int, alpha: float | None, targets: Sequence[str], seed: int
 ) -> dict[str, nn.Parameter]:
-    """Put a LoRA called "default" on `family.denoiser`; returns its parameters by name, float32 whatever W is.
+    """Put a LoRA on `family.denoiser`; returns its parameters by name, see `attach`."""
+    if rank < 1:
+        raise UserError(f"rank must be at least 1, not {rank}")
+    return attach(family.denoiser, rank, alpha, endings(family, targets), seed)
 
-    A is drawn per layer from (seed, layer name): the same adapter on any device and with any other targets beside.
+
+def attach(
+    model: Any, rank: int, alpha: float | None, targets: list[str], seed: int, prefix: str = ""
+) -> dict[str, nn.Parameter]:
+    """Put a LoRA called "default" on the layers of a frozen model whose names end so; its parameters, float32 whatever
+    W is, under their names there behind `prefix`.
+
+    A is drawn per layer from (seed, that name): the same adapter on any device and with any other targets beside.
     """
     from peft import LoraConfig
 
-    if rank < 1:
-        raise UserError(f"rank must be at least 1, not {rank}")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha or rank,  # pyright: ignore[reportArgumentType]
         init_lora_weights="gaussian",
-        target_modules=endings(family, targets),
+        target_modules=targets,
     )
     config.target_modules = sorted(config.target_modules or [])  # a set is saved in another order each time
-    family.denoiser.add_adapter(config)
-    parameters = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
+    model.add_adapter(config, adapter_name="default")
+    parameters = {prefix + name: p for name, p in model.named_parameters() if "lora_" in name}
     with torch.no_grad():
         for name, p in parameters.items():
+            p.requires_grad_(True)
             p.data = p.data.float()
             if "lora_A" in name:
                 p.copy_(torch.randn(p.shape, generator=generator(seed, 0, name)) / rank)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from impasto.adapters import lora
 from impasto.config import TrainConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
-from impasto.noise.random import generator
 from impasto.objectives import Batch
 
 LAYERS = ["k_proj", "out_proj", "q_proj", "v_proj"]
@@ -45,31 +44,14 @@ def check(config: TrainConfig, family: Family, shards: bool) -> None:
 def add(config: TrainConfig, family: Family) -> dict[str, nn.Parameter]:
     """Put a LoRA called "default" on every CLIP of `family.clip`; returns its parameters, float32, "text_encoder.…".
 
-    Nothing is loaded, and {} returned, when the config does not ask for it. A is drawn as in `lora.add`.
+    Nothing is loaded, and {} returned, when the config does not ask for it. See `lora.attach`.
     """
     if not config.text_encoder_lora:
         return {}
-    from peft import LoraConfig
-
     parameters: dict[str, nn.Parameter] = {}
     for part in family.clip_parts:
         encoder = getattr(family.clip, part).requires_grad_(False).eval()
-        encoder.add_adapter(
-            LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha or config.rank,  # pyright: ignore[reportArgumentType]
-                init_lora_weights="gaussian",
-                target_modules=LAYERS,
-            ),
-            adapter_name="default",
-        )
-        parameters |= {f"{part}.{name}": p for name, p in encoder.named_parameters() if "lora_" in name}
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.requires_grad_(True)
-            p.data = p.data.float()
-            if "lora_A" in name:
-                p.copy_(torch.randn(p.shape, generator=generator(config.seed, 0, name)) / config.rank)
+        parameters |= lora.attach(encoder, config.rank, config.alpha, LAYERS, config.seed, prefix=f"{part}.")
     return parameters
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.base import Condition
 from impasto.families.folder import DiffusersFolder
 from impasto.noise.schedule import RectifiedFlow
 
@@ -37,6 +37,7 @@ class Flux(DiffusersFolder):
     pipeline_class, denoiser_class = "FluxPipeline", "FluxTransformer2DModel"
     layers = KINDS
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    reader, reader_takes_length = "tokenizer_2", True  # T5 reads all of a prompt that CLIP cuts
     patch = 2
     schedule = RectifiedFlow()
 
@@ -49,16 +50,8 @@ class Flux(DiffusersFolder):
     def guided_by(self) -> str:
         return "embedding" if self.guided else "nothing"
 
-    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """By the pipeline's own code. pipe: one that is loaded already, with its adapters. T5 reads all of a prompt
-        that CLIP cuts; only what T5 cuts is lost."""
-        pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
-        with quiet():
-            for prompt in prompts:
-                warn_if_cut(prompt, pipe.tokenizer_2, length)
-            text, pooled, _ = pipe.encode_prompt(
-                list(prompts), device=torch.device(self.device), max_sequence_length=length
-            )
+    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+        text, pooled, _ = pipe.encode_prompt(prompts, device=torch.device(self.device), max_sequence_length=length)
         return {"text": text, "pooled": pooled}
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families import folder_hash
-from impasto.families.base import Condition, quiet
+from impasto.families.base import Condition, quiet, warn_if_cut
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class DiffusersFolder:
+class DiffusersFolder(ABC):
     """The part of `families.base.Family` that does not depend on the architecture.
 
     A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
-    text, those that are `left_out`, and the `patch`: latents per token and side.
+    text, those that are `left_out`, the tokeniser that reads most of a prompt (to the length that is asked for, or to
+    its own), and the `patch`: latents per token and side.
     """
 
     pipeline_class: ClassVar[str]
@@ -31,6 +33,8 @@ class DiffusersFolder:
     part: ClassVar[str] = "transformer"
     encoder_parts: ClassVar[tuple[str, ...]]
     clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    reader: ClassVar[str] = "tokenizer"
+    reader_takes_length: ClassVar[bool] = False
     left_out: ClassVar[Mapping[str, Any]] = {}
     patch: int = 1
     guided_by: str = "negative"
@@ -113,8 +117,16 @@ class DiffusersFolder:
         return self.embed_prompt(prompts, length, pipe)
 
     def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """`encode_prompt` with gradient."""
-        raise NotImplementedError
+        """`encode_prompt` with gradient, by the pipeline's own code; what the longest reader cuts is said."""
+        pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
+        with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, getattr(pipe, self.reader), length if self.reader_takes_length else None)
+            return self.embed(pipe, list(prompts), length)
+
+    @abstractmethod
+    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+        """The conditions that the pipeline's `encode_prompt` makes."""
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """All text is CLIP's."""
@@ -186,9 +198,9 @@ class DiffusersFolder:
 
     def free(self, *parts: str) -> None:
         for part in parts:
-            self.__dict__.pop(part, None)
+            vars(self).pop(part, None)
         gc.collect()
-        if self.device == "cuda":
+        if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
 

@@ -4,13 +4,12 @@ Reference: Rombach et al. 2022, arXiv 2112.10752; diffusers' StableDiffusionPipe
 The safety checker of a folder is left out, of training and of pictures.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.base import Condition
 from impasto.families.unet import UNet
 
 LEFT_OUT = {
@@ -28,13 +27,8 @@ class SD15(UNet):
     encoder_parts = ("text_encoder", "tokenizer")
     left_out = LEFT_OUT
 
-    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
-        pipe = pipe or self.encoders
-        with quiet():
-            for prompt in prompts:
-                warn_if_cut(prompt, pipe.tokenizer)
-            text, _ = pipe.encode_prompt(list(prompts), torch.device(self.device), 1, False)
+    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+        text, _ = pipe.encode_prompt(prompts, torch.device(self.device), 1, False)
         return {"text": text}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:

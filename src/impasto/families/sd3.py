@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.base import Condition
 from impasto.families.folder import DiffusersFolder
 from impasto.noise.schedule import RectifiedFlow
 
@@ -38,20 +38,15 @@ class SD3(DiffusersFolder):
         transformer = self.denoiser if "text_encoder_3" in self.absent else None
         return self.pipeline(transformer=transformer, vae=None, scheduler=None)
 
-    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
-        pipe = pipe or self.encoders
-        with quiet():
-            for prompt in prompts:
-                warn_if_cut(prompt, pipe.tokenizer)
-            text, _, pooled, _ = pipe.encode_prompt(
-                list(prompts),
-                None,
-                None,
-                do_classifier_free_guidance=False,
-                max_sequence_length=length or next(iter(self.text_lengths)),
-                device=torch.device(self.device),
-            )
+    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+        text, _, pooled, _ = pipe.encode_prompt(
+            prompts,
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
+            device=torch.device(self.device),
+        )
         return {"text": text, "pooled": pooled}
 
     @cached_property

@@ -5,13 +5,12 @@ encodes the text. An empty prompt is all zeros where the folder's `force_zeros_f
 the pipeline compares with when it is given no negative prompt.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.base import Condition
 from impasto.families.unet import UNet
 
 
@@ -20,17 +19,13 @@ class SDXL(UNet):
     (B, 6): height and width of the original, top and left of the crop, height and width of what is trained on."""
 
     wants_size_ids = True
+    reader = "tokenizer_2"
     clips = ("text_encoder", "text_encoder_2")
     pipeline_class = "StableDiffusionXLPipeline"
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
-    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """By the pipeline's own code. pipe: one that is loaded already, with its adapters."""
-        pipe = pipe or self.encoders
-        with quiet():
-            for prompt in prompts:
-                warn_if_cut(prompt, pipe.tokenizer_2)
-            text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, torch.device(self.device), 1, False)
+    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+        text, _, pooled, _ = pipe.encode_prompt(prompts, None, torch.device(self.device), 1, False)
         if self.index.get("force_zeros_for_empty_prompt", True):
             said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
             text, pooled = text * said[:, None, None], pooled * said[:, None]

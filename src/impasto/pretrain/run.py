@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
@@ -155,7 +157,7 @@ class Session:
             if not (MODELS / part / "config.json").exists():
                 raise UserError(f"{MODELS / part} is missing: the package is incomplete")
         self.vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-        self.text = self._text(text)
+        self.text, self.loads_text = self._text(text)
         packaged_tower = mini.text_tower(MODELS / "clip")
         self.tower: Any = new_tower(MODELS / "clip", seed) if self.text == "new" else packaged_tower
         self.tower.to(device)
@@ -174,17 +176,23 @@ class Session:
         self._begin(shape)
         self.seen["text_tower"] = "trained along" if self.along else "frozen"
 
-    def _text(self, asked: str | None) -> str:
-        """What becomes of the text tower: as asked, or as the checkpoint has it. Raises UserError on what cannot be."""
-        file = self.folder / "state.json"
-        before = json.loads(file.read_text()).get("text_tower") if file.exists() else "frozen"
-        before = "along" if before == "trained along" else "frozen"
+    def _text(self, asked: str | None) -> tuple[str, bool]:
+        """What becomes of the text tower, and whether the checkpoint holds one to load.
+
+        As asked, or as the checkpoint has it. Begun from the packaged weights it goes on along when it was trained so,
+        unless another packaged base hears it by now. Raises UserError on what cannot be.
+        """
         if asked is not None and asked not in MODES:
             raise UserError(f"unknown text {asked!r}: {nearest(asked, MODES)}")
-        if asked == "frozen" and before == "along":
-            raise UserError(f"the text tower of {self.folder} is trained along: it cannot be the packaged one again")
-        self.loads_text = before == "along" and asked != "new"
-        return asked or before
+        file = self.folder / "state.json"
+        if file.exists():
+            loads = json.loads(file.read_text()).get("text_tower") == "trained along"
+            if loads and asked == "frozen":
+                raise UserError(f"the text tower of {self.folder} is trained along: not the packaged one again")
+            return asked or ("along" if loads else "frozen"), loads and asked != "new"
+        alone = mini.names() == (self.base,)
+        before = mini.card(self.base)["training"].get("text_tower") if alone else None
+        return asked or ("along" if before == "trained along" else "frozen"), False
 
     @property
     def along(self) -> bool:
@@ -243,7 +251,7 @@ class Session:
         )
         bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
-        model = torch.compile(self.model, dynamic=False) if compiled else self.model
+        objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
         start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
         self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
         with clock:
@@ -252,25 +260,11 @@ class Session:
                 long = self.net.long_text and step % 20 == 19
                 n = batch // 4 if long else batch
                 x0, ids, z, eps = shared.draw(bank, n, seed, step, shared.SHARES)
-                with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-                    with torch.set_grad_enabled(self.along):
-                        cond = self.net.text(self.tower, ids, long)
-                    loss = self.net.loss(model, x0, eps, self.net.levels(z), cond)
-                    loss.backward()
-                torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                for part, average in self.trained:
-                    ema_update(average.parameters(), part.parameters(), min(ema, (1 + step) / (10 + step)))
-                self.seen |= {
-                    "step": step + 1,
-                    "pictures": self.seen["pictures"] + n,
-                    "seconds": before + clock.session,
-                }
+                loss = self.update(objective, x0, ids, z, eps, long, ema)
+                self.seen["seconds"] = before + clock.session
                 if not long:
-                    losses.append(loss.detach())
+                    losses.append(loss)
                 if (step + 1) % LOG_STEPS == 0:
                     mean = float(torch.stack(losses).mean())
                     row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
@@ -284,6 +278,35 @@ class Session:
                     drawn = clock.session
         self.stopped = clock.terminated
         self.save()
+
+    def update(
+        self,
+        objective: Callable[..., Tensor],
+        x0: Tensor,
+        ids: Tensor,
+        z: Tensor,
+        eps: Tensor,
+        long: bool,
+        ema: float,
+    ) -> Tensor:
+        """One step of the optimisers and of the EMA on a batch as `base.draw` returns it; the loss.
+
+        objective: (x0, eps, levels, conditions) -> loss, the denoiser's with the model in it. long: of the text.
+        """
+        step = self.seen["step"]
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
+            with torch.set_grad_enabled(self.along):
+                cond = self.net.text(self.tower, ids, long)
+            loss = objective(x0, eps, self.net.levels(z), cond)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for part, average in self.trained:
+            ema_update(average.parameters(), part.parameters(), min(ema, (1 + step) / (10 + step)))
+        self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + len(x0)}
+        return loss.detach()
 
     def _log(self, row: dict[str, Any]) -> None:
         line = json.dumps({"time": time.strftime("%H:%M:%S"), **row})
