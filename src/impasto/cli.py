@@ -213,6 +213,7 @@ def pretrain(args: list[str]) -> Result:
         threads: int | None = None,
         compile: bool = False,
         text: str | None = None,
+        plain: float | None = None,
         export: bool = False,
     ) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
@@ -228,6 +229,7 @@ def pretrain(args: list[str]) -> Result:
             threads: CPU threads.
             compile: torch.compile the training step: a minute at the start, then about 15 % faster on CPU.
             text: The text tower: frozen, along (it is trained too) or new (begun anew); as before when not given.
+            plain: Share of single things on white among the pictures; .55 when not given, .85 to begin with.
             export: Write weights and card into the package.
         """
         from impasto.pretrain import pretrain
@@ -243,6 +245,7 @@ def pretrain(args: list[str]) -> Result:
             threads=threads,
             compiled=compile,
             text=text,
+            plain=plain,
             export=export,
         )
 

@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ def pretrain(
     threads: int | None = None,
     compiled: bool = False,
     text: str | None = None,
+    plain: float | None = None,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -73,7 +74,8 @@ def pretrain(
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
     compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
-    weights, then along); None: as the checkpoint has it.
+    weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
+    0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -88,10 +90,10 @@ def pretrain(
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
     if threads:
         torch.set_num_threads(threads)
-    known = known_concepts(concepts)
+    known, shares = known_concepts(concepts), shared.shares_of(plain)
     run = Session(base, folder, device, size, lr, seed, text)
     if minutes is None or minutes > 0:
-        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
     scores = run.score(train_world(known), score) if score else None
@@ -237,9 +239,16 @@ class Session:
         save_state(self.folder, self.parts, {**self.seen})
 
     def train(
-        self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float, compiled: bool = False
+        self,
+        minutes: float,
+        known: list[int],
+        batch: int,
+        ema: float,
+        grid_minutes: float,
+        compiled: bool = False,
+        shares: Mapping[str, float] = shared.SHARES,
     ) -> None:
-        """Train for `minutes`, the making of the pool and the grids included."""
+        """Train for `minutes`, the making of the pool and the grids included. shares: of the kinds of pictures."""
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
         self.seen["sessions"] = session + 1
@@ -248,7 +257,11 @@ class Session:
         seed = self.seed + 1000 * session
         pool = build_pool(known, seed=seed)
         self._log(
-            {"pool": {kind: len(rows) for kind, rows in pool.rows.items()}, "minutes": round(clock.session / 60, 2)}
+            {
+                "pool": {k: len(r) for k, r in pool.rows.items()},
+                "shares": dict(shares),
+                "minutes": round(clock.session / 60, 2),
+            }
         )
         bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
@@ -260,7 +273,7 @@ class Session:
                 step = self.seen["step"]
                 long = self.net.long_text and step % 20 == 19
                 n = batch // 4 if long else batch
-                x0, ids, z, eps = shared.draw(bank, n, seed, step, shared.SHARES)
+                x0, ids, z, eps = shared.draw(bank, n, seed, step, shares)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 loss = self.update(objective, x0, ids, z, eps, long, ema)
                 self.seen["seconds"] = before + clock.session
