@@ -94,6 +94,7 @@ FOLDERS = {
 }
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("case", FOLDERS)
 def test_train_on_a_folder(case, tiny_sd3, tmp_path, monkeypatch, capsys):
     """Named, with its line; left out when that is asked for, with a warning."""
@@ -156,7 +157,9 @@ def test_generate(case, tiny_sd3, tmp_path, monkeypatch, capsys):
 
 def test_generate_without_network(monkeypatch, capsys, tmp_path):
     flags = ["--base", "owner/name", "--prompt", "a cat", "--out", str(tmp_path / "images")]
-    assert "'owner/name' cannot be fetched from the hub" in refused(monkeypatch, capsys, ["generate", *flags])
+    assert "'owner/name' is not a folder here and cannot be fetched from the hub" in refused(
+        monkeypatch, capsys, ["generate", *flags]
+    )
 
 
 @pytest.mark.parametrize(
