@@ -10,7 +10,7 @@ over several devices changes no draw.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -134,5 +134,6 @@ def in_parts(drawn: Drawn, most: int) -> Iterator[tuple[float, Drawn]]:
         at = slice(first, first + most)
         cond = {name: rows[at] for name, rows in batch.cond.items()}
         mask = None if batch.mask is None else batch.mask[at]
-        part = Batch(batch.x[at], batch.eps[at], cond, mask, batch.prompts[at], (first, n))
+        rows = {"x": batch.x[at], "eps": batch.eps[at], "cond": cond, "mask": mask, "prompts": batch.prompts[at]}
+        part = replace(batch, **rows, part=(first, n))
         yield len(own[at]) / n, (part, lam_B[at], own[at])
