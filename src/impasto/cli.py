@@ -426,7 +426,7 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    progress = Progress(*columns, console=Console(stderr=True))
+    progress = Progress(*columns, console=Console(stderr=True, quiet=not speaks()))
     task = progress.add_task(title, total=total, note="")
 
     def update(done: int, note: str = "", total: int | None = total) -> None:
@@ -503,9 +503,14 @@ def run(args: list[str], as_json: bool) -> Result | None:
         return COMMANDS[args[0]](args[1:])
 
 
+def speaks() -> bool:
+    """Whether this process tells what happens: of several under `accelerate launch` the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
     """Our own warnings as one line; those of libraries are not for users."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
+    if speaks() and Path(filename).is_relative_to(Path(__file__).parent):
         print(f"impasto: warning: {message}", file=sys.stderr)
 
 
@@ -525,10 +530,17 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print(f"impasto: interrupted: {stop}" if str(stop) else "impasto: interrupted", file=sys.stderr)
         result, code = {"error": "interrupted"}, 130
+    except Exception as error:
+        from impasto.trouble import in_words
+
+        if (said := in_words(error)) is None:
+            raise
+        print(f"impasto: error: {said}", file=sys.stderr)
+        result, code = {"error": said}, 2
     else:
         code = 0
-    if result is not None and as_json:
+    if result is not None and as_json and speaks():
         print(json.dumps(result))
-    elif result is not None and code == 0:
+    elif result is not None and code == 0 and speaks():
         SHOW.get(args[0], show)(result)
     sys.exit(code)

@@ -25,6 +25,7 @@ from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
 from impasto.data import items as data
 from impasto.data.draws import Draws as Draws
+from impasto.data.draws import in_parts
 from impasto.data.items import Item
 from impasto.data.prepare import prepare_items
 from impasto.data.references import Reference
@@ -122,23 +123,27 @@ def loop(
 ) -> None:
     """Steps `done + 1` to `config.steps`, each with its row in metrics.jsonl, and the states on the way."""
     family.denoiser.train()
+    itemwise = config.objective in objectives.ITEMWISE
     autocast = torch.autocast(family.device.split(":")[0], torch.bfloat16, enabled=family.precision == "bf16")
     with interruptible() as interrupted:
         for step in range(done + 1, config.steps + 1):
             parts: list[dict[str, Tensor]] = []
             levels: list[float] = []
             try:
+                most = draws.at_once(step, family.patch) if itemwise else config.batch
                 for micro in range(config.accumulate):
-                    batch, lam_B, own = draws(step, micro * team.size + team.index)
-                    with autocast:
-                        parts.append(objective(family, text.anew(family, batch), lam_B, own))
-                    (parts[-1]["loss"] / config.accumulate).backward()
-                    levels += team.gather(lam_B.tolist())
+                    drawn = draws(step, micro * team.size + team.index)
+                    for share, (batch, lam_B, own) in in_parts(drawn, most):
+                        with autocast:
+                            said = objective(family, text.anew(family, batch), lam_B, own)
+                        (said["loss"] * share / config.accumulate).backward()
+                        parts.append({name: value.detach() * share for name, value in said.items()})
+                    levels += team.gather(drawn[1].tolist())
             except Exception as error:
                 if out_of_memory(error) and step > done + 1:  # nothing has moved since the last step
                     run.save(step - 1, moving.tensors())
                 raise
-            row = {name: sum(part[name].item() for part in parts) / len(parts) for name in parts[0]}
+            row = {name: sum(part[name].item() for part in parts) / config.accumulate for name in parts[0]}
             *values, stop = team.mean([*row.values(), float(bool(interrupted))])
             row = dict(zip(row, values, strict=True))
             team.average_gradients(moving.parameters)

@@ -19,6 +19,7 @@ class Batch:
 
     mask: weights of the loss (B, 1, h, w), each item's with mean 1; None weighs everything alike.
     prompts: the captions, "" where one was dropped.
+    part: where these n are only a part, the number of the first one and how many the whole batch has.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class Batch:
     cond: Condition
     mask: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None
 
 
 Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]]
@@ -33,6 +35,9 @@ Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]
 
 
 OBJECTIVES = {"denoise": ("impasto.objectives.denoise", "denoise", "mean squared error of the prediction, unweighted")}
+
+ITEMWISE = ("denoise",)
+"""Objectives whose loss is a mean over items: a batch may go through in parts, see `data.draws.in_parts`."""
 
 
 def objective(name: str) -> Objective:
