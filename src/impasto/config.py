@@ -63,6 +63,8 @@ class TrainConfig:
     """Its standard deviation, in the same unit."""
     noise_shift: float | None = None
     """Time shift, of logit-normal and sd3 only (higher = more noise)."""
+    offset_noise: float = 0.0
+    """Shift every channel of the noise as a whole, by so many standard deviations; 0 is off."""
 
     objective: str = "denoise"
     """What the loss compares."""
@@ -181,6 +183,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(
             "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
         )
+    if not 0 <= config.offset_noise <= 1:
+        raise UserError(f"offset_noise must be from 0 to 1 (.1 is usual), not {config.offset_noise}")
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
     if not 0 <= config.caption_dropout <= 1:
