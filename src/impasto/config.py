@@ -67,7 +67,11 @@ class TrainConfig:
     """Shift every channel of the noise as a whole, by so many standard deviations; 0 is off."""
 
     objective: str = "denoise"
-    """What the loss compares."""
+    """What the loss compares: denoise (prediction and target), dco (that, beside the base's own error)."""
+    dco_beta: float = 1.0
+    """Of dco: how far an item is fitted beyond the base; the paper's baseline has 1, DCO's own code 1000."""
+    dco_reduction: Literal["mean", "sum"] = "mean"
+    """Of dco: an item's error is the mean or the sum over its latents."""
     prior_weight: float = 0.0
     """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
     prior_batch: int = 2
@@ -164,7 +168,7 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "size", "gamma", "crops"),
+        *("checkpoint_every", "size", "gamma", "crops", "dco_beta"),
     )
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
     for key in positive + at_least_0:

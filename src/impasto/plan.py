@@ -92,7 +92,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
     check_ranges(config)
     adapters.adapter(config.adapter)
-    objectives.objective(config.objective)
+    objectives.check(config)
     optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
     found = items.read(config, families.card(config.base))

@@ -67,6 +67,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
+    objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     with team.state.main_process_first():
         family = families.load(

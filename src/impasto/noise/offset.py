@@ -1,10 +1,11 @@
 """Offset noise: every channel of the noise is shifted as a whole, `eps <- eps + s randn(B, C, 1, 1)`.
 
 Guttenberg 2023, "Diffusion with offset noise" (crosslabs.org). The shifted eps is what is mixed in and what the target
-is made of. A pixel's variance becomes 1 + s^2, the covariance of two pixels of a channel s^2. White noise of n
-positions has a channel mean of variance 1/n; s^2 n is how many times that the offset adds, and so what a number of s means at a
-resolution: the Style-Friendly SNR sampler's .1 (with the SD3 sampler) and .01 (with its own law) were found at
-n = 128^2, where they add 164 and 1.6 times. At 16 x 16 that is s = .8 and .08.
+is made of. A pixel's variance becomes 1 + s^2, the covariance of two pixels of a channel s^2.
+
+White noise of n positions has a channel mean of variance 1/n; s^2 n is how many times that the offset adds, and so what
+a number of s means at a resolution: the Style-Friendly SNR sampler's .1 (with the SD3 sampler) and .01 (with its own
+law) were found at n = 128^2, where they add 164 and 1.6 times. At 16 x 16 that is s = .8 and .08.
 """
 
 import math
