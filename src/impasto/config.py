@@ -63,7 +63,7 @@ class TrainConfig:
     noise_std: float | None = None
     """Its standard deviation, in the same unit."""
     noise_shift: float | None = None
-    """Time shift, of logit-normal and sd3 only (higher = more noise)."""
+    """Time shift, of logit-normal, sd3 and uniform only (higher = more noise)."""
     noise_low: float | None = None
     """Of truncated-normal: its lowest log-SNR; the base's own when not given."""
     noise_high: float | None = None

@@ -53,8 +53,13 @@ def median(values: torch.Tensor, w: torch.Tensor) -> float:
     return ordered[int((share < share[-1] / 2).sum())].item()
 
 
-def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
-    """The histogram as text, noisiest first; beside each log-SNR its sigma."""
+def bars(
+    noise: dict[str, Any],
+    width: int = 36,
+    what: str = "log-SNR",
+    band: tuple[float, float] = (math.inf, -math.inf),
+) -> str:
+    """The histogram as text, noisiest first; beside each log-SNR its sigma, and a | where it lies in `band`."""
     lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
         lines.insert(0, f"truncated: {noise['cut']:.1%} of the law lies outside")
@@ -63,7 +68,8 @@ def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
     for i, share in enumerate(noise["log_snr"]["shares"]):
         low = LOW + i * step
         sigma = 1 / (1 + math.exp((low + step / 2) / 2))
-        lines.append(f"{low:6.1f}  sigma {sigma:.3f}  {share:6.1%}  {'█' * round(width * share / top)}".rstrip())
+        mark = "|" if band[0] <= low + step / 2 <= band[1] else " "
+        lines.append(f"{low:6.1f}  sigma {sigma:.3f}  {share:6.1%} {mark}{'█' * round(width * share / top)}".rstrip())
     lines.append(f"sigma (median {noise['sigma']['median']})")
     top = max(noise["sigma"]["shares"])
     for i, share in reversed(list(enumerate(noise["sigma"]["shares"]))):

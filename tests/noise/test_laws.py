@@ -12,7 +12,8 @@ from impasto.noise.laws import LAWS, LogitNormal, StyleFriendly, Truncated, Unif
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 N = 20_000
-SHARED = [StyleFriendly(), StyleFriendly(-2.2, 3.0), sd3(), LogitNormal(3.0, 1.0), LogitNormal(-1, 0.5, 2.0), Uniform()]
+SHARED = [StyleFriendly(), StyleFriendly(-2.2, 3.0), sd3(), LogitNormal(3.0, 1.0), LogitNormal(-1, 0.5, 2.0)]
+SHARED += [Uniform(), Uniform(3.0)]
 
 
 def draws(a_law, n=N, seed=1):
@@ -221,3 +222,13 @@ def test_no_finite_parameters(value):
             law(name, std=value)
     with pytest.raises(UserError, match="noise_shift must be above 0"):
         law("sd3", shift=value)
+
+
+def test_uniform_with_a_shift():
+    """t' = k t / (1 + (k - 1) t) of the same uniform draws; a U-Net's schedule has its own time and no shift."""
+    u = RectifiedFlow().timestep(draws(Uniform(), 64, seed=5).double())
+    t = RectifiedFlow().timestep(draws(Uniform(3.0), 64, seed=5).double())
+    assert torch.allclose(t, 3 * u / (1 + 2 * u), atol=1e-6)
+    assert law("uniform", shift=3.0) == Uniform(3.0)
+    with pytest.raises(UserError, match="a noise_shift of the uniform law is for rectified flows"):
+        within(Uniform(3.0), VariancePreserving.scaled_linear(0.00085, 0.012))

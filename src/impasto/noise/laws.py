@@ -47,6 +47,11 @@ def check_normal(mean: float, std: float) -> None:
         raise UserError(f"noise_std must be above 0, not {std}")
 
 
+def check_shift(shift: float) -> None:
+    if not (shift > 0 and math.isfinite(shift)):
+        raise UserError(f"noise_shift must be above 0, not {shift}")
+
+
 @dataclass(frozen=True)
 class StyleFriendly:
     """`lam ~ N(mean, std^2)`, no time shift. Choi et al., "Style-Friendly SNR Sampler", arXiv 2411.14793, eq. 6.
@@ -87,8 +92,7 @@ class LogitNormal:
 
     def __post_init__(self) -> None:
         check_normal(self.mean, self.std)
-        if not (self.shift > 0 and math.isfinite(self.shift)):
-            raise UserError(f"noise_shift must be above 0, not {self.shift}")
+        check_shift(self.shift)
 
     @property
     def log_snr(self) -> tuple[float, float]:
@@ -111,21 +115,33 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """`t ~ U(0, 1)`: in log-SNR a logistic law of scale 2, `p(lam) = t (1 - t) / 2` with `t = sigmoid(-lam / 2)`."""
+    """`u ~ U(0, 1)`, then `t = shift u / (1 + (shift - 1) u)`: in log-SNR a logistic law of scale 2 and mean -2 log
+    shift, `p(lam) = u (1 - u) / 2` with `u = sigmoid(-lam / 2 - log shift)`. A higher shift is noisier; 1 is none."""
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_shift(self.shift)
+
+    @property
+    def moved(self) -> float:
+        """By how much the shift moves a log-SNR."""
+        return -2 * math.log(self.shift)
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor:
         u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-        t = u.clamp(2**-24, 1 - 2**-24)  # |lam| <= 33: the ends themselves would be infinite
-        return (2 * (torch.log1p(-t) - torch.log(t))).float()
+        u = u.clamp(2**-24, 1 - 2**-24)  # |lam| <= 33: the ends themselves would be infinite
+        return (2 * (torch.log1p(-u) - torch.log(u)) + self.moved).float()
 
     def pdf(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(lam / 2) * torch.sigmoid(-lam / 2) / 2
+        half = (lam - self.moved) / 2
+        return torch.sigmoid(half) * torch.sigmoid(-half) / 2
 
     def cdf(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(lam / 2)
+        return torch.sigmoid((lam - self.moved) / 2)
 
     def quantile(self, p: Tensor) -> Tensor:
-        return 2 * torch.logit(p)
+        return 2 * torch.logit(p) + self.moved
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,8 @@ def within(law: Law, schedule: Schedule) -> Law:
     """
     low, high = schedule.range
     if isinstance(law, Uniform) and isinstance(schedule, VariancePreserving):
+        if law.shift != 1:
+            raise UserError("a noise_shift of the uniform law is for rectified flows (SD3, FLUX): leave it out")
         return UniformTime(schedule)
     check_ends(law, max(low, -FLOW_END), min(high, FLOW_END))
     if isinstance(law, Truncated):
@@ -254,7 +272,7 @@ LAWS: dict[str, tuple[Callable[..., Law], str]] = {
     "truncated-normal": (truncated_normal, "the same from noise_low to noise_high, and within the base's own levels"),
     "logit-normal": (logit_normal, "logit(t) ~ N(mean, std^2), then shift; higher mean = more noise"),
     "sd3": (sd3, "SD3's own sampler: logit-normal(0, 1) with shift 3, i.e. log-SNR ~ N(-2.2, 2^2)"),
-    "uniform": (uniform, "t ~ U(0, 1), in the base's own time"),
+    "uniform": (uniform, "t ~ U(0, 1), in the base's own time; then shift, on a rectified flow"),
 }
 PARAMETERS = ("mean", "std", "shift", "low", "high")
 """What laws have; a recipe's keys are these with noise_ before them."""
