@@ -14,6 +14,7 @@ from impasto.data.prepare import Prepared
 from impasto.families import load
 from impasto.noise.random import generators
 from impasto.objectives import Batch
+from impasto.objectives.dco import dco
 from impasto.objectives.denoise import denoise
 from impasto.objectives.prior import Prior
 from impasto.train import train
@@ -47,6 +48,7 @@ def prior(count, x, cond):
 OBJECTIVES = {
     "denoise": lambda batch: denoise,
     "weighted": lambda batch: partial(denoise, weight=lambda lam: torch.exp(-lam / 2)),
+    "dco": lambda batch: partial(dco, beta=100.0),
     "prior of one part": lambda batch: prior(2, batch.x, batch.cond),
     "prior of two parts": lambda batch: prior(4, batch.x, batch.cond),
     "prior of all": lambda batch: prior(N, batch.x, batch.cond),
