@@ -368,12 +368,19 @@ def resize(args: list[str]) -> Result:
     return parse(resize, args, "resize")
 
 
+def noise(args: list[str]) -> Result:
+    """Noise levels: `impasto noise calibrate` measures where a base decides style."""
+    from impasto.noise.commands import action
+
+    return action(args)
+
+
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
         *(train, generate, evaluate, report, sheet),
         *(export, import_, merge, resize),
-        *(demo, artworld, pretrain),
+        *(demo, artworld, pretrain, noise),
     )
 }
 
@@ -474,8 +481,12 @@ def show_scores(result: Result) -> None:
         print(note)
 
 
-SHOW: dict[str, Callable[[Result], None]] = {"evaluate": show_scores, "demo": lambda result: None}
-"""How a command's result is shown, where `show` would not do; the demo shows itself."""
+SHOW: dict[str, Callable[[Result], None]] = {
+    "evaluate": show_scores,
+    "demo": lambda result: None,
+    "noise": lambda result: None,
+}
+"""How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 
 
 def usage() -> str:

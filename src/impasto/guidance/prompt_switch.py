@@ -27,12 +27,12 @@ Call = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PromptSwitch:
-    """From a picture's own prompt (A) to `to` (B), where `{prompt}` stands for A, at the log-SNR `at`.
+    """From a picture's own prompt (A) to `to` (B) at the log-SNR `at`.
 
-    log_snr: of every step, filled in by `on`.
+    to: a prompt, in which `{prompt}` stands for A, or one for each A. log_snr: of every step, filled in by `on`.
     """
 
-    to: str
+    to: str | Mapping[str, str]
     at: float
     log_snr: tuple[float, ...] = ()
 
@@ -48,13 +48,13 @@ class PromptSwitch:
                 f"switch-at {self.at:g} is outside of the sampling of this base: {steps} {reach}{noise}; "
                 "give a value between, or =-inf for the second prompt alone, =inf for the first"
             )
-        if not self.to.strip():
+        if isinstance(self.to, str) and not self.to.strip():
             raise UserError("switch-to is empty: give the prompt to switch to; {prompt} in it stands for the first one")
         return replace(self, log_snr=tuple(log_snr))
 
     def second(self, prompt: str) -> str:
         """Prompt B of a picture whose prompt A is `prompt`."""
-        return self.to.replace("{prompt}", prompt)
+        return self.to.replace("{prompt}", prompt) if isinstance(self.to, str) else self.to[prompt]
 
     @property
     def in_second(self) -> list[bool]:
