@@ -177,7 +177,7 @@ def calibrate(
     found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule)
     positions = latent_positions(family, filled.size)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
-    result |= {"styles": sorted({ask.words for ask in asks}), "grid_steps": filled.steps, **found.as_dict()}
+    result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):
         row["share_of_steps"] = round(step / len(draw.log_snr), 4)
     result |= {"latent_positions": positions, "published": published(positions)}
