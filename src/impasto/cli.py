@@ -372,7 +372,7 @@ def resize(args: list[str]) -> Result:
 
 
 def noise(args: list[str]) -> Result:
-    """Noise laws: show one, take one over from another tool and back."""
+    """Noise laws: show one, take one over from another tool, or find one for a base."""
     from impasto.noise.commands import action
 
     return action(args)

@@ -311,6 +311,16 @@ class GenerateConfig:
     """A prompt; may be given several times."""
     prompts: Path | None = None
     """A file with one prompt per line."""
+    switch_to: str | None = None
+    """A second prompt, used from the log-SNR of --switch-at on; {prompt} in it stands for the first one."""
+    switch_at: float | None = None
+    """The first prompt is used in the steps whose log-SNR is below this (noisier), the second in all others."""
+    panels: Append[tuple[str, ...]] = ()
+    """Subjects of one multi-panel picture, separated by semicolons; may be given several times."""
+    letters: Append[tuple[str, ...]] = ()
+    """Words to be written in the style of --panel-style; may be given several times."""
+    panel_style: str = "a multi-panel comic"
+    """The style that panels and letters are asked for in: as in the caption of the style's reference."""
     out: Path = Path("runs/images")
     """Folder of the pictures, 0000.png on."""
     seed: int = 0

@@ -31,6 +31,8 @@ class Family(Protocol):
     unit: heights and widths in pixels are multiples of it. patch: latents per token and side.
     wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
     guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
+    callback_tensors: what `callback_on_step_end` calls the tensors of `call_arguments` that it can change.
+    denoiser_inputs: what the denoiser calls those that it cannot.
     """
 
     folder: Path
@@ -49,6 +51,8 @@ class Family(Protocol):
     unit: int
     patch: int
     guided_by: str
+    callback_tensors: Mapping[str, str]
+    denoiser_inputs: Mapping[str, str]
 
     @classmethod
     def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> "Family":

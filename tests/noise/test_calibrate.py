@@ -1,0 +1,198 @@
+"""`noise calibrate`: its pictures are those of `generate --switch-at`, it goes on where it stopped, it says what it
+needs. The judge is one with known answers: where a picture lies between the one without style and the one with it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeEncoder
+from tiny import sd3_folder
+
+from impasto.artworld import load_meta
+from impasto.errors import UserError
+from impasto.generate import Sampling, generate
+from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.noise import calibrate as module
+from impasto.noise.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
+
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # the tiny tokeniser spells most words
+SAMPLING = Sampling(steps=6, batch=4)
+PROMPTS = 6  # fewer than train styles, so that each has a style of its own
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny SD3 that says of itself that it knows the art world's styles."""
+    return sd3_folder(tmp_path_factory.mktemp("tiny") / "sd3", card={"embedded": True})
+
+
+def pixels(image):
+    return torch.from_numpy(np.asarray(image).astype(np.float32)).flatten() / 255
+
+
+class Between:
+    """Column s: where the picture lies between those of style s without and with its words, 0 to 1."""
+
+    card = {}  # noqa: RUF012
+
+    def __init__(self, base):
+        self.asks = list(art_world_asks(PROMPTS, 0))  # of the seeds 0 to 5, as generate's pictures are
+        ends = [[getattr(ask, which) for ask in self.asks] for which in ("plain", "styled")]
+        drawn = [[pixels(image) for image, _ in generate(str(base), some, sampling=SAMPLING)] for some in ends]
+        self.ends = list(zip(*drawn, strict=True))
+
+    def place(self, image, i):
+        without, with_ = self.ends[i]
+        return float((pixels(image) - without) @ (with_ - without) / (with_ - without).square().sum())
+
+    def style(self, images):
+        table = torch.zeros(len(images), 19)
+        for i, ask in enumerate(self.asks):
+            table[:, ask.style] = torch.tensor([self.place(image, i) for image in images])
+        return table
+
+
+@pytest.fixture(scope="module")
+def judges(base):
+    return Between(base)
+
+
+@pytest.fixture
+def run(base, judges, tmp_path, monkeypatch):
+    """calibrate with an own cache, small."""
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    given = {"prompts": PROMPTS, "levels": 3, "sampling": SAMPLING, "judges": judges}
+    return lambda **changes: calibrate(str(base), tmp_path / "out", **(given | changes))
+
+
+def test_the_curve_is_that_of_generates_pictures(run, base, judges, tmp_path):
+    ticks = []
+    result = run(progress=lambda done, total: ticks.append((done, total)))
+    assert ticks[-1] == (PROMPTS * 8, PROMPTS * 8) and result["pictures"] == PROMPTS * 8
+    assert result["score"] == {"everywhere": pytest.approx(1, abs=1e-3), "nowhere": pytest.approx(0, abs=1e-3)}
+    row = result["levels"][1]
+    for key, first, second in (("kept_until", "styled", "plain"), ("kept_since", "plain", "styled")):
+        pairs = {getattr(ask, first): getattr(ask, second) for ask in judges.asks}
+        switch = PromptSwitch(pairs, row["log_snr"] - 1e-3)
+        drawn = list(generate(str(base), list(pairs), sampling=SAMPLING, switch=switch))
+        assert drawn[0][1]["switch_share"] == pytest.approx(row["share_of_steps"], abs=1e-3)
+        assert row[key] == pytest.approx(np.mean([judges.place(drawn[i][0], i) for i in range(PROMPTS)]), abs=0.01)
+    told = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
+    assert told == result and len(told["base_hash"]) == 64
+    assert told["published"]["style-friendly"]["matched_mean"] == round(-6 + math.log(128**2 / 4**2), 2)
+    assert (tmp_path / "out" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_it_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    draw, calls = module.sample, []
+
+    def interrupted(*args, **keywords):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return draw(*args, **keywords)
+
+    monkeypatch.setattr(module, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        run()
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    whole = run()
+    assert len(calls) == 1 + 2 * 8  # two batches of 8 variants, and the one that was lost
+    again = run()
+    assert len(calls) == 17 and {**again, "seconds": 0} == {**whole, "seconds": 0}
+    assert len(run(levels=9)["levels"]) == 4
+    assert len(calls) == 17 + 4  # one level more, two batches, both ways
+
+
+def test_minutes(run):
+    assert run(minutes=0.0)["prompts"] == 4  # one batch
+
+
+def test_nothing_of_the_evaluation_is_looked_at():
+    split, asks = load_meta()["split"], list(art_world_asks(48, 5))
+    labels = {load_meta()["concepts"][c]["label"] for c in split["evaluation_concepts"] + split["reference_concepts"]}
+    assert {ask.style for ask in asks} == set(split["train_styles"])
+    assert not {ask.plain for ask in asks} & labels and len({ask.plain for ask in asks}) == 48
+    assert asks[:12] == list(art_world_asks(12, 5)) and [ask.seed for ask in asks[:3]] == [5, 6, 7]
+    assert asks[0].styled == f"{asks[0].plain}, {asks[0].words}"
+
+
+def test_prompts_for_other_bases(tmp_path):
+    asks = list(text_asks(96, 0, None, None))
+    assert len({ask.styled for ask in asks}) == 96  # 8 styles x 12 subjects, each pair once
+    (tmp_path / "styles.txt").write_text("ink\n\nneon \n", encoding="utf-8")
+    first = next(text_asks(1, 0, tmp_path / "styles.txt", None))
+    assert first.styled == "a fox in ink style" and first.plain == "a fox" and first.words == "ink style"
+    (tmp_path / "styles.txt").write_text("ink\n", encoding="utf-8")
+    with pytest.raises(UserError, match="fewer than two styles"):
+        list(text_asks(1, 0, tmp_path / "styles.txt", None))
+    with pytest.raises(UserError, match="cannot be read"):
+        list(text_asks(1, 0, None, tmp_path / "nowhere"))
+
+
+def test_scores_of_an_encoder():
+    asks = list(text_asks(4, 0, None, None))
+    asks = [asks[0], asks[1], *[type(a)("other", a.styled, a.style, a.words, a.seed) for a in asks[:2]]]
+    rows = {"everywhere": [[1.0, 0, 0], [0, 1.0, 0], [0.6, 0.8, 0], [0, 0, 1.0]], "nowhere": [[0, 1.0, 0]] * 4}
+    by_pictures = ByEncoder(FakeEncoder(), "pictures")
+    assert by_pictures.scores("everywhere", rows, asks) == pytest.approx([0.6, 0, 0.6, 0])
+    assert by_pictures.scores("nowhere", rows, asks) == pytest.approx([0.8, 0, 0, 1])
+    assert ByEncoder(FakeEncoder(), "text").scores("nowhere", rows, asks) == pytest.approx([3**-0.5] * 4)
+    with pytest.raises(UserError, match="every style needs two subjects"):
+        by_pictures.scores("nowhere", rows, asks[:2])
+
+
+def test_levels():
+    grid = [-math.inf, -6.0, -5.0, -4.0, -3.0, -2.0, 0.0, 3.0, 8.0]
+    assert choose_levels(grid, 100) == [1, 2, 3, 4, 5, 6, 7]
+    assert choose_levels(grid, 4) == [1, 4, 6, 7]
+    assert choose_levels(grid, 3, -5.0, -3.0) == [2, 3, 4]
+    assert choose_levels([-5.0, -4.0, -4.0, -3.0, -1.0], 9) == [1, 3, 4]
+    for low, high, message in ((-20, 0, "cannot be"), (-5, 9, "cannot be"), (0, -2, "cannot be"), (-6, -5, "only 2")):
+        with pytest.raises(UserError, match=f"{message}.*go from -6.00 to 8.00"):
+            choose_levels(grid, 5, low, high)
+    with pytest.raises(UserError, match="give more --steps"):
+        choose_levels([-math.inf], 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "quik"}, "did you mean 'quick'"),
+        ({"levels": 2}, "at least 3"),
+        ({"prompts": 3}, "at least 4"),
+        ({"low": -50.0}, "cannot be: the levels of this base with 6 steps go from"),
+        ({"by": "judge"}, "did you mean 'judges'"),
+        ({"by": "text"}, "no encoder is given; give --clip"),
+        ({"styles": Path("x")}, "leave out --styles"),
+        ({"clip": "/nowhere/clip"}, "no encoder at /nowhere/clip"),
+    ],
+    ids=str,
+)
+def test_bad_input(run, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(**changes)
+    assert not (tmp_path / "out" / "calibration.json").exists()
+
+
+def test_bases_that_nobody_can_judge(tiny_sd3, tmp_path):
+    with pytest.raises(UserError, match="judges know the styles of the embedded bases alone; give --clip"):
+        calibrate(str(tiny_sd3), tmp_path / "out")
+    with pytest.raises(UserError, match="unknown base"):
+        calibrate("mini-sd4", tmp_path / "out")
+
+
+def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
+    """Another base, by the pictures of the same style, as this encoder reads no text."""
+    blind = FakeEncoder()
+    object.__setattr__(blind, "images", lambda images: torch.ones(len(images), 3) / 3**0.5)
+    object.__setattr__(blind, "texts", lambda texts: None)
+    settings = {"prompts": 16, "levels": 3, "sampling": Sampling(steps=6, batch=16), "encoder": blind}
+    with pytest.raises(UserError, match=r"score is 1\.000, without 1\.000 over 16 prompts: no sure difference"):
+        calibrate(str(tiny_sd3), tmp_path / "out", **settings)
+    assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(UserError, match="reads no text"):
+        calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)

@@ -1,0 +1,117 @@
+"""The curve of a style's emergence: known answers, and where nothing can be said."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from impasto.errors import UserError
+from impasto.noise.emergence import Rule, Scores, crossing, decided, emergence, isotonic, kept, matched, published
+from impasto.noise.emergence_plot import plot
+
+
+def normal_cdf(x, mean, std):
+    return np.array([0.5 * (1 + math.erf((v - mean) / (std * math.sqrt(2)))) for v in x])
+
+
+def synthetic(mean=-3.0, std=1.5, late=0.0, prompts=40, noise=0.02, seed=0):
+    """A style that is decided as N(mean, std^2); `late` moves what the later words can still change."""
+    rng = np.random.default_rng(seed)
+    levels = np.arange(-9.0, 4.5, 0.75)
+    low, high = rng.uniform(0.05, 0.2, prompts), rng.uniform(0.6, 0.95, prompts)
+    until = low[:, None] + (high - low)[:, None] * normal_cdf(levels, mean, std)
+    since = low[:, None] + (high - low)[:, None] * (1 - normal_cdf(levels, mean + late, std))
+    jitter = lambda: noise * rng.standard_normal((prompts, len(levels)))  # noqa: E731
+    return Scores(levels, high, low, until + jitter(), since + jitter())
+
+
+def test_a_known_law_is_found_again():
+    found = emergence(synthetic(), Rule(floor=0.1))
+    at = {share: place for share, (place, _) in found.points.items()}
+    assert at[0.5] == pytest.approx(-3, abs=0.1)
+    assert at[0.1] == pytest.approx(-3 - 1.2816 * 1.5, abs=0.25) and at[0.9] == pytest.approx(
+        -3 + 1.2816 * 1.5, abs=0.25
+    )
+    assert found.law == pytest.approx((-3, 1.5), abs=0.15)
+    low, high = found.mean_interval
+    assert low < -3 < high and high - low < 0.5
+    assert all(where == "" for _, where in found.points.values())
+
+
+def test_both_directions_count_alike():
+    """Decided at -4 as seen from one side and at -2 from the other: -3, and wider."""
+    one, other = emergence(synthetic(noise=0)), emergence(synthetic(mean=-4.0, late=2.0, noise=0))
+    assert other.points[0.5][0] == pytest.approx(one.points[0.5][0], abs=0.02)
+    assert other.points[0.1][0] < one.points[0.1][0] and other.points[0.9][0] > one.points[0.9][0]
+
+
+def test_the_shares_are_those_of_the_formula():
+    scores = Scores(
+        np.array([-2.0, 0.0]), np.full(3, 0.8), np.full(3, 0.2), np.full((3, 2), 0.5), np.full((3, 2), 0.35)
+    )
+    until, since = kept(scores)
+    assert until == pytest.approx([0.5, 0.5]) and since == pytest.approx([0.25, 0.25])
+    assert decided(scores) == pytest.approx([(0.5 + 0.75) / 2] * 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([1, 3, 2, 4], [1, 2.5, 2.5, 4]),
+        ([3, 2, 1], [2, 2, 2]),
+        ([0, 1, 2], [0, 1, 2]),
+        ([1, 1, 0, 5], [2 / 3] * 3 + [5]),
+    ],
+)
+def test_isotonic(values, wanted):
+    assert isotonic(values) == pytest.approx(wanted)
+
+
+def test_isotonic_is_the_nearest():
+    """Against the closed form: the largest mean of a left part's smallest right mean (Robertson et al. 1988, 1.4)."""
+    values = np.random.default_rng(1).standard_normal(12)
+    n = len(values)
+    closed = [max(min(values[i : j + 1].mean() for j in range(k, n)) for i in range(k + 1)) for k in range(n)]
+    assert isotonic(values) == pytest.approx(closed)
+
+
+def test_crossings():
+    levels, curve = np.array([-4.0, -2.0, 0.0]), np.array([0.2, 0.4, 0.8])
+    assert crossing(levels, curve, 0.3) == (pytest.approx(-3.0), "")
+    assert crossing(levels, curve, 0.6) == (pytest.approx(-1.0), "")
+    assert crossing(levels, curve, 0.1) == (-4.0, "below")
+    assert crossing(levels, curve, 0.9) == (0.0, "above")
+
+
+def test_the_rule_is_small_and_replaceable():
+    points = {0.1: -5.0, 0.5: -3.0, 0.9: -1.0}
+    assert Rule()(points) == (-3.0, 2.0)  # the width of 4 is a std of 1.56: below the floor
+    assert Rule(offset=-1.5, scale=2.0, floor=0.5)(points) == pytest.approx((-4.5, 2 * 4 / 2.5631))
+    assert emergence(synthetic(), Rule(offset=-1)).law[0] == pytest.approx(emergence(synthetic()).law[0] - 1)
+
+
+def test_published_laws_move_by_the_ratio_of_positions():
+    assert matched(-6, 128 * 128) == -6
+    assert matched(-6, 16 * 16) == pytest.approx(-6 + 4.1589, abs=1e-4)
+    table = published(256)
+    assert table["style-friendly"]["matched_mean"] == -1.84 and table["sd3"]["matched_mean"] == 1.96
+
+
+@pytest.mark.parametrize("gap", [0.0, -0.3])
+def test_no_style_no_law(gap):
+    scores = synthetic()
+    none = Scores(scores.log_snr, scores.nowhere + gap, scores.nowhere, scores.until, scores.since)
+    with pytest.raises(UserError, match="no sure difference"):
+        emergence(none)
+
+
+def test_the_picture():
+    result = emergence(synthetic()).as_dict()
+    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40}
+    image = plot(result)
+    assert image.size == (860, 520)
+    colours = {colour for _, colour in image.getcolors(1 << 20)}
+    assert {(0xB3, 0x40, 0x2A), (0xEC, 0xD0, 0xC4)} <= colours  # the curve and its band are there
+    moved = plot(result | {"levels": [row | {"decided": 0.5} for row in result["levels"]]})
+    assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()
