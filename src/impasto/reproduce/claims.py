@@ -4,9 +4,8 @@
     reading   one way to carry it over (as published; at the matching noise levels; ...): comparisons that must all hold
     compare   a contrast of arms, sum_a w_a = 0, and the threshold that its mean has to pass
 
-For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a, its sign turned for
-scores where lower is better. A comparison *holds* when the mean effect is above its `above`, and is *refuted* when it is
-below its `below`, each by the exact one-sided sign-flip test. A reading holds when all its comparisons do (its p is the
+For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. A comparison *holds* when the mean effect is above its `above`, and is *refuted* when it
+is below its `below`, each by the exact one-sided sign-flip test. A reading holds when all its comparisons do (its p is the
 largest of theirs) and is refuted when one of them is (the smallest, times their number). Both p are corrected by Holm
 for the number of readings of the claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling)
 of the score says nothing. The claim's verdict is that of its first reading.
@@ -32,16 +31,18 @@ Values = Mapping[str, Mapping[Unit, float]]
 class Arm:
     """One way to come to pictures in a style.
 
-    settings: what it changes in the recipe, keys of TrainConfig. how: "train", or a generator that trains nothing
-    (`runner.HOW`), told by `options`. needs: a kind of layers that the base must have.
+    settings: what it changes in the recipe `style-friendly`, keys of TrainConfig. how: "train", or a generator that
+    trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw)
+    or "known" (no reference). needs: a kind of layers that the base must have. absent: why it cannot be run, if so.
     """
 
     what: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = "style-friendly"
     how: str = "train"
     options: Mapping[str, Any] = field(default_factory=dict)
+    where: Literal["heldout", "known"] = "heldout"
     needs: str = ""
+    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class Claim:
 RULE = (
     "Paired over style x reference x seed. A comparison holds when its mean effect is above its threshold (0 for "
     "'more', minus the margin for 'no less'), and is refuted when it is below (the margin for 'more', minus the margin "
-    "for 'no less'), by the exact one-sided sign-flip test. A reading holds when all of its comparisons do (largest p), "
-    "and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the claim, at "
-    f"{ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells decide nothing; "
-    "smoke cells never decide. The claim's verdict is that of its first reading."
+    "for 'no less'), by the exact one-sided sign-flip test. A reading holds when all of its comparisons do (largest "
+    "p), and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the "
+    f"claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells "
+    "decide nothing; smoke cells never decide. The claim's verdict is that of its first reading."
 )
 
 
