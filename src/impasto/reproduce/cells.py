@@ -102,7 +102,7 @@ def write(folder: Path, cell: Cell, result: Mapping[str, Any]) -> Path:
 
 
 def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """{key: content} of every cell file. Raises UserError that names the file where one cannot be read or was edited."""
+    """{key: content} of every cell file. Raises UserError, with its name, where one cannot be read or was edited."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         content = read(path)

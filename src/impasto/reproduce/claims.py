@@ -4,11 +4,11 @@
     reading   one way to carry it over (as published; at the matching noise levels; ...): comparisons that must all hold
     compare   a contrast of arms, sum_a w_a = 0, and the threshold that its mean has to pass
 
-For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. A comparison *holds* when the mean effect is above its `above`, and is *refuted* when it
-is below its `below`, each by the exact one-sided sign-flip test. A reading holds when all its comparisons do (its p is the
-largest of theirs) and is refuted when one of them is (the smallest, times their number). Both p are corrected by Holm
-for the number of readings of the claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling)
-of the score says nothing. The claim's verdict is that of its first reading.
+For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. A comparison
+*holds* when the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
+one-sided sign-flip test. A reading holds when all its comparisons do (its p is the largest of theirs) and is refuted
+when one of them is (the smallest, times their number). Both p are corrected by Holm for the number of readings of the
+claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling) of the score says nothing. The claim's verdict is that of its first reading.
 """
 
 from collections.abc import Mapping, Sequence

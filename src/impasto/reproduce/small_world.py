@@ -59,8 +59,8 @@ class SmallWorld:
         """One paragraph for the page."""
         return (
             "Small world: one reference of a held-out style that the base never saw (fluent-emoji-3d, "
-            "streamline-emojis, unifont), evaluation concepts drawn in it and scored by the judges. `smoke`: 3 styles x "
-            "1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use styles "
+            "streamline-emojis, unifont), evaluation concepts drawn in it and scored by the judges. `smoke`: 3 styles "
+            "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use styles "
             "that it knows. How: [reproduce.md](../../reproduce.md)."
         )
 
