@@ -7,6 +7,7 @@ batch; the number and every other setting are in the PNG.
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from impasto.adapters.io import load_style, style_file, style_hash
 from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
+from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
+from impasto.prompts import lettering, multi_panel
 from impasto.runfolder import writable_folder
 
 Info = dict[str, Any]
-"""What a picture tells: prompt, negative_prompt, seed, steps, guidance, width, height, base, base_hash, styles."""
+"""What a picture tells: prompt, negative_prompt, seed, steps, guidance, width, height, base, base_hash, styles; where
+the prompt was switched, `PromptSwitch.info`."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,13 @@ def generate(
     device: str = "auto",
     precision: str = "auto",
     components: Path | None = None,
+    switch: PromptSwitch | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
-    styles: style folders or files, each with an optional strength, "runs/neon:0.8". Everything that can be wrong is
-    found before this returns (UserError); the pictures are drawn as they are asked for.
+    styles: style folders or files, each with an optional strength, "runs/neon:0.8". switch: to another prompt at a
+    log-SNR. Everything that can be wrong is found before this returns (UserError); the pictures are drawn as they are
+    asked for.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
@@ -90,7 +96,10 @@ def generate(
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe)
-    return sample(family, pipe, jobs, encode, sampling, about, extra)
+    if switch is not None:
+        assert sampling.steps is not None and sampling.size is not None
+        switch = switch.on(grid(family, pipe, encode(prompts[0]), sampling.steps, sampling.size))
+    return sample(family, pipe, jobs, encode, sampling, about, extra, switch)
 
 
 def encoder(family: Family, pipe: Any) -> Callable[[str], Condition]:
@@ -113,8 +122,10 @@ def sample(
     sampling: Sampling,
     about: Info,
     extra: dict[str, Any] | None = None,
+    switch: PromptSwitch | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
-    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling: filled in."""
+    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling, switch: filled
+    in."""
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
     for start in range(0, len(jobs), batch):
@@ -122,9 +133,14 @@ def sample(
         cond = join([encode(prompt) for prompt, _ in part])
         compared = guidance > 1 and family.guided_by == "negative"
         negative = join([encode(sampling.negative)] * len(part)) if compared else None
-        with quiet():
+        own = family.call_arguments(cond, negative)
+        told: Any = nullcontext(own)
+        if switch is not None:
+            other = join([encode(switch.second(prompt)) for prompt, _ in part])
+            told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
+        with quiet(), told as call:
             images = pipe(
-                **family.call_arguments(cond, negative),
+                **call,
                 generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
@@ -135,6 +151,7 @@ def sample(
         for image, (prompt, seed) in zip(images, part, strict=True):
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
+            info |= switch.info(prompt) if switch is not None else {}
             yield image, info | about | {"version": impasto.__version__}
 
 
@@ -182,18 +199,32 @@ def parameters(info: Info) -> str:
         "Model hash": info["base_hash"][:10],
         "Version": f"impasto {info['version']}",
     }
+    if "switch_to" in info:
+        first = info["prompt_of_step"].count(0)
+        settings |= {"Switch to": json.dumps(info["switch_to"], ensure_ascii=False), "Switch after steps": first}
     return f"{info['prompt']}{styles}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in settings.items())
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """The prompts given one by one, then those of the file, one per line, empty lines left out."""
+    """The prompts given one by one, those of the file, one per line, empty lines left out, then panels and letters."""
     prompts = list(config.prompt)
     if config.prompts is not None:
         try:
             prompts += [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
-    return prompts
+    prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]
+    return prompts + [lettering(words, config.panel_style) for words in config.letters]
+
+
+def read_switch(config: GenerateConfig) -> PromptSwitch | None:
+    """What --switch-to and --switch-at say. Raises UserError where one of them is missing."""
+    if config.switch_to is None and config.switch_at is None:
+        return None
+    if config.switch_to is None or config.switch_at is None:
+        missing = "switch-to, the second prompt" if config.switch_to is None else "switch-at, a log-SNR such as -4"
+        raise UserError(f"switch-to and switch-at go together: give --{missing}")
+    return PromptSwitch(config.switch_to, config.switch_at)
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -204,6 +235,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     prompts = read_prompts(config)
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
+    switch = read_switch(config)
     writable_folder(config.out)
     sampling = Sampling(config.steps, config.guidance, config.negative, config.size, config.batch)
     pictures = generate(
@@ -216,11 +248,13 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         device=config.device,
         precision=config.precision,
         components=config.components,
+        switch=switch,
     )
-    total, files = len(prompts) * config.count, []
+    total, files, told = len(prompts) * config.count, [], {}
     for i, (image, info) in enumerate(pictures):
         files.append(f"{i:04d}.png")
         save_png(image, info, config.out / files[-1])
+        told = {key: info[key] for key in ("log_snr", "prompt_of_step", "switch_share") if key in info}
         if progress:
             progress(i + 1, total)
-    return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)}
+    return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told

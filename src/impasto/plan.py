@@ -9,6 +9,7 @@ import torch
 
 from impasto.config import TrainConfig, as_dict
 from impasto.families.base import Family
+from impasto.noise import offset
 from impasto.noise.laws import Law, Truncated, law, within
 from impasto.noise.schedule import RectifiedFlow
 
@@ -91,7 +92,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
     check_ranges(config)
     adapters.adapter(config.adapter)
-    objectives.objective(config.objective)
+    objectives.check(config)
     optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
     found = items.read(config, families.card(config.base))
@@ -104,11 +105,17 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     levels = within(noise_law(config), families.schedule(config.base))
+    offset.warn(config.offset_noise, levels, positions(config, family))
     result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
     result |= {"running": "; ".join(running.why)}
     if weighting := effective(config, family, levels):
         result["noise_times_weighting"] = weighting
     return result
+
+
+def positions(config: TrainConfig, family: Family | None) -> int:
+    """Latent positions of a square picture; of 8 pixels a side where the base is not here."""
+    return (config.size // (8 if family is None else family.unit // family.patch)) ** 2
 
 
 def effective(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import write_card
 from impasto.moving import Moving
+from impasto.noise import offset
 from impasto.noise.laws import within
 from impasto.objectives import Objective
 from impasto.parallel import Team
@@ -66,6 +67,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
+    objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     with team.state.main_process_first():
         family = families.load(
@@ -86,6 +88,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 prepared = prepare_items(
                     family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
                 )
+                offset.warn(config.offset_noise, levels, prepared.x[0][0].numel())
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
                 text_lora = text.add(config, family)

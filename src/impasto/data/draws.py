@@ -1,7 +1,7 @@
 """Draws: what a step trains on. Every one of them is a function of (seed, step, item).
 
     bucket     by the step                   P(bucket) = its repeats / all repeats
-    item       picture, lam, eps             from the item's own generator, in this order
+    item       picture, lam, eps, offset     from the item's own generator, in this order
                crop, empty caption           from generators of their own, so that they change no other draw
 
 All items of a step have one latent shape, whatever the batch and the accumulation are, so that a split of the batch or
@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from impasto.config import TrainConfig
 from impasto.data.prepare import Prepared
 from impasto.noise.laws import Law
+from impasto.noise.offset import offset
 from impasto.noise.random import generator, generators
 from impasto.objectives import Batch
 
@@ -49,7 +50,8 @@ class Draws:
         device = self.device or data.x[0].device
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
-        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own]).to(device)
+        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own])
+        eps = offset(eps, own, self.config.offset_noise).to(device)
         rows = data.conds[self.length(step)].items()
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:

@@ -26,6 +26,8 @@ KINDS = {
     "single_mlp": ("proj_mlp", "proj_out"),
 }
 TRAINING_GUIDANCE = 1.0
+IN_CALLBACK = {"prompt_embeds": "prompt_embeds"}
+IN_DENOISER = {"pooled_prompt_embeds": "pooled_projections"}  # no callback of this pipeline reaches the pooled text
 
 
 class Flux(DiffusersFolder):
@@ -40,6 +42,8 @@ class Flux(DiffusersFolder):
     reader, reader_takes_length = "tokenizer_2", True  # T5 reads all of a prompt that CLIP cuts
     patch = 2
     schedule = RectifiedFlow()
+    callback_tensors = IN_CALLBACK
+    denoiser_inputs = IN_DENOISER
 
     @cached_property
     def guided(self) -> bool:

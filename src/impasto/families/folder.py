@@ -24,7 +24,7 @@ class DiffusersFolder(ABC):
 
     A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
     text, those that are `left_out`, the tokeniser that reads most of a prompt (to the length that is asked for, or to
-    its own), and the `patch`: latents per token and side.
+    its own), the `patch`: latents per token and side, and the `callback_tensors`.
     """
 
     pipeline_class: ClassVar[str]
@@ -38,6 +38,8 @@ class DiffusersFolder(ABC):
     left_out: ClassVar[Mapping[str, Any]] = {}
     patch: int = 1
     guided_by: str = "negative"
+    callback_tensors: ClassVar[Mapping[str, str]]
+    denoiser_inputs: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, folder: Path, card: Mapping[str, Any], device: str, precision: str) -> None:
         self.folder, self.card, self.device, self.precision = folder, card, device, precision

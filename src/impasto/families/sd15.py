@@ -18,6 +18,7 @@ LEFT_OUT = {
     "image_encoder": None,
     "requires_safety_checker": False,
 }
+IN_CALLBACK = {"prompt_embeds": "prompt_embeds"}
 
 
 class SD15(UNet):
@@ -26,6 +27,7 @@ class SD15(UNet):
     pipeline_class = "StableDiffusionPipeline"
     encoder_parts = ("text_encoder", "tokenizer")
     left_out = LEFT_OUT
+    callback_tensors = IN_CALLBACK
 
     def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
         text, _ = pipe.encode_prompt(prompts, torch.device(self.device), 1, False)

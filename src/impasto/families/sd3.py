@@ -17,6 +17,7 @@ from impasto.noise.schedule import RectifiedFlow
 IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 KINDS = {"attention": IMAGE_STREAM + TEXT_STREAM, "image_stream": IMAGE_STREAM, "text_stream": TEXT_STREAM}
+IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled_prompt_embeds"}
 
 
 class SD3(DiffusersFolder):
@@ -27,6 +28,7 @@ class SD3(DiffusersFolder):
     clips = ("text_encoder", "text_encoder_2")
     encoder_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     schedule = RectifiedFlow(scale=1000.0)
+    callback_tensors = IN_CALLBACK
 
     @property
     def patch(self) -> int:

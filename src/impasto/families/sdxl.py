@@ -13,6 +13,8 @@ from torch import Tensor
 from impasto.families.base import Condition
 from impasto.families.unet import UNet
 
+IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_text_embeds"}
+
 
 class SDXL(UNet):
     """See `families.base.Family`. Conditions: text (B, L, D1 + D2), pooled (B, D2), and, where data has it, size_ids
@@ -23,6 +25,7 @@ class SDXL(UNet):
     clips = ("text_encoder", "text_encoder_2")
     pipeline_class = "StableDiffusionXLPipeline"
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    callback_tensors = IN_CALLBACK
 
     def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(prompts, None, torch.device(self.device), 1, False)

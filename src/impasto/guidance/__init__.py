@@ -1,0 +1,1 @@
+"""Guidance: what a model is told, and how its predictions combine, while pictures are drawn."""

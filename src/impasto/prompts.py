@@ -1,0 +1,35 @@
+"""Prompts as the Style-Friendly SNR sampler's authors word them (arXiv 2411.14793 v3).
+
+A multi-panel comic is one picture in one style: it is learnt from a single reference whose caption names the layout ("A
+humorous sequence featuring a red cartoon character in a multi-panel comic style", figure S6), and asked for as any
+other style, "{subject} in {style} style"; the model puts the subject into every panel. Lettering is figure S10's.
+"""
+
+from collections.abc import Sequence
+
+from impasto.errors import UserError
+
+
+def multi_panel(subjects: Sequence[str], style: str = "a multi-panel comic") -> str:
+    """ "{subject} in {style} style" for one subject (figure S6's prompts); for several, the wording of the reference's
+    caption: "A humorous sequence featuring {a, b and c} in {style} style". UserError where a subject is empty."""
+    named = [subject.strip() for subject in subjects]
+    if not named or not all(named):
+        raise UserError(f"a panel has no subject in {';'.join(subjects)!r}: write them as 'a cat; a dog; a moose'")
+    check(style)
+    if len(named) == 1:
+        return f"{named[0]} in {style} style"
+    return f"A humorous sequence featuring {', '.join(named[:-1])} and {named[-1]} in {style} style"
+
+
+def lettering(words: str, style: str) -> str:
+    """Figure S10's prompt, word for word."""
+    if not words.strip():
+        raise UserError("letters are empty: give the words to be written")
+    check(style)
+    return f"the words that says '{words.strip()}' are written in English, in {style} style"
+
+
+def check(style: str) -> None:
+    if not style.strip():
+        raise UserError("panel-style is empty: name the style as the reference's caption does")
