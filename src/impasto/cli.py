@@ -191,6 +191,10 @@ def reproduce(args: list[str]) -> Result:
         workers: int = 1,
         cluster: str | None = None,
         calibration: Path | None = None,
+        protocol: Literal["small-world", "paper"] = "small-world",
+        references: Path | None = None,
+        clip: str | None = None,
+        dino: str | None = None,
         device: str = "auto",
         precision: str = "auto",
         dry_run: bool = False,
@@ -205,6 +209,10 @@ def reproduce(args: list[str]) -> Result:
             out: Folder of cells, claims.json and page; docs/results/GROUP when not given.
             workers: Processes on this machine (more than 1: the extra cluster).
             cluster: The address of a Ray cluster; auto is the one that this machine is in.
+            protocol: small-world (the art world and its judges), or paper (StyleDrop's references, DINO and CLIP).
+            references: Of the paper's protocol: the folder of the 18 pictures.
+            clip: Of the paper's protocol: a folder or hub id; openai/clip-vit-base-patch32 when not given.
+            dino: Of the paper's protocol: likewise; facebook/dino-vits16 when not given.
             calibration: The file of `impasto noise calibrate`, for the arms with a calibrated law.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
@@ -222,6 +230,10 @@ def reproduce(args: list[str]) -> Result:
                 workers,
                 cluster,
                 calibration,
+                protocol,
+                references,
+                clip,
+                dino,
                 device,
                 precision,
                 dry_run=dry_run,

@@ -45,7 +45,7 @@ CLAIMS = (
 def tiny_group(monkeypatch):
     """A group "tiny" of three claims."""
     group = types.ModuleType("tiny_group")
-    group.ARMS, group.CLAIMS, group.arms = ARMS, CLAIMS, lambda base_hash, calibration: ARMS
+    group.ARMS, group.CLAIMS, group.arms = ARMS, CLAIMS, lambda base_hash, calibration, world: ARMS
     monkeypatch.setitem(sys.modules, "tiny_group", group)
     monkeypatch.setitem(module.GROUPS, "tiny", "tiny_group")
 
@@ -232,12 +232,13 @@ def test_the_packaged_claims_are_sound(tiny_sd3):
             for compare in reading.compares:
                 assert sum(compare.weights.values()) == pytest.approx(0)
     campaign = module.prepare("style-friendly", str(tiny_sd3), "x")
-    specs = [json.dumps(spec, sort_keys=True) for spec in campaign.specs.values()]
+    specs = [(arms[name].where, json.dumps(spec, sort_keys=True)) for name, spec in campaign.specs.items()]
     assert len(specs) == len(set(specs))  # what is the same is one arm, computed once
     used = {arm for claim in claims for arm in claim.arms}
-    assert set(arms) == used
+    assert set(arms) == used and set(campaign.left_out) <= {"calibrated"}
 
 
+@pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
 def test_one_tiny_campaign_for_real(tiny_sd3, tmp_path, monkeypatch):
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), styles=1, concepts=2)
     monkeypatch.setattr(module, "run_cell", run_cell)
@@ -259,3 +260,32 @@ def test_one_tiny_campaign_for_real(tiny_sd3, tmp_path, monkeypatch):
     assert len(list((folder / "images").glob("*.png"))) == 2
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "T2")
     assert entry["verdict"] == "undecided" and entry["arms"]["high"]["style_accuracy"][2] == 1
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
+def test_prompt_switching_for_real(tiny_sd3, tmp_path):
+    """Both orders, on styles that the base knows, with the log-SNR of every step in the picture."""
+    from PIL import Image
+
+    from impasto.paths import cache_dir
+
+    arms = {
+        "first": Arm("a", how="omit-first", options={"at": -3.0}, where="known"),
+        "only": Arm("b", how="only-first", options={"at": -3.0}, where="known"),
+        "no": Arm("c", how="plain", where="known"),
+    }
+    claim = Claim("T1", "early", {"f": "g"}, (Reading("as published", (more("only", "first"),)),), shown=("no",))
+    sys.modules["tiny_group"].arms = lambda base_hash, calibration, world: arms
+    sys.modules["tiny_group"].CLAIMS = (claim,)
+    world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), known=1, concepts=2)
+    result, _ = go(tiny_sd3, tmp_path, world)
+    assert result["run"] == 3 and not result["failed"]
+    pictures = {}
+    for folder in cache_dir("reproduce").rglob("*--twemoji-0--*"):
+        pictures[folder.name.split("--")[0]] = [Image.open(f).info["impasto"] for f in sorted(folder.rglob("*.png"))]
+    told = {arm: [json.loads(text) for text in texts] for arm, texts in pictures.items()}
+    words = ", clean flat vector emoji with plain solid colours"
+    for first, only, no in zip(told["first"], told["only"], told["no"], strict=True):
+        assert first["switch_to"] == first["prompt"] + words == only["prompt"] and only["switch_to"] == no["prompt"]
+        assert first["prompt_of_step"] == only["prompt_of_step"] and "switch_to" not in no
+        assert first["seed"] == only["seed"] == no["seed"]

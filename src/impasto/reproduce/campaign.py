@@ -16,15 +16,17 @@ from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
-from impasto.reproduce.claims import Arm, Claim
+from impasto.reproduce.claims import Arm, Claim, restricted
 from impasto.reproduce.fan import fan
 from impasto.reproduce.page import write_page
+from impasto.reproduce.paper import CLIP, DINO, PaperWorld
 from impasto.reproduce.runner import Place, World, run_cell, whole_spec
 from impasto.reproduce.small_world import SmallWorld
 from impasto.runfolder import writable_folder
 
 GROUPS = {"style-friendly": "impasto.reproduce.style_friendly"}
 """Groups of claims, one file each."""
+PROTOCOLS = ("small-world", "paper")
 ROUGH = {"mini-sd3": {"train": (45.0, 1.0), "other": (5.0, 1.0)}}
 """Seconds of a cell before its pictures and per picture, measured on one core; used until cells were timed."""
 Progress = Callable[[int, int, str], None]
@@ -64,6 +66,10 @@ def reproduce(
     workers: int = 1,
     cluster: str | None = None,
     calibration: Path | None = None,
+    protocol: str = "small-world",
+    references: Path | None = None,
+    clip: str | None = None,
+    dino: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     dry_run: bool = False,
@@ -74,8 +80,10 @@ def reproduce(
     """Run the cells of the claims that have no file yet, write claims.json and the page; returns a summary.
 
     claim: ids, all when empty. cells: "smoke" or "full". out: default docs/results/<group>. workers: processes here,
-    cluster: the address of a Ray cluster. told: called with lines for a person. Raises UserError on bad input.
+    cluster: the address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see
+    paper.py); world: one that is made already. told: called with lines for a person. Raises UserError on bad input.
     """
+    world = world or world_of(protocol, references, clip, dino)
     campaign = prepare(group, base, out, calibration, device, precision, world)
     chosen = choose(campaign.claims, claim)
     if workers < 1:
@@ -116,15 +124,30 @@ def prepare(
     module = import_module(GROUPS[group])
     place = Place(base, device, precision)
     family = place.family()
-    arms: dict[str, Arm] = module.arms(family.hash, calibration)
+    world = world or SmallWorld()
+    arms: dict[str, Arm] = module.arms(family.hash, calibration, world.name)
     left_out, specs = {}, {}
     for name, arm in arms.items():
         try:
             specs[name] = store.settings_of(arm, family, base)
         except UserError as error:
             left_out[name] = str(error)
-    out = Path(out) if out is not None else Path("docs/results") / group
-    return Campaign(group, module.CLAIMS, arms, left_out, specs, world or SmallWorld(), place, family, out)
+    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
+    out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
+    return Campaign(group, claims, arms, left_out, specs, world, place, family, out)
+
+
+def world_of(protocol: str, folder: Path | None, clip: str | None, dino: str | None) -> World:
+    """The world of a protocol. Raises UserError on an unknown one, and on flags that it has no use for."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}: {nearest(protocol, list(PROTOCOLS))}")
+    if protocol == "paper":
+        if folder is None:
+            raise UserError("--protocol paper needs --references DIR, the folder of StyleDrop's 18 pictures")
+        return PaperWorld(folder, clip or CLIP, dino or DINO)
+    if folder or clip or dino:
+        raise UserError("--references, --clip and --dino go with --protocol paper")
+    return SmallWorld()
 
 
 def choose(claims: Sequence[Claim], ids: Sequence[str]) -> list[Claim]:

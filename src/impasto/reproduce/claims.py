@@ -8,11 +8,12 @@ For each pair (the same style, reference and seed in every arm) the effect is d 
 *holds* when the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
 one-sided sign-flip test. A reading holds when all its comparisons do (its p is the largest of theirs) and is refuted
 when one of them is (the smallest, times their number). Both p are corrected by Holm for the number of readings of the
-claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling) of the score says nothing. The claim's verdict is that of its first reading.
+claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling) of the score says nothing. The
+claim's verdict is that of its first reading.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ class Reading:
 class Claim:
     """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
 
-    shown: arms that no comparison names but that belong beside them. curve: {x of the picture: arms}, see page.py.
+    shown: arms that no comparison names but that belong beside them. curves: {x axis: {arm: x}}, a picture each.
     """
 
     id: str
@@ -114,6 +115,16 @@ class Claim:
         compared = [arm for reading in self.readings for compare in reading.compares for arm in compare.weights]
         drawn = [arm for arms in self.curves.values() for arm in arms]
         return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
+
+
+def restricted(claim: Claim, arms: Collection[str]) -> Claim | None:
+    """What can be said of a claim with these arms alone; None when that is nothing."""
+    readings = tuple(reading for reading in claim.readings if set(arms_of(reading)) <= set(arms))
+    if not readings:
+        return None
+    curves = {x: {arm: at for arm, at in own.items() if arm in arms} for x, own in claim.curves.items()}
+    curves = {x: own for x, own in curves.items() if len(own) > 1}
+    return replace(claim, readings=readings, shown=tuple(a for a in claim.shown if a in arms), curves=curves)
 
 
 RULE = (

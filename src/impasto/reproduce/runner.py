@@ -17,12 +17,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from impasto import families
-from impasto.adapters.io import WEIGHTS
-from impasto.config import GenerateConfig, resolve
+from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.evaluate.samples import read_folder
 from impasto.families.base import Family, quiet
-from impasto.generate import Sampling, generate_folder
+from impasto.generate import Sampling, generate, save_png
+from impasto.guidance.prompt_switch import PromptSwitch
 from impasto.paths import atomic, cache_dir
 from impasto.reproduce.cells import VERSION, Cell
 from impasto.reproduce.claims import Measure, Unit
@@ -81,8 +80,9 @@ def _family(base: str, device: str, precision: str) -> Family:
 
 def sampling_of(family: Family) -> dict[str, Any]:
     """How pictures are drawn: steps, guidance and size as the base's card says, strength 1."""
-    filled = Sampling().on(family)
-    return {"steps": filled.steps, "guidance": filled.guidance, "size": filled.size, "strength": 1.0}
+    own = Sampling().on(family)
+    told = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
+    return told | {"strength": 1.0, "precision": family.precision}
 
 
 def whole_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         reference = reference_file(cell, world, folder)
-        draw(cell, place, family, folder, reference)
+        draw(cell, place, folder, reference)
         scores = world.scores(folder / "images", cell.spec, reference)
     shutil.rmtree(folder / "style" / "state", ignore_errors=True)  # the adapter itself stays
     return {
@@ -136,53 +136,59 @@ def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
     return folder / "reference.png"
 
 
-def draw(cell: Cell, place: Place, family: Family, folder: Path, reference: Path | None) -> None:
-    """The cell's pictures in `folder/images`, unless they are all there."""
-    spec, images = cell.spec, folder / "images"
-    if complete(images, spec["prompts"]):
+def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None:
+    """The cell's pictures in `folder/images`, `0000.png` on, unless they are there already."""
+    spec, images, part = cell.spec, folder / "images", folder / "images.part"
+    if images.is_dir():
         return
-    shutil.rmtree(images, ignore_errors=True)
-    arm = spec["arm"]
-    if arm["how"] == "train":
-        style = folder / "style"
-        own = {key: value for key, value in arm["settings"].items() if value is not None}
-        settings = own | {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
-        train(resolve("style-friendly", place.base, **settings, device=place.device, preview=False, tensorboard=False))
-        assert (style / WEIGHTS).is_file()
-        more: dict[str, Any] = {"style": (f"{style}:{spec['sampling']['strength']:g}",)}
-    else:
-        more = HOW[arm["how"]](arm, spec, reference)
-    generate_folder(
-        GenerateConfig(
-            base=place.base,
-            prompt=tuple(spec["prompts"]),
-            seed=1000 * spec["seed"],  # the pictures of two seeds share no noise
-            count=spec.get("count", 1),
-            steps=spec["sampling"]["steps"],
-            guidance=spec["sampling"]["guidance"],
-            size=spec["sampling"]["size"],
-            out=images,
-            device=place.device,
-            precision=family.precision,
-            **more,
-        )
-    )
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    sampling = Sampling(*(spec["sampling"][key] for key in ("steps", "guidance")), size=spec["sampling"]["size"])
+    made = 0
+    for prompts, more in HOW[spec["arm"]["how"]](spec, place, folder, reference):
+        count = spec.get("count", 1)
+        seed = 1000 * spec["seed"] + made  # the pictures of two seeds share no noise
+        own = {"device": place.device, "precision": spec["sampling"]["precision"], **more}
+        for image, info in generate(place.base, prompts, seed=seed, count=count, sampling=sampling, **own):
+            save_png(image, info, part / f"{made:04d}.png")
+            made += 1
+    part.rename(images)
 
 
-def complete(images: Path, prompts: list[str]) -> bool:
-    """Whether all pictures of a cell are there."""
-    if not images.is_dir():
-        return False
-    try:
-        return len(read_folder(images)) % len(prompts) == 0 and {s.prompt for s in read_folder(images)} == set(prompts)
-    except UserError:
-        return False
+Jobs = list[tuple[list[str], dict[str, Any]]]
+"""Prompts, and what `generate` is told beside them."""
 
 
-def prompted(arm: Mapping[str, Any], spec: Mapping[str, Any], reference: Path | None) -> dict[str, Any]:
+def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+    """A style is trained on the reference; strength as the spec says."""
+    style = folder / "style"
+    own = {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
+    own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
+    train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
+    return [(spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)})]
+
+
+def prompted(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
     """The base alone: the style is in the words."""
-    return {}
+    return [(spec["prompts"], {})]
 
 
-HOW = {"prompt": prompted}
-"""Generators that train nothing: what they add to the settings of `generate`."""
+def plain(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+    """The base alone, no word of the style."""
+    return [(spec["plain"], {})]
+
+
+def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+    """The words of the style come from the log-SNR "at" on; before, there is only the thing."""
+    words = spec["prompts"][0].removeprefix(spec["plain"][0])
+    return [(spec["plain"], {"switch": PromptSwitch("{prompt}" + words, spec["arm"]["at"])})]
+
+
+def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+    """The words of the style are there below the log-SNR "at" only."""
+    pairs = zip(spec["prompts"], spec["plain"], strict=True)
+    return [([prompt], {"switch": PromptSwitch(thing, spec["arm"]["at"])}) for prompt, thing in pairs]
+
+
+HOW = {"train": trained, "prompt": prompted, "plain": plain, "omit-first": omit_first, "only-first": only_first}
+"""How an arm makes its pictures."""

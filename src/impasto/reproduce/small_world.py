@@ -40,13 +40,14 @@ METRICS = (
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """See `runner.World`. judges, encoder: the packaged ones when None. styles, references, seeds, concepts: fewer."""
+    """See `runner.World`. judges, encoder: the packaged ones when None. styles, known, concepts: fewer."""
 
     name: str = "small-world"
     measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
     judges: Any = None
     encoder: Any = None
     styles: int = 3
+    known: int = len(KNOWN)
     concepts: int | None = None
     sizes = ("smoke", "full")
     undecided = ("smoke",)
@@ -59,9 +60,9 @@ class SmallWorld:
         """One paragraph for the page."""
         return (
             "Small world: one reference of a held-out style that the base never saw (fluent-emoji-3d, "
-            "streamline-emojis, unifont), evaluation concepts drawn in it and scored by the judges. `smoke`: 3 styles "
-            "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use styles "
-            "that it knows. How: [reproduce.md](../../reproduce.md)."
+            "streamline-emojis, unifont), evaluation concepts drawn in it, scored by the judges. `smoke`: 3 styles "
+            "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use "
+            "styles that it knows. How: [reproduce.md](../../reproduce.md)."
         )
 
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
@@ -70,7 +71,7 @@ class SmallWorld:
         references, seeds, concepts = CELLS[cells]
         concepts = self.concepts or concepts
         if where == "known":
-            return known_units(KNOWN[: 3 if cells == "smoke" else None], seeds, concepts)
+            return known_units(KNOWN[: min(self.known, 3 if cells == "smoke" else len(KNOWN))], seeds, concepts)
         return heldout_units(self.styles, references, seeds, concepts)
 
     def instruments(self) -> dict[str, Any]:

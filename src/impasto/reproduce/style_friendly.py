@@ -9,7 +9,7 @@ moved by +4.16. Each reading has its own verdict; the claim's is that of the fir
 
 from pathlib import Path
 
-from impasto.reproduce.claims import Arm, Claim, Reading, falls, more, no_less
+from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less
 
 SHIFT = 4.16  # log(128^2 / 16^2)
 SD3 = {"noise": "sd3", "noise_mean": 0.0, "noise_std": 1.0, "noise_shift": 3.0}
@@ -19,6 +19,12 @@ IMAGE_ONLY = {"targets": ("image_stream",)}
 def law(mean: float, std: float = 2.0) -> dict:
     """Settings of log-SNR ~ N(mean, std^2)."""
     return {"noise": "style-friendly", "noise_mean": mean, "noise_std": std}
+
+
+def decided_below(at: float) -> tuple[Compare, ...]:
+    """Words only below `at` keep the style, words only from there on do not."""
+    only, omitted = f"only below {at:g}", f"omitted below {at:g}"
+    return more(only, omitted), more("style throughout", omitted), no_less(only, "style throughout", "style")
 
 
 def dco(beta: float) -> dict:
@@ -32,6 +38,12 @@ def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
     return Arm(what or f"log-SNR ~ N({mean:g}, {std:g}²){also}", law(mean, std) | settings)
 
 
+LEVELS = (-8.89, -6.54, -4.73, -2.38, 0.0, 2.0)
+"""Log-SNR at which prompts are switched. The paper's first 1 and 3 of 28 steps lie below -8.89 and -6.54 (methods.md
+E12; it prints -6.52); moved by +4.16 these are -4.73 and -2.38."""
+OMITTED = {f"omitted below {at:g}": at for at in LEVELS}
+ONLY = {f"only below {at:g}": at for at in LEVELS}
+KNOWN = {"where": "known"}
 MATCHED, MATCHED_SD3 = law(-1.84), law(1.96)
 MEANS = {f"mu {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
 STDS = (0.4, 1.0, 2.0, 3.0, 4.0)
@@ -64,15 +76,36 @@ ARMS: dict[str, Arm] = {
     "matched sd3, offset": Arm("matched SD3 sampler, offset noise .1", MATCHED_SD3 | {"offset_noise": 0.1}),
     "matched, offset": Arm("matched, offset noise .01", MATCHED | {"offset_noise": 0.01}),
     **{f"dco, beta {beta:g}": Arm(f"SD3's sampler, DCO, beta {beta:g}", SD3 | dco(beta)) for beta in (1, 100, 1000)},
+    "dco, sum": Arm("SD3's sampler, DCO, beta 1, summed errors", SD3 | dco(1) | {"dco_reduction": "sum"}),
     "dco + style-friendly": Arm("style-friendly, DCO, beta 1", law(-6.0) | dco(1)),
     "matched dco": Arm("matched SD3 sampler, DCO, beta 1", MATCHED_SD3 | dco(1)),
     "matched dco + style-friendly": Arm("matched, DCO, beta 1", MATCHED | dco(1)),
+    "style throughout": Arm("the base alone, the style's words in every step", how="prompt", **KNOWN),
+    "no style": Arm("the base alone, no word of the style", how="plain", **KNOWN),
+    **{
+        name: Arm(f"the style's words from log-SNR {at:g} on", how="omit-first", options={"at": at}, **KNOWN)
+        for name, at in OMITTED.items()
+    },
+    **{
+        name: Arm(f"the style's words below log-SNR {at:g} only", how="only-first", options={"at": at}, **KNOWN)
+        for name, at in ONLY.items()
+    },
 }
 
 
-def arms(base_hash: str, calibration: Path | None) -> dict[str, Arm]:
-    """ARMS, with the law of a calibration file in the calibrated arm. UserError when that is another base's."""
-    return ARMS
+def arms(base_hash: str, calibration: Path | None, world: str = "small-world") -> dict[str, Arm]:
+    """ARMS, with the law of a calibration file in the calibrated arm; on the paper's own bases nothing is matched.
+
+    Raises UserError when the calibration is another base's.
+    """
+    if world == "small-world":
+        return ARMS
+    return {name: arm for name, arm in ARMS.items() if arm.where == "heldout" and not is_matched(name)}
+
+
+def is_matched(name: str) -> bool:
+    """Whether an arm is there for 16 x 16 positions only."""
+    return name.startswith("matched") or name in ("mu +2", "mu +4")
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -182,6 +215,17 @@ CLAIMS: tuple[Claim, ...] = (
         shown=("style-friendly", "style-friendly, offset", "matched", "matched, offset"),
     ),
     Claim(
+        "S8",
+        "Style is decided early: without its words in the first 3 of 28 steps it is lost, later it is not.",
+        {"figure 4": "style lost when y1 is left out below log-SNR -6.52 (10 % of the steps), kept when only there"},
+        (
+            Reading("as published", decided_below(-6.54)),
+            Reading("matched", decided_below(-2.38)),
+        ),
+        shown=("no style",),
+        curves={"log-SNR up to which the words are left out": OMITTED, "log-SNR up to which the words are there": ONLY},
+    ),
+    Claim(
         "S9",
         "DCO gives the SD3 sampler no more style, and adds style to the style-friendly sampler.",
         {
@@ -199,6 +243,6 @@ CLAIMS: tuple[Claim, ...] = (
                 (no_less("matched sd3", "matched dco", "style"), more("matched dco + style-friendly", "matched")),
             ),
         ),
-        shown=("dco, beta 100", "dco, beta 1000"),
+        shown=("dco, beta 100", "dco, beta 1000", "dco, sum"),
     ),
 )
