@@ -56,13 +56,18 @@ class TrainConfig:
     """A recipe by name, or a TOML file of any keys on this page."""
 
     noise: str = "style-friendly"
-    """Noise law: style-friendly, sd3, logit-normal, uniform."""
+    """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal."""
     noise_mean: float | None = None
-    """Its mean: style-friendly of log-SNR (lower = more noise), logit-normal of logit(t) (higher = more noise)."""
+    """Its mean: style-friendly and truncated-normal of log-SNR (lower = more noise), logit-normal of logit(t) (higher =
+    more noise)."""
     noise_std: float | None = None
     """Its standard deviation, in the same unit."""
     noise_shift: float | None = None
     """Time shift, of logit-normal and sd3 only (higher = more noise)."""
+    noise_low: float | None = None
+    """Of truncated-normal: its lowest log-SNR; the base's own when not given."""
+    noise_high: float | None = None
+    """Its highest."""
     offset_noise: float = 0.0
     """Shift every channel of the noise as a whole, by so many standard deviations; 0 is off."""
 

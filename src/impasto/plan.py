@@ -9,8 +9,8 @@ import torch
 
 from impasto.config import TrainConfig, as_dict
 from impasto.families.base import Family
-from impasto.noise import offset
-from impasto.noise.laws import Law, Truncated, law, within
+from impasto.noise import laws, offset
+from impasto.noise.laws import Law, Truncated, within
 from impasto.noise.schedule import RectifiedFlow
 
 LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
@@ -18,7 +18,7 @@ LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
 
 def noise_law(config: TrainConfig) -> Law:
     """The law that the config names. Raises UserError when it cannot be."""
-    return law(config.noise, mean=config.noise_mean, std=config.noise_std, shift=config.noise_shift)
+    return laws.of(vars(config))
 
 
 def histogram(levels: Law, weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
     """The histogram as text, noisiest first; beside each log-SNR its sigma."""
     lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
-        lines.insert(0, f"truncated to the levels of this base: {noise['cut']:.1%} of the law lies outside")
+        lines.insert(0, f"truncated: {noise['cut']:.1%} of the law lies outside")
     step = (HIGH - LOW) / BINS
     top = max(noise["log_snr"]["shares"])
     for i, share in enumerate(noise["log_snr"]["shares"]):

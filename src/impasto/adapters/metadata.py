@@ -19,6 +19,7 @@ from impasto.adapters.io import WEIGHTS, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.errors import UserError
 from impasto.families import card, cards, embedded, pipeline_class
+from impasto.noise.laws import PARAMETERS
 
 IMPLEMENTATION = {
     "flux": "https://github.com/black-forest-labs/flux",
@@ -155,7 +156,8 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     if recipe:
         kohya |= trained(recipe, style, private)
     own = {
-        **{key: recipe.get(key) for key in ("recipe", "noise", "noise_mean", "noise_std", "noise_shift", "objective")},
+        **{key: recipe.get(key) for key in ("recipe", "noise", *(f"noise_{name}" for name in PARAMETERS), "objective")},
+        "offset_noise": recipe.get("offset_noise") or None,
         **{key: recipe.get(key) for key in ("prior_weight", "targets", "ema")},
         **{key: style.inputs.get(key) for key in ("base_sha256", "references_sha256")},
         "architecture": adapter.architecture,
@@ -195,6 +197,7 @@ def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str,
         "lr_warmup_steps": recipe.get("warmup"),
         "optimizer": recipe.get("optimizer", "torch.optim.adamw.AdamW"),
         "max_grad_norm": recipe.get("clip"),
+        "noise_offset": recipe.get("offset_noise") or None,
         "resolution": f"({size}, {size})" if size else None,
         "num_train_images": len(style.inputs.get("references_sha256") or images) or None,
         "batch_size_per_device": recipe.get("batch"),
