@@ -235,7 +235,7 @@ def test_the_packaged_claims_are_sound(tiny_sd3):
     specs = [(arms[name].where, json.dumps(spec, sort_keys=True)) for name, spec in campaign.specs.items()]
     assert len(specs) == len(set(specs))  # what is the same is one arm, computed once
     used = {arm for claim in claims for arm in claim.arms}
-    assert set(arms) == used and set(campaign.left_out) <= {"calibrated"}
+    assert set(arms) == used and set(campaign.left_out) <= {*("calibrated", "style-aligned", "style-aligned, plain")}
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
@@ -289,3 +289,39 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
         assert first["switch_to"] == first["prompt"] + words == only["prompt"] and only["switch_to"] == no["prompt"]
         assert first["prompt_of_step"] == only["prompt_of_step"] and "switch_to" not in no
         assert first["seed"] == only["seed"] == no["seed"]
+
+
+def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
+    from impasto.families import load
+
+    file = tmp_path / "calibration.json"
+    own = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -2.5, "noise_std": 2.25}}
+    file.write_text(json.dumps(own))
+    campaign = module.prepare("style-friendly", str(tiny_sd3), "x", file)
+    settings = campaign.specs["calibrated"]["settings"]
+    assert (settings["noise_mean"], settings["noise_std"]) == (-2.5, 2.25) and "calibrated" not in campaign.left_out
+    for content, said in (
+        (json.dumps(own | {"base_hash": "0" * 64}), "of another base \\(000000000000, not"),
+        (json.dumps({"base_hash": own["base_hash"]}), "is no calibration.json .*'proposal'"),
+        ("[", "is no calibration.json"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=said):
+            module.prepare("style-friendly", str(tiny_sd3), "x", file)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long")
+def test_style_aligned_for_real(tiny_sd3, tmp_path):
+    pytest.importorskip("impasto.guidance.style_aligned")
+    arms = {"aligned": style_friendly.ARMS["style-aligned"], "prompt": ARMS["prompt"]}
+    claim = Claim("T1", "aligned", {"f": "g"}, (Reading("as published", (more("aligned", "prompt"),)),))
+    sys.modules["tiny_group"].arms = lambda base_hash, calibration, world: arms
+    sys.modules["tiny_group"].CLAIMS = (claim,)
+    world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), styles=1, concepts=2)
+    result, _ = go(tiny_sd3, tmp_path, world)
+    assert result["run"] == 2 and not result["failed"]
+    from impasto.paths import cache_dir
+
+    made = {f.name.split("--")[0]: f for f in cache_dir("reproduce").rglob("*--fluent-emoji-3d-cat-0--*")}
+    images = [(made[arm] / "images" / "0000.png").read_bytes() for arm in arms]
+    assert images[0] != images[1]

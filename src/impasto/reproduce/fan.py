@@ -72,7 +72,7 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
             ray.init(address=cluster, **quiet)
         else:
             ray.init(num_cpus=max(workers, cores()), include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones when its processes do not come up in time
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"no Ray cluster at {cluster!r}: {first}" if cluster else f"Ray does not start: {first}"

@@ -55,7 +55,7 @@ def save(path: Path, text: str) -> None:
 
 def assess(campaign: "Campaign", claim: Claim, known: Known) -> Entry:
     """The claim's entry in claims.json, by its full cells where they are all there."""
-    sizes = {size: campaign.cells([claim], size) for size in campaign.world.sizes}
+    sizes = {size: campaign.cells([claim], size) for size in campaign.world.sizes if campaign.world.ready(size)}
     there = {size: [known[c.key] for c in cells if c.key in known] for size, cells in sizes.items()}
     complete = [size for size in sizes if sizes[size] and len(there[size]) == len(sizes[size])]
     size = complete[-1] if complete else max(sizes, key=lambda size: len(there[size]))

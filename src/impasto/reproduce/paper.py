@@ -81,6 +81,14 @@ class PaperWorld:
             f"CLIP-I to the reference, CLIP-T to the prompt. Encoders: {name_of(self.clip)}, {name_of(self.dino)}."
         )
 
+    def ready(self, cells: str) -> bool:
+        """Whether the references of a size are there."""
+        try:
+            find(self.folder, min(SIZES[cells][0], self.limits[0]))
+        except UserError:
+            return False
+        return True
+
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         how_many, subjects, count = SIZES[cells]
         files = find(self.folder, min(how_many, self.limits[0]))

@@ -41,6 +41,10 @@ class World(Protocol):
 
     def describe(self) -> str: ...
 
+    def ready(self, cells: str) -> bool:
+        """Whether the references of a size are there."""
+        ...
+
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         """The pairs of a size, each with its part of the spec (reference, caption, prompts, seed).
 
@@ -190,5 +194,17 @@ def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: P
     return [([prompt], {"switch": PromptSwitch(thing, spec["arm"]["at"])}) for prompt, thing in pairs]
 
 
-HOW = {"train": trained, "prompt": prompted, "plain": plain, "omit-first": omit_first, "only-first": only_first}
+def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+    """StyleAligned: the reference lends its attention, nothing is trained."""
+    from impasto.guidance import style_aligned
+
+    assert reference is not None
+    sharing = style_aligned.Sharing(shift=spec["arm"]["shift"])
+    return [(spec["prompts"], {"aligned": style_aligned.StyleAligned(reference, spec["caption"], sharing)})]
+
+
+HOW = {
+    **{"train": trained, "prompt": prompted, "plain": plain, "aligned": aligned},
+    **{"omit-first": omit_first, "only-first": only_first},
+}
 """How an arm makes its pictures."""

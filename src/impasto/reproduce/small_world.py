@@ -65,6 +65,10 @@ class SmallWorld:
             "styles that it knows. How: [reproduce.md](../../reproduce.md)."
         )
 
+    def ready(self, cells: str) -> bool:
+        """The slice comes with the package."""
+        return True
+
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         if cells not in CELLS:
             raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(CELLS))}")

@@ -7,8 +7,12 @@ log 64 = +4.16. So most claims have two readings: *as published*, with the paper
 moved by +4.16. Each reading has its own verdict; the claim's is that of the first, whose numbers nobody chose here.
 """
 
+import json
+import math
+from importlib.util import find_spec
 from pathlib import Path
 
+from impasto.errors import UserError
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less
 
 SHIFT = 4.16  # log(128^2 / 16^2)
@@ -30,6 +34,12 @@ def decided_below(at: float) -> tuple[Compare, ...]:
 def dco(beta: float) -> dict:
     """Settings of Direct Consistency Optimization (Lee et al. 2024); the paper's beta is 1, the authors' 1000."""
     return {"objective": "dco", "dco_beta": float(beta)}
+
+
+def aligned(shift: float, what: str) -> Arm:
+    """StyleAligned. shift: added to the attention's logits at the reference."""
+    absent = "" if find_spec("impasto.guidance.style_aligned") else "guidance/style_aligned.py is not in this version"
+    return Arm(what, how="aligned", options={"shift": shift}, absent=absent)
 
 
 def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
@@ -80,6 +90,8 @@ ARMS: dict[str, Arm] = {
     "dco + style-friendly": Arm("style-friendly, DCO, beta 1", law(-6.0) | dco(1)),
     "matched dco": Arm("matched SD3 sampler, DCO, beta 1", MATCHED_SD3 | dco(1)),
     "matched dco + style-friendly": Arm("matched, DCO, beta 1", MATCHED | dco(1)),
+    "style-aligned": aligned(math.log(2), "StyleAligned, attention to the reference counted twice (its authors' code)"),
+    "style-aligned, plain": aligned(0.0, "StyleAligned, as its paper says"),
     "style throughout": Arm("the base alone, the style's words in every step", how="prompt", **KNOWN),
     "no style": Arm("the base alone, no word of the style", how="plain", **KNOWN),
     **{
@@ -98,9 +110,24 @@ def arms(base_hash: str, calibration: Path | None, world: str = "small-world") -
 
     Raises UserError when the calibration is another base's.
     """
+    own = ARMS if calibration is None else ARMS | {"calibrated": calibrated(calibration, base_hash)}
     if world == "small-world":
-        return ARMS
-    return {name: arm for name, arm in ARMS.items() if arm.where == "heldout" and not is_matched(name)}
+        return own
+    return {name: arm for name, arm in own.items() if arm.where == "heldout" and not is_matched(name)}
+
+
+def calibrated(file: Path, base_hash: str) -> Arm:
+    """The law that `impasto noise calibrate` proposes. Raises UserError unless the file is one of its, of this base."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        base, proposed = told["base_hash"], told["proposal"]
+        mean, std = float(proposed["noise_mean"]), float(proposed["noise_std"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is no calibration.json of `impasto noise calibrate` ({why})") from None
+    if base != base_hash:
+        raise UserError(f"{file} is of another base ({str(base)[:12]}, not {base_hash[:12]}): calibrate this one")
+    return normal(mean, std, f"calibrated: log-SNR ~ N({mean:g}, {std:g}²)")
 
 
 def is_matched(name: str) -> bool:
@@ -244,5 +271,20 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         shown=("dco, beta 100", "dco, beta 1000", "dco, sum"),
+    ),
+    Claim(
+        "S10",
+        "The style-friendly sampler gives more style than StyleAligned, at equal text.",
+        {
+            "StyleAligned": {"SDXL": ".410 / .675 / .340"},
+            "style-friendly": {"SD3.5": ".489 / .698 / .349", "FLUX": ".461 / .686 / .344"},
+        },
+        (
+            Reading(
+                "as published", (more("style-friendly", "style-aligned"), no_less("style-friendly", "style-aligned"))
+            ),
+            Reading("matched", (more("matched", "style-aligned"), no_less("matched", "style-aligned"))),
+        ),
+        shown=("style-aligned, plain", "prompt"),
     ),
 )
