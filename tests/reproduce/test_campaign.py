@@ -176,7 +176,7 @@ def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented,
         return fine(cell, *rest)
 
     monkeypatch.setattr(module, "run_cell", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="3 of 9 cells are done: the same command goes on"):
         go(tiny_sd3, tmp_path, world)
     assert len(read_all(tmp_path / "cells")) == 3
     assert go(tiny_sd3, tmp_path, world)[0]["done_before"] == 3
@@ -325,3 +325,23 @@ def test_style_aligned_for_real(tiny_sd3, tmp_path):
     made = {f.name.split("--")[0]: f for f in cache_dir("reproduce").rglob("*--fluent-emoji-3d-cat-0--*")}
     images = [(made[arm] / "images" / "0000.png").read_bytes() for arm in arms]
     assert images[0] != images[1]
+
+
+def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
+    from impasto import cli
+
+    def call(*flags):
+        monkeypatch.setattr(
+            sys, "argv", ["impasto", "reproduce", *flags, "--base", str(tiny_sd3), "--dry-run", "--json"]
+        )
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code, json.loads(out.splitlines()[-1]), err
+
+    code, told, err = call("--claim", "S1", "--claim", "S8", "--cells", "full", "--out", str(tmp_path / "x"))
+    assert code == 0 and told["claims"] == ["S1", "S8"] and told["to_run"] == told["wanted"]
+    assert told["arms"]["style-friendly"] == 27 and told["arms"]["only below -2.38"] == 18
+    assert "left out: calibrated: no calibration was given" in err
+    code, told, _ = call("--claim", "S99")
+    assert code == 2 and told["error"].startswith("unknown claim 'S99': did you mean 'S9'")

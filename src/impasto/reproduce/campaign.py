@@ -27,8 +27,9 @@ from impasto.runfolder import writable_folder
 GROUPS = {"style-friendly": "impasto.reproduce.style_friendly"}
 """Groups of claims, one file each."""
 PROTOCOLS = ("small-world", "paper")
-ROUGH = {"mini-sd3": {"train": (45.0, 1.0), "other": (5.0, 1.0)}}
-"""Seconds of a cell before its pictures and per picture, measured on one core; used until cells were timed."""
+ROUGH = {"mini-sd3": {"train": (35.0, 0.7), "other": (5.0, 0.7)}}
+"""Seconds of a cell before its pictures, and per picture, on one free core: by the training speed (5 steps a second,
+benchmarks/results/train_speed.md) and the demo's time; used until cells were timed here."""
 Progress = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is known of the last one)."""
 
@@ -201,13 +202,17 @@ def run(
     """Run the missing cells, each written as soon as it is done, `known` filled in; returns those that failed."""
     failed: list[str] = []
     results = fan(run_cell, missing, (campaign.world, campaign.place), workers, cluster)
-    for done, (cell, result) in enumerate(results, 1):
-        if isinstance(result, str):
-            failed.append(f"{cell.name}: {result}")
-        else:
-            store.write(campaign.out / "cells", cell, result)
-            known[cell.key] = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
-        if progress:
-            note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
-            progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
+    done = 0
+    try:
+        for done, (cell, result) in enumerate(results, 1):
+            if isinstance(result, str):
+                failed.append(f"{cell.name}: {result}")
+            else:
+                store.write(campaign.out / "cells", cell, result)
+                known[cell.key] = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
+            if progress:
+                note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
+                progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{done} of {len(missing)} cells are done: the same command goes on") from None
     return failed

@@ -6,6 +6,7 @@ What depends on the world (references, prompts, instruments) is a protocol's: `s
 import platform
 import shutil
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,10 +125,17 @@ def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
         "scores": {name: round(value, 6) for name, value in scores.items()},
         "seconds": round(time.perf_counter() - started, 1),
         "device": family.device,
+        "running": running(folder / "style"),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in PACKAGES},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def running(style: Path) -> list[str]:
+    """How the run was fitted into memory, as its recipe.toml says (a quantised base, for one); [] where none ran."""
+    file = style / "recipe.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))["impasto"]["running"] if file.is_file() else []
 
 
 def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
@@ -148,63 +156,75 @@ def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     sampling = Sampling(*(spec["sampling"][key] for key in ("steps", "guidance")), size=spec["sampling"]["size"])
-    made = 0
-    for prompts, more in HOW[spec["arm"]["how"]](spec, place, folder, reference):
-        count = spec.get("count", 1)
-        seed = 1000 * spec["seed"] + made  # the pictures of two seeds share no noise
-        own = {"device": place.device, "precision": spec["sampling"]["precision"], **more}
-        for image, info in generate(place.base, prompts, seed=seed, count=count, sampling=sampling, **own):
-            save_png(image, info, part / f"{made:04d}.png")
-            made += 1
+    prompts, more = HOW[spec["arm"]["how"]](spec, place, folder, reference)
+    own = {"count": spec.get("count", 1), "device": place.device, "precision": spec["sampling"]["precision"], **more}
+    seed = 1000 * spec["seed"]  # the pictures of two seeds share no noise
+    for i, (image, info) in enumerate(generate(place.base, prompts, seed=seed, sampling=sampling, **own)):
+        save_png(image, info, part / f"{i:04d}.png")
     part.rename(images)
 
 
-Jobs = list[tuple[list[str], dict[str, Any]]]
+Job = tuple[list[str], dict[str, Any]]
 """Prompts, and what `generate` is told beside them."""
 
 
-def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """A style is trained on the reference; strength as the spec says."""
     style = folder / "style"
     own = {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
     own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
     train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
-    return [(spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)})]
+    return spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)}
 
 
-def prompted(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+def prompted(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The base alone: the style is in the words."""
-    return [(spec["prompts"], {})]
+    return spec["prompts"], {}
 
 
-def plain(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+def plain(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The base alone, no word of the style."""
-    return [(spec["plain"], {})]
+    return spec["plain"], {}
 
 
-def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+@dataclass(frozen=True)
+class Without(PromptSwitch):
+    """A switch to the picture's own prompt without its last words, `to`."""
+
+    def second(self, prompt: str) -> str:
+        return prompt.removesuffix(self.to)
+
+
+def style_words(spec: Mapping[str, Any]) -> str:
+    """What the prompts have and the plain ones have not."""
+    return spec["prompts"][0].removeprefix(spec["plain"][0])
+
+
+def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The words of the style come from the log-SNR "at" on; before, there is only the thing."""
-    words = spec["prompts"][0].removeprefix(spec["plain"][0])
-    return [(spec["plain"], {"switch": PromptSwitch("{prompt}" + words, spec["arm"]["at"])})]
+    return spec["plain"], {"switch": PromptSwitch("{prompt}" + style_words(spec), spec["arm"]["at"])}
 
 
-def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The words of the style are there below the log-SNR "at" only."""
-    pairs = zip(spec["prompts"], spec["plain"], strict=True)
-    return [([prompt], {"switch": PromptSwitch(thing, spec["arm"]["at"])}) for prompt, thing in pairs]
+    return spec["prompts"], {"switch": Without(style_words(spec), spec["arm"]["at"])}
 
 
-def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Jobs:
+def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """StyleAligned: the reference lends its attention, nothing is trained."""
     from impasto.guidance import style_aligned
 
     assert reference is not None
     sharing = style_aligned.Sharing(shift=spec["arm"]["shift"])
-    return [(spec["prompts"], {"aligned": style_aligned.StyleAligned(reference, spec["caption"], sharing)})]
+    return spec["prompts"], {"aligned": style_aligned.StyleAligned(reference, spec["caption"], sharing)}
 
 
 HOW = {
-    **{"train": trained, "prompt": prompted, "plain": plain, "aligned": aligned},
-    **{"omit-first": omit_first, "only-first": only_first},
+    "train": trained,
+    "prompt": prompted,
+    "plain": plain,
+    "omit-first": omit_first,
+    "only-first": only_first,
+    "aligned": aligned,
 }
 """How an arm makes its pictures."""
