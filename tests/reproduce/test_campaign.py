@@ -95,6 +95,7 @@ def test_full_cells_decide_and_each_is_run_once(tiny_sd3, tmp_path, world, inven
     assert claims[2]["readings"][0]["why"][0] == "gone is left out: no such file"
     page = (tmp_path / "README.md").read_text()
     assert "**reproduced** (as published); b: not reproduced" in page and ".5 / .7 / .3" in page and "a 1" in page
+    assert "Its width is 16: rank 32 is 2.000 of it" in page
     for name in ("T1.svg", "effects-as-published.svg"):
         root = ElementTree.fromstring((tmp_path / "pictures" / name).read_text())
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and f"pictures/{name}" in page

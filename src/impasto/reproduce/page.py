@@ -130,14 +130,24 @@ def base_line(campaign: "Campaign") -> str:
     card = campaign.family.folder / "card.json"
     told = json.loads(card.read_text(encoding="utf-8")).get("scores") if card.is_file() else None
     if not told or "generated" not in told:
-        return f"Base: {name}, sha256 `{sha}`."
+        return f"Base: {name}, sha256 `{sha}`.{ranks(campaign)}"
     made, share = told["generated"], told.get("style_share")
     top5 = made.get("concept_top5")
     line = f"Base: {name}, sha256 `{sha}`. Its card: concept top-5 {number(top5)}, "
-    line += f"style as a share of the true pictures' {number(share)}."
+    line += f"style as a share of the true pictures' {number(share)}.{ranks(campaign)}"
     if (top5 or 0) < GATE["concept_top5"] or (share or 0) < GATE["style_share"]:
         line += " **It is below its first gate (.70 and .90): the verdicts are those of a weak base.**"
     return line
+
+
+def ranks(campaign: "Campaign") -> str:
+    """What a rank is of this base's width, as far as the denoiser's configuration states one width."""
+    file = campaign.family.folder / campaign.family.part / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return ""
+    return f" Its width is {heads * size}: rank 32 is {32 / (heads * size):.3f} of it (FLUX: {32 / 3072:.3f})."
 
 
 def verdicts(entry: Entry) -> str:
@@ -245,7 +255,7 @@ def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float])
             sd = arm[name][1] or 0.0
             marks.append(plots.whiskers(frame, (at, mean), (at, at), (mean - sd, mean + sd), series))
             marks.append(plots.dot(frame, (at, mean), series))
-        at, arm = there[-1]
+        at, arm = there[series - 1]  # labelled at one end each
         marks.append(plots.dot(frame, (at, arm[name][0]), series, title(name)))
     return alone(plots.svg(frame, f"{entry['id']}: {entry['claim']}", *marks))
 
@@ -262,7 +272,7 @@ def forest(entries: Sequence[Entry], style: str, reading: str) -> str:
     if len(rows) < 2:
         return ""
     limit = max(0.1, *(abs(end) for _, c, _ in rows for end in c["interval"]))
-    x = plots.Axis.over([-limit, limit], f"effect in {title(style)}, {reading}")
+    x = plots.Axis.over([-1.1 * limit, 1.1 * limit], f"effect in {title(style)}, {reading}")
     frame = plots.Frame(x, plots.Axis(0.0, float(len(rows)), "", ()))
     low, high = frame.at(0.0, 0.0), frame.at(0.0, float(len(rows)))
     marks = [el("line", x1=low[0], y1=low[1], x2=high[0], y2=high[1], class_="axis")]
