@@ -262,3 +262,22 @@ def flux_folder(folder: Path, *, guidance_embeds: bool = True, seed: int = 0, ca
     pipe.save_pretrained(folder)
     generate = {"steps": 4, "guidance": 3.0 if guidance_embeds else 0.0, "batch": 4}
     return write_card(folder, card, text_lengths={"32": 0.75, "40": 0.25}, generate=generate)
+
+
+def encoder_folders(clip: Path, dino: Path) -> None:
+    """Write a tiny random CLIP with tokenizer, and a tiny random ViT (DINO's architecture), as transformers folders."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer()
+        end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        text = {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+        text |= {"eos_token_id": end, "bos_token_id": end - 1}
+        vision = size | {"image_size": 32, "patch_size": 16}
+        CLIPModel(CLIPConfig(text_config=size | text, vision_config=vision, projection_dim=8)).save_pretrained(clip)
+        ViTModel(ViTConfig(**vision)).save_pretrained(dino)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(clip)
+    tokenizer.save_pretrained(clip)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(dino)

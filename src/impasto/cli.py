@@ -179,6 +179,70 @@ def demo(args: list[str]) -> Result:
     return parse(demo, args, "demo")
 
 
+def reproduce(args: list[str]) -> Result:
+    """The claims of a paper, put to the test: runs, scores, verdicts, a page."""
+
+    def reproduce(
+        group: Annotated[str, tyro.conf.Positional] = "style-friendly",
+        cells: str = "smoke",
+        claim: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        base: str = "mini-sd3",
+        out: Path | None = None,
+        workers: int = 1,
+        cluster: str | None = None,
+        calibration: Path | None = None,
+        protocol: Literal["small-world", "paper"] = "small-world",
+        references: Path | None = None,
+        clip: str | None = None,
+        dino: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        dry_run: bool = False,
+    ) -> Result:
+        """Run what the claims need and is not there yet; write claims.json and the page. See docs/reproduce.md.
+
+        Args:
+            group: The claims: style-friendly.
+            cells: smoke (3 styles x 1 reference x 1 seed, decides nothing) or full (3 x 3 x 3).
+            claim: A claim by its id, S1; may be given several times. All when not given.
+            base: Base model.
+            out: Folder of cells, claims.json and page; docs/results/GROUP when not given.
+            workers: Processes on this machine (more than 1: the extra cluster).
+            cluster: The address of a Ray cluster; auto is the one that this machine is in.
+            protocol: small-world (the art world and its judges), or paper (StyleDrop's references, DINO and CLIP).
+            references: Of the paper's protocol: the folder of the 18 pictures.
+            clip: Of the paper's protocol: a folder or hub id; openai/clip-vit-base-patch32 when not given.
+            dino: Of the paper's protocol: likewise; facebook/dino-vits16 when not given.
+            calibration: The file of `impasto noise calibrate`, for the arms with a calibrated law.
+            device: cpu, cuda, mps or auto.
+            precision: fp32, bf16 or auto (bf16 on CUDA).
+            dry_run: Only count the cells and estimate the time.
+        """
+        from impasto.reproduce import reproduce
+
+        with bar("cells") as progress:
+            return reproduce(
+                group,
+                cells,
+                claim,
+                base,
+                out,
+                workers,
+                cluster,
+                calibration,
+                protocol,
+                references,
+                clip,
+                dino,
+                device,
+                precision,
+                dry_run=dry_run,
+                progress=lambda done, total, note: progress(done, note, total),
+            )
+
+    return parse(reproduce, args, "reproduce")
+
+
 def artworld(args: list[str]) -> Result:
     """The paired art data set: `impasto artworld build`."""
 
@@ -383,7 +447,7 @@ COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     for command in (
         *(train, generate, evaluate, report, sheet),
         *(export, import_, merge, resize),
-        *(demo, artworld, pretrain, noise),
+        *(demo, noise, reproduce, artworld, pretrain),
     )
 }
 
@@ -484,10 +548,20 @@ def show_scores(result: Result) -> None:
         print(note)
 
 
+def show_verdicts(result: Result) -> None:
+    """Counts, what failed, and each claim's verdict."""
+    show(result)
+    for name, told in (*result.get("arms", {}).items(), *result.get("verdicts", {}).items()):
+        print(f"  {name}: {told}")
+    for line in result.get("failed", []):
+        print(f"  failed: {line}")
+
+
 SHOW: dict[str, Callable[[Result], None]] = {
     "evaluate": show_scores,
     "demo": lambda result: None,
     "noise": lambda result: None,
+    "reproduce": show_verdicts,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 

@@ -122,26 +122,10 @@ def test_unknown_encoder_is_one_line(tmp_path):
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
     """A tiny random CLIP with tokenizer and a tiny random ViT (DINO's architecture), as transformers folders."""
-    from tiny import clip_tokenizer
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
+    from tiny import encoder_folders
 
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "eos_token_id": end, "bos_token_id": end - 1}
-    vision = size | {"image_size": 32, "patch_size": 16}
     folders = {name: tmp_path_factory.mktemp(name) for name in ("clip", "dino")}
-    CLIPModel(CLIPConfig(text_config=size | text, vision_config=vision, projection_dim=8)).save_pretrained(
-        folders["clip"]
-    )
-    square = {"size": {"height": 32, "width": 32}}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folders["clip"]
-    )
-    tokenizer.save_pretrained(folders["clip"])
-    ViTModel(ViTConfig(**vision)).save_pretrained(folders["dino"])
-    ViTImageProcessor(**square).save_pretrained(folders["dino"])
+    encoder_folders(**folders)
     return folders
 
 

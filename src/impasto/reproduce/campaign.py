@@ -1,0 +1,218 @@
+"""`impasto reproduce`: which cells the claims need; those that are missing are run; verdicts and page come from all.
+
+    claims -> arms -> cells (arm x style x reference x seed) -> here or over Ray -> cells/*.json -> claims.json, page
+
+The same command goes on where it was stopped: a cell that has its file is not run again, whichever claim asked for it.
+A campaign is of one base, by the hash of its weights; cells of another are told of and left alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from impasto.errors import UserError, nearest
+from impasto.families.base import Family
+from impasto.reproduce import cells as store
+from impasto.reproduce.cells import Cell
+from impasto.reproduce.claims import Arm, Claim, restricted
+from impasto.reproduce.fan import fan
+from impasto.reproduce.page import write_page
+from impasto.reproduce.paper import CLIP, DINO, PaperWorld
+from impasto.reproduce.runner import Place, World, run_cell, whole_spec
+from impasto.reproduce.small_world import SmallWorld
+from impasto.runfolder import writable_folder
+
+GROUPS = {"style-friendly": "impasto.reproduce.style_friendly"}
+"""Groups of claims, one file each."""
+PROTOCOLS = ("small-world", "paper")
+ROUGH = {"mini-sd3": {"train": (35.0, 0.7), "other": (5.0, 0.7)}}
+"""Seconds of a cell before its pictures, and per picture, on one free core: by the training speed (5 steps a second,
+benchmarks/results/train_speed.md) and the demo's time; used until cells were timed here."""
+Progress = Callable[[int, int, str], None]
+"""Called with (cells done, cells in all, what is known of the last one)."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A group of claims on one base: its arms, those that are left out and why, and where its cells lie."""
+
+    group: str
+    claims: tuple[Claim, ...]
+    arms: Mapping[str, Arm]
+    left_out: Mapping[str, str]
+    specs: Mapping[str, Mapping[str, Any]]  # of the arms that are not
+    world: World
+    place: Place
+    family: Family
+    out: Path
+
+    def cells(self, claims: Sequence[Claim], size: str) -> list[Cell]:
+        """The cells that these claims need, each once, arm by arm."""
+        needed = dict.fromkeys(arm for claim in claims for arm in claim.arms if arm in self.specs)
+        return [cell for arm in needed for cell in self.cells_of(arm, size)]
+
+    def cells_of(self, arm: str, size: str) -> list[Cell]:
+        units = self.world.units(size, self.arms[arm].where)
+        return [Cell(arm, u, whole_spec(self.world, self.family, self.specs[arm], unit)) for u, unit in units.items()]
+
+
+def reproduce(
+    group: str = "style-friendly",
+    cells: str = "smoke",
+    claim: Sequence[str] = (),
+    base: str = "mini-sd3",
+    out: Path | str | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    calibration: Path | None = None,
+    protocol: str = "small-world",
+    references: Path | None = None,
+    clip: str | None = None,
+    dino: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    dry_run: bool = False,
+    world: World | None = None,
+    progress: Progress | None = None,
+    told: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run the cells of the claims that have no file yet, write claims.json and the page; returns a summary.
+
+    claim: ids, all when empty. cells: "smoke" or "full". out: default docs/results/<group>. workers: processes here,
+    cluster: the address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see
+    paper.py); world: one that is made already. told: called with lines for a person. Raises UserError on bad input.
+    """
+    world = world or world_of(protocol, references, clip, dino)
+    campaign = prepare(group, base, out, calibration, device, precision, world)
+    chosen = choose(campaign.claims, claim)
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, not {workers}")
+    if cells not in campaign.world.sizes:
+        raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(campaign.world.sizes))}")
+    known = read_known(campaign, told)
+    wanted = campaign.cells(chosen, cells)
+    missing = [cell for cell in wanted if cell.key not in known]
+    for arm in dict.fromkeys(arm for one in chosen for arm in one.arms if arm in campaign.left_out):
+        told(f"left out: {arm}: {campaign.left_out[arm]}")
+    about: dict[str, Any] = {"group": group, "cells": cells, "claims": [one.id for one in chosen], "base": base}
+    about |= {"base_sha256": campaign.family.hash, "out": str(campaign.out)}
+    about |= {"wanted": len(wanted), "done_before": len(wanted) - len(missing)}
+    about |= {"minutes": estimate(missing, known, base, max(1, workers))}
+    if dry_run:
+        arms = {arm: sum(cell.arm == arm for cell in missing) for arm in dict.fromkeys(cell.arm for cell in wanted)}
+        return about | {"to_run": len(missing), "arms": arms}
+    writable_folder(campaign.out / "cells", campaign.out)
+    failed = run(campaign, missing, known, workers, cluster, progress)
+    result = write_page(campaign, known)
+    verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
+    return about | {"run": len(missing) - len(failed), "failed": failed, "verdicts": verdicts}
+
+
+def prepare(
+    group: str,
+    base: str,
+    out: Path | str | None,
+    calibration: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    world: World | None = None,
+) -> Campaign:
+    """The campaign of a group on a base. Raises UserError on an unknown group or base."""
+    if group not in GROUPS:
+        raise UserError(f"unknown group of claims {group!r}: {nearest(group, list(GROUPS))}")
+    module = import_module(GROUPS[group])
+    place = Place(base, device, precision)
+    family = place.family()
+    world = world or SmallWorld()
+    arms: dict[str, Arm] = module.arms(family.hash, calibration, world.name)
+    left_out, specs = {}, {}
+    for name, arm in arms.items():
+        try:
+            specs[name] = store.settings_of(arm, family, base)
+        except UserError as error:
+            left_out[name] = str(error)
+    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
+    out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
+    return Campaign(group, claims, arms, left_out, specs, world, place, family, out)
+
+
+def world_of(protocol: str, folder: Path | None, clip: str | None, dino: str | None) -> World:
+    """The world of a protocol. Raises UserError on an unknown one, and on flags that it has no use for."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}: {nearest(protocol, list(PROTOCOLS))}")
+    if protocol == "paper":
+        if folder is None:
+            raise UserError("--protocol paper needs --references DIR, the folder of StyleDrop's 18 pictures")
+        return PaperWorld(folder, clip or CLIP, dino or DINO)
+    if folder or clip or dino:
+        raise UserError("--references, --clip and --dino go with --protocol paper")
+    return SmallWorld()
+
+
+def choose(claims: Sequence[Claim], ids: Sequence[str]) -> list[Claim]:
+    """The claims of these ids, all when none is given. Raises UserError on an unknown one, the nearest named."""
+    known = {claim.id: claim for claim in claims}
+    for one in ids:
+        if one not in known:
+            raise UserError(f"unknown claim {one!r}: {nearest(one, list(known))}")
+    return [claim for claim in claims if claim.id in ids or not ids]
+
+
+def read_known(campaign: Campaign, told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """The cells of this base; a line about those of others. Raises UserError on a broken one."""
+    found = store.read_all(campaign.out / "cells")
+    own = {key: cell for key, cell in found.items() if cell["spec"].get("base") == campaign.family.hash}
+    others: dict[str, int] = {}
+    for key in found.keys() - own.keys():
+        base = str(found[key]["spec"].get("base"))[:12]
+        others[base] = others.get(base, 0) + 1
+    for base, count in sorted(others.items()):
+        told(f"{count} cells of another base ({base}, not {campaign.family.hash[:12]}) are not used")
+    return own
+
+
+def estimate(missing: Sequence[Cell], known: Mapping[str, Mapping[str, Any]], base: str, workers: int) -> float | None:
+    """Minutes that the missing cells take: by the mean of timed cells of the same kind with as many prompts, else by
+    what was measured on mini-sd3; None when there is neither."""
+    total = 0.0
+    for cell in missing:
+        timed = [c["seconds"] for c in known.values() if load_of(c["spec"]) == load_of(cell.spec) and "seconds" in c]
+        kind, prompts = load_of(cell.spec)
+        if not timed and base not in ROUGH:
+            return None
+        total += sum(timed) / len(timed) if timed else ROUGH[base][kind][0] + prompts * ROUGH[base][kind][1]
+    return round(total / 60 / workers, 1)
+
+
+def load_of(spec: Mapping[str, Any]) -> tuple[str, int]:
+    """What the time of a cell depends on most: ("train" or "other", pictures)."""
+    return "train" if spec["arm"]["how"] == "train" else "other", len(spec["prompts"]) * spec.get("count", 1)
+
+
+def run(
+    campaign: Campaign,
+    missing: Sequence[Cell],
+    known: dict[str, dict[str, Any]],
+    workers: int,
+    cluster: str | None,
+    progress: Progress | None,
+) -> list[str]:
+    """Run the missing cells, each written as soon as it is done, `known` filled in; returns those that failed."""
+    failed: list[str] = []
+    results = fan(run_cell, missing, (campaign.world, campaign.place), workers, cluster)
+    done = 0
+    try:
+        for done, (cell, result) in enumerate(results, 1):
+            if isinstance(result, str):
+                failed.append(f"{cell.name}: {result}")
+            else:
+                store.write(campaign.out / "cells", cell, result)
+                known[cell.key] = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
+            if progress:
+                note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
+                progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{done} of {len(missing)} cells are done: the same command goes on") from None
+    return failed

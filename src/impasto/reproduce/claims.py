@@ -1,0 +1,224 @@
+"""What a claim is, and the rule by which its verdict follows from the cells.
+
+    claim     one sentence of a paper with the paper's own numbers, tested by one or more readings
+    reading   one way to carry it over (as published; at the matching noise levels; ...): comparisons that must all hold
+    compare   a contrast of arms, sum_a w_a = 0, and the threshold that its mean has to pass
+
+For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. A comparison
+*holds* when the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
+one-sided sign-flip test. A reading holds when all its comparisons do (its p is the largest of theirs) and is refuted
+when one of them is (the smallest, times their number). Both p are corrected by Holm for the number of readings of the
+claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling) of the score says nothing. The
+claim's verdict is that of its first reading.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from impasto.evaluate.spread import bootstrap
+from impasto.reproduce.statistics import ALPHA, holm, sign_flip
+
+Verdict = Literal["reproduced", "not reproduced", "undecided"]
+Unit = str
+"""One pair: "unifont, rabbit face, 0"."""
+Values = Mapping[str, Mapping[Unit, float]]
+"""Scores of one metric: {arm: {unit: score}}."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to pictures in a style.
+
+    settings: what it changes in the recipe `style-friendly`, keys of TrainConfig. how: "train", or a generator that
+    trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw)
+    or "known" (no reference). needs: a kind of layers that the base must have. absent: why it cannot be run, if so.
+    """
+
+    what: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    how: str = "train"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    where: Literal["heldout", "known"] = "heldout"
+    needs: str = ""
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that decides: its name in a cell, the difference that matters, and its ends, where it cannot tell."""
+
+    name: str
+    margin: float
+    floor: float = -np.inf
+    ceiling: float = np.inf
+
+
+@dataclass(frozen=True)
+class Compare:
+    """A contrast of arms in the "style" or the "text" measure. above, below: thresholds in units of its margin."""
+
+    what: str
+    weights: Mapping[str, float]
+    measure: Literal["style", "text"] = "style"
+    above: float = 0.0
+    below: float = 1.0
+
+
+def more(arm: str, other: str, measure: Literal["style", "text"] = "style") -> Compare:
+    """`arm` scores higher than `other`: above 0 holds; shown to be less than the margin is refuted."""
+    return Compare(f"{arm} has more {measure} than {other}", {arm: 1.0, other: -1.0}, measure)
+
+
+def no_less(arm: str, other: str, measure: Literal["style", "text"] = "text") -> Compare:
+    """`arm` scores at most a margin lower than `other` (non-inferiority); shown to be lower than that is refuted."""
+    what = f"{arm} has no less {measure} than {other}"
+    return Compare(what, {arm: 1.0, other: -1.0}, measure, above=-1.0, below=-1.0)
+
+
+def falls(arms: Mapping[str, float], what: str) -> Compare:
+    """Style falls along x, from the first arm to the last ({arm: x}): minus the slope of the straight line, times its
+    length, so that the effect is the fall from end to end."""
+    x = np.array(list(arms.values()))
+    centred = x - x.mean()
+    slope = -centred / (centred @ centred) * (x.max() - x.min())
+    return Compare(what, dict(zip(arms, slope.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to carry a claim over to another base; every comparison must hold."""
+
+    name: str
+    compares: tuple[Compare, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
+
+    shown: arms that no comparison names but that belong beside them. curves: {x axis: {arm: x}}, a picture each.
+    """
+
+    id: str
+    claim: str
+    paper: Mapping[str, Any]
+    readings: tuple[Reading, ...]
+    shown: tuple[str, ...] = ()
+    curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm that it needs, in order."""
+        compared = [arm for reading in self.readings for compare in reading.compares for arm in compare.weights]
+        drawn = [arm for arms in self.curves.values() for arm in arms]
+        return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
+
+
+def restricted(claim: Claim, arms: Collection[str]) -> Claim | None:
+    """What can be said of a claim with these arms alone; None when that is nothing."""
+    readings = tuple(reading for reading in claim.readings if set(arms_of(reading)) <= set(arms))
+    if not readings:
+        return None
+    curves = {x: {arm: at for arm, at in own.items() if arm in arms} for x, own in claim.curves.items()}
+    curves = {x: own for x, own in curves.items() if len(own) > 1}
+    return replace(claim, readings=readings, shown=tuple(a for a in claim.shown if a in arms), curves=curves)
+
+
+RULE = (
+    "Paired over style x reference x seed. A comparison holds when its mean effect is above its threshold (0 for "
+    "'more', minus the margin for 'no less'), and is refuted when it is below (the margin for 'more', minus the margin "
+    "for 'no less'), by the exact one-sided sign-flip test. A reading holds when all of its comparisons do (largest "
+    "p), and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the "
+    f"claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells "
+    "decide nothing; smoke cells never decide. The claim's verdict is that of its first reading."
+)
+
+
+def judge(
+    claim: Claim,
+    scores: Mapping[str, Values],
+    measures: Mapping[str, Measure],
+    units: Sequence[Unit],
+    *,
+    decides: bool = True,
+    left_out: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """The readings of `claim` with effects, intervals, p, and each one's verdict and why it is undecided.
+
+    scores: {"style": {arm: {unit: score}}, "text": ...}, all "higher is better". units: the pairs that a verdict needs.
+    decides: False for smoke cells. left_out: arms that could not be run here, with the reason.
+    """
+    told = []
+    for reading in claim.readings:
+        rows = [compared(c, scores[c.measure], measures[c.measure], units) for c in reading.compares]
+        why = [f"{arm} is left out: {(left_out or {})[arm]}" for arm in arms_of(reading) if arm in (left_out or {})]
+        why += list(dict.fromkeys(row["why"] for row in rows if row["why"])) if not why else []
+        told.append({"reading": reading.name, "compares": rows, "why": why})
+    for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
+        for entry, p in zip(told, holm([pick(entry["compares"]) for entry in told]), strict=True):
+            entry[key] = p
+    for entry in told:
+        entry["verdict"] = "undecided"
+        if not decides:
+            entry["why"] = ["smoke cells decide nothing", *entry["why"]]
+        elif not entry["why"]:
+            if entry["p_holds"] <= ALPHA:
+                entry["verdict"] = "reproduced"
+            elif entry["p_refuted"] <= ALPHA:
+                entry["verdict"] = "not reproduced"
+            else:
+                entry["why"] = ["neither shown nor refuted by these cells"]
+    return told
+
+
+def arms_of(reading: Reading) -> list[str]:
+    return list(dict.fromkeys(arm for compare in reading.compares for arm in compare.weights))
+
+
+def holds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """All must hold: the largest p (intersection-union)."""
+    return max(row["p_holds"] for row in rows)
+
+
+def refuted(rows: Sequence[Mapping[str, Any]]) -> float:
+    """One refuted is enough: the smallest p, times the number of comparisons (Bonferroni)."""
+    return min(1.0, len(rows) * min(row["p_refuted"] for row in rows))
+
+
+def compared(compare: Compare, values: Values, measure: Measure, units: Sequence[Unit]) -> dict[str, Any]:
+    """One comparison over the pairs that all of its arms have."""
+    arms = list(compare.weights)
+    paired = [u for u in units if all(u in values.get(arm, {}) for arm in arms)]
+    effects = [sum(w * values[arm][u] for arm, w in compare.weights.items()) for u in paired]
+    row: dict[str, Any] = {
+        "what": compare.what,
+        "weights": dict(compare.weights),
+        "measure": measure.name,
+        "above": compare.above * measure.margin,
+        "below": compare.below * measure.margin,
+        "pairs": len(paired),
+        "effect": None,
+        "interval": None,
+        "p_holds": 1.0,
+        "p_refuted": 1.0,
+        "why": "",
+    }
+    if len(paired) < len(units):
+        row["why"] = f"{len(units) - len(paired)} of {len(units)} pairs are missing"
+    if not paired:
+        return row
+    row["effect"], row["interval"] = float(np.mean(effects)), list(bootstrap(effects))
+    if row["why"]:
+        return row
+    means = [float(np.mean([values[arm][u] for u in paired])) for arm in arms]
+    if max(means) < measure.floor:
+        row["why"] = f"all arms lie below {measure.floor:g} in {measure.name}, where it cannot tell them apart"
+    elif compare.above >= 0 and min(means) > measure.ceiling:
+        row["why"] = f"all arms lie above {measure.ceiling:g} in {measure.name}, where nothing can be gained"
+    else:
+        row["p_holds"] = sign_flip(effects, row["above"])
+        row["p_refuted"] = sign_flip([-e for e in effects], -row["below"])
+    return row

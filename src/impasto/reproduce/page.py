@@ -1,0 +1,291 @@
+"""claims.json, the page and its pictures: all made from the cells alone, so that they cannot say anything else.
+
+A claim is told by its full cells where they are all there, else by its smoke cells, which decide nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from impasto.evaluate.scores import SCORES
+from impasto.paths import PACKAGE, atomic
+from impasto.report import plots
+from impasto.report.html import Html, el
+from impasto.reproduce.cells import slug
+from impasto.reproduce.claims import RULE, Claim, judge
+
+if TYPE_CHECKING:
+    from impasto.reproduce.campaign import Campaign
+
+Known = Mapping[str, Mapping[str, Any]]
+Entry = dict[str, Any]
+GATE = {"concept_top5": 0.7, "style_share": 0.9}
+"""What a base has to reach in its card before its verdicts say much (issue 3)."""
+
+
+def write_page(campaign: "Campaign", known: Known) -> list[Entry]:
+    """Write claims.json, README.md and the pictures into `campaign.out`; returns the entries of claims.json."""
+    entries = [assess(campaign, claim, known) for claim in campaign.claims]
+    out = campaign.out
+    save(out / "claims.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    pictures: dict[str, list[str]] = {}
+    for claim, entry in zip(campaign.claims, entries, strict=True):
+        for i, (x, arms) in enumerate(claim.curves.items()):
+            if drawing := curve(campaign, entry, x, arms):
+                name = f"{claim.id}{f'-{i + 1}' if i else ''}.svg"
+                save(out / "pictures" / name, drawing)
+                pictures.setdefault(claim.id, []).append(name)
+    for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
+        if drawing := forest(entries, campaign.world.measures["style"].name, reading):
+            name = f"effects-{slug(reading)}.svg"
+            save(out / "pictures" / name, drawing)
+            pictures.setdefault("", []).append(name)
+    save(out / "README.md", page(campaign, entries, known, pictures))
+    return entries
+
+
+def save(path: Path, text: str) -> None:
+    """Atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def assess(campaign: "Campaign", claim: Claim, known: Known) -> Entry:
+    """The claim's entry in claims.json, by its full cells where they are all there."""
+    sizes = {size: campaign.cells([claim], size) for size in campaign.world.sizes if campaign.world.ready(size)}
+    there = {size: [known[c.key] for c in cells if c.key in known] for size, cells in sizes.items()}
+    complete = [size for size in sizes if sizes[size] and len(there[size]) == len(sizes[size])]
+    size = complete[-1] if complete else max(sizes, key=lambda size: len(there[size]))
+    cells = there[size]
+    arms = {arm: [c for c in cells if c["arm"] == arm] for arm in claim.arms}
+    measures = campaign.world.measures
+    scores = {
+        role: {arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]} for arm, own in arms.items()}
+        for role, m in measures.items()
+    }
+    units = list(campaign.world.units(size, campaign.arms[claim.arms[0]].where))
+    left_out = {arm: why for arm, why in campaign.left_out.items() if arm in claim.arms}
+    readings = judge(claim, scores, measures, units, decides=size not in campaign.world.undecided, left_out=left_out)
+    if not cells:
+        readings = [reading | {"verdict": "undecided", "why": ["not run"]} for reading in readings]
+    return {
+        "id": claim.id,
+        "claim": claim.claim,
+        "paper": dict(claim.paper),
+        "arms": {arm: summary(own) for arm, own in arms.items() if own},
+        "verdict": readings[0]["verdict"],
+        "why": readings[0]["why"],
+        "readings": readings,
+        "left_out": left_out,
+        "cells": size if cells else None,
+        "progress": {size: [len(there[size]), len(wanted)] for size, wanted in sizes.items()},
+        "rule": RULE,
+        "base": {"name": campaign.place.base, "sha256": campaign.family.hash},
+    }
+
+
+def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """{metric: [mean, standard deviation, n]} over cells; the deviation of one is None."""
+    metrics = dict.fromkeys(name for cell in cells for name in cell["scores"])
+    told = {}
+    for name in metrics:
+        values = [cell["scores"][name] for cell in cells if name in cell["scores"]]
+        sd = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+        told[name] = [round(float(np.mean(values)), 4), sd, len(values)]
+    return told
+
+
+def page(campaign: "Campaign", entries: Sequence[Entry], known: Known, pictures: Mapping[str, list[str]]) -> str:
+    """README.md."""
+    world = campaign.world
+    versions = sorted({f"{n} {v}" for c in known.values() for n, v in c.get("versions", {}).items()})
+    parts = [
+        f"# {campaign.group}: the claims, put to the test",
+        f"`impasto reproduce {campaign.group} --base {campaign.place.base}`: written by that command from the cells in "
+        "[cells/](cells/); do not edit. [claims.json](claims.json) has every number.",
+        base_line(campaign),
+        world.describe(),
+        table(
+            ["", "claim", "verdict", "cells"],
+            [[e["id"], e["claim"], verdicts(e), progress(e)] for e in entries],
+        ),
+        *(f"![effects](pictures/{name})" for name in pictures.get("", [])),
+        f"**The rule.** {RULE} Margins: "
+        + ", ".join(f"{m.margin:g} in {title(m.name)}" for m in world.measures.values())
+        + ".",
+        "Tables: mean ± standard deviation over cells (style x reference x seed). Effects with 95 % bootstrap "
+        "intervals over pairs; p by sign flips, of a reading after Holm.",
+        *(section(campaign, e, pictures.get(e["id"], [])) for e in entries if e["arms"]),
+        f"Made with {', '.join(versions)}." if versions else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def base_line(campaign: "Campaign") -> str:
+    """The base, and what its card says of it."""
+    name, sha = campaign.place.base, campaign.family.hash
+    card = campaign.family.folder / "card.json"
+    told = json.loads(card.read_text(encoding="utf-8")).get("scores") if card.is_file() else None
+    if not told or "generated" not in told:
+        return f"Base: {name}, sha256 `{sha}`.{ranks(campaign)}"
+    made, share = told["generated"], told.get("style_share")
+    top5 = made.get("concept_top5")
+    line = f"Base: {name}, sha256 `{sha}`. Its card: concept top-5 {number(top5)}, "
+    line += f"style as a share of the true pictures' {number(share)}.{ranks(campaign)}"
+    if (top5 or 0) < GATE["concept_top5"] or (share or 0) < GATE["style_share"]:
+        line += " **It is below its first gate (.70 and .90): the verdicts are those of a weak base.**"
+    return line
+
+
+def ranks(campaign: "Campaign") -> str:
+    """What a rank is of this base's width, as far as the denoiser's configuration states one width."""
+    file = campaign.family.folder / campaign.family.part / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return ""
+    return f" Its width is {heads * size}: rank 32 is {32 / (heads * size):.3f} of it (FLUX: {32 / 3072:.3f})."
+
+
+def verdicts(entry: Entry) -> str:
+    """The verdict, and those of the other readings."""
+    first, *others = entry["readings"]
+    also = "; ".join(f"{r['reading']}: {r['verdict']}" for r in others)
+    return f"**{first['verdict']}** ({first['reading']})" + (f"; {also}" if also else "")
+
+
+def progress(entry: Entry) -> str:
+    """`smoke 9 of 9, full 3 of 81`."""
+    return ", ".join(f"{size} {done} of {wanted}" for size, (done, wanted) in entry["progress"].items())
+
+
+def section(campaign: "Campaign", entry: Entry, pictures: Sequence[str]) -> str:
+    """One claim: verdict and why, our arms, the paper's numbers, the comparisons, the curve."""
+    metrics = [m for m in campaign.world.shown if any(m in arm for arm in entry["arms"].values())]
+    rows = [[n, campaign.arms[n].what, *(cell(arm.get(m)) for m in metrics)] for n, arm in entry["arms"].items()]
+    compares = []
+    for r in entry["readings"]:
+        why = "; ".join(r["why"])
+        for row in r["compares"]:
+            effect = (
+                "–" if row["effect"] is None else f"{signed(row['effect'])} [{', '.join(map(signed, row['interval']))}]"
+            )
+            compares.append(
+                [r["reading"], row["what"], title(row["measure"]), effect, p(row["p_holds"]), p(row["p_refuted"])]
+            )
+        compares.append(
+            [
+                r["reading"],
+                f"**{r['verdict']}**" + (f": {why}" if why else ""),
+                "",
+                "",
+                p(r["p_holds"]),
+                p(r["p_refuted"]),
+            ]
+        )
+    parts = [
+        f"## {entry['id']}. {entry['claim']}",
+        f"{verdicts(entry)}. Told by its {entry['cells']} cells; there are {progress(entry)}.",
+        table(["arm", "", *map(title, metrics)], rows),
+        "\n".join(f"Left out: {arm}: {why}.  " for arm, why in entry["left_out"].items()),
+        table(["reading", "comparison", "score", "effect [95 %]", "p holds", "p refuted"], compares),
+        paper_table(entry["paper"]),
+        *(f"![{entry['id']}](pictures/{name})" for name in pictures),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def paper_table(paper: Mapping[str, Any]) -> str:
+    """The paper's own numbers, DINO / CLIP-I / CLIP-T where nothing else is said."""
+    if any(isinstance(row, str) for row in paper.values()):
+        return "\n".join(f"The paper, {name}: {row}.  " for name, row in paper.items())
+    columns = list(dict.fromkeys(column for row in paper.values() for column in row))
+    rows = [[name, *(row.get(column, "–") for column in columns)] for name, row in paper.items()]
+    return "The paper (DINO / CLIP-I / CLIP-T):\n\n" + table(["", *columns], rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(value).replace("|", "/") for value in line) + " |" for line in lines)
+
+
+def title(metric: str) -> str:
+    return SCORES[metric].title if metric in SCORES else metric.replace("_", "-").upper()
+
+
+def number(value: float | None) -> str:
+    """`.712`, a dash for what is unknown."""
+    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "-") + number(abs(value))
+
+
+def p(value: float) -> str:
+    return "< .001" if value < 0.001 else number(value)
+
+
+def cell(told: Sequence[Any] | None) -> str:
+    """Mean ± standard deviation."""
+    if told is None:
+        return "–"
+    return number(told[0]) + ("" if told[1] is None else f" ± {number(told[1])}")
+
+
+def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float]) -> str:
+    """Both deciding scores over x, with their standard deviations; "" with fewer than two arms."""
+    names = [m.name for m in campaign.world.measures.values()]
+    there = [
+        (at, entry["arms"][arm]) for arm, at in arms.items() if all(n in entry["arms"].get(arm, {}) for n in names)
+    ]
+    if len(there) < 2:
+        return ""
+    spans = [arm[n][0] + s * (arm[n][1] or 0.0) for _, arm in there for n in names for s in (-1, 1)]
+    frame = plots.Frame(plots.Axis.over([at for at, _ in there], x), plots.Axis.over([0.0, *spans], "score"))
+    marks: list[Html] = []
+    for series, name in enumerate(names):
+        points = [(at, arm[name][0]) for at, arm in there]
+        marks.append(plots.line(frame, points, series))
+        for (at, mean), (_, arm) in zip(points, there, strict=True):
+            sd = arm[name][1] or 0.0
+            marks.append(plots.whiskers(frame, (at, mean), (at, at), (mean - sd, mean + sd), series))
+            marks.append(plots.dot(frame, (at, mean), series))
+        at, arm = there[series - 1]  # labelled at one end each
+        marks.append(plots.dot(frame, (at, arm[name][0]), series, title(name)))
+    return alone(plots.svg(frame, f"{entry['id']}: {entry['claim']}", *marks))
+
+
+def forest(entries: Sequence[Entry], style: str, reading: str) -> str:
+    """The effects of a reading's comparisons in the style score, a row per comparison; "" with fewer than two."""
+    rows = [
+        (f"{e['id']}: {c['what']}", c, i)
+        for i, e in enumerate(entries)
+        for r in e["readings"]
+        for c in r["compares"]
+        if r["reading"] == reading and c["measure"] == style and c["effect"] is not None
+    ]
+    if len(rows) < 2:
+        return ""
+    limit = max(0.1, *(abs(end) for _, c, _ in rows for end in c["interval"]))
+    x = plots.Axis.over([-1.1 * limit, 1.1 * limit], f"effect in {title(style)}, {reading}")
+    frame = plots.Frame(x, plots.Axis(0.0, float(len(rows)), "", ()))
+    low, high = frame.at(0.0, 0.0), frame.at(0.0, float(len(rows)))
+    marks = [el("line", x1=low[0], y1=low[1], x2=high[0], y2=high[1], class_="axis")]
+    for k, (label, c, i) in enumerate(rows):
+        at = (c["effect"], len(rows) - k - 0.5)
+        marks.append(plots.whiskers(frame, at, c["interval"], (at[1], at[1]), i % 5))
+        marks.append(plots.dot(frame, at, i % 5, label.split(":")[0], label))
+    return alone(plots.svg(frame, f"effects, {reading}, 95 % intervals", *marks))
+
+
+def alone(svg: Html) -> str:
+    """An SVG file of its own: name space, size and the report's colours."""
+    css = (PACKAGE / "report" / "style.css").read_text(encoding="utf-8")
+    sizes = f'<svg xmlns="http://www.w3.org/2000/svg" width="{plots.WIDTH}" height="{plots.HEIGHT}" '
+    start, inside = svg.split(">", 1)
+    return f"{start.replace('<svg ', sizes, 1)}><style>{css}</style>{inside}\n"

@@ -1,0 +1,208 @@
+"""The paper's own protocol, for whoever has the weights and the pictures (arXiv 2411.14793, appendix A).
+
+    18 references of StyleDrop (arXiv 2306.00983, table S4)  x  23 subjects  x  2 pictures = 828 pictures per arm
+    DINO    ViT-S/16, cosine of each picture's CLS token with the reference's      decides "style"
+    CLIP-I  ViT-B/32, cosine of each picture's embedding with the reference's
+    CLIP-T  ViT-B/32, cosine of each picture's embedding with its prompt's         decides "text"
+
+A cell is one arm on one reference: the means over its 46 pictures. `smoke` is 3 references x 3 subjects x 1 picture.
+The pictures themselves are not ours to pass on: `--references DIR` names a folder in which they are called by their
+number, 00.png to 17.png (any picture format), or which has a captions.txt with a line `FILE: content | style` for each.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto.data import references
+from impasto.errors import UserError
+from impasto.evaluate import Encoder, clip, load_encoder
+from impasto.evaluate.samples import read_folder
+from impasto.reproduce.claims import Measure, Unit
+
+CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
+STYLES: tuple[tuple[str, str], ...] = (
+    ("house", "watercolor painting style"),
+    ("cat", "watercolor painting style"),
+    ("flowers", "watercolor painting style"),
+    ("village", "oil painting style"),
+    ("portrait of a person wearing a hat", "oil painting style"),
+    ("village", "line drawing style"),
+    ("person drowning into the phone", "cartoon line drawing style"),
+    ("woman walking a dog", "flat cartoon illustration style"),
+    ("woman working on a laptop", "flat cartoon illustration style"),
+    ("Christmas tree", "sticker style"),
+    ("wave", "abstract rainbow colored flowing smoke wave design"),
+    ("mushroom", "glowing style"),
+    ("slices of watermelon and clouds in the background", "3d rendering style"),
+    ("woman", "3d rendering style"),
+    ("thumbs up", "glowing 3d rendering style"),
+    ("bear", "kid crayon drawing style"),
+    ("flower", "melting golden 3d rendering style"),
+    ("Viking face with beard", "wooden sculpture"),
+)
+"""Content and style phrase of the 18 references, in the order of their numbers."""
+SUBJECTS = (
+    *("An Opera house in Sydney", "A fluffy baby sloth with a knitted hat trying to figure out a laptop, close up"),
+    *("A Golden Gate bridge", "The letter 'G'", "A man riding a snowboard", "A panda eating bamboo"),
+    *("A friendly robot", "A baby penguin", "A moose", "A towel", "An espresso machine", "An avocado", "A crown"),
+    *("A banana", "A bench", "A boat", "A butterfly", "An F1 race car", "A Christmas tree", "A cow", "A hat"),
+    *("A piano", "A wood cabin"),
+)
+SIZES = {"smoke": (3, 3, 1), "full": (18, 23, 2)}
+"""References, subjects, pictures of each subject."""
+MEASURES = {"style": Measure("dino", margin=0.02), "text": Measure("clip_t", margin=0.01)}
+
+
+@dataclass(frozen=True)
+class PaperWorld:
+    """See `runner.World`. clip, dino: a folder, a hub id or an `Encoder`. limits: fewer references and subjects."""
+
+    folder: Path
+    clip: Encoder | Path | str = CLIP
+    dino: Encoder | Path | str = DINO
+    name: str = "paper"
+    measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
+    limits: tuple[int, int] = (len(STYLES), len(SUBJECTS))
+    sizes = tuple(SIZES)
+    undecided = ("smoke",)
+    shown = ("dino", "clip_i", "clip_t")
+
+    def describe(self) -> str:
+        """One paragraph for the page."""
+        return (
+            "The paper's protocol: 18 StyleDrop references, 23 subjects, 2 pictures each (`smoke`: 3, 3, 1); DINO and "
+            f"CLIP-I to the reference, CLIP-T to the prompt. Encoders: {name_of(self.clip)}, {name_of(self.dino)}."
+        )
+
+    def ready(self, cells: str) -> bool:
+        """Whether the references of a size are there."""
+        try:
+            find(self.folder, min(SIZES[cells][0], self.limits[0]))
+        except UserError:
+            return False
+        return True
+
+    def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
+        how_many, subjects, count = SIZES[cells]
+        files = find(self.folder, min(how_many, self.limits[0]))
+        return {
+            f"{index:02d} {STYLES[index][0]}, {STYLES[index][1]}": {
+                "style": STYLES[index][1],
+                "reference": index,
+                "reference_sha256": file_hash(file),
+                "caption": f"{STYLES[index][0]} in {STYLES[index][1]}",
+                "prompts": [f"{s} in {STYLES[index][1]}" for s in SUBJECTS[: min(subjects, self.limits[1])]],
+                "count": count,
+                "seed": 0,
+            }
+            for index, file in files.items()
+        }
+
+    def instruments(self) -> dict[str, Any]:
+        return {"clip": encoder_hash(self._clip), "dino": encoder_hash(self._dino)}
+
+    def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
+        return references.load(find(self.folder, spec["reference"] + 1)[spec["reference"]]).image
+
+    def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
+        """Means over the pictures of `folder`. Raises UserError where the encoder called clip reads no text."""
+        assert reference is not None
+        samples = read_folder(folder)
+        images, origin = [s.image for s in samples], [references.load(reference).image]
+        seen, texts = self._clip.images(images), self._clip.texts([s.prompt or "" for s in samples])
+        if texts is None:
+            raise UserError(f"{self._clip.name} reads no text: give --clip a CLIP, such as {CLIP}")
+        own = self._dino.images(images)
+        return {
+            "dino": clip.clip_i_reference(own, self._dino.images(origin)).mean().item(),
+            "clip_i": clip.clip_i_reference(seen, self._clip.images(origin)).mean().item(),
+            "clip_t": clip.clip_t(seen, texts).mean().item(),
+        }
+
+    @cached_property
+    def _clip(self) -> Encoder:
+        return self.clip if isinstance(self.clip, Encoder) else load_encoder(self.clip)
+
+    @cached_property
+    def _dino(self) -> Encoder:
+        return self.dino if isinstance(self.dino, Encoder) else load_encoder(self.dino)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Loaded encoders do not travel to workers: each loads its own."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_clip", "_dino")}
+
+
+def name_of(encoder: Encoder | Path | str) -> str:
+    return encoder.name if isinstance(encoder, Encoder) else str(encoder)
+
+
+def find(folder: Path, count: int) -> dict[int, Path]:
+    """{number: file} of the first `count` references. Raises UserError that lists those which are missing."""
+    if not folder.is_dir():
+        raise UserError(f"--references {str(folder)!r} is no folder: name the folder of the {len(STYLES)} references")
+    captions = folder / "captions.txt"
+    found = by_caption(captions) if captions.is_file() else by_number(folder)
+    missing = [index for index in range(count) if index not in found]
+    if missing:
+        names = "; ".join(f"{i:02d} ({STYLES[i][0]} | {STYLES[i][1]})" for i in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{folder} lacks the references {names}{more}: call the pictures by these numbers, or write a captions.txt"
+        )
+    return {index: found[index] for index in range(count)}
+
+
+def by_number(folder: Path) -> dict[int, Path]:
+    """Files whose name is one number."""
+    numbered = [path for path in sorted(folder.iterdir()) if re.fullmatch(r"\d+", path.stem) and path.is_file()]
+    return {int(path.stem): path for path in numbered}
+
+
+def by_caption(file: Path) -> dict[int, Path]:
+    """The lines `FILE: content | style` of a captions file. Raises UserError on one that is none of the 18."""
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, told = line.partition(":")
+        content, _, style = (part.strip() for part in told.partition("|"))
+        match = [
+            i
+            for i, (c, s) in enumerate(STYLES)
+            if c == content and s.removesuffix(" style") == style.removesuffix(" style")
+        ]
+        if not match:
+            raise UserError(
+                f"{file}, line {number}: {told.strip()!r} is none of the {len(STYLES)} references of StyleDrop"
+            )
+        if not (file.parent / name.strip()).is_file():
+            raise UserError(f"{file}, line {number}: there is no file {name.strip()!r} beside it")
+        found[match[0]] = file.parent / name.strip()
+    return found
+
+
+@cache
+def file_hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def encoder_hash(encoder: Encoder) -> str:
+    """sha256 of an encoder's weights; its name where it has none (in tests)."""
+    if encoder.model is None:
+        return encoder.name
+    if encoder.name not in _HASHES:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(encoder.model.state_dict().items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        _HASHES[encoder.name] = digest.hexdigest()
+    return _HASHES[encoder.name]
+
+
+_HASHES: dict[str, str] = {}

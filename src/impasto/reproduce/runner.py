@@ -1,0 +1,230 @@
+"""Running one cell through the public functions: reference -> train (or not) -> generate -> scores.
+
+What depends on the world (references, prompts, instruments) is a protocol's: `small_world.py` or `paper.py`.
+"""
+
+import platform
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from impasto import families
+from impasto.config import resolve
+from impasto.errors import UserError
+from impasto.families.base import Family, quiet
+from impasto.generate import Sampling, generate, save_png
+from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.paths import atomic, cache_dir
+from impasto.reproduce.cells import VERSION, Cell
+from impasto.reproduce.claims import Measure, Unit
+from impasto.train import train
+
+PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
+
+
+class World(Protocol):
+    """References, prompts and instruments of a campaign."""
+
+    name: str
+    measures: Mapping[str, Measure]
+    sizes: Sequence[str]  # of a campaign, the largest last
+    undecided: Sequence[str]  # sizes whose cells never decide
+    shown: Sequence[str]  # metrics on the page
+
+    def describe(self) -> str: ...
+
+    def ready(self, cells: str) -> bool:
+        """Whether the references of a size are there."""
+        ...
+
+    def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
+        """The pairs of a size, each with its part of the spec (reference, caption, prompts, seed).
+
+        where: "heldout" (styles that the base never saw) or "known" (no reference: styles that it knows).
+        """
+        ...
+
+    def instruments(self) -> dict[str, Any]:
+        """What measures, by hash."""
+        ...
+
+    def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
+        """The reference."""
+        ...
+
+    def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
+        """The mean scores of the pictures in `folder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what cells are run."""
+
+    base: str = "mini-sd3"
+    device: str = "auto"
+    precision: str = "auto"
+
+    def family(self) -> Family:
+        return _family(self.base, self.device, self.precision)
+
+
+@cache
+def _family(base: str, device: str, precision: str) -> Family:
+    return families.load(base, device=device, precision=precision)
+
+
+def sampling_of(family: Family) -> dict[str, Any]:
+    """How pictures are drawn: steps, guidance and size as the base's card says, strength 1."""
+    own = Sampling().on(family)
+    told = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
+    return told | {"strength": 1.0, "precision": family.precision}
+
+
+def whole_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the scores of a cell depend on."""
+    return {
+        "version": VERSION,
+        "protocol": world.name,
+        "base": family.hash,
+        "arm": dict(arm),
+        "sampling": sampling_of(family),
+        "instruments": world.instruments(),
+        **unit,
+    }
+
+
+def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
+    """What the cell's file holds beside its spec. Goes on where an earlier attempt stopped.
+
+    Raises UserError when the base is another one here, or the cell cannot be run.
+    """
+    started = time.perf_counter()
+    family = place.family()
+    if family.hash != cell.spec["base"]:
+        raise UserError(
+            f"the base {place.base!r} is another one here: {family.hash[:12]}, not {cell.spec['base'][:12]}"
+        )
+    folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        reference = reference_file(cell, world, folder)
+        draw(cell, place, folder, reference)
+        scores = world.scores(folder / "images", cell.spec, reference)
+    shutil.rmtree(folder / "style" / "state", ignore_errors=True)  # the adapter itself stays
+    return {
+        "scores": {name: round(value, 6) for name, value in scores.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+        "device": family.device,
+        "running": running(folder / "style"),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def running(style: Path) -> list[str]:
+    """How the run was fitted into memory, as its recipe.toml says (a quantised base, for one); [] where none ran."""
+    file = style / "recipe.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))["impasto"]["running"] if file.is_file() else []
+
+
+def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
+    """`reference.png`, None where there is no reference."""
+    picture = world.picture(cell.spec)
+    if picture is None:
+        return None
+    with atomic(folder / "reference.png") as path:
+        picture.save(path)
+    return folder / "reference.png"
+
+
+def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None:
+    """The cell's pictures in `folder/images`, `0000.png` on, unless they are there already."""
+    spec, images, part = cell.spec, folder / "images", folder / "images.part"
+    if images.is_dir():
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    sampling = Sampling(*(spec["sampling"][key] for key in ("steps", "guidance")), size=spec["sampling"]["size"])
+    prompts, more = HOW[spec["arm"]["how"]](spec, place, folder, reference)
+    own = {"count": spec.get("count", 1), "device": place.device, "precision": spec["sampling"]["precision"], **more}
+    seed = 1000 * spec["seed"]  # the pictures of two seeds share no noise
+    for i, (image, info) in enumerate(generate(place.base, prompts, seed=seed, sampling=sampling, **own)):
+        save_png(image, info, part / f"{i:04d}.png")
+    part.rename(images)
+
+
+Job = tuple[list[str], dict[str, Any]]
+"""Prompts, and what `generate` is told beside them."""
+
+
+def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """A style is trained on the reference; strength as the spec says."""
+    style = folder / "style"
+    own = {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
+    own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
+    train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
+    return spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)}
+
+
+def prompted(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """The base alone: the style is in the words."""
+    return spec["prompts"], {}
+
+
+def plain(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """The base alone, no word of the style."""
+    return spec["plain"], {}
+
+
+@dataclass(frozen=True)
+class Without(PromptSwitch):
+    """A switch to the picture's own prompt without its last words, `to`."""
+
+    def second(self, prompt: str) -> str:
+        return prompt.removesuffix(self.to)
+
+
+def style_words(spec: Mapping[str, Any]) -> str:
+    """What the prompts have and the plain ones have not."""
+    return spec["prompts"][0].removeprefix(spec["plain"][0])
+
+
+def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """The words of the style come from the log-SNR "at" on; before, there is only the thing."""
+    return spec["plain"], {"switch": PromptSwitch("{prompt}" + style_words(spec), spec["arm"]["at"])}
+
+
+def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """The words of the style are there below the log-SNR "at" only."""
+    return spec["prompts"], {"switch": Without(style_words(spec), spec["arm"]["at"])}
+
+
+def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
+    """StyleAligned: the reference lends its attention, nothing is trained."""
+    from impasto.guidance import style_aligned
+
+    assert reference is not None
+    sharing = style_aligned.Sharing(shift=spec["arm"]["shift"])
+    return spec["prompts"], {"aligned": style_aligned.StyleAligned(reference, spec["caption"], sharing)}
+
+
+HOW = {
+    "train": trained,
+    "prompt": prompted,
+    "plain": plain,
+    "omit-first": omit_first,
+    "only-first": only_first,
+    "aligned": aligned,
+}
+"""How an arm makes its pictures."""

@@ -1,0 +1,186 @@
+"""The small world: one picture of a held-out style of the art world, 12 or 24 evaluation concepts, the judges.
+
+    smoke   3 primary held-out styles x 1 reference x 1 seed, 12 evaluation concepts
+    full    3 primary held-out styles x 3 references x 3 seeds, 24 evaluation concepts
+
+References are reference concepts of the packaged slice at equal distances, prompts "{label}, {style description}", as
+in the demo. Claims about the base alone (prompt switching) are tested on styles that it knows: 3 x 1 seed, or 6 x 3.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from impasto.artworld import load_meta, load_slice
+from impasto.artworld.judges import Judges
+from impasto.errors import UserError, nearest
+from impasto.evaluate import Encoder, evaluate, load_encoder
+from impasto.evaluate.truth import true_pictures
+from impasto.paths import MODELS
+from impasto.reproduce.claims import Measure, Unit
+
+CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
+"""References, seeds, evaluation concepts."""
+KNOWN = ("twemoji", "openmoji", "openmoji-black", "noto-v1", "fluent-emoji-high-contrast", "emojione-v1")
+"""Train styles of the base's own grid (pretrain/score.py); smoke cells take the first three."""
+MEASURES = {
+    "style": Measure("style_accuracy", margin=0.05, floor=0.10, ceiling=0.97),
+    "text": Measure("concept_top5", margin=0.05, floor=0.10),
+}
+METRICS = (
+    *("style_accuracy", "style_probability", "kind_accuracy", "concept_top1", "concept_top5", "leakage"),
+    *("style_cosine", "clip_i_reference", "clip_i_style", "clip_i_paired", "ssim", "clip_t"),
+)
+
+
+@dataclass(frozen=True)
+class SmallWorld:
+    """See `runner.World`. judges, encoder: the packaged ones when None. styles, known, concepts: fewer."""
+
+    name: str = "small-world"
+    measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
+    judges: Any = None
+    encoder: Any = None
+    styles: int = 3
+    known: int = len(KNOWN)
+    concepts: int | None = None
+    sizes = ("smoke", "full")
+    undecided = ("smoke",)
+    shown = (
+        *("style_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage"),
+        *("clip_i_style", "ssim", "clip_t"),
+    )
+
+    def describe(self) -> str:
+        """One paragraph for the page."""
+        return (
+            "Small world: one reference of a held-out style that the base never saw (fluent-emoji-3d, "
+            "streamline-emojis, unifont), evaluation concepts drawn in it, scored by the judges. `smoke`: 3 styles "
+            "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use "
+            "styles that it knows. How: [reproduce.md](../../reproduce.md)."
+        )
+
+    def ready(self, cells: str) -> bool:
+        """The slice comes with the package."""
+        return True
+
+    def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
+        if cells not in CELLS:
+            raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(CELLS))}")
+        references, seeds, concepts = CELLS[cells]
+        concepts = self.concepts or concepts
+        if where == "known":
+            return known_units(KNOWN[: min(self.known, 3 if cells == "smoke" else len(KNOWN))], seeds, concepts)
+        return heldout_units(self.styles, references, seeds, concepts)
+
+    def instruments(self) -> dict[str, Any]:
+        judges = self._judges()
+        told = {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card}
+        return told | {"clip": clip_hash() if self.encoder is None else self.encoder.name}
+
+    def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
+        return None if spec["reference"] is None else picture(spec["style"], spec["reference"])
+
+    def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
+        found = evaluate(
+            folder,
+            spec["style"],
+            reference=reference,
+            reference_concept=spec["reference"],
+            judges=self._judges(),
+            encoder=packaged_encoder() if self.encoder is None else self.encoder,
+        )
+        return {name: float(found[name]) for name in METRICS if found[name] is not None}
+
+    def _judges(self) -> Any:
+        return packaged_judges() if self.judges is None else self.judges
+
+
+def heldout_units(styles: int, references: int, seeds: int, concepts: int) -> dict[Unit, dict[str, Any]]:
+    """Primary held-out styles x references x seeds."""
+    meta, units = load_meta(), {}
+    for style in meta["split"]["primary_styles"][:styles]:
+        drawn = drawn_in(style)
+        known = [c for c in meta["split"]["reference_concepts"] if c in drawn]
+        asked = spread([c for c in meta["split"]["evaluation_concepts"] if c in drawn], concepts)
+        for concept in spread(known, max(r for r, _, _ in CELLS.values()))[:references]:
+            for seed in range(seeds):
+                unit = unit_of(style, asked, seed)
+                label = meta["concepts"][concept]["label"]
+                unit |= {"reference": label, "caption": f"{label}, {words(style)}"}
+                unit["reference_sha256"] = picture_hash(unit["style"], label)
+                units[f"{unit['style']}, {label}, {seed}"] = unit
+    return units
+
+
+def known_units(styles: Sequence[str], seeds: int, concepts: int) -> dict[Unit, dict[str, Any]]:
+    """Styles that the base knows x seeds; no reference. plain: the prompts without the style."""
+    meta = load_meta()
+    ids = [meta["style_names"].index(style) for style in styles]
+    asked = spread(meta["split"]["evaluation_concepts"], concepts)
+    return {
+        f"{meta['style_names'][style]}, {seed}": unit_of(style, asked, seed)
+        | {"reference": None, "plain": [meta["concepts"][c]["label"] for c in asked]}
+        for style in ids
+        for seed in range(seeds)
+    }
+
+
+def unit_of(style: int, asked: Sequence[int], seed: int) -> dict[str, Any]:
+    """What all units state."""
+    meta = load_meta()
+    prompts = [f"{meta['concepts'][c]['label']}, {words(style)}" for c in asked]
+    return {"style": meta["style_names"][style], "prompts": prompts, "seed": seed}
+
+
+def words(style: int) -> str:
+    """The style in words, the same in the caption and in every prompt."""
+    return load_meta()["styles"][style]["descriptions"][0]
+
+
+def spread(items: Sequence[int], n: int) -> list[int]:
+    """`n` of the items at equal distances."""
+    if not 1 <= n <= len(items):
+        raise UserError(f"{n} concepts were asked for, there are {len(items)}")
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+@cache
+def drawn_in(style: int) -> frozenset[int]:
+    """Concepts of the packaged slice that are drawn in a held-out style."""
+    return frozenset(load_slice(styles=[style]).concept_id.tolist())
+
+
+@cache
+def picture(style: str, label: str) -> Image.Image:
+    """A true picture of the slice."""
+    meta = load_meta()
+    concept = next(i for i, c in enumerate(meta["concepts"]) if c["label"] == label)
+    return true_pictures(meta["style_names"].index(style), [concept])[concept]
+
+
+@cache
+def picture_hash(style: str, label: str) -> str:
+    """sha256 of its pixels."""
+    return hashlib.sha256(picture(style, label).tobytes()).hexdigest()
+
+
+@cache
+def packaged_judges() -> Judges:
+    return Judges.load()
+
+
+@cache
+def packaged_encoder() -> Encoder:
+    return load_encoder()
+
+
+@cache
+def clip_hash() -> str:
+    """sha256 of the small CLIP's weights."""
+    return hashlib.sha256((MODELS / "clip" / "model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,84 @@
+"""Cells side by side over a local Ray: a worker that is killed costs its cell one more try, and nothing else."""
+
+import builtins
+import os
+import signal
+
+import pytest
+
+from impasto.errors import UserError
+from impasto.reproduce import fan as module
+from impasto.reproduce.cells import Cell
+from impasto.reproduce.fan import fan
+
+CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "ray":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for flags in ({"workers": 2}, {"cluster": "auto"}):
+        with pytest.raises(UserError, match=r"pip install 'impasto\[cluster\]'"):
+            list(fan(lambda cell: {}, CELLS, (), **flags))
+    assert len(list(fan(lambda cell: {}, CELLS, ()))) == 4  # one process needs none
+    assert list(fan(lambda cell: {}, [], (), workers=2)) == []  # nor does nothing to do
+
+
+def test_here_one_after_another_and_a_bad_cell_stops_no_other():
+    def run(cell, factor):
+        if cell.spec["i"] == 1:
+            raise UserError("no")
+        return {"twice": factor * cell.spec["i"]}
+
+    assert [told for _, told in fan(run, CELLS, (2,))] == [{"twice": 0}, "no", {"twice": 4}, {"twice": 6}]
+
+
+def test_a_killed_worker_loses_its_cell_only_and_that_is_tried_again(tmp_path):
+    pytest.importorskip("ray")
+
+    def run(cell, folder):
+        me = f"{cell.spec['i']}"
+        with (folder / me).open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        if me == "1":
+            raise UserError("cell 1 cannot be run")
+        if me == "2" and len((folder / me).read_text().split()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"i": cell.spec["i"], "threads": os.environ.get("OMP_NUM_THREADS")}
+
+    try:
+        found = {cell.arm: told for cell, told in fan(run, CELLS, (tmp_path,), workers=2)}
+    except UserError as error:  # Ray gives its own processes 30 s, which a machine under full load may not keep
+        pytest.skip(str(error))
+    assert {arm: told["i"] for arm, told in found.items() if isinstance(told, dict)} == {
+        "arm 0": 0,
+        "arm 2": 2,
+        "arm 3": 3,
+    }
+    assert found["arm 1"] == "cell 1 cannot be run"
+    tries = {i: (tmp_path / f"{i}").read_text().split() for i in range(4)}
+    assert [len(tries[i]) for i in range(4)] == [1, 1, 2, 1] and tries[2][0] != tries[2][1]
+    assert all(os.getpid() != int(pid) for pids in tries.values() for pid in pids)
+    import ray
+
+    assert not ray.is_initialized()  # what was started is stopped
+
+
+def test_no_cluster_at_an_address(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def refuse(**more):
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        UserError, match=r"no Ray cluster at '10\.0\.0\.1:6379': Could not find any running Ray instance"
+    ):
+        list(fan(lambda cell: {}, CELLS, (), cluster="10.0.0.1:6379"))
+    assert module.cores() >= 1

@@ -1,0 +1,142 @@
+"""Verdicts with planted effects and planted nulls: what is not there must not be found, what is there must be."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from impasto.reproduce import statistics
+from impasto.reproduce.claims import Claim, Compare, Measure, Reading, falls, judge, more, no_less
+from impasto.reproduce.statistics import holm, sign_flip
+
+MEASURES = {"style": Measure("style_accuracy", 0.05, 0.1, 0.97), "text": Measure("concept_top5", 0.05, 0.1)}
+UNITS = [f"{style}, {reference}, {seed}" for style in "abc" for reference in "xyz" for seed in range(3)]
+
+
+def planted(seed=0, units=UNITS, noise=0.05, **means):
+    """Scores of arms: a level of the unit that all arms share, each arm's own mean, and noise."""
+    rng = np.random.default_rng(seed)
+    level = rng.normal(0.0, 0.15, len(units))
+    return {
+        arm: dict(zip(units, (mean + level + rng.normal(0, noise, len(units))).tolist(), strict=True))
+        for arm, mean in means.items()
+    }
+
+
+def claim(*readings):
+    named = [Reading(f"reading {i}", compares) for i, compares in enumerate(readings)]
+    return Claim("T1", "a test", {}, tuple(named))
+
+
+def verdicts(readings, style, text=None, units=UNITS, **more_):
+    told = judge(claim(*readings), {"style": style, "text": text or {}}, MEASURES, units, **more_)
+    return [entry["verdict"] for entry in told]
+
+
+def test_sign_flip_is_exact():
+    d = np.random.default_rng(1).normal(0.3, 1.0, 9)
+    for threshold in (-0.4, 0.0, 0.2):
+        e = d - threshold
+        hits = [np.dot(signs, e) >= e.sum() - 1e-12 for signs in product((1, -1), repeat=9)]
+        assert sign_flip(d, threshold) == pytest.approx(np.mean(hits))
+    assert sign_flip([1.0] * 3) == 1 / 8 and sign_flip([-1.0] * 3) == 1.0
+    assert sign_flip([0.25] * 27) == 2.0**-27  # ties and all: only the all-plus vector reaches the sum
+    assert sign_flip([0.0] * 5) == 1.0 and sign_flip([]) == 1.0
+    assert sign_flip([0.1, 0.2, -0.3]) == 0.625  # sum 0: five of eight sums are at least 0 (two of them equal to it)
+
+
+def test_many_pairs_are_sampled_and_agree_with_the_exact_count(monkeypatch):
+    d = np.random.default_rng(2).normal(0.25, 1.0, 30)
+    exact = sign_flip(d)
+    monkeypatch.setattr(statistics, "EXACT", 10)
+    assert sign_flip(d) == pytest.approx(exact, abs=0.003) and 0.01 < exact < 0.5
+
+
+def test_sign_flip_is_level():
+    """Under the null the p is at most alpha in a share of alpha."""
+    rng = np.random.default_rng(3)
+    found = [sign_flip(rng.normal(0, 1, 18)) <= 0.05 for _ in range(400)]
+    assert 0.025 < np.mean(found) < 0.08
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_planted_effects_are_found():
+    style, text = planted(a=0.7, b=0.5), planted(4, a=0.5, b=0.5)
+    assert verdicts([(more("a", "b"), no_less("a", "b"))], style, text) == ["reproduced"]
+
+
+def test_an_effect_in_the_wrong_direction_is_not_reproduced():
+    assert verdicts([(more("a", "b"),)], planted(a=0.5, b=0.6)) == ["not reproduced"]
+
+
+def test_a_lost_text_is_not_reproduced_though_style_is_gained():
+    style, text = planted(a=0.7, b=0.5), planted(4, a=0.3, b=0.6)
+    assert verdicts([(more("a", "b"), no_less("a", "b"))], style, text) == ["not reproduced"]
+
+
+def test_a_null_is_not_reproduced_or_undecided_never_reproduced():
+    tight = verdicts([(more("a", "b"),)], planted(5, noise=0.01, a=0.5, b=0.5))
+    assert tight == ["not reproduced"]  # a gain of the margin is ruled out
+    found = [verdicts([(more("a", "b"),)], planted(i, noise=0.2, a=0.5, b=0.5))[0] for i in range(200)]
+    assert found.count("reproduced") <= 16 and "undecided" in found  # 5 % of 200, and what chance adds
+
+
+def test_many_nulls_stay_null_by_holm():
+    readings = [(more(f"a{i}", "b"),) for i in range(6)]
+    wrong = 0
+    for seed in range(60):
+        style = planted(100 + seed, noise=0.2, b=0.5, **{f"a{i}": 0.5 for i in range(6)})
+        wrong += "reproduced" in verdicts(readings, style)
+    assert wrong <= 7
+
+
+def test_equal_text_is_shown_only_within_the_margin():
+    assert verdicts([(no_less("a", "b"),)], {}, planted(6, noise=0.02, a=0.5, b=0.5)) == ["reproduced"]
+    assert verdicts([(no_less("a", "b"),)], {}, planted(7, noise=0.4, a=0.5, b=0.5)) == ["undecided"]
+    assert verdicts([(no_less("a", "b"),)], {}, planted(8, noise=0.02, a=0.4, b=0.5)) == ["not reproduced"]
+
+
+def test_a_trend():
+    curve = falls({"m6": -6.0, "m4": -4.0, "m2": -2.0, "m0": 0.0}, "style falls")
+    assert sum(curve.weights.values()) == pytest.approx(0)
+    style = {arm: dict.fromkeys(UNITS, 0.8 - 0.1 * i) for i, arm in enumerate(curve.weights)}
+    told = judge(claim((curve,)), {"style": style, "text": {}}, MEASURES, UNITS)
+    assert told[0]["compares"][0]["effect"] == pytest.approx(0.3) and told[0]["verdict"] == "reproduced"
+    rising = {arm: dict.fromkeys(UNITS, 0.5 + 0.1 * i) for i, arm in enumerate(curve.weights)}
+    assert verdicts([(curve,)], rising) == ["not reproduced"]
+
+
+def test_floor_and_ceiling_decide_nothing():
+    zeros = {arm: dict.fromkeys(UNITS, 0.0) for arm in "ab"}
+    told = judge(claim((more("a", "b"),)), {"style": zeros, "text": {}}, MEASURES, UNITS)
+    assert told[0]["verdict"] == "undecided" and "below 0.1" in told[0]["why"][0]
+    ones = {arm: dict.fromkeys(UNITS, 0.99) for arm in "ab"}
+    assert verdicts([(more("a", "b"),)], ones) == ["undecided"]
+    full = {arm: dict.fromkeys(UNITS, 1.0) for arm in "ab"}
+    assert verdicts([(no_less("a", "b"),)], {}, full) == ["reproduced"]  # equal at the top is equal
+
+
+def test_missing_pairs_left_out_arms_and_smoke_cells_decide_nothing():
+    style = planted(a=0.9, b=0.2)
+    assert verdicts([(more("a", "b"),)], style) == ["reproduced"]
+    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS, decides=False)
+    assert told[0]["verdict"] == "undecided" and told[0]["compares"][0]["effect"] == pytest.approx(0.7, abs=0.05)
+    del style["a"][UNITS[3]]
+    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS)
+    assert told[0]["verdict"] == "undecided" and told[0]["why"] == ["1 of 27 pairs are missing"]
+    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS, left_out={"a": "no file"})
+    assert told[0]["why"] == ["a is left out: no file"] and told[0]["verdict"] == "undecided"
+
+
+def test_each_reading_has_its_own_verdict():
+    style = planted(a=0.7, b=0.5, c=0.3)
+    assert verdicts([(more("a", "b"),), (more("c", "b"),)], style) == ["reproduced", "not reproduced"]
+
+
+def test_arms_of_a_claim():
+    one = Claim("T", "t", {}, (Reading("r", (Compare("x", {"a": 1, "b": -1}),)),), shown=("c",), curves={"m": {"d": 0}})
+    assert one.arms == ("a", "b", "d", "c")
