@@ -1,7 +1,9 @@
 """Generating: the same picture as plain diffusers, whatever the batch, with its settings in the file."""
 
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +167,44 @@ def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
     assert split_strength(str(odd)) == (odd, 1.0)
     assert split_strength(f"{odd}:0.25") == (odd, 0.25)
     assert split_strength(f"{style}:-0.5") == (style, -0.5)
+
+
+def test_aligned_to_a_picture(config, picture, style):
+    """With a style as well; the PNG says to what, and with what settings."""
+    given = {"aligned_to": picture, "reference_caption": "a star in ink style", "aligned_shift": 0.5}
+    generate_folder(replace(config, prompt=("a rocket",), prompts=None, **given))
+    png = Image.open(config.out / "0000.png")
+    told = json.loads(png.text["impasto"])
+    assert told["aligned"] == {
+        "method": "style-aligned",
+        "reference": str(picture),
+        "hash": hashlib.sha256(picture.read_bytes()).hexdigest(),
+        "caption": "a star in ink style",
+        "share": True,
+        "adain": ["queries", "keys"],
+        "scale": 1.0,
+        "shift": 0.5,
+    }
+    assert told["styles"][0]["path"] == str(style) and "StyleAligned to: " in png.text["parameters"]
+    alone, _ = next(generate(config.base, ["a rocket"], styles=config.style, seed=config.seed))
+    assert (pixels(alone) != pixels(png)).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aligned_to": "PICTURE"}, "no caption"),
+        ({"aligned_to": "nowhere.png", "reference_caption": "a star"}, "does not exist"),
+        ({"reference_caption": "a star"}, "go with aligned_to"),
+        ({"aligned_shift": 0.0}, "go with aligned_to"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_adain": ("key",)}, "did you mean 'keys'"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_scale": -1.0}, "above 0"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "size": 17}, "multiple of 8"),
+    ],
+    ids=str,
+)
+def test_bad_references(config, picture, changes, message):
+    changes = {k: picture if x == "PICTURE" else Path(x) if k == "aligned_to" else x for k, x in changes.items()}
+    with pytest.raises(UserError, match=message):
+        generate_folder(replace(config, **changes))
+    assert not list(config.out.glob("*"))

@@ -7,6 +7,7 @@ batch; the number and every other setting are in the PNG.
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from impasto.adapters.io import load_style, style_file, style_hash
 from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
+from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
 from impasto.runfolder import writable_folder
 
 Info = dict[str, Any]
@@ -64,21 +66,24 @@ def generate(
     seed: int = 0,
     count: int = 1,
     sampling: Sampling | None = None,
+    aligned: StyleAligned | None = None,
     device: str = "auto",
     precision: str = "auto",
     components: Path | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
-    styles: style folders or files, each with an optional strength, "runs/neon:0.8". Everything that can be wrong is
-    found before this returns (UserError); the pictures are drawn as they are asked for.
+    styles: style folders or files, each with an optional strength, "runs/neon:0.8". aligned: a reference picture whose
+    style is taken over without training, see `guidance.style_aligned`; with styles, it is inverted by the base that
+    has them. Everything that can be wrong is found before this returns (UserError); the pictures are drawn as they are
+    asked for.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
     chosen = [split_strength(style) for style in styles]
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
-    pipe = family.pipeline()
+    pipe = family.pipeline(**({family.part: family.denoiser} if aligned else {}))  # the reference is inverted by it
     check_size(sampling.size, family.unit)
     extra: dict[str, Any] = {}
     for path, strength in chosen:
@@ -90,7 +95,9 @@ def generate(
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe)
-    return sample(family, pipe, jobs, encode, sampling, about, extra)
+    assert sampling.steps is not None and sampling.size is not None
+    reference = Reference(aligned, family, encode, sampling.steps, sampling.size) if aligned else None
+    return sample(family, pipe, jobs, encode, sampling, about, extra, reference)
 
 
 def encoder(family: Family, pipe: Any) -> Callable[[str], Condition]:
@@ -113,25 +120,34 @@ def sample(
     sampling: Sampling,
     about: Info,
     extra: dict[str, Any] | None = None,
+    reference: Reference | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
-    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling: filled in."""
+    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling: filled in.
+
+    reference: one more row before those of each batch, which they are aligned to.
+    """
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
-        cond = join([encode(prompt) for prompt, _ in part])
+        rows = [(encode(prompt), seed) for prompt, seed in part]
+        if reference:
+            rows.insert(0, (reference.condition, 0))  # its noise is not used
+        cond = join([row for row, _ in rows])
         compared = guidance > 1 and family.guided_by == "negative"
-        negative = join([encode(sampling.negative)] * len(part)) if compared else None
-        with quiet():
+        negative = join([encode(sampling.negative)] * len(rows)) if compared else None
+        with quiet(), reference.leading(2 if compared else 1) if reference else nullcontext():
             images = pipe(
                 **family.call_arguments(cond, negative),
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
+                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 height=size,
                 width=size,
                 **(extra or {}),
             ).images
+        if reference:
+            images, about = images[1:], about | {"aligned": reference.info}
         for image, (prompt, seed) in zip(images, part, strict=True):
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
@@ -180,6 +196,7 @@ def parameters(info: Info) -> str:
         "Size": f"{info['width']}x{info['height']}",
         "Model": info["base"],
         "Model hash": info["base_hash"][:10],
+        **({"StyleAligned to": info["aligned"]["hash"][:10]} if "aligned" in info else {}),
         "Version": f"impasto {info['version']}",
     }
     return f"{info['prompt']}{styles}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in settings.items())
@@ -194,6 +211,16 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
     return prompts
+
+
+def alignment(config: GenerateConfig) -> StyleAligned | None:
+    """What --aligned-to and its companions ask for. Raises UserError where they have no effect."""
+    sharing = Sharing(adain=config.aligned_adain, scale=config.aligned_scale, shift=config.aligned_shift)
+    if config.aligned_to is not None:
+        return StyleAligned(config.aligned_to, config.reference_caption, sharing)
+    if config.reference_caption or sharing != Sharing():
+        raise UserError("reference_caption and aligned_... go with aligned_to: name the reference picture")
+    return None
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -213,6 +240,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         seed=config.seed,
         count=config.count,
         sampling=sampling,
+        aligned=alignment(config),
         device=config.device,
         precision=config.precision,
         components=config.components,

@@ -1,0 +1,1 @@
+"""Guidance: what is done to the base's predictions while a picture is sampled."""
