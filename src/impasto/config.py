@@ -320,7 +320,7 @@ class GenerateConfig:
     reference_caption: str = ""
     """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
     aligned_shift: float = log(2)
-    """Added to the attention's logits at its tokens: more is nearer to it, 0 is the paper's."""
+    """Added to the attention's logits at its tokens: more is nearer to it, 0 is no shift."""
     aligned_scale: float = 1.0
     """Factor on its keys; below 1 for pictures that the base knows by heart."""
     aligned_adain: tuple[str, ...] = ("queries", "keys")

@@ -176,10 +176,11 @@ def test_the_sampler_s_levels_are_those_that_the_pipeline_asks_for(tiny_base, st
     spy.remove()
 
 
-def test_round_trip_on_each_family(tiny_base):
-    """The tiny random nets, by their own steps: refining helps (U-Nets of random weights are rough: by 6 and 30 times,
-    flows by 200,000), and the noise is no longer the picture."""
-    family = load(str(tiny_base), device="cpu")
+@pytest.mark.parametrize("name", ["sd3", "sd15"])
+def test_round_trip(name, request):
+    """A tiny random net of each kind, by its own steps: refining helps (a U-Net of random weights is rough: 30 times,
+    the flow 200,000), and the noise is no longer the picture."""
+    family = load(str(request.getfixturevalue(f"tiny_{name}")), device="cpu")
     cond = family.encode_prompt(["a cat"])
     z = family.encode_image(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     kind, errors = ddim if isinstance(family.schedule, VariancePreserving) else flow, []

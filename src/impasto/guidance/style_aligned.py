@@ -13,8 +13,8 @@ Decided here: AdaIN comes after the norm of queries and keys, which would undo i
 embedding (FLUX), which turns each token by its place, so that a mean over turned tokens would mean nothing; the
 reference's keys then carry the same places as the row's own. The reference is real, so it is inverted, and at every
 step its latents *are* those of the inversion at that level, not what the sampler makes of the inverted noise: the
-features are those of the picture itself however badly it would come back. GroupNorm and LayerNorm are not shared (the
-official code does that, the paper does not say so).
+features are those of the picture itself however badly it would come back. GroupNorm is not shared between rows
+(google/style-aligned does that in U-Nets).
 """
 
 import inspect
@@ -44,8 +44,8 @@ class Sharing:
     """What rows take from row 0. share: its image tokens' keys and values. adain: which of PARTS take its statistics.
 
     scale: factor on its keys, below 1 for references that the base knows too well. shift: added to the attention's
-    logits at its tokens, log 2 counting each of them twice, as google/style-aligned does for a real reference (the
-    paper's pictures are generated ones, without). Raises UserError on a name or a number that cannot be meant.
+    logits at its tokens, log 2 counting each of them twice, as google/style-aligned does for a real reference (for a
+    generated one it has 0). Raises UserError on a name or a number that cannot be meant.
     """
 
     share: bool = True
