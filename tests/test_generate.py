@@ -1,10 +1,12 @@
 """Generating: the same picture as plain diffusers, whatever the batch, with its settings in the file."""
 
+import hashlib
 import json
 import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +191,42 @@ def test_a_style_of_a_quantised_base_is_told(tiny_sd3, style, tmp_path):
     (ink / "recipe.toml").write_text("rank = ")
     with pytest.raises(UserError, match=r"recipe\.toml is damaged"):
         draw(styles=[str(ink)])
+def test_aligned_to_a_picture(config, picture, style):
+    """With a style as well; the PNG says to what, and with what settings."""
+    given = {"aligned_to": picture, "reference_caption": "a star in ink style", "aligned_shift": 0.5}
+    generate_folder(replace(config, prompt=("a rocket",), prompts=None, **given))
+    png = Image.open(config.out / "0000.png")
+    told = json.loads(png.text["impasto"])
+    assert told["aligned"] == {
+        "method": "style-aligned",
+        "reference": str(picture),
+        "hash": hashlib.sha256(picture.read_bytes()).hexdigest(),
+        "caption": "a star in ink style",
+        "share": True,
+        "adain": ["queries", "keys"],
+        "scale": 1.0,
+        "shift": 0.5,
+    }
+    assert told["styles"][0]["path"] == str(style) and "StyleAligned to: " in png.text["parameters"]
+    alone, _ = next(generate(config.base, ["a rocket"], styles=config.style, seed=config.seed))
+    assert (pixels(alone) != pixels(png)).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aligned_to": "PICTURE"}, "no caption"),
+        ({"aligned_to": "nowhere.png", "reference_caption": "a star"}, "does not exist"),
+        ({"reference_caption": "a star"}, "go with aligned_to"),
+        ({"aligned_shift": 0.0}, "go with aligned_to"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_adain": ("key",)}, "did you mean 'keys'"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_scale": -1.0}, "above 0"),
+        ({"aligned_to": "PICTURE", "reference_caption": "a star", "size": 17}, "multiple of 8"),
+    ],
+    ids=str,
+)
+def test_bad_references(config, picture, changes, message):
+    changes = {k: picture if x == "PICTURE" else Path(x) if k == "aligned_to" else x for k, x in changes.items()}
+    with pytest.raises(UserError, match=message):
+        generate_folder(replace(config, **changes))
+    assert not list(config.out.glob("*"))

@@ -6,6 +6,7 @@ Who wins: a flag beats what the base's card says for this recipe, that beats the
 
 import tomllib
 from dataclasses import dataclass, fields, replace
+from math import log
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -337,6 +338,16 @@ class GenerateConfig:
     """Pixels, square; the base's own when not given."""
     batch: int | None = None
     """Pictures per forward pass: speed and memory only, the pictures do not depend on it."""
+    aligned_to: Path | None = None
+    """A picture whose style is taken over without training (StyleAligned)."""
+    reference_caption: str = ""
+    """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
+    aligned_shift: float = log(2)
+    """Added to the attention's logits at its tokens: more is nearer to it, 0 is no shift."""
+    aligned_scale: float = 1.0
+    """Factor on its keys; below 1 for pictures that the base knows by heart."""
+    aligned_adain: tuple[str, ...] = ("queries", "keys")
+    """What takes its statistics: queries, keys, values."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     precision: str = "auto"

@@ -23,6 +23,7 @@ from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
+from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
 from impasto.paths import atomic
 from impasto.prompts import lettering, multi_panel
 from impasto.runfolder import writable_folder
@@ -70,6 +71,7 @@ def generate(
     seed: int = 0,
     count: int = 1,
     sampling: Sampling | None = None,
+    aligned: StyleAligned | None = None,
     device: str = "auto",
     precision: str = "auto",
     components: Path | None = None,
@@ -78,8 +80,9 @@ def generate(
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
     styles: style folders or files, each with an optional strength, "runs/neon:0.8". switch: to another prompt at a
-    log-SNR. Everything that can be wrong is found before this returns (UserError); the pictures are drawn as they are
-    asked for.
+    log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`; with
+    styles, it is inverted by the base that has them. Everything that can be wrong is found before this returns
+    (UserError); the pictures are drawn as they are asked for.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
@@ -87,7 +90,7 @@ def generate(
     kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
-    pipe = family.pipeline()
+    pipe = family.pipeline(**({family.part: family.denoiser} if aligned else {}))  # the reference is inverted by it
     check_size(sampling.size, family.unit)
     extra: dict[str, Any] = {}
     for (path, strength), kind in zip(chosen, kinds, strict=True):
@@ -106,10 +109,11 @@ def generate(
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe)
+    assert sampling.steps is not None and sampling.size is not None
     if switch is not None:
-        assert sampling.steps is not None and sampling.size is not None
         switch = switch.on(grid(family, pipe, encode(prompts[0]), sampling.steps, sampling.size))
-    return sample(family, pipe, jobs, encode, sampling, about, extra, switch)
+    reference = Reference(aligned, family, encode, sampling.steps, sampling.size) if aligned else None
+    return sample(family, pipe, jobs, encode, sampling, about, extra, switch, reference)
 
 
 def encoder(family: Family, pipe: Any) -> Callable[[str], Condition]:
@@ -133,31 +137,40 @@ def sample(
     about: Info,
     extra: dict[str, Any] | None = None,
     switch: PromptSwitch | None = None,
+    reference: Reference | None = None,
 ) -> Iterator[tuple[Image.Image, Info]]:
     """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling, switch: filled
-    in."""
+    in. reference: one more row before those of each batch, which they are aligned to.
+    """
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
-        cond = join([encode(prompt) for prompt, _ in part])
+        rows = [(encode(prompt), seed) for prompt, seed in part]
+        if reference:
+            rows.insert(0, (reference.condition, 0))  # its noise is not used
+        cond = join([row for row, _ in rows])
         compared = guidance > 1 and family.guided_by == "negative"
-        negative = join([encode(sampling.negative)] * len(part)) if compared else None
+        negative = join([encode(sampling.negative)] * len(rows)) if compared else None
         own = family.call_arguments(cond, negative)
         told: Any = nullcontext(own)
         if switch is not None:
-            other = join([encode(switch.second(prompt)) for prompt, _ in part])
+            second = [encode(switch.second(prompt)) for prompt, _ in part]
+            other = join([reference.condition, *second] if reference else second)
             told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
-        with quiet(), told as call:
+        leading = reference.leading(2 if compared else 1) if reference else nullcontext()
+        with quiet(), leading, told as call:
             images = pipe(
                 **call,
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
+                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 height=size,
                 width=size,
                 **(extra or {}),
             ).images
+        if reference:
+            images, about = images[1:], about | {"aligned": reference.info}
         for image, (prompt, seed) in zip(images, part, strict=True):
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
@@ -208,6 +221,7 @@ def parameters(info: Info) -> str:
         "Size": f"{info['width']}x{info['height']}",
         "Model": info["base"],
         "Model hash": info["base_hash"][:10],
+        **({"StyleAligned to": info["aligned"]["hash"][:10]} if "aligned" in info else {}),
         "Version": f"impasto {info['version']}",
     }
     if "switch_to" in info:
@@ -238,6 +252,16 @@ def read_switch(config: GenerateConfig) -> PromptSwitch | None:
     return PromptSwitch(config.switch_to, config.switch_at)
 
 
+def alignment(config: GenerateConfig) -> StyleAligned | None:
+    """What --aligned-to and its companions ask for. Raises UserError where they have no effect."""
+    sharing = Sharing(adain=config.aligned_adain, scale=config.aligned_scale, shift=config.aligned_shift)
+    if config.aligned_to is not None:
+        return StyleAligned(config.aligned_to, config.reference_caption, sharing)
+    if config.reference_caption or sharing != Sharing():
+        raise UserError("reference_caption and aligned_... go with aligned_to: name the reference picture")
+    return None
+
+
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write `0000.png` on to `config.out`, in the order of the prompts; returns what was written.
 
@@ -256,6 +280,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         seed=config.seed,
         count=config.count,
         sampling=sampling,
+        aligned=alignment(config),
         device=config.device,
         precision=config.precision,
         components=config.components,

@@ -30,6 +30,8 @@ class Family(Protocol):
     one that `generate` uses.
     unit: heights and widths in pixels are multiples of it. patch: latents per token and side.
     wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
+    image_attention: names of the attention layers in which image tokens attend to each other. text_first: whether text
+    tokens, where they are among them, come before the image's.
     guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
     callback_tensors: what `callback_on_step_end` calls the tensors of `call_arguments` that it can change.
     denoiser_inputs: what the denoiser calls those that it cannot.
@@ -50,6 +52,8 @@ class Family(Protocol):
     denoiser: Any
     unit: int
     patch: int
+    image_attention: tuple[str, ...]
+    text_first: bool
     guided_by: str
     callback_tensors: Mapping[str, str]
     denoiser_inputs: Mapping[str, str]
@@ -69,6 +73,15 @@ class Family(Protocol):
 
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """What the pipeline returns for output_type "latent", of pictures of (height, width), as (B, C, h, w)."""
+        ...
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the denoiser itself takes them."""
+        ...
+
+    def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
+        """log-SNR of each call of the denoiser when the pipeline draws latents of `size` (h, w) in so many steps, by
+        the folder's scheduler with its time shift: the noisiest first, float64."""
         ...
 
     def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:

@@ -6,15 +6,16 @@ dev is guidance-distilled: it takes the scale as an input, 1 in training (Style-
 the true velocity is what is fitted), the card's when it draws. schnell has no such input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from impasto.families.base import Condition
-from impasto.families.folder import DiffusersFolder
+from impasto.families.folder import DiffusersFolder, dynamic_shift
 from impasto.noise.schedule import RectifiedFlow
 
 IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")  # in the single blocks to_q, to_k and to_v are of both streams
@@ -41,9 +42,12 @@ class Flux(DiffusersFolder):
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     reader, reader_takes_length = "tokenizer_2", True  # T5 reads all of a prompt that CLIP cuts
     patch = 2
+    time_scale = 1 / 1000
     schedule = RectifiedFlow()
     callback_tensors = IN_CALLBACK
     denoiser_inputs = IN_DENOISER
+    image_attention = ("attn",)
+    text_first = True
 
     @cached_property
     def guided(self) -> bool:
@@ -85,6 +89,12 @@ class Flux(DiffusersFolder):
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = (side // self.unit * 2 for side in size)
         return unpack(latents, height, width)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return pack(latents)
+
+    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": dynamic_shift(scheduler, tokens)}
 
     def padding(self, length: int) -> dict[str, int]:
         return {"max_sequence_length": length}

@@ -24,7 +24,8 @@ class DiffusersFolder(ABC):
 
     A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
     text, those that are `left_out`, the tokeniser that reads most of a prompt (to the length that is asked for, or to
-    its own), the `patch`: latents per token and side, and the `callback_tensors`.
+    its own), the `patch`: latents per token and side, `time_scale`: what the pipeline multiplies the scheduler's
+    timesteps by before the denoiser sees them, and the `callback_tensors`.
     """
 
     pipeline_class: ClassVar[str]
@@ -40,6 +41,9 @@ class DiffusersFolder(ABC):
     guided_by: str = "negative"
     callback_tensors: ClassVar[Mapping[str, str]]
     denoiser_inputs: ClassVar[Mapping[str, str]] = {}
+    time_scale: ClassVar[float] = 1.0
+    image_attention: ClassVar[tuple[str, ...]] = ()
+    text_first: ClassVar[bool] = False
 
     def __init__(self, folder: Path, card: Mapping[str, Any], device: str, precision: str) -> None:
         self.folder, self.card, self.device, self.precision = folder, card, device, precision
@@ -177,6 +181,23 @@ class DiffusersFolder(ABC):
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         return latents
 
+    def pack(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
+        """By the folder's own scheduler, told what the pipeline tells it (`spacing`)."""
+        import diffusers
+
+        config = self.config("scheduler")
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        tokens = size[0] // self.patch * (size[1] // self.patch)
+        scheduler.set_timesteps(steps, **self.spacing(scheduler.config, steps, tokens))
+        return self.schedule.log_snr(scheduler.timesteps.double() * self.time_scale)
+
+    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        """What the pipeline tells the scheduler beside the number of steps, for so many image tokens."""
+        return {}
+
     def modules(self, kind: str) -> tuple[str, ...]:
         return self.layers[kind]
 
@@ -204,6 +225,14 @@ class DiffusersFolder(ABC):
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """`mu` of a scheduler whose time shift grows with the image tokens, as the pipelines compute it."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    return calculate_shift(tokens, *(scheduler[name] for name in names))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Reference: Esser et al. 2024, arXiv 2403.03206; diffusers' StableDiffusion3Pipeline, whose own code encodes the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from impasto.families.base import Condition
-from impasto.families.folder import DiffusersFolder
+from impasto.families.folder import DiffusersFolder, dynamic_shift
 from impasto.noise.schedule import RectifiedFlow
 
 IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")
@@ -29,6 +29,7 @@ class SD3(DiffusersFolder):
     encoder_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     schedule = RectifiedFlow(scale=1000.0)
     callback_tensors = IN_CALLBACK
+    image_attention = ("attn", "attn2")  # SD3.5 medium has blocks with a second one, of image tokens alone
 
     @property
     def patch(self) -> int:
@@ -74,6 +75,9 @@ class SD3(DiffusersFolder):
 
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         return eps - x
+
+    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        return {"mu": dynamic_shift(scheduler, tokens)} if scheduler.get("use_dynamic_shifting") else {}
 
     def padding(self, length: int) -> dict[str, int]:
         return {"max_sequence_length": length}

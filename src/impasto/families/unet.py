@@ -33,6 +33,7 @@ class UNet(DiffusersFolder):
     denoiser_class = "UNet2DConditionModel"
     part = "unet"
     layers = KINDS
+    image_attention = ("attn1",)
 
     @cached_property
     def text_lengths(self) -> Mapping[int, float]:

@@ -1,1 +1,1 @@
-"""Guidance: what a model is told, and how its predictions combine, while pictures are drawn."""
+"""Guidance: what a model is told, and what is done to its predictions, while pictures are drawn."""

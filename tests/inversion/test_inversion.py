@@ -1,0 +1,197 @@
+"""Inversion against diffusers' own schedulers and a plain reading of the formula (methods.md 4.1, E1, E24)."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from impasto.errors import UserError
+from impasto.families import load
+from impasto.inversion import ddim, flow, invert
+from impasto.noise.schedule import RectifiedFlow, VariancePreserving
+
+SD15 = VariancePreserving.scaled_linear(0.00085, 0.012)
+
+
+class Model:
+    """A family of nothing but its schedule and a prediction, `answer(z, lam)`; remembers the levels it is told."""
+
+    device = "cpu"
+
+    def __init__(self, schedule, answer, prediction="epsilon", sampler=None):
+        self.schedule, self.answer, self.prediction, self.sampler, self.told = schedule, answer, prediction, sampler, []
+
+    def predict(self, z, lam, cond):
+        self.told += lam.tolist()
+        return self.answer(z, lam) + cond.get("shift", 0.0)
+
+    def target(self, x, eps, lam):
+        if isinstance(self.schedule, RectifiedFlow):
+            return eps - x
+        alpha, sigma = (w.view(-1, 1, 1, 1) for w in self.schedule.alpha_sigma(lam))
+        return eps if self.prediction == "epsilon" else alpha * eps - sigma * x
+
+    def sampling_levels(self, steps, size):
+        return self.sampler
+
+
+def picture(seed=0):
+    return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_constant_eps_comes_back_exactly():
+    """E24, by the step written out in numpy: from z_T down to the picture's own level ac[0]."""
+    z, eps = picture(), picture(1)
+    found = invert(Model(SD15, lambda z, lam: eps), z, {}, 50)
+    ac = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    s = np.sqrt(1 / ac - 1)
+    back, t = found.noise.numpy(), [*range(981, 0, -20), 0]
+    for now, then in pairwise(t):
+        back = np.sqrt(ac[then] / ac[now]) * back + np.sqrt(ac[then]) * (s[then] - s[now]) * eps.numpy()
+    assert abs(back - z.numpy()).max() < 1e-12
+
+
+def test_constant_eps_comes_back_through_diffusers_ddim():
+    """Its own alphas are float32."""
+    z, eps = picture(), picture(1)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(50)
+    model = Model(SD15, lambda z, lam: eps)
+    back = invert(model, z, {}, 50).noise
+    for t in scheduler.timesteps:
+        back = scheduler.step(eps, t, back, return_dict=False)[0]
+    assert (back - z).abs().max() < 1e-4
+    told = SD15.timestep(torch.tensor(model.told, dtype=torch.float64))
+    assert told.round().tolist() == list(range(1, 982, 20)) == scheduler.timesteps.flip(0).tolist()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_constant_velocity_comes_back_through_diffusers_flow(shift):
+    z, v = picture(), picture(1)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(28)
+    schedule = RectifiedFlow(1000.0)
+    model = Model(schedule, lambda z, lam: v, sampler=schedule.log_snr(scheduler.timesteps.double()))
+    found = invert(model, z, {}, 28)
+    assert found.log_snr[0] == torch.inf and found.log_snr[-1] == -torch.inf and len(found.latents) == 29
+    back = found.noise.float()
+    for t in scheduler.timesteps:
+        back = scheduler.step(v.float(), t, back, return_dict=False)[0]
+    assert (back - z).abs().max() < 1e-5
+    exact = found.noise
+    for lam, lower in pairwise(found.log_snr.flip(0)):
+        exact = flow.step(exact, v, lam, lower)
+    assert (exact - z).abs().max() < 1e-12
+
+
+def test_a_v_model_walks_as_the_eps_model_that_it_is():
+    def eps_of(z, lam):
+        return torch.tanh(z) + 0.1 * lam.view(-1, 1, 1, 1)
+
+    def v_of(z, lam):  # v = alpha eps - sigma x, x = (z - sigma eps) / alpha
+        alpha, sigma = (w.view(-1, 1, 1, 1) for w in SD15.alpha_sigma(lam.double()))
+        eps = eps_of(z, lam)
+        return alpha * eps - sigma * (z - sigma * eps) / alpha
+
+    by_eps = invert(Model(SD15, eps_of), picture(), {}, 20).latents
+    by_v = invert(Model(SD15, v_of, "v_prediction"), picture(), {}, 20).latents
+    assert (by_eps - by_v).abs().max() < 1e-5
+
+
+def test_each_step_is_told_the_level_that_it_goes_to():
+    told = Model(SD15, lambda z, lam: z)
+    path = invert(told, picture(), {}, 10).log_snr
+    assert told.told == pytest.approx(path[1:].tolist(), abs=1e-6) and path[0].item() == SD15.range[1]
+
+
+def test_refined_steps_are_the_sampler_s_own_backwards():
+    """The fixed point z' = step(z, eps(z', lam')) is what the sampler undoes; each round comes nearer."""
+    model, z = Model(SD15, lambda z, lam: torch.sin(z) + 0.2 * z), picture()
+    errors = []
+    for refine in (0, 2, 20):
+        found = invert(model, z, {}, 20, refine=refine)
+        back = found.noise
+        for lam, lower in pairwise(found.log_snr.flip(0)):
+            back = ddim.step(back, model.answer(back, lam), lam, lower)
+        errors.append((back - z).abs().max().item())
+    assert errors[0] > 0.05 > errors[1] > errors[2] and errors[2] < 1e-9
+
+
+def test_guidance_is_classifier_free():
+    model, z = Model(SD15, lambda z, lam: torch.tanh(z)), picture()
+    one, none = {"shift": torch.tensor(0.5)}, {"shift": torch.tensor(-0.25)}
+    guided = invert(model, z, one, 5, negative=none, guidance=2.0).noise
+    by_hand = invert(model, z, {"shift": torch.tensor(-0.25 + 2 * 0.75)}, 5).noise
+    assert (guided - by_hand).abs().max() < 1e-12
+
+
+def test_the_trajectory_at_a_level():
+    found = invert(
+        Model(RectifiedFlow(), lambda z, lam: z), picture(), {}, levels=torch.tensor([-1.0, 2.0, -torch.inf, 2])
+    )
+    assert found.log_snr.tolist() == [torch.inf, 2, -1, -torch.inf]
+    for lam, which in ((torch.inf, 0), (1.9, 1), (-0.9, 2), (-torch.inf, 3)):
+        assert (found.at(torch.tensor(lam)) == found.latents[which]).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "message"),
+    [
+        (SD15, {"steps": 0}, "1 to 999"),
+        (SD15, {"steps": 1000}, "1 to 999"),
+        (RectifiedFlow(), {"steps": 0}, "at least 1"),
+        (SD15, {"levels": torch.tensor([-7.0])}, "cannot pass through"),
+        (SD15, {"levels": torch.tensor([torch.nan])}, "cannot pass through"),
+        (RectifiedFlow(), {"levels": torch.tensor([])}, "cannot pass through"),
+    ],
+    ids=str,
+)
+def test_bad_input(schedule, given, message):
+    with pytest.raises(UserError, match=message):
+        invert(Model(schedule, lambda z, lam: z), picture(), {}, **given)
+
+
+@pytest.mark.parametrize("steps", [4, 7])
+def test_the_sampler_s_levels_are_those_that_the_pipeline_asks_for(tiny_base, steps):
+    """At two sizes: FLUX's time shift grows with the picture."""
+    family = load(str(tiny_base), device="cpu")
+    pipe, prompt = family.pipeline(**{family.part: family.denoiser}), family.encode_prompt(["a cat"])
+    told = []
+    spy = family.denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["timestep"] if "timestep" in kwargs else args[1]),
+        with_kwargs=True,
+    )
+    for size in (16, 32):
+        told.clear()
+        call = family.call_arguments(prompt, None)
+        pipe(**call, height=size, width=size, num_inference_steps=steps, guidance_scale=1.0, output_type="latent")
+        asked = family.schedule.log_snr(torch.stack([t.double().flatten()[0] for t in told]))
+        latents = family.encode_image(torch.zeros(1, 3, size, size))
+        assert torch.allclose(family.sampling_levels(steps, tuple(latents.shape[-2:])), asked, atol=1e-3)
+    spy.remove()
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd15"])
+def test_round_trip(name, request):
+    """A tiny random net of each kind, by its own steps: refining helps (a U-Net of random weights is rough: 30 times,
+    the flow 200,000), and the noise is no longer the picture."""
+    family = load(str(request.getfixturevalue(f"tiny_{name}")), device="cpu")
+    cond = family.encode_prompt(["a cat"])
+    z = family.encode_image(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    kind, errors = ddim if isinstance(family.schedule, VariancePreserving) else flow, []
+    for refine in (0, 6):
+        found = invert(family, z, cond, 24, refine=refine)
+        assert found.latents.dtype == torch.float32 and found.latents.shape == (25, *z.shape[1:])
+        back, path = found.noise, found.log_snr.flip(0)
+        with torch.no_grad():
+            for lam, lower in pairwise(path):
+                said = family.predict(back, lam.float()[None], cond)
+                back = kind.step(back, kind.direction(family, back, lam.float()[None], said), lam, lower)
+        errors.append(((back - z).norm() / found.noise.norm()).item())
+    assert errors[1] < 0.25 * errors[0] and errors[1] < 0.25
+    assert (found.noise - z).norm() > 0.3 * z.norm()
