@@ -108,10 +108,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     result["log_snr"] = {"mean": mean(lam), "std": round(lam.std().item(), 4), "quantiles": at_quantiles(law)}
     result["sigma"] = {"mean": mean(t), "median": round(t.median().item(), 6)}
     result["sigma"] |= {f"above_{x:g}": mean(t > x) for x in (0.5, 0.9, 0.99)}
-    result["sigma"]["quantiles"] = {
-        str(q): round(RectifiedFlow().timestep(torch.tensor(lam_q)).item(), 6)
-        for q, lam_q in zip(reversed(QUANTILES), result["log_snr"]["quantiles"].values(), strict=True)
-    }
+    result["sigma"] |= {"quantiles": by_time(result["log_snr"]["quantiles"])}
     result["style_band"] = {
         "low": None if where.low == -math.inf else round(where.low, 3),
         "high": round(where.high, 3),
@@ -131,6 +128,12 @@ def mean(values: torch.Tensor) -> float:
 
 def at_quantiles(law: Law) -> dict[str, float]:
     return {str(q): round(law.quantile(torch.tensor(q, dtype=torch.float64)).item(), 4) for q in QUANTILES}
+
+
+def by_time(quantiles: dict[str, float]) -> dict[str, float]:
+    """Those of t from those of the log-SNR: the 5 % of one are the 95 % of the other."""
+    times = [RectifiedFlow().timestep(torch.tensor(lam)).item() for lam in quantiles.values()]
+    return {str(q): round(t, 6) for q, t in zip(QUANTILES, reversed(times), strict=True)}
 
 
 def text(result: dict[str, Any]) -> str:
