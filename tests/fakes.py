@@ -1,4 +1,5 @@
-"""Instruments with known answers: judges that read what they say from the pixels, an encoder of mean colours."""
+"""Instruments with known answers: judges that read what they say from the pixels, an encoder of mean colours; and
+pictures prepared in one tensor."""
 
 import json
 from pathlib import Path
@@ -7,6 +8,10 @@ import torch
 from PIL import Image, ImageStat, PngImagePlugin
 
 from impasto.artworld import load_meta
+from impasto.data.buckets import views
+from impasto.data.items import Item
+from impasto.data.pictures import Picture
+from impasto.data.prepare import Prepared, prepare_items, stack, text
 from impasto.evaluate.encoders import Encoder
 
 
@@ -61,3 +66,15 @@ def draw(path: Path, style: int, concept: int, size: int = 128, **meta) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (size, size), (style * 10 + 5, concept // 256, concept % 256)).save(path, pnginfo=info)
     return path
+
+
+def prepare(family, pairs, size) -> Prepared:
+    """The middle squares of (reference, caption) pairs: row i of x_NCHW, row i of each condition."""
+    items = []
+    for reference, caption in pairs:
+        picture = Picture(reference.path, reference.sha256, *reference.image.size)
+        middle = views(picture.width, picture.height, (size, size), 1, False, picture.sha256)
+        items.append(Item(picture, caption, (size, size), middle))
+    x = torch.stack(list(prepare_items(family, items).x))
+    conds = {length: stack([text(family, caption, length) for _, caption in pairs]) for length in family.text_lengths}
+    return Prepared(x, conds, dict(family.text_lengths))

@@ -1,12 +1,16 @@
 """Whatever a user gives: one line that says what is wrong, exit code 2, nothing half written."""
 
+import errno
+import io
 import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from impasto import cli
+from impasto.adapters.io import write_tensors
 
 GOOD = {"--base": "BASE", "--image": "PICTURE", "--caption": "a rocket in ink style", "--out": "OUT"}
 
@@ -43,6 +47,19 @@ CASES = {
 }
 
 
+def refused(monkeypatch, capsys, arguments) -> str:
+    """The one line that the command says before it ends with 2."""
+    monkeypatch.setattr(sys, "argv", ["impasto", *arguments, "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    errors = [line for line in err.splitlines() if line.startswith("impasto: error: ")]
+    assert len(errors) == 1 and "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["error"] == errors[0].removeprefix("impasto: error: ")
+    return errors[0]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_train(case, tiny_sd3, picture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -59,15 +76,124 @@ def test_train(case, tiny_sd3, picture, tmp_path, monkeypatch, capsys):
     flags = [x for key, value in (GOOD | change).items() if value is not None for x in (key, value)]
     for name, path in made.items():
         flags = [str(path) + flag.removeprefix(name) if flag.startswith(name) else flag for flag in flags]
-    monkeypatch.setattr(sys, "argv", ["impasto", "train", *flags, "--no-preview", "--no-tensorboard", "--json"])
+    error = refused(monkeypatch, capsys, ["train", *flags, "--no-preview", "--no-tensorboard"])
+    assert message in error
+    assert not (made["OUT"] / "pytorch_lora_weights.safetensors").exists()
+
+
+FOLDERS = {
+    "corrupt picture": ("b.png", lambda data: data[: len(data) // 2], r"b.png' is damaged"),
+    "empty caption file": ("b.txt", lambda data: b" \n", "b.txt' is empty: say what b.png shows"),
+    "orphaned caption file": ("c.txt", lambda data: b"a cat", "c.txt' has no picture of that name beside it"),
+    "no JSON": ("metadata.jsonl", lambda data: data + b'{"file_name": "b.png", \n', "line 2: no valid JSON"),
+    "unknown picture": (
+        "metadata.jsonl",
+        lambda data: data + b'{"file_name": "z.png", "text": "z"}',
+        "line 2: there is",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", FOLDERS)
+def test_train_on_a_folder(case, tiny_sd3, tmp_path, monkeypatch, capsys):
+    """Named, with its line; left out when that is asked for, with a warning."""
+    folder = tmp_path / "style"
+    folder.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (40, 40), colour).save(folder / f"{name}.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a rocket in ink style"}\n')
+    (folder / "b.txt").write_text("two cats in ink style")
+    file, change, message = FOLDERS[case]
+    data = (folder / file).read_bytes() if (folder / file).is_file() else b""
+    (folder / file).write_bytes(change(data))
+    flags = ["--base", str(tiny_sd3), "--image", str(folder), "--out", str(tmp_path / "run")]
+    error = refused(monkeypatch, capsys, ["train", *flags])
+    assert message in error and "--skip-bad leaves" in error and not (tmp_path / "run").exists()
+    monkeypatch.setattr(sys, "argv", ["impasto", "train", *flags, "--skip-bad", "--dry-run", "--json"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()
-    assert stop.value.code == 2
-    errors = [line for line in err.splitlines() if line.startswith("impasto: error: ")]
-    assert len(errors) == 1 and message in errors[0] and "Traceback" not in err
-    assert json.loads(out.splitlines()[-1])["error"] == errors[0].removeprefix("impasto: error: ")
-    assert not (made["OUT"] / "pytorch_lora_weights.safetensors").exists()
+    left = 1 if case in ("corrupt picture", "empty caption file") else 2
+    assert stop.value.code == 0 and json.loads(out)["data"]["pictures"] == left
+    assert message in err and "left out" in err
+
+
+LAYER = "transformer.transformer_blocks.0.attn.to_q"
+STYLES = {
+    "of another family": (lambda data: None, "was not trained for this base: 2 of 2 tensors do not fit"),
+    "truncated": (lambda data: data[: len(data) // 2], "is damaged"),
+    "header cut": (lambda data: data[:20], "is damaged"),
+    "one bit flipped": (lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:], "is damaged: its tensors are not"),
+    "a pickle": (lambda data: pickled(), "is a pickle under another name"),
+    "empty": (lambda data: b"", "is damaged"),
+}
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({LAYER: torch.zeros(4, 16)}, buffer)
+    return buffer.getvalue()
+
+
+def write_style(file, part="transformer_blocks.0.attn.to_q", own="transformer"):
+    halves = {"A": torch.ones(4, 16), "B": torch.ones(16, 4)}
+    write_tensors(file, {f"{own}.{part}.lora_{half}.weight": t for half, t in halves.items()}, {})
+
+
+@pytest.mark.parametrize("case", STYLES)
+def test_generate(case, tiny_sd3, tmp_path, monkeypatch, capsys):
+    change, message = STYLES[case]
+    file = tmp_path / "style.safetensors"
+    write_style(file)
+    if case == "of another family":
+        write_style(file, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "unet")
+    else:
+        file.write_bytes(change(file.read_bytes()))
+    flags = ["--base", str(tiny_sd3), "--style", str(file), "--prompt", "a cat", "--out", str(tmp_path / "images")]
+    assert message in refused(monkeypatch, capsys, ["generate", *flags])
+    assert not list((tmp_path / "images").iterdir())
+
+
+def test_generate_without_network(monkeypatch, capsys, tmp_path):
+    flags = ["--base", "owner/name", "--prompt", "a cat", "--out", str(tmp_path / "images")]
+    assert "'owner/name' is not a folder here and cannot be fetched from the hub" in refused(
+        monkeypatch, capsys, ["generate", *flags]
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "out of memory: try a smaller --batch",
+        ),
+    ],
+)
+def test_generate_without_room(error, message, tiny_sd3, monkeypatch, capsys, tmp_path):
+    """The second picture cannot be made: the first one stays, and nothing is half there."""
+    real, calls = Image.Image.save, []
+
+    def save(self, file, *args, **more):
+        calls.append(file)
+        if len(calls) == 2:
+            file.write_bytes(b"half of it")
+            raise error
+        return real(self, file, *args, **more)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    flags = ["--base", str(tiny_sd3), "--prompt", "a cat", "--count", "3", "--steps", "1", "--out", str(tmp_path / "i")]
+    assert message in refused(monkeypatch, capsys, ["generate", *flags])
+    assert [file.name for file in (tmp_path / "i").iterdir()] == ["0000.png"]
+
+
+def test_a_defect_stays_a_defect(monkeypatch, tmp_path):
+    monkeypatch.setitem(cli.COMMANDS, "report", lambda args: {}["no such key"])
+    monkeypatch.setattr(sys, "argv", ["impasto", "report", str(tmp_path)])
+    with pytest.raises(KeyError):
+        cli.main()
 
 
 def test_unknown_flags_and_commands(monkeypatch, capsys):

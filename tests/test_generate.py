@@ -1,7 +1,10 @@
 """Generating: the same picture as plain diffusers, whatever the batch, with its settings in the file."""
 
 import json
+import shutil
+import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from impasto.adapters import io
+from impasto.adapters.files import export_style
 from impasto.adapters.lora import add
 from impasto.config import GenerateConfig, resolve
 from impasto.errors import UserError
@@ -165,3 +169,23 @@ def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
     assert split_strength(str(odd)) == (odd, 1.0)
     assert split_strength(f"{odd}:0.25") == (odd, 0.25)
     assert split_strength(f"{style}:-0.5") == (style, -0.5)
+
+
+def test_a_style_of_a_quantised_base_is_told(tiny_sd3, style, tmp_path):
+    """It was trained on other weights than it is drawn on; from a folder, and from a file that was exported from it."""
+    ink = tmp_path / "ink"
+    shutil.copytree(style, ink)
+    recipe = (ink / "recipe.toml").read_text()
+    assert 'quantize = "none"' in recipe
+    draw = partial(generate, str(tiny_sd3), ["a cat in ink style"], device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        draw(styles=[str(ink)])
+    (ink / "recipe.toml").write_text(recipe.replace('quantize = "none"', 'quantize = "nf4"'))
+    file = export_style(ink, "diffusers", tmp_path / "ink.safetensors")["out"]
+    for path in (ink, file):
+        with pytest.warns(UserWarning, match=r"was trained on the base in nf4 and is drawn here on the base in fp32"):
+            draw(styles=[f"{path}:0.8"])
+    (ink / "recipe.toml").write_text("rank = ")
+    with pytest.raises(UserError, match=r"recipe\.toml is damaged"):
+        draw(styles=[str(ink)])

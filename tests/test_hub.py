@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from impasto import cli
 from impasto.adapters.io import WEIGHTS
 from impasto.config import resolve
 from impasto.errors import UserError
@@ -189,6 +191,17 @@ def test_access_is_checked_before_a_training(hub, monkeypatch, tmp_path, picture
     with pytest.raises(UserError, match=message):
         train(resolve("style-friendly", str(tiny_sd15), push_to_hub=repo, **about))
     assert not (tmp_path / "run").exists()
+
+
+def test_private_says_nothing_without_a_repository(tmp_path, monkeypatch, capsys):
+    """Neither in a training nor in an export may a style become public by a forgotten flag."""
+    with pytest.raises(UserError, match="hub_private goes with push_to_hub"):
+        train(resolve("style-friendly", hub_private=True, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(sys, "argv", ["impasto", "export", str(tmp_path), "--hub-private"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2 and "--hub-private goes with --push-to-hub" in capsys.readouterr().err
 
 
 def test_access_to_what_is_ones_own(hub):

@@ -130,6 +130,55 @@ def test_a_base_s_skeleton_has_its_size(tiny_sd3):
     assert size.adapter == sum(p.numel() for p in adapter.values())
 
 
+@pytest.fixture(scope="module")
+def sdxl_clips():
+    """SDXL's two text encoders at real size, on the meta device."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    large = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+    with torch.device("meta"):
+        return [
+            CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)),
+            CLIPTextModelWithProjection(CLIPTextConfig(**large, projection_dim=1280)),
+        ]
+
+
+def test_text_encoders_that_are_trained_are_counted(flux, sdxl_clips):
+    """CLIP ViT-L has 123,060,480 weights, bigG's text half 694,659,840 (their published checkpoints)."""
+    size = memory.with_clips(flux, sdxl_clips, CONFIG)
+    assert size.clip_weights == 123_060_480 + 694_659_840
+    assert size.adapter - flux.adapter == 32 * 4 * 2 * (12 * 768 + 32 * 1280)
+    activations = 34 * 77 * (12 * 768 + 32 * 1280)
+    assert size.clip_activations == activations
+    for share, batch in ((0.0, 1), (1.0, 3)):  # computing blocks again saves nothing there
+        config = replace(CONFIG, batch=batch)
+        more = memory.memory(size, config, Running(share)) - memory.memory(flux, config, Running(share))
+        assert more == pytest.approx(
+            1.03 * (2 * size.clip_weights + 20 * (size.adapter - flux.adapter) + batch * activations)
+        )
+    of = card(141)
+    assert 1 < memory.seconds(size, CONFIG, Running(), of) / memory.seconds(flux, CONFIG, Running(), of) < 1.01
+
+
+def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
+    """What the planner reads from the folder is what is trained."""
+    from impasto.adapters import text
+
+    family = families.load(str(tiny_sdxl), device="cpu")
+    sizes = {}
+    monkeypatch.setattr(memory, "device", lambda name: card(141))
+    monkeypatch.setattr(memory, "choose", lambda config, of, size, precision: sizes.update({config.rank: size}))
+    for rank, trained in ((4, True), (8, False)):
+        config = resolve(base=str(tiny_sdxl), rank=rank, text_encoder_lora=trained)
+        memory.plan(config, family, "cuda", "bf16")
+    assert sizes[8].clip_weights == 0 and "clip" not in vars(family)
+    models = [family.clip.text_encoder, family.clip.text_encoder_2]
+    assert sizes[4].clip_weights == sum(p.numel() for model in models for p in model.parameters())
+    added = text.add(resolve(base=str(tiny_sdxl), rank=4, text_encoder_lora=True), family)
+    plain = memory.size_of(memory.skeleton(family), family, TrainConfig(rank=4, size=16), 4).adapter
+    assert sizes[4].adapter - plain == sum(p.numel() for p in added.values())
+
+
 def test_advice_names_what_is_left_to_try():
     config = TrainConfig(batch=4, size=1024)
     assert memory.advice(config, Running()) == (

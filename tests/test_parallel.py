@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+LAUNCH = Path(__file__).parent.parent / "docs" / "accelerate"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PROGRAM = """
 import json, os, sys, warnings
@@ -26,16 +30,19 @@ keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
 config = resolve("style-friendly", base, batch=3, **keys)
 
-def team(name, fsdp):
+words = dict(text_encoder_lora=True, text_encoder_lr=1e-3)
+
+def team(name, fsdp, more):
     os.environ["ACCELERATE_USE_FSDP"] = fsdp
-    result = train(replace(config, out=config.out.__class__(out) / name))
+    result = train(replace(config, out=config.out.__class__(out) / name, **more))
     with open(f"{out}/{name}-{torch.distributed.get_rank()}.json", "w") as file:
         json.dump(result, file)
 
-for name, fsdp in (("team", "false"), ("shards", "true")):
-    debug_launcher(team, (name, fsdp), num_processes=2)
+for name, fsdp, more in (("team", "false", {}), ("shards", "true", {}), ("words", "false", words)):
+    debug_launcher(team, (name, fsdp, more), num_processes=2)
 os.environ["ACCELERATE_USE_FSDP"] = "false"
 train(replace(config, batch=6, out=config.out.__class__(out) / "one"))
+train(replace(config, batch=6, out=config.out.__class__(out) / "one-words", **words))
 try:
     train(replace(config, steps=4, out=config.out.__class__(out) / "team"))
 except UserError as error:
@@ -43,22 +50,72 @@ except UserError as error:
 """
 
 
-def test_two_processes_are_one_with_the_double_batch(tiny_sd3, picture, tmp_path):
-    args = [sys.executable, "-c", PROGRAM, str(tiny_sd3), str(picture), str(tmp_path)]
+@pytest.fixture(scope="module")
+def runs(tiny_sd3, picture, tmp_path_factory):
+    """(folder of the runs, what the program said)."""
+    folder = tmp_path_factory.mktemp("runs")
+    args = [sys.executable, "-c", PROGRAM, str(tiny_sd3), str(picture), str(folder)]
     done = subprocess.run(args, capture_output=True, text=True, env=dict(os.environ), timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "team", "shards")
-    }
-    one = load_file(tmp_path / "one" / WEIGHTS)
-    begun = torch.cat([t.flatten() for t in one.values()]).norm()
-    assert begun > 0
+    return folder, done.stdout
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_same(one, other):
+    """The same run to 1e-5: weights, levels, losses."""
+    mine, theirs = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[k], theirs[k], rtol=0, atol=1e-5) for k in mine)
+    assert len(rows(one)) == len(rows(other)) == 3, "only the first process writes"
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert a["lam"] == b["lam"] and abs(a["loss"] - b["loss"]) < 1e-5 * a["loss"]
+
+
+def test_two_processes_are_one_with_the_double_batch(runs):
+    folder, said = runs
+    one = load_file(folder / "one" / WEIGHTS)
+    assert torch.cat([t.flatten() for t in one.values()]).norm() > 0
     for name in ("team", "shards"):
-        other = load_file(tmp_path / name / WEIGHTS)
-        assert other.keys() == one.keys() and all(torch.allclose(one[k], other[k], rtol=0, atol=1e-5) for k in one)
-        for mine, theirs in zip(rows["one"], rows[name], strict=True):
-            assert mine["lam"] == theirs["lam"] and abs(mine["loss"] - theirs["loss"]) < 1e-5 * mine["loss"]
-        assert [(tmp_path / f"{name}-{rank}.json").is_file() for rank in (0, 1)] == [True, True]
-        assert len(rows[name]) == 3, "only the first process writes"
-    assert "processes: 2 -> 1" in done.stdout
+        check_same(folder / "one", folder / name)
+        assert [(folder / f"{name}-{rank}.json").is_file() for rank in (0, 1)] == [True, True]
+    assert "processes: 2 -> 1" in said
+
+
+def test_text_encoders_are_trained_by_two_processes_as_by_one(runs):
+    folder, _ = runs
+    check_same(folder / "one-words", folder / "words")
+    words = {name: t for name, t in load_file(folder / "words" / WEIGHTS).items() if name.startswith("text_encoder")}
+    assert any(name.endswith("lora_B.weight") and t.any() for name, t in words.items())
+
+
+def test_the_shipped_launch(runs, tiny_sd3, picture, tmp_path):
+    """`accelerate launch` as docs/training.md has it, with the file for FSDP; only the first process speaks."""
+    folder, _ = runs
+    flags = {"--base": tiny_sd3, "--image": picture, "--caption": "a rocket in ink style", "--out": tmp_path / "run"}
+    flags |= {"--rank": 2, "--batch": 3, "--steps": 3, "--accumulate": 2, "--prior-weight": 0, "--device": "cpu"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "fsdp.yaml")]
+    launch += ["--main_process_port", "0", str(Path(sys.executable).with_name("impasto")), "train"]
+    launch += [str(part) for pair in flags.items() for part in pair]
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "--no-preview", "--no-tensorboard", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["steps"] == 3
+    check_same(folder / "one", tmp_path / "run")
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["impasto"]["processes"] == 2
+
+
+def test_the_other_launch_file_differs_in_its_kind_alone():
+    import yaml
+
+    two, shards = (yaml.safe_load((LAUNCH / name).read_text()) for name in ("two-gpus.yaml", "fsdp.yaml"))
+    assert two.pop("distributed_type") == "MULTI_GPU" and shards.pop("distributed_type") == "FSDP"
+    assert shards.pop("fsdp_config") == {"fsdp_version": 2} and two == shards

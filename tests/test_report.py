@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -165,3 +166,15 @@ def test_density_has_area_1_and_smooth_is_a_moving_mean():
     edges, heights = plots.density([-20.0, -6.1, -6.0, 3.0, 99.0], -16, 8, 24)
     assert sum(heights) == pytest.approx(1.0) and len(edges) == 25
     assert plots.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_labels_of_points_that_coincide_stand_side_by_side():
+    axis = plots.Axis(0.0, 1.0, "", ())
+    frame, taken = plots.Frame(axis, axis), []
+    for point in ((0.0, 0.3), (0.0, 0.3), (0.0, 0.31), (1.0, 1.0), (1.0, 1.0)):
+        plots.dot(frame, point, 0, "0.75", taken=taken)
+    left, right = taken[:3], taken[3:]
+    assert all(one[1] <= two[0] for one, two in pairwise(left))
+    assert right[1][1] <= right[0][0] and right[0][1] == frame.at(1.0, 1.0)[0] - 9
+    plots.dot(frame, (0.0, 0.8), 0, "0.75", taken=taken)
+    assert taken[-1][:2] == taken[0][:2]  # far above there is room

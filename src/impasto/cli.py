@@ -213,6 +213,7 @@ def pretrain(args: list[str]) -> Result:
         threads: int | None = None,
         compile: bool = False,
         text: str | None = None,
+        plain: float | None = None,
         export: bool = False,
     ) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
@@ -228,6 +229,7 @@ def pretrain(args: list[str]) -> Result:
             threads: CPU threads.
             compile: torch.compile the training step: a minute at the start, then about 15 % faster on CPU.
             text: The text tower: frozen, along (it is trained too) or new (begun anew); as before when not given.
+            plain: Share of single things on white among the pictures; .55 when not given, .85 to begin with.
             export: Write weights and card into the package.
         """
         from impasto.pretrain import pretrain
@@ -243,6 +245,7 @@ def pretrain(args: list[str]) -> Result:
             threads=threads,
             compiled=compile,
             text=text,
+            plain=plain,
             export=export,
         )
 
@@ -369,7 +372,7 @@ def resize(args: list[str]) -> Result:
 
 
 def noise(args: list[str]) -> Result:
-    """Noise levels: `impasto noise calibrate` measures where a base decides style."""
+    """Noise laws: show one, take one over from another tool, or find one for a base."""
     from impasto.noise.commands import action
 
     return action(args)
@@ -430,7 +433,7 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    progress = Progress(*columns, console=Console(stderr=True))
+    progress = Progress(*columns, console=Console(stderr=True, quiet=not speaks()))
     task = progress.add_task(title, total=total, note="")
 
     def update(done: int, note: str = "", total: int | None = total) -> None:
@@ -511,9 +514,14 @@ def run(args: list[str], as_json: bool) -> Result | None:
         return COMMANDS[args[0]](args[1:])
 
 
+def speaks() -> bool:
+    """Whether this process tells what happens: of several under `accelerate launch` the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
     """Our own warnings as one line; those of libraries are not for users."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
+    if speaks() and Path(filename).is_relative_to(Path(__file__).parent):
         print(f"impasto: warning: {message}", file=sys.stderr)
 
 
@@ -533,10 +541,17 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print(f"impasto: interrupted: {stop}" if str(stop) else "impasto: interrupted", file=sys.stderr)
         result, code = {"error": "interrupted"}, 130
+    except Exception as error:
+        from impasto.trouble import in_words
+
+        if (said := in_words(error)) is None:
+            raise
+        print(f"impasto: error: {said}", file=sys.stderr)
+        result, code = {"error": said}, 2
     else:
         code = 0
-    if result is not None and as_json:
+    if result is not None and as_json and speaks():
         print(json.dumps(result))
-    elif result is not None and code == 0:
+    elif result is not None and code == 0 and speaks():
         SHOW.get(args[0], show)(result)
     sys.exit(code)

@@ -56,16 +56,27 @@ class TrainConfig:
     """A recipe by name, or a TOML file of any keys on this page."""
 
     noise: str = "style-friendly"
-    """Noise law: style-friendly, sd3, logit-normal, uniform."""
+    """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal."""
     noise_mean: float | None = None
-    """Its mean: style-friendly of log-SNR (lower = more noise), logit-normal of logit(t) (higher = more noise)."""
+    """Its mean: style-friendly and truncated-normal of log-SNR (lower = more noise), logit-normal of logit(t) (higher =
+    more noise)."""
     noise_std: float | None = None
     """Its standard deviation, in the same unit."""
     noise_shift: float | None = None
-    """Time shift, of logit-normal and sd3 only (higher = more noise)."""
+    """Time shift, of logit-normal, sd3 and uniform only (higher = more noise)."""
+    noise_low: float | None = None
+    """Of truncated-normal: its lowest log-SNR; the base's own when not given."""
+    noise_high: float | None = None
+    """Its highest."""
+    offset_noise: float = 0.0
+    """Shift every channel of the noise as a whole, by so many standard deviations; 0 is off."""
 
     objective: str = "denoise"
-    """What the loss compares."""
+    """What the loss compares: denoise (prediction and target), dco (that, beside the base's own error)."""
+    dco_beta: float = 1.0
+    """Of dco: how far an item is fitted beyond the base; the paper's baseline has 1, DCO's own code 1000."""
+    dco_reduction: Literal["mean", "sum"] = "mean"
+    """Of dco: an item's error is the mean or the sum over its latents."""
     prior_weight: float = 0.0
     """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
     prior_batch: int = 2
@@ -162,7 +173,7 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
         *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "size", "gamma", "crops"),
+        *("checkpoint_every", "size", "gamma", "crops", "dco_beta"),
     )
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
     for key in positive + at_least_0:
@@ -181,6 +192,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(
             "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
         )
+    if not 0 <= config.offset_noise <= 1:
+        raise UserError(f"offset_noise must be from 0 to 1 (.1 is usual), not {config.offset_noise}")
     if config.ema >= 1:
         raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
     if not 0 <= config.caption_dropout <= 1:

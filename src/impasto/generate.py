@@ -18,10 +18,12 @@ from PIL import Image, PngImagePlugin
 import impasto
 from impasto import families
 from impasto.adapters.io import load_style, style_file, style_hash
+from impasto.adapters.metadata import quantized_base
 from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
+from impasto.paths import atomic
 from impasto.prompts import lettering, multi_panel
 from impasto.runfolder import writable_folder
 
@@ -82,13 +84,21 @@ def generate(
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
     chosen = [split_strength(style) for style in styles]
+    kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
     pipe = family.pipeline()
     check_size(sampling.size, family.unit)
     extra: dict[str, Any] = {}
-    for path, strength in chosen:
+    for (path, strength), kind in zip(chosen, kinds, strict=True):
         extra |= load_style(pipe, path, strength)
+        if kind:
+            warnings.warn(
+                f"style {str(path)!r} was trained on the base in {kind} and is drawn here on the base in "
+                f"{family.precision}: pictures may differ from its previews; a strength below 1 may help, "
+                f"--style {path}:0.8",
+                stacklevel=2,
+            )
     about = {
         "base": base,
         "base_hash": family.hash,
@@ -183,7 +193,8 @@ def save_png(image: Image.Image, info: Info, path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("impasto", json.dumps(info))
     text.add_text("parameters", parameters(info))
-    image.save(path, pnginfo=text)
+    with atomic(path) as file:
+        image.save(file, "PNG", pnginfo=text)
 
 
 def parameters(info: Info) -> str:

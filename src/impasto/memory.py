@@ -7,6 +7,9 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
     activations   A = n 60 T D L bytes in bf16: what autograd keeps of all blocks (twice that in fp32);
                   a U-Net sums 60 T D per transformer layer and 16 T D per resnet over its levels
     with share s of the blocks computed again: (1 - s) A + s n 2 T D L (their inputs) + A / L (the one at work)
+    text encoders with --text-encoder-lora the CLIPs stay: their weights, never quantised nor computed again, their
+                  LoRA as the adapter, n 34 T D L of activations (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2
+                  without the attention matrix, which is not kept)
     overhead      1.5 GB (context, workspaces, the allocator's gaps) + 3 % of the rest
     time          n (2 F_lin + 3.5 F_att + s (F_lin + F_att)) / (.5 peak): F_lin = 2 sum of weights x tokens, F_att =
                   4 T^2 D L forward; backward costs as much again (attention 2.5 times), as frozen weights need no
@@ -18,7 +21,7 @@ device that is not in PEAKS the time is not known, and said so.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -28,6 +31,7 @@ import torch
 from torch import nn
 
 from impasto import optimizers
+from impasto.adapters import text
 from impasto.config import TrainConfig
 from impasto.families.base import Family
 from impasto.running import Running, check, in_block, no_compiler
@@ -58,7 +62,10 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Size:
-    """A base and a run in numbers. Per picture: activations and block inputs in bytes, FLOP of layers and attention."""
+    """A base and a run in numbers. Per picture: activations and block inputs in bytes, FLOP of layers and attention.
+
+    clip_...: of the text encoders where they are trained; their adapter is part of `adapter`.
+    """
 
     weights: int
     block_weights: int
@@ -68,6 +75,9 @@ class Size:
     inputs: float
     linear: float
     attention: float
+    clip_weights: int = 0
+    clip_activations: float = 0.0
+    clip_flop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,20 @@ def skeleton(family: Family) -> nn.Module:
         return getattr(diffusers, settings["_class_name"]).from_config(settings)
 
 
+def clip_skeletons(family: Family) -> list[Any]:
+    """The CLIP text encoders without their weights."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    index = json.loads((family.folder / "model_index.json").read_text())
+    models = []
+    for part in family.clip_parts:
+        kind = getattr(transformers, index[part][1])
+        with init_empty_weights():
+            models.append(kind(kind.config_class.from_pretrained(family.folder / part)))
+    return models
+
+
 def config_of(family: Family, part: str) -> dict[str, Any]:
     """What a component's config.json says."""
     return json.loads((family.folder / part / "config.json").read_text())
@@ -129,6 +153,24 @@ def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -
     blocks, activations, inputs, attention = (unet_blocks if unet else stream_blocks)(model.config, side)
     total = sum(p.numel() for p in model.parameters())
     return Size(total, in_blocks, trained, blocks, activations, inputs, linear, attention)
+
+
+def with_clips(size: Size, clips: Sequence[Any], config: TrainConfig) -> Size:
+    """`size` with text encoders (on any device, also meta) that are trained as well."""
+    weights, adapter, activations, flop = 0, 0, 0.0, 0.0
+    for clip in clips:
+        weights += sum(p.numel() for p in clip.parameters())
+        c = clip.config
+        tokens = min(TEXT_TOKENS, c.max_position_embeddings)
+        activations += 34.0 * tokens * c.hidden_size * c.num_hidden_layers
+        for name, layer in clip.named_modules():
+            if isinstance(layer, nn.Linear):
+                flop += 2.0 * layer.weight.numel() * tokens
+                trained = name.rpartition(".")[2] in text.LAYERS
+                adapter += config.rank * (layer.in_features + layer.out_features) if trained else 0
+    return replace(
+        size, adapter=size.adapter + adapter, clip_weights=weights, clip_activations=activations, clip_flop=flop
+    )
 
 
 def streams(config: Mapping[str, Any], side: int) -> tuple[int, int]:
@@ -193,6 +235,8 @@ def memory(size: Size, config: TrainConfig, running: Running, precision: str = "
         rest, blocks = 0.0, 2 * blocks / size.blocks
     per_weight = 12 + optimizers.choice(config.optimizer).state_bytes + (4 if config.ema else 0)
     kept = (1 - s) * size.activations + s * size.inputs + (size.activations / size.blocks if s else 0)
+    kept += size.clip_activations
+    rest += size.clip_weights * 2 * unit
     return 1.03 * (rest + blocks + size.adapter * per_weight + config.batch * unit * kept) + 1.5 * GB
 
 
@@ -201,7 +245,7 @@ def seconds(size: Size, config: TrainConfig, running: Running, of: Device) -> fl
     if of.peak is None:
         return None
     s, pictures = running.checkpointing, config.batch * config.accumulate
-    flop = 2 * size.linear + 3.5 * size.attention + s * (size.linear + size.attention)
+    flop = 2 * (size.linear + size.clip_flop) + 3.5 * size.attention + s * (size.linear + size.attention)
     moved = config.accumulate * (1 + s) * 2 * size.block_weights / 20e9 if running.offload else 0.0
     return pictures * flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved
 
@@ -271,6 +315,8 @@ def plan(config: TrainConfig, family: Family | None, name: str, precision: str) 
     if of.free is not None and family is not None:
         factor = 2 ** (len(config_of(family, "vae")["block_out_channels"]) - 1)
         size = size_of(skeleton(family), family, config, factor)
+        if config.text_encoder_lora:
+            size = with_clips(size, clip_skeletons(family), config)
     return choose(config, of, size, precision)
 
 

@@ -137,7 +137,7 @@ def restore(optimizer: Optimizer, named: Mapping[str, nn.Parameter], state: Mapp
             optimizer.param_groups[int(index)][key] = tensor.item()
         elif name in named and key not in ("adapter", "average"):
             p = named[name]
-            value = tensor.item() if key.endswith("#") else tensor.to(p.device)
+            value = tensor.item() if key.endswith("#") else tensor.to(p.device, copy=True)  # out of the file's buffer
             optimizer.state[p][key.removesuffix("#")] = value
 
 

@@ -9,7 +9,8 @@ import torch
 
 from impasto.config import TrainConfig, as_dict
 from impasto.families.base import Family
-from impasto.noise.laws import Law, Truncated, law, within
+from impasto.noise import laws, offset
+from impasto.noise.laws import Law, Truncated, within
 from impasto.noise.schedule import RectifiedFlow
 
 LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
@@ -17,7 +18,7 @@ LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
 
 def noise_law(config: TrainConfig) -> Law:
     """The law that the config names. Raises UserError when it cannot be."""
-    return law(config.noise, mean=config.noise_mean, std=config.noise_std, shift=config.noise_shift)
+    return laws.of(vars(config))
 
 
 def histogram(levels: Law, weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Any]:
@@ -52,17 +53,23 @@ def median(values: torch.Tensor, w: torch.Tensor) -> float:
     return ordered[int((share < share[-1] / 2).sum())].item()
 
 
-def bars(noise: dict[str, Any], width: int = 36, what: str = "log-SNR") -> str:
-    """The histogram as text, noisiest first; beside each log-SNR its sigma."""
+def bars(
+    noise: dict[str, Any],
+    width: int = 36,
+    what: str = "log-SNR",
+    band: tuple[float, float] = (math.inf, -math.inf),
+) -> str:
+    """The histogram as text, noisiest first; beside each log-SNR its sigma, and a | where it lies in `band`."""
     lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
-        lines.insert(0, f"truncated to the levels of this base: {noise['cut']:.1%} of the law lies outside")
+        lines.insert(0, f"truncated: {noise['cut']:.1%} of the law lies outside")
     step = (HIGH - LOW) / BINS
     top = max(noise["log_snr"]["shares"])
     for i, share in enumerate(noise["log_snr"]["shares"]):
         low = LOW + i * step
         sigma = 1 / (1 + math.exp((low + step / 2) / 2))
-        lines.append(f"{low:6.1f}  sigma {sigma:.3f}  {share:6.1%}  {'█' * round(width * share / top)}".rstrip())
+        mark = "|" if band[0] <= low + step / 2 <= band[1] else " "
+        lines.append(f"{low:6.1f}  sigma {sigma:.3f}  {share:6.1%} {mark}{'█' * round(width * share / top)}".rstrip())
     lines.append(f"sigma (median {noise['sigma']['median']})")
     top = max(noise["sigma"]["shares"])
     for i, share in reversed(list(enumerate(noise["sigma"]["shares"]))):
@@ -91,7 +98,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
     check_ranges(config)
     adapters.adapter(config.adapter)
-    objectives.objective(config.objective)
+    objectives.check(config)
     optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
     found = items.read(config, families.card(config.base))
@@ -104,11 +111,17 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     levels = within(noise_law(config), families.schedule(config.base))
+    offset.warn(config.offset_noise, levels, positions(config, family))
     result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
     result |= {"running": "; ".join(running.why)}
     if weighting := effective(config, family, levels):
         result["noise_times_weighting"] = weighting
     return result
+
+
+def positions(config: TrainConfig, family: Family | None) -> int:
+    """Latent positions of a square picture; of 8 pixels a side where the base is not here."""
+    return (config.size // (8 if family is None else family.unit // family.patch)) ** 2
 
 
 def effective(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
 from impasto.data import items as data
 from impasto.data.draws import Draws as Draws
+from impasto.data.draws import in_parts
 from impasto.data.items import Item
 from impasto.data.prepare import prepare_items
 from impasto.data.references import Reference
@@ -32,6 +33,7 @@ from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import write_card
 from impasto.moving import Moving
+from impasto.noise import offset
 from impasto.noise.laws import within
 from impasto.objectives import Objective
 from impasto.parallel import Team
@@ -66,6 +68,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
+    objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     with team.state.main_process_first():
         family = families.load(
@@ -86,6 +89,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 prepared = prepare_items(
                     family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
                 )
+                offset.warn(config.offset_noise, levels, prepared.x[0][0].numel())
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
                 text_lora = text.add(config, family)
@@ -122,23 +126,27 @@ def loop(
 ) -> None:
     """Steps `done + 1` to `config.steps`, each with its row in metrics.jsonl, and the states on the way."""
     family.denoiser.train()
+    itemwise = config.objective in objectives.ITEMWISE
     autocast = torch.autocast(family.device.split(":")[0], torch.bfloat16, enabled=family.precision == "bf16")
     with interruptible() as interrupted:
         for step in range(done + 1, config.steps + 1):
             parts: list[dict[str, Tensor]] = []
             levels: list[float] = []
             try:
+                most = draws.at_once(step, family.patch) if itemwise else config.batch
                 for micro in range(config.accumulate):
-                    batch, lam_B, own = draws(step, micro * team.size + team.index)
-                    with autocast:
-                        parts.append(objective(family, text.anew(family, batch), lam_B, own))
-                    (parts[-1]["loss"] / config.accumulate).backward()
-                    levels += team.gather(lam_B.tolist())
+                    drawn = draws(step, micro * team.size + team.index)
+                    for share, (batch, lam_B, own) in in_parts(drawn, most):
+                        with autocast:
+                            said = objective(family, text.anew(family, batch), lam_B, own)
+                        (said["loss"] * share / config.accumulate).backward()
+                        parts.append({name: value.detach() * share for name, value in said.items()})
+                    levels += team.gather(drawn[1].tolist())
             except Exception as error:
                 if out_of_memory(error) and step > done + 1:  # nothing has moved since the last step
                     run.save(step - 1, moving.tensors())
                 raise
-            row = {name: sum(part[name].item() for part in parts) / len(parts) for name in parts[0]}
+            row = {name: sum(part[name].item() for part in parts) / config.accumulate for name in parts[0]}
             *values, stop = team.mean([*row.values(), float(bool(interrupted))])
             row = dict(zip(row, values, strict=True))
             team.average_gradients(moving.parameters)

@@ -47,6 +47,15 @@ def disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
+def in_words(error: BaseException) -> str | None:
+    """A full disk or a device out of memory in one line, for commands that have no state to go on from; else None."""
+    if disk_full(error):
+        return "the disk is full: make room and give the same command again; what is whole on it stays"
+    if out_of_memory(error):
+        return "out of memory: try a smaller --batch or --size, or --precision bf16, where the command has them"
+    return None
+
+
 @contextmanager
 def told(out: Path, advice: str) -> Iterator[None]:
     """One line, with what to do, for a full disk and for a device out of memory. What was saved before stays."""

@@ -5,13 +5,14 @@ import weakref
 
 import pytest
 import torch
+from fakes import prepare
 from PIL import Image
 
 from impasto.config import TrainConfig
 from impasto.data import items, references
 from impasto.data.draws import Draws
 from impasto.data.pictures import Picture
-from impasto.data.prepare import cached, prepare, prepare_items
+from impasto.data.prepare import cached, prepare_items
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.noise.laws import law

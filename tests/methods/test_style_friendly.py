@@ -1,11 +1,11 @@
 """The method as the paper writes it, and `train` with its recipe: the same adapter."""
 
 import torch
+from fakes import prepare
 from safetensors.torch import load_file
 
 from impasto.config import resolve
 from impasto.data import references
-from impasto.data.prepare import prepare
 from impasto.families import load
 from impasto.methods.style_friendly import style_friendly
 from impasto.train import train

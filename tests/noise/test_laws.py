@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.errors import UserError
-from impasto.noise.laws import LAWS, LogitNormal, StyleFriendly, Uniform, law, sd3
-from impasto.noise.schedule import RectifiedFlow
+from impasto.noise.laws import LAWS, LogitNormal, StyleFriendly, Truncated, Uniform, law, sd3, truncated_normal, within
+from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 N = 20_000
-SHARED = [StyleFriendly(), StyleFriendly(-2.2, 3.0), sd3(), LogitNormal(3.0, 1.0), LogitNormal(-1, 0.5, 2.0), Uniform()]
+SHARED = [StyleFriendly(), StyleFriendly(-2.2, 3.0), sd3(), LogitNormal(3.0, 1.0), LogitNormal(-1, 0.5, 2.0)]
+SHARED += [Uniform(), Uniform(3.0)]
 
 
 def draws(a_law, n=N, seed=1):
@@ -95,7 +96,7 @@ def test_style_friendly_equals_logit_normal_3_and_shift_exp_3():
 
 
 def test_levels_are_float32_one_per_generator():
-    for build, _, _ in LAWS.values():
+    for build, _ in LAWS.values():
         lam = build()([torch.Generator().manual_seed(i) for i in range(3)])
         assert lam.dtype == torch.float32 and lam.shape == (3,) and lam.isfinite().all()
 
@@ -111,3 +112,123 @@ def test_the_table_and_its_errors():
         law("logit-normal", std=0.0)
     with pytest.raises(UserError, match="noise_shift must be above 0"):
         law("logit-normal", shift=-1.0)
+
+
+def test_exact_numbers_of_log_snr_and_time():
+    """E6: lambda = 2 log((1 - t) / t), round trip below 1e-12 in float64. E7: logit(t) ~ N(m, s^2) is N(-2m, (2s)^2);
+    the shift t' = k t / (1 + (k - 1) t) takes 2 log k off lambda."""
+    flow, t = RectifiedFlow(), torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    assert torch.allclose(flow.log_snr(t), 2 * torch.log((1 - t) / t), rtol=1e-14, atol=1e-14)
+    assert (flow.timestep(flow.log_snr(t)) - t).abs().max() < 1e-12
+    assert LogitNormal(0.7, 1.3).log_snr == pytest.approx((-1.4, 2.6))
+    for k in (3.0, 0.375):
+        moved = flow.log_snr(k * t / (1 + (k - 1) * t)) - flow.log_snr(t)
+        assert moved.tolist() == pytest.approx([-2 * math.log(k)] * 999, abs=1e-9)
+        assert LogitNormal(0, 1, k).log_snr[0] == pytest.approx(-2 * math.log(k))
+
+
+def test_exact_quantiles_and_shares():
+    """E8, from the cdf and its inverse, no draws."""
+    law, baseline, flow = StyleFriendly(), sd3(), RectifiedFlow()
+    t = flow.timestep(law.quantile(torch.tensor([0.5, 0.841344746, 0.158655254, 0.95, 0.05], dtype=torch.float64)))
+    assert t.tolist() == pytest.approx([0.952574, 0.880797, 0.982014, 0.79497, 0.99048], abs=2e-6)
+    lam = flow.log_snr(torch.tensor([0.9, 0.99], dtype=torch.float64))
+    assert law.cdf(lam).tolist() == pytest.approx([0.7889, 0.0553], abs=5e-5)
+    assert law.cdf(torch.tensor(-6.52)).item() == pytest.approx(0.3974, abs=5e-5)
+    assert baseline.cdf(lam[:1]).item() == pytest.approx(0.1360, abs=5e-5)
+    assert baseline.cdf(torch.tensor(-6.52)).item() == pytest.approx(0.0153, abs=5e-5)
+    assert StyleFriendly(-6, 3).cdf(lam[:1]).item() == pytest.approx(0.7037, abs=5e-5)
+    grid = torch.linspace(-40, 30, 70_001, dtype=torch.float64)
+    for a_law, mean in ((law, 0.930676), (baseline, 0.714021), (StyleFriendly(-6, 3), 0.903389)):
+        assert (a_law.pdf(grid) * flow.timestep(grid)).sum().item() * 0.001 == pytest.approx(mean, abs=2e-6)
+
+
+def test_why_levels_are_float32():
+    """E11: in bfloat16, 2^-8 apart near 1, 5.9e-4 of the draws round to exactly t = 1; in float32 next to none does."""
+    flow = RectifiedFlow()
+    p = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)[1:-1]
+    t = flow.timestep(StyleFriendly().quantile(p).float())
+    assert (t.bfloat16() == 1).float().mean().item() == pytest.approx(5.9e-4, abs=3e-5)
+    assert t.dtype == torch.float32 and t.max() < 1 and t.min() > 0
+
+
+BOUNDED = [truncated_normal(-6, 2, -8, -4), truncated_normal(0, 1, low=0.5), truncated_normal(-2, 3, high=-1)]
+
+
+@pytest.mark.parametrize("a_law", BOUNDED, ids=str)
+def test_truncated_normal_by_its_closed_form(a_law):
+    """cdf (Phi(z) - Phi(a)) / (Phi(b) - Phi(a)) by math.erf; Kolmogorov-Smirnov at the 1 % level; float32, inside."""
+    mean, std, low, high = a_law.law.mean, a_law.law.std, a_law.low, a_law.high
+
+    def phi(x):
+        return (1 + math.erf((x - mean) / std / math.sqrt(2))) / 2
+
+    lam = draws(a_law)
+    assert lam.dtype == torch.float32 and low <= lam.min() and lam.max() <= high
+    ordered = lam.double().sort().values
+    expected = torch.tensor(
+        [(phi(x) - phi(low)) / (phi(high) - phi(low)) for x in ordered.tolist()], dtype=torch.float64
+    )
+    assert (expected - torch.arange(1, N + 1) / N).abs().max().item() < 1.628 / math.sqrt(N)
+    assert torch.allclose(a_law.cdf(ordered), expected, atol=1e-6)
+    grid = torch.linspace(max(low, -40), min(high, 40), 400_001, dtype=torch.float64)
+    assert torch.trapezoid(a_law.pdf(grid), grid).item() == pytest.approx(1, abs=1e-6)
+    assert a_law.quantile(a_law.cdf(ordered[100])).item() == pytest.approx(ordered[100].item(), abs=1e-6)
+    assert (ordered < low + 0.02).double().mean() < 0.03  # truncated, not clamped
+
+
+def test_truncated_normal_on_a_base():
+    """Its own ends or the base's, whichever are closer; on a flow, which has every level, it needs ends of its own."""
+    sd15 = VariancePreserving.scaled_linear(0.00085, 0.012)
+    law_ = within(truncated_normal(-6, 2), sd15)
+    assert law_ == within(StyleFriendly(), sd15) and isinstance(law_, Truncated) and law_.law == StyleFriendly()
+    assert within(truncated_normal(-6, 2, -4, 99), sd15) == Truncated(StyleFriendly(), -4, sd15.range[1])
+    assert within(BOUNDED[0], RectifiedFlow()) == BOUNDED[0]
+    assert within(BOUNDED[1], RectifiedFlow()) == BOUNDED[1]
+    with pytest.raises(UserError, match="truncated-normal needs noise_low or noise_high"):
+        within(truncated_normal(-6, 2), RectifiedFlow())
+    with pytest.raises(UserError, match="noise_low must be below noise_high, not 3 and 3"):
+        law("truncated-normal", low=3, high=3)
+    with pytest.raises(UserError, match=r"has nothing between log-SNR 10\.00 and 20.00: choose another noise_mean"):
+        law("truncated-normal", low=10.0, high=20.0)
+    with pytest.raises(UserError, match="'uniform' has no noise_low"):
+        law("uniform", low=0.0)
+    with pytest.raises(UserError, match="'style-friendly' has no noise_high"):
+        law("style-friendly", high=0.0)
+    assert law("truncated-normal", mean=-6.0, low=-8.0, high=-4.0) == BOUNDED[0]
+
+
+def test_a_mean_beyond_the_schedule_is_refused_with_the_share():
+    flow, sd15 = RectifiedFlow(), VariancePreserving.scaled_linear(0.00085, 0.012)
+    with pytest.raises(UserError, match=r"99\.9% of the noise levels lie below log-SNR -13\.81, .* has pure noise"):
+        within(StyleFriendly(-20, 2), flow)
+    with pytest.raises(
+        UserError, match=r"100\.0% of the noise levels lie above log-SNR 13\.81, .* has hardly any noise"
+    ):
+        within(LogitNormal(-15), flow)
+    with pytest.raises(UserError, match=r"99\.8% of the noise levels lie below log-SNR -5\.36"):
+        within(StyleFriendly(-11, 2), sd15)
+    with pytest.raises(UserError, match=r"lie above log-SNR 7\.07"):
+        within(truncated_normal(0, 9, low=8.0), sd15)
+    assert within(StyleFriendly(-15, 2), flow) and within(StyleFriendly(-9, 2), sd15)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_finite_parameters(value):
+    for name in ("style-friendly", "logit-normal", "truncated-normal"):
+        with pytest.raises(UserError, match="noise_mean must be a finite number"):
+            law(name, mean=value)
+        with pytest.raises(UserError, match="noise_std must be above 0"):
+            law(name, std=value)
+    with pytest.raises(UserError, match="noise_shift must be above 0"):
+        law("sd3", shift=value)
+
+
+def test_uniform_with_a_shift():
+    """t' = k t / (1 + (k - 1) t) of the same uniform draws; a U-Net's schedule has its own time and no shift."""
+    u = RectifiedFlow().timestep(draws(Uniform(), 64, seed=5).double())
+    t = RectifiedFlow().timestep(draws(Uniform(3.0), 64, seed=5).double())
+    assert torch.allclose(t, 3 * u / (1 + 2 * u), atol=1e-6)
+    assert law("uniform", shift=3.0) == Uniform(3.0)
+    with pytest.raises(UserError, match="a noise_shift of the uniform law is for rectified flows"):
+        within(Uniform(3.0), VariancePreserving.scaled_linear(0.00085, 0.012))

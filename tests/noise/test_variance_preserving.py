@@ -120,5 +120,5 @@ def test_cdf_and_quantile_of_the_plain_laws(plain):
 
 
 def test_a_law_that_misses_the_base_is_refused():
-    with pytest.raises(UserError, match="next to nothing: choose another noise_mean"):
+    with pytest.raises(UserError, match=r"lie below log-SNR -5\.36, where this base has pure noise"):
         within(StyleFriendly(-20, 1), SD15)

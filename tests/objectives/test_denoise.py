@@ -7,11 +7,11 @@ ids, guidance, size conditioning, VAE units and noise schedule. float32, B drawn
 import numpy as np
 import pytest
 import torch
+from fakes import prepare
 
 from impasto.adapters.lora import add
 from impasto.config import resolve
 from impasto.data import references
-from impasto.data.prepare import prepare
 from impasto.families import load
 from impasto.noise.laws import within
 from impasto.objectives import build

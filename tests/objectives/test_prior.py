@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import prepare
 
 from impasto import objectives
 from impasto.adapters.lora import add, disabled
 from impasto.config import resolve
 from impasto.data import references
-from impasto.data.prepare import prepare
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.noise.random import generators

@@ -65,3 +65,12 @@ def test_another_size_than_the_packaged_one_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"{shape[0]}x{shape[1]}, not {other}"):
         run.Session("mini-sd3", tmp_path, "cpu", other, 1e-3, 0)
     assert run.Session("mini-sd3", tmp_path, "cpu", None, 1e-3, 0).seen["pictures"] > 0
+
+
+def test_the_share_of_plain_pictures_leaves_the_others_their_proportions():
+    assert base.shares_of(None) == base.SHARES
+    given = base.shares_of(0.85)
+    assert given["plain"] == 0.85 and sum(given.values()) == pytest.approx(1)
+    assert given["procedural"] / given["scene"] == pytest.approx(base.SHARES["procedural"] / base.SHARES["scene"])
+    with pytest.raises(UserError, match="between 0 and 1"):
+        base.shares_of(1.2)

@@ -14,6 +14,7 @@ from impasto.errors import UserError
 from impasto.families import load, mini
 from impasto.paths import MODELS
 from impasto.pretrain import run
+from impasto.pretrain.base import make_bank
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.state import Clock
 from impasto.pretrain.text import new_tower
@@ -120,6 +121,31 @@ def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, pa
     assert not run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0).along
     with pytest.raises(UserError, match="mini-sd15 hears the packaged text tower"):
         run.pretrain("mini-sd3", resume=True, export=True, **(settings | {"minutes": 0}))
+
+
+def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
+    session = run.Session("mini-sd3", tmp_path, "cpu", "1x1", 2e-3, 0)
+    bank = make_bank(type(pool)(pool.rgb, pool.entries), session.vae, session.tokenizer, 0)
+    own = {x.float().numpy().tobytes(): ids[0] for x, ids in zip(bank.latents, bank.ids, strict=True)}
+    seen = []
+
+    class Listener:
+        def levels(self, z):
+            return z
+
+        def text(self, tower, ids):
+            return {"ids": ids}
+
+        def loss(self, model, x0, eps, t, cond):
+            assert torch.equal(t, torch.full((len(x0),), 2.0))
+            pairs = zip(x0, cond["ids"], strict=True)
+            wrong = [float(not torch.equal(own[x.numpy().tobytes()], ids)) for x, ids in pairs]
+            seen.append(len(x0))
+            return torch.tensor(wrong).mean()
+
+    session.net = Listener()
+    told = session.hears(bank, n=100)
+    assert seen == [50] * 4 and told["own"] == 0 and told["hears"] == told["other"] > 0.9
 
 
 def test_unknown_names_are_refused():

@@ -14,11 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from impasto.adapters.convert import Adapter
-from impasto.adapters.io import WEIGHTS, style_file
+from impasto.adapters.io import WEIGHTS, check_file, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.errors import UserError
 from impasto.families import card, cards, embedded, pipeline_class
+from impasto.noise.laws import PARAMETERS
 
 IMPLEMENTATION = {
     "flux": "https://github.com/black-forest-labs/flux",
@@ -78,9 +81,22 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
         raise UserError(f"{file.parent / 'recipe.toml'} is damaged: {error}") from None
     inputs = recipe.pop("impasto", {})
     scores = file.parent / "scores.json"
-    known = json.loads(scores.read_text()) if scores.is_file() else {}
+    try:
+        known = json.loads(scores.read_text()) if scores.is_file() else {}
+    except ValueError:
+        raise UserError(f"{scores} is damaged: `impasto evaluate` writes it again") from None
     means = {key: value for key, value in known.items() if isinstance(value, int | float) and value is not None}
     return About(file, recipe, inputs, means, kept)
+
+
+def quantized_base(style: Path | str) -> str | None:
+    """In how few bits the base was that a style was trained on: "nf4", "int8", "fp8"; None in full, or not told."""
+    file = style_file(style)
+    check_file(file)
+    with safe_open(file, "pt") as opened:
+        told = about(style, opened.metadata() or {})
+    kind = told.recipe.get("quantize", told.metadata.get("impasto.quantize"))
+    return None if kind in (None, "none", "auto") else str(kind)
 
 
 def known_card(base: str | None, architecture: str) -> dict[str, Any]:
@@ -155,8 +171,9 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     if recipe:
         kohya |= trained(recipe, style, private)
     own = {
-        **{key: recipe.get(key) for key in ("recipe", "noise", "noise_mean", "noise_std", "noise_shift", "objective")},
-        **{key: recipe.get(key) for key in ("prior_weight", "targets", "ema")},
+        **{key: recipe.get(key) for key in ("recipe", "noise", *(f"noise_{name}" for name in PARAMETERS), "objective")},
+        "offset_noise": recipe.get("offset_noise") or None,
+        **{key: recipe.get(key) for key in ("prior_weight", "targets", "ema", "quantize")},
         **{key: style.inputs.get(key) for key in ("base_sha256", "references_sha256")},
         "architecture": adapter.architecture,
         "base": None if local and private else style.base,
@@ -195,6 +212,7 @@ def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str,
         "lr_warmup_steps": recipe.get("warmup"),
         "optimizer": recipe.get("optimizer", "torch.optim.adamw.AdamW"),
         "max_grad_norm": recipe.get("clip"),
+        "noise_offset": recipe.get("offset_noise") or None,
         "resolution": f"({size}, {size})" if size else None,
         "num_train_images": len(style.inputs.get("references_sha256") or images) or None,
         "batch_size_per_device": recipe.get("batch"),

@@ -63,9 +63,10 @@ def current(family: Family, prompts: Sequence[str], cond: Condition) -> Conditio
 
 
 def anew(family: Family, batch: Batch) -> Batch:
-    """The batch with its captions' `current` condition; the batch itself when no text encoder is trained."""
+    """The batch with its captions' `current` condition, the base's own beside it; the batch itself when no text encoder
+    is trained."""
     cond = current(family, batch.prompts, batch.cond)
-    return batch if cond is batch.cond else replace(batch, cond=cond)
+    return batch if cond is batch.cond else replace(batch, cond=cond, base_cond=batch.cond)
 
 
 def state(family: Family) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """Draws: what a step trains on. Every one of them is a function of (seed, step, item).
 
     bucket     by the step                   P(bucket) = its repeats / all repeats
-    item       picture, lam, eps             from the item's own generator, in this order
+    item       picture, lam, eps, offset     from the item's own generator, in this order
                crop, empty caption           from generators of their own, so that they change no other draw
 
 All items of a step have one latent shape, whatever the batch and the accumulation are, so that a split of the batch or
@@ -9,8 +9,8 @@ over several devices changes no draw.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from impasto.config import TrainConfig
 from impasto.data.prepare import Prepared
 from impasto.noise.laws import Law
+from impasto.noise.offset import offset
 from impasto.noise.random import generator, generators
 from impasto.objectives import Batch
 
@@ -49,7 +50,8 @@ class Draws:
         device = self.device or data.x[0].device
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
-        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own]).to(device)
+        eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own])
+        eps = offset(eps, own, self.config.offset_noise).to(device)
         rows = data.conds[self.length(step)].items()
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:
@@ -70,6 +72,20 @@ class Draws:
         u = torch.rand((), generator=generator(self.config.seed, step, "text length")).item()
         lengths, shares = list(self.prepared.shares), torch.tensor(list(self.prepared.shares.values()))
         return lengths[int((u >= shares.cumsum(0)[:-1]).sum())]
+
+    def at_once(self, step: int, patch: int) -> int:
+        """How many items of a step go through the denoiser together: a batch with a long text goes in parts that have
+        about as many tokens as one with the usual text, so that it takes no more memory.
+
+        patch: latents per token and side.
+        """
+        shares, pair = self.prepared.shares, self.prepared.all_pairs[self.bucket(step)[0]]
+        height, width = self.prepared.x[pair.views[0]].shape[-2:]
+        usual, own = (
+            height * width // patch**2 + self.prepared.conds[length]["text"][0].shape[0]
+            for length in (max(shares, key=lambda length: shares[length]), self.length(step))
+        )
+        return min(self.config.batch, max(1, round(self.config.batch * usual / own)))
 
     @cached_property
     def buckets(self) -> list[list[int]]:
@@ -104,3 +120,22 @@ class Draws:
     @staticmethod
     def below(count: int, own: Generator) -> int:
         return int(torch.randint(count, (1,), generator=own))
+
+
+Drawn = tuple[Batch, Tensor, list[Generator]]
+
+
+def in_parts(drawn: Drawn, most: int) -> Iterator[tuple[float, Drawn]]:
+    """The same draws, at most `most` at a time, each with its share: a mean over items is the mean by these shares."""
+    batch, lam_B, own = drawn
+    n = len(own)
+    if n <= most:
+        yield 1.0, drawn
+        return
+    for first in range(0, n, most):
+        at = slice(first, first + most)
+        cond = {name: rows[at] for name, rows in batch.cond.items()}
+        mask = None if batch.mask is None else batch.mask[at]
+        rows = {"x": batch.x[at], "eps": batch.eps[at], "cond": cond, "mask": mask, "prompts": batch.prompts[at]}
+        part = replace(batch, **rows, part=(first, n))
+        yield len(own[at]) / n, (part, lam_B[at], own[at])

@@ -16,10 +16,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from impasto.data.buckets import View, views
+from impasto.data.buckets import View
 from impasto.data.cache import cached as cached
 from impasto.data.items import Item
-from impasto.data.pictures import Picture
 from impasto.data.references import Reference, load, to_tensor
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
@@ -75,18 +74,6 @@ class Prepared:
 
 def moved(rows: Rows, device: torch.device | str) -> Rows:
     return rows.to(device) if isinstance(rows, Tensor) else [row.to(device) for row in rows]
-
-
-def prepare(family: Family, pairs: Sequence[tuple[Reference, str]], size: int) -> Prepared:
-    """The middle squares of pictures and their captions as tensors: row i of x_NCHW, row i of each condition."""
-    items = []
-    for reference, caption in pairs:
-        picture = Picture(reference.path, reference.sha256, *reference.image.size)
-        middle = views(picture.width, picture.height, (size, size), 1, False, picture.sha256)
-        items.append(Item(picture, caption, (size, size), middle))
-    x = torch.stack(list(prepare_items(family, items).x))
-    conds = {length: stack([text(family, caption, length) for _, caption in pairs]) for length in family.text_lengths}
-    return Prepared(x, {**conds}, dict(family.text_lengths))
 
 
 def prepare_items(

@@ -28,7 +28,7 @@ class Family(Protocol):
     clip: a pipeline of these alone, there once it was used: it carries their adapters.
     text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
     one that `generate` uses.
-    unit: heights and widths in pixels are multiples of it.
+    unit: heights and widths in pixels are multiples of it. patch: latents per token and side.
     wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
     guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
     callback_tensors: what `callback_on_step_end` calls the tensors of `call_arguments` that it can change.
@@ -49,6 +49,7 @@ class Family(Protocol):
     precision: str
     denoiser: Any
     unit: int
+    patch: int
     guided_by: str
     callback_tensors: Mapping[str, str]
     denoiser_inputs: Mapping[str, str]

@@ -37,7 +37,7 @@ def style_friendly(
 ) -> dict[str, nn.Parameter]:
     """Train a LoRA on `family.denoiser` and return its parameters.
 
-    prepared: the latents x_NCHW of the references and the conditions of their captions, from `data.prepare`.
+    prepared: the latents x_NCHW of the references in one tensor, and row by row the conditions of their captions.
     """
     x_NCHW, cond = prepared.x, next(iter(prepared.conds.values()))
     theta = lora.add(family, rank=rank, alpha=rank, targets=targets, seed=seed)

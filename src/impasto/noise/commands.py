@@ -1,15 +1,97 @@
 """`impasto noise <action>`: each action is a function of its flags; ACTIONS is the table of them."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from impasto.errors import UserError, nearest
 from impasto.noise.calibrate_command import calibrate
 
 Result = dict[str, Any]
+Architecture = Literal["flux", "sd3", "sdxl", "sd15"]
 
 
-ACTIONS: dict[str, Callable[[list[str]], Result]] = {"calibrate": calibrate}
+def show(args: list[str]) -> Result:
+    """A noise law as a histogram in log-SNR and sigma, with the band in which style emerges."""
+    from impasto.cli import parse
+    from impasto.noise.show import LawFlags, show, text
+
+    @dataclass(frozen=True)
+    class Show(LawFlags):
+        """A noise law as a histogram in log-SNR and sigma, with the band in which style emerges."""
+
+        calibration: Path | None = None
+        """calibration.json of `impasto noise calibrate`; runs/calibration/<base>/calibration.json where that is."""
+        out: Path | None = None
+        """Draw it too: a PNG."""
+
+    flags = parse(Show, args, "noise show")
+    result = show(flags.config(), flags.calibration, flags.out)
+    print(text(result))
+    return result
+
+
+def import_(args: list[str]) -> Result:
+    """Another tool's noise settings in our terms, sign and shift put right."""
+    from impasto.cli import parse
+
+    def import_(
+        tool: Annotated[str, tyro.conf.Positional],
+        settings: Annotated[tuple[str, ...], tyro.conf.Positional],
+        architecture: Architecture | None = None,
+        size: int = 1024,
+        out: Path | None = None,
+    ) -> Result:
+        """Another tool's noise settings in our terms, sign and shift put right; what has no counterpart is refused.
+
+        Args:
+            tool: kohya, ai-toolkit, onetrainer, simpletuner or diffusers.
+            settings: Its settings file (TOML, YAML, JSON, or a script with its command line), or KEY=VALUE ...
+            architecture: What is trained, where the settings do not tell: some tools mean another thing for each.
+            size: Pixels, for shifts that depend on the resolution.
+            out: Write a recipe as well, for `impasto train --recipe`.
+        """
+        from impasto.noise.tools import import_settings, shown, write_recipe
+
+        result = import_settings(tool, settings, architecture, size)
+        if out is not None:
+            write_recipe(result, out)
+        print(shown(result))
+        return result
+
+    return parse(import_, args, "noise import")
+
+
+def export(args: list[str]) -> Result:
+    """A noise law as another tool's settings."""
+    from impasto.cli import parse
+    from impasto.noise.show import LawFlags
+    from impasto.noise.tools import export_settings, lines
+
+    @dataclass(frozen=True)
+    class Export(LawFlags):
+        """A noise law as another tool's settings; what that tool cannot do is refused."""
+
+        tool: Annotated[str, tyro.conf.Positional] = ""
+        """kohya, ai-toolkit, onetrainer, simpletuner or diffusers."""
+        architecture: Architecture = "flux"
+        """What is trained with it: some tools mean another thing for each."""
+
+    flags = parse(Export, args, "noise export")
+    result = export_settings(flags.tool, flags.config(), flags.architecture)
+    print(lines(result))
+    return result
+
+
+ACTIONS: dict[str, Callable[[list[str]], Result]] = {
+    "show": show,
+    "calibrate": calibrate,
+    "import": import_,
+    "export": export,
+}
 
 
 def usage() -> str:

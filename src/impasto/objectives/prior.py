@@ -36,16 +36,24 @@ class Prior:
 
     def __call__(self, family: Family, batch: Batch, lam_B: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
         """{"loss", "fit": of the objective, "prior": before the weight}. Draws (picture, eps') from the first items'
-        generators, after what the batch took from them."""
+        generators, after what the batch took from them.
+
+        Of a part of a batch "prior" is scaled so that its mean over items is the whole batch's; 0 behind the first.
+        """
         parts = self.objective(family, batch, lam_B, generators)
-        own, lam = generators[: self.count], lam_B[: self.count]
+        first, whole = batch.part or (0, len(generators))
+        n = max(0, min(self.count - first, len(generators)))
+        if not n:
+            return {"loss": parts["loss"], "fit": parts["loss"].detach(), "prior": torch.zeros_like(parts["loss"])}
+        scale = n * whole / (len(generators) * min(self.count, whole))
+        own, lam = generators[:n], lam_B[:n]
         index = torch.cat([torch.randint(len(self.x), (1,), generator=g) for g in own]).to(self.x.device)
         eps = torch.stack([torch.randn(self.x.shape[1:], generator=g) for g in own]).to(self.x.device)
         cond = {name: rows[index] for name, rows in self.cond.items()}
         z_t = mix(family.schedule, self.x[index], eps, lam)
         with torch.no_grad(), disabled(family.denoiser):
             target = family.predict(z_t, lam, cond).float()
-        prior = (family.predict(z_t, lam, cond).float() - target).square().mean()
+        prior = scale * (family.predict(z_t, lam, cond).float() - target).square().mean()
         return {"loss": parts["loss"] + self.weight * prior, "fit": parts["loss"].detach(), "prior": prior.detach()}
 
 

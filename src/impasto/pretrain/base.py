@@ -80,6 +80,16 @@ def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
     return net.sizes.get(size) or tuple(int(part) for part in parts)
 
 
+def shares_of(plain: float | None) -> dict[str, float]:
+    """SHARES with `plain` for single things on white, the others scaled to fill up to 1. Raises UserError."""
+    if plain is None:
+        return dict(SHARES)
+    if not 0 <= plain <= 1:
+        raise UserError(f"the share of plain pictures lies between 0 and 1, not {plain}")
+    rest = (1 - plain) / (1 - SHARES["plain"])
+    return {kind: plain if kind == "plain" else share * rest for kind, share in SHARES.items()}
+
+
 @dataclass
 class Bank:
     """What a step draws from, on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
@@ -108,7 +118,9 @@ def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device:
     return Bank(torch.cat(latents), stacked.to(device), tokens(tokenizer, [""])[0].to(device, torch.int16), pool)
 
 
-def draw(bank: Bank, n: int, seed: int, step: int, shares: dict[str, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(
+    bank: Bank, n: int, seed: int, step: int, shares: Mapping[str, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x0, token ids, standard normal numbers [n], eps) of a batch, a function of (seed, step)."""
     rng = np.random.default_rng((seed, step))
     rows = torch.from_numpy(bank.pool.draw(n, shares, rng)).to(bank.latents.device)

@@ -6,7 +6,7 @@ seed; a new session takes a new one, so that procedural looks and scenes go on v
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ class Pool:
         kinds = np.array([entry.kind for entry in self.entries])
         self.rows = {kind: np.flatnonzero(kinds == kind) for kind in KINDS}
 
-    def draw(self, n: int, shares: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    def draw(self, n: int, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
         """Indices [n] of random pictures, of each kind as `shares` say (normalised; empty kinds left out)."""
         rows = {kind: r for kind, r in self.rows.items() if len(r) and shares.get(kind, 0) > 0}
         weight = np.array([shares[kind] for kind in rows])

@@ -8,12 +8,13 @@ up again from there, with a new pool of procedural looks and scenes.
 
 import copy
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ def pretrain(
     threads: int | None = None,
     compiled: bool = False,
     text: str | None = None,
+    plain: float | None = None,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -72,7 +74,8 @@ def pretrain(
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
     compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
-    weights, then along); None: as the checkpoint has it.
+    weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
+    0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -87,10 +90,10 @@ def pretrain(
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
     if threads:
         torch.set_num_threads(threads)
-    known = known_concepts(concepts)
+    known, shares = known_concepts(concepts), shared.shares_of(plain)
     run = Session(base, folder, device, size, lr, seed, text)
     if minutes is None or minutes > 0:
-        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled)
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
     scores = run.score(train_world(known), score) if score else None
@@ -236,9 +239,16 @@ class Session:
         save_state(self.folder, self.parts, {**self.seen})
 
     def train(
-        self, minutes: float, known: list[int], batch: int, ema: float, grid_minutes: float, compiled: bool = False
+        self,
+        minutes: float,
+        known: list[int],
+        batch: int,
+        ema: float,
+        grid_minutes: float,
+        compiled: bool = False,
+        shares: Mapping[str, float] = shared.SHARES,
     ) -> None:
-        """Train for `minutes`, the making of the pool and the grids included."""
+        """Train for `minutes`, the making of the pool and the grids included. shares: of the kinds of pictures."""
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
         self.seen["sessions"] = session + 1
@@ -247,7 +257,11 @@ class Session:
         seed = self.seed + 1000 * session
         pool = build_pool(known, seed=seed)
         self._log(
-            {"pool": {kind: len(rows) for kind, rows in pool.rows.items()}, "minutes": round(clock.session / 60, 2)}
+            {
+                "pool": {k: len(r) for k, r in pool.rows.items()},
+                "shares": dict(shares),
+                "minutes": round(clock.session / 60, 2),
+            }
         )
         bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
         pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
@@ -259,7 +273,7 @@ class Session:
                 step = self.seen["step"]
                 long = self.net.long_text and step % 20 == 19
                 n = batch // 4 if long else batch
-                x0, ids, z, eps = shared.draw(bank, n, seed, step, shared.SHARES)
+                x0, ids, z, eps = shared.draw(bank, n, seed, step, shares)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 loss = self.update(objective, x0, ids, z, eps, long, ema)
                 self.seen["seconds"] = before + clock.session
@@ -274,6 +288,7 @@ class Session:
                     self.save()
                     saved = clock.session
                 if clock.session - drawn > 60 * grid_minutes:
+                    self._log({"step": step + 1, **self.hears(bank)})
                     self.draw_grid()
                     drawn = clock.session
         self.stopped = clock.terminated
@@ -307,6 +322,32 @@ class Session:
             ema_update(average.parameters(), part.parameters(), min(ema, (1 + step) / (10 + step)))
         self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + len(x0)}
         return loss.detach()
+
+    @torch.no_grad()
+    def hears(self, bank: shared.Bank, n: int = 192, seed: int = 0) -> dict[str, float]:
+        """How much the captions tell: the mean loss of n plain pictures at one high level (z = 2) with their own
+        captions, with those of other things in the same style, and the gap between the two.
+
+        Of the weights as they are: their EMA lags a thousand steps behind.
+        """
+        rng = np.random.default_rng(seed)
+        plain = bank.pool.rows["plain"]
+        rows = rng.choice(plain, size=n)
+        style = np.array([bank.pool.entries[i].style for i in plain])
+        others = np.array([rng.choice(plain[style == bank.pool.entries[i].style]) for i in rows])
+        g = torch.Generator(self.device).manual_seed(seed)
+        x0 = bank.latents[torch.from_numpy(rows).to(self.device)].float()
+        eps = torch.randn(x0.shape, generator=g, device=self.device)
+        losses: dict[str, list[float]] = {"own": [], "other": []}
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
+            for part in np.array_split(np.arange(n), math.ceil(n / 96)):
+                levels = self.net.levels(torch.full((len(part),), 2.0, device=self.device))
+                for name, whose in (("own", rows), ("other", others)):
+                    ids = bank.ids[torch.from_numpy(whose[part]).to(self.device), 0]
+                    loss = self.net.loss(self.model, x0[part], eps[part], levels, self.net.text(self.tower, ids))
+                    losses[name].append(float(loss) * len(part) / n)
+        own, other = sum(losses["own"]), sum(losses["other"])
+        return {"own": round(own, 4), "other": round(other, 4), "hears": round(other - own, 4)}
 
     def _log(self, row: dict[str, Any]) -> None:
         line = json.dumps({"time": time.strftime("%H:%M:%S"), **row})

@@ -102,12 +102,31 @@ def bars(frame: Frame, edges: Sequence[float], heights: Sequence[float], series:
     return el("g", *shapes, class_=f"bars s{series}")
 
 
-def dot(frame: Frame, point: tuple[float, float], series: int, label: str = "", hint: str = "") -> Html:
-    """A point with a label beside it and a hint that shows on hover."""
+def dot(
+    frame: Frame,
+    point: tuple[float, float],
+    series: int,
+    label: str = "",
+    hint: str = "",
+    taken: list[tuple[float, float, float]] | None = None,
+) -> Html:
+    """A point with a label beside it and a hint that shows on hover.
+
+    taken: the places (x from, x to, y) of labels that this one must not cover, and joins.
+    """
     x, y = frame.at(*point)
-    shift, anchor = (-9, "end") if x > WIDTH - 120 else (9, "start")
-    note = el("text", label, x=x + shift, y=y - 7, class_="note", text_anchor=anchor)
+    out, anchor = (-1, "end") if x > WIDTH - 120 else (1, "start")
+    shift, width, places = 9, 7 * len(label) + 4, [] if taken is None else taken
+    while any(abs(y - other) < 12 and covers(x + out * shift, out * width, *span) for *span, other in places):
+        shift += 4
+    places.append((*sorted((x + out * shift, x + out * (shift + width))), y))
+    note = el("text", label, x=x + out * shift, y=y - 7, class_="note", text_anchor=anchor)
     return el("g", el("circle", el("title", hint or label), cx=x, cy=y, r=5), note, class_=f"dot s{series}")
+
+
+def covers(start: float, width: float, low: float, high: float) -> bool:
+    """Whether a label from `start` on, to the left where its width is negative, reaches into low..high."""
+    return min(start, start + width) < high and max(start, start + width) > low
 
 
 def whiskers(frame: Frame, point: tuple[float, float], x_span: Span, y_span: Span, series: int) -> Html:

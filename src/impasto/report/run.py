@@ -9,7 +9,8 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.evaluate.samples import Sample, read_folder
-from impasto.noise.laws import Law, law
+from impasto.noise import laws
+from impasto.noise.laws import Law
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def law_of(run: Run) -> Law | None:
     """The noise law that the resolved recipe names, None when it names none."""
     if run.key("noise") is None:
         return None
-    return law(run.key("noise"), **{key: run.key(f"noise_{key}") for key in ("mean", "std", "shift")})
+    return laws.of({key: run.key(key) for key in ("noise", *(f"noise_{name}" for name in laws.PARAMETERS))})
 
 
 @dataclass(frozen=True)

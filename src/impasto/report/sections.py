@@ -40,7 +40,7 @@ def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> 
     """A card per image of the first gallery: true, base, the others, itself last."""
     pictures = len(galleries) + bool(truths)
     cards = (_card(galleries, i, truths) for i in range(len(galleries[0].samples)))
-    width = f"--card-width: {max(190, 82 * pictures)}px"
+    width = f"--card-width: {max(190, 104 * pictures)}px"
     return el(
         "section",
         el("h2", "Pictures"),
@@ -110,15 +110,16 @@ def trade_off(strengths: Mapping[str, Any]) -> Html | None:
         plots.Axis(0.0, 1.0, "style accuracy, %", ticks), plots.Axis(0.0, 1.0, "concept top-5, %", ticks)
     )
     marks: list[Html] = []
+    taken: list[tuple[float, float, float]] = []
     for series, rows in enumerate(curves.values()):
         known = [row for row in rows if row.get("style_accuracy") is not None and row.get("concept_top5") is not None]
         marks.append(plots.line(frame, [_place(row) for row in known], series))
-        marks += [_point(frame, row, series, f"{row['strength']:g}") for row in known]
+        marks += [_point(frame, row, series, f"{row['strength']:g}", taken) for row in known]
     names = list(curves)
     for name in ("base", "true"):
         row = strengths.get(name)
         if isinstance(row, dict) and row.get("style_accuracy") is not None and row.get("concept_top5") is not None:
-            marks.append(_point(frame, row, len(names), name))
+            marks.append(_point(frame, row, len(names), name, taken))
             names.append(name)
     return el(
         "section",
@@ -132,13 +133,15 @@ def _place(row: Mapping[str, Any]) -> tuple[float, float]:
     return row["style_accuracy"], row["concept_top5"]
 
 
-def _point(frame: plots.Frame, row: Mapping[str, Any], series: int, label: str) -> Html:
+def _point(
+    frame: plots.Frame, row: Mapping[str, Any], series: int, label: str, taken: list[tuple[float, float, float]]
+) -> Html:
     spans = row.get("interval") or {}
     hint = f"{label}: style {show('style_accuracy', row)}, concept top-5 {show('concept_top5', row)}"
     thin = Html("")
     if spans.get("style_accuracy") and spans.get("concept_top5"):
         thin = plots.whiskers(frame, _place(row), spans["style_accuracy"], spans["concept_top5"], series)
-    return Html(thin + plots.dot(frame, _place(row), series, label, hint))
+    return Html(thin + plots.dot(frame, _place(row), series, label, hint, taken))
 
 
 def loss_plot(run: Run, series: int) -> Html | None:

@@ -1,0 +1,267 @@
+"""Other tools' noise settings in our terms, and back: TOOLS is the table, one module per tool.
+
+All of them mix a rectified flow as `x_t = (1 - t) x + t eps` in the end, but no two agree on the sign of a mean or on
+where a shift goes, so each module states the tool's own formula, where it was read, and follows it to the logit of t:
+
+    logit(t) ~ N(M, S^2)  <=>  log-SNR ~ N(-2 M, (2 S)^2);    shift k adds log k to logit(t)
+
+A module has SOURCE (repository, commit, files and lines), KEYS (the settings that concern noise, with the tool's
+defaults), `read(given, s) -> our keys` and `write(law, offset, s) -> its keys`. What has no exact counterpart raises.
+"""
+
+import json
+import math
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from impasto.config import TrainConfig
+from impasto.errors import UserError, nearest
+from impasto.noise.laws import Law, LogitNormal, StyleFriendly, Uniform, of
+from impasto.paths import atomic
+
+TOOLS = {
+    "kohya": "impasto.noise.tools.kohya",
+    "ai-toolkit": "impasto.noise.tools.ai_toolkit",
+    "onetrainer": "impasto.noise.tools.onetrainer",
+    "simpletuner": "impasto.noise.tools.simpletuner",
+    "diffusers": "impasto.noise.tools.diffusers",
+}
+FLOWS = ("flux", "sd3")
+BASES = ("pretrained_model_name_or_path", "name_or_path", "base_model_name", "model_type", "model_family", "arch")
+KINDS = {
+    "flux": r"flux",
+    "sd3": r"sd-?3|stable[-_]diffusion[-_]3",
+    "sdxl": r"sdxl|xl",
+    "sd15": r"sd-?15|v1-[45]|diffusion_15",
+}
+
+
+@dataclass
+class Situation:
+    """What a setting's meaning depends on. notes: what is said beside the result. size: pixels."""
+
+    architecture: str | None
+    size: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def flow(self) -> bool:
+        """Raises UserError where it is not known."""
+        if self.architecture is None:
+            raise UserError(
+                "these settings do not tell what is trained, and mean another law for each: say --architecture "
+                "flux, sd3, sdxl or sd15"
+            )
+        return self.architecture in FLOWS
+
+    @property
+    def flux_shift(self) -> float:
+        """FLUX's shift by resolution, exp(mu): mu linear from .5 at 256 tokens of 16 x 16 px to 1.15 at 4096."""
+        tokens = (self.size // 16) ** 2
+        return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+
+
+class Given(dict[str, Any]):
+    """A tool's settings by lower-case name without dashes, its defaults behind them."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.defaults = defaults
+
+    def raw(self, key: str) -> Any:
+        value = self.get(key)
+        return self.defaults[key] if value in (None, "", "None", "null") else value
+
+    def number(self, key: str) -> float:
+        """Raises UserError when it is none."""
+        value = self.raw(key)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{key} must be a number, not {value!r}") from None
+        if not math.isfinite(number):
+            raise UserError(f"{key} must be a finite number, not {value!r}")
+        return number
+
+    def word(self, key: str) -> str:
+        return str(self.raw(key))
+
+    def on(self, key: str) -> bool:
+        return str(self.raw(key)).lower() in ("true", "1", "yes", "on")
+
+    def refuse(self, *keys: str, why: str = "has no counterpart here") -> None:
+        """Raise UserError where one of `keys` is set to anything but its default."""
+        for key in keys:
+            value, default = self.raw(key), self.defaults[key]
+            if str(value).lower() != str(default).lower() and not (
+                is_number(value, default) and float(value) == default
+            ):
+                raise UserError(f"{key} = {value} {why}")
+
+
+def is_number(*values: Any) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except (TypeError, ValueError):
+        return False
+
+
+def module(tool: str) -> Any:
+    """Raises UserError on an unknown name."""
+    if tool not in TOOLS:
+        raise UserError(f"unknown tool {tool!r}: {nearest(tool, list(TOOLS))}")
+    return import_module(TOOLS[tool])
+
+
+def import_settings(tool: str, settings: Sequence[str], architecture: str | None, size: int = 1024) -> dict[str, Any]:
+    """{"tool", "settings": our keys, "law": log-SNR in words, "notes"}. Raises UserError."""
+    theirs = module(tool)
+    values = read_settings(settings)
+    if not set(theirs.KEYS) & values.keys():
+        named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
+        raise UserError(f"{named} holds no noise settings of {tool}: it knows {', '.join(theirs.KEYS)}")
+    situation = Situation(architecture or told_architecture(values), size)
+    ours = {
+        key: value for key, value in theirs.read(Given(values, theirs.KEYS), situation).items() if value is not None
+    }
+    law = of(ours)
+    return {"tool": tool, "source": theirs.SOURCE, "settings": ours, "law": words(law), "notes": situation.notes}
+
+
+def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[str, Any]:
+    """{"tool", "settings": its keys, "law", "notes"}. Raises UserError."""
+    theirs = module(tool)
+    situation = Situation(architecture, config.size)
+    law = of(vars(config))
+    settings = theirs.write(law, config.offset_noise, situation)
+    return {"tool": tool, "source": theirs.SOURCE, "settings": settings, "law": words(law), "notes": situation.notes}
+
+
+def logit(law: Law, tool: str) -> tuple[float, float]:
+    """(M, S) of a law that is normal in the logit of t. Raises UserError for others."""
+    if isinstance(law, StyleFriendly | LogitNormal):
+        mean, std = (law.mean, law.std) if isinstance(law, StyleFriendly) else law.log_snr
+        return round(-mean / 2, 10), round(std / 2, 10)
+    raise UserError(f"{tool} has no counterpart of {law}")
+
+
+def uniform_in_time(law: Law, tool: str) -> None:
+    """Raise UserError unless it is how a U-Net's own time is drawn: these tools do that alone with SD 1.5 and SDXL."""
+    if law != Uniform():
+        raise UserError(f"{tool} draws the time of SD 1.5 and SDXL uniformly: it has no counterpart of {law}")
+
+
+def words(law: Law) -> str:
+    if isinstance(law, StyleFriendly | LogitNormal):
+        m, s = logit(law, "")
+        return f"log-SNR ~ N({-2 * m:.4g}, {2 * s:.4g}^2), that is logit(t) ~ N({m:.4g}, {s:.4g}^2)"
+    if isinstance(law, Uniform):
+        return "t ~ U(0, 1)" + (f", then shift {law.shift:.4g}" if law.shift != 1 else ", in the base's own time")
+    return str(law)
+
+
+def told_architecture(values: Mapping[str, Any]) -> str | None:
+    """As the name of the base in the settings tells it; None when it does not."""
+    said = " ".join(str(values[key]).lower() for key in BASES if key in values)
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, said)), None)
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """From one file, or from KEY=VALUE words; tables are flattened. Raises UserError."""
+    if len(settings) == 1 and "=" not in settings[0]:
+        return flat(read_file(Path(settings[0])))
+    pairs = [word.partition("=") for word in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"{key!r} is no KEY=VALUE; a settings file is given alone")
+    return flat({key: value for key, _, value in pairs})
+
+
+def read_file(file: Path) -> Any:
+    """TOML, JSON and YAML by suffix; anything else as a command line or lines of KEY=VALUE. Raises UserError."""
+    try:
+        content = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{str(file)!r} does not exist: give a settings file, or KEY=VALUE ...") from None
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{str(file)!r} cannot be read as text: give a settings file, or KEY=VALUE ...") from None
+    try:
+        if file.suffix == ".json":
+            return json.loads(content)
+        if file.suffix == ".toml":
+            return tomllib.loads(content)
+        if file.suffix in (".yaml", ".yml"):
+            return read_yaml(content)
+        return command_line(shlex.split(content.replace("\\\n", " "), comments=True))
+    except ValueError as error:
+        raise UserError(f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def read_yaml(content: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def command_line(tokens: Sequence[str]) -> dict[str, Any]:
+    """`--key value`, `--key=value`, `--flag` and `KEY=VALUE`."""
+    found: dict[str, Any] = {}
+    for i, token in enumerate(tokens):
+        key, equals, value = token.partition("=")
+        if equals:
+            found[key.removeprefix("export ")] = value
+        elif token.startswith("--"):
+            following = tokens[i + 1] if i + 1 < len(tokens) else "--"
+            found[token] = True if following.startswith("--") else following
+    return found
+
+
+def flat(content: Any) -> dict[str, Any]:
+    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _."""
+    found: dict[str, Any] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content or ()):
+        if isinstance(value, Mapping | list):
+            found |= flat(value)
+        elif isinstance(name, str):
+            found[name.lstrip("-").replace("-", "_").lower()] = value
+    return found
+
+
+def shown(result: Mapping[str, Any]) -> str:
+    """An import for a person: flags of `impasto train`, the law, the notes."""
+    flags = " ".join(
+        f"--{key.replace('_', '-')} {value:g}" if isinstance(value, float) else f"--{key.replace('_', '-')} {value}"
+        for key, value in result["settings"].items()
+    )
+    return "\n".join(
+        [
+            flags,
+            f"  {result['law']}",
+            *(f"  note: {note}" for note in result["notes"]),
+            f"  read from {result['source']}",
+        ]
+    )
+
+
+def lines(result: Mapping[str, Any]) -> str:
+    """An export for a person: KEY = VALUE as TOML has it, which these tools' files have in their own syntax."""
+    settings = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
+    return "\n".join([f"# {result['law']}", *settings, *(f"# note: {note}" for note in result["notes"])])
+
+
+def write_recipe(result: Mapping[str, Any], file: Path) -> None:
+    """Our keys as a recipe."""
+    head = [f"# Noise settings of {result['tool']}, as {result['source']} means them:", f"# {result['law']}"]
+    body = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as temporary:
+        temporary.write_text("\n".join([*head, *(f"# {note}" for note in result["notes"]), "", *body, ""]))

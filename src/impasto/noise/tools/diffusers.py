@@ -1,0 +1,71 @@
+"""diffusers' training scripts. `timesteps[int(1000 u)]` runs down, so u is REVERSED; an SD3 scheduler has its shift in:
+
+weighting_scheme  logit_normal  logit(u) ~ N(logit_mean, logit_std^2);  none  u ~ U(0, 1)
+flux  t = 1 - u                          logit(t) ~ N(-logit_mean, logit_std^2)   (shifted when it draws only)
+sd3   t = 3 (1-u) / (1 + 2 (1-u))        logit(t) ~ N(log 3 - logit_mean, logit_std^2)
+sd15, sdxl  the time uniform; noise_offset in the text-to-image scripts
+"""
+
+import math
+from typing import Any
+
+from impasto.errors import UserError
+from impasto.noise.laws import Law, Uniform
+from impasto.noise.tools import Given, Situation, logit, uniform_in_time
+
+SOURCE = (
+    "huggingface/diffusers 58eb52c0, examples/dreambooth/train_dreambooth_lora_flux.py 1766-1776, "
+    "train_dreambooth_lora_sd3.py 1784-1796, src/diffusers/training_utils.py 365-389, "
+    "schedulers/scheduling_flow_match_euler_discrete.py 128-137"
+)
+KEYS: dict[str, Any] = {
+    "weighting_scheme": "",
+    "logit_mean": 0.0,
+    "logit_std": 1.0,
+    "mode_scale": 1.29,
+    "noise_offset": 0.0,
+    "input_perturbation": 0.0,
+    "snr_gamma": 0.0,
+    "timestep_bias_strategy": "none",
+}
+DEFAULT = {"flux": "none", "sd3": "logit_normal"}
+SHIFT = {"flux": 1.0, "sd3": 3.0}
+
+
+def read(given: Given, s: Situation) -> dict[str, Any]:
+    if not s.flow:
+        given.refuse("input_perturbation", "timestep_bias_strategy")
+        gamma = given.number("snr_gamma")
+        weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
+        return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
+    assert s.architecture is not None
+    shift = SHIFT[s.architecture]
+    scheme = given.word("weighting_scheme") or DEFAULT[s.architecture]
+    if scheme == "logit_normal":
+        mean = -given.number("logit_mean") + 0.0
+        return {
+            "noise": "logit-normal",
+            "noise_mean": mean,
+            "noise_std": given.number("logit_std"),
+            "noise_shift": shift,
+        }
+    if scheme == "none":
+        return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
+    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
+    raise UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+
+
+def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+    if not s.flow:
+        uniform_in_time(law, "diffusers")
+        return {"noise_offset": offset}
+    assert s.architecture is not None
+    shift = SHIFT[s.architecture]
+    if offset:
+        s.notes.append(f"offset_noise {offset:g} is not carried over: the scripts for FLUX and SD3 have none")
+    if isinstance(law, Uniform):
+        if law.shift != shift or s.architecture == "sd3":  # whose script has no "none"
+            raise UserError(f"diffusers' script for {s.architecture} has no counterpart of {law}")
+        return {"weighting_scheme": "none"}
+    mean, std = logit(law, "diffusers")
+    return {"weighting_scheme": "logit_normal", "logit_mean": math.log(shift) - mean + 0.0, "logit_std": std}

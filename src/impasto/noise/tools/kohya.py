@@ -1,0 +1,100 @@
+"""kohya's sd-scripts. Two scripts, two meanings of the same logit_mean:
+
+flux  timestep_sampling  sigma     u as below, t = k (1-u) / (1 + (k-1) (1-u)), k = discrete_flow_shift: u REVERSED
+                         uniform   t ~ U(0, 1);  sigmoid  logit(t) ~ N(0, sigmoid_scale^2); neither with a shift
+                         shift     logit(t) ~ N(log discrete_flow_shift, sigmoid_scale^2)
+                         flux_shift  the same with FLUX's own shift by resolution
+      weighting_scheme   logit_normal  logit(u) ~ N(logit_mean, logit_std^2), of timestep_sampling = sigma alone
+sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed
+sd15, sdxl  the time uniform; offset noise (the other two never add it)
+"""
+
+import math
+from typing import Any
+
+from impasto.errors import UserError
+from impasto.noise.laws import Law, Uniform
+from impasto.noise.tools import Given, Situation, logit, uniform_in_time
+
+SOURCE = (
+    "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-530, library/sd3_train_utils.py 877-945, "
+    "library/train_util.py 6062-6110"
+)
+KEYS: dict[str, Any] = {
+    "timestep_sampling": "sigma",
+    "discrete_flow_shift": 3.0,
+    "sigmoid_scale": 1.0,
+    "weighting_scheme": "uniform",
+    "logit_mean": 0.0,
+    "logit_std": 1.0,
+    "mode_scale": 1.29,
+    "training_shift": 1.0,
+    "min_timestep": 0,
+    "max_timestep": 1000,
+    "noise_offset": 0.0,
+    "noise_offset_random_strength": False,
+    "adaptive_noise_scale": 0.0,
+    "multires_noise_iterations": 0,
+    "ip_noise_gamma": 0.0,
+    "min_snr_gamma": 0.0,
+    "debiased_estimation_loss": False,
+    "v_pred_like_loss": 0.0,
+}
+
+
+def read(given: Given, s: Situation) -> dict[str, Any]:
+    if s.architecture is None:
+        s.architecture = "sd3" if "training_shift" in given else "flux" if "timestep_sampling" in given else None
+    given.refuse("multires_noise_iterations", "ip_noise_gamma", "debiased_estimation_loss", "v_pred_like_loss")
+    if not s.flow:
+        given.refuse("min_timestep", "max_timestep", "noise_offset_random_strength", "adaptive_noise_scale")
+        gamma = given.number("min_snr_gamma")
+        weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
+        return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
+    if given.number("noise_offset"):
+        s.notes.append("noise_offset is left out: sd-scripts' FLUX and SD3 training does not use it")
+    if s.architecture == "sd3":
+        given.refuse("min_timestep", "max_timestep", why="squeezes u into a part of its range, which no law here does")
+        return drawn(given, given.number("training_shift"), sign=1)
+    how = given.word("timestep_sampling")
+    if how != "sigma" and given.word("weighting_scheme") == "logit_normal":
+        s.notes.append(f"logit_mean and logit_std are left out: timestep_sampling {how} does not use them")
+    if how == "uniform":
+        return {"noise": "uniform"}
+    scale = given.number("sigmoid_scale")
+    if how in ("sigmoid", "shift", "flux_shift"):
+        shift = {"sigmoid": 1.0, "shift": given.number("discrete_flow_shift"), "flux_shift": s.flux_shift}[how]
+        if how == "flux_shift":
+            s.notes.append(f"flux_shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+        return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": scale, "noise_shift": shift}
+    if how != "sigma":
+        raise UserError(f"timestep_sampling = {how} is none of sigma, uniform, sigmoid, shift, flux_shift")
+    return drawn(given, given.number("discrete_flow_shift"), sign=-1)
+
+
+def drawn(given: Given, shift: float, sign: int) -> dict[str, Any]:
+    """The law of `weighting_scheme`, u or 1 - u by `sign`, then the shift."""
+    scheme = given.word("weighting_scheme")
+    if scheme == "logit_normal":
+        mean, std = sign * given.number("logit_mean"), given.number("logit_std")
+        return {"noise": "logit-normal", "noise_mean": mean + 0.0, "noise_std": std, "noise_shift": shift}
+    if scheme in ("uniform", "none"):
+        return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
+    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
+    raise UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+
+
+def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+    if not s.flow:
+        uniform_in_time(law, "kohya")
+        return {"noise_offset": offset} if offset else {"min_timestep": 0, "max_timestep": 1000}
+    if offset:
+        s.notes.append(f"offset_noise {offset:g} is not carried over: sd-scripts' FLUX and SD3 training has none")
+    if isinstance(law, Uniform):
+        if s.architecture == "sd3":
+            return {"weighting_scheme": "uniform", "training_shift": law.shift}
+        return {"timestep_sampling": "sigma", "weighting_scheme": "uniform", "discrete_flow_shift": law.shift}
+    mean, std = logit(law, "kohya")
+    if s.architecture == "sd3":
+        return {"weighting_scheme": "logit_normal", "logit_mean": mean, "logit_std": std, "training_shift": 1.0}
+    return {"timestep_sampling": "shift", "sigmoid_scale": std, "discrete_flow_shift": math.exp(mean)}

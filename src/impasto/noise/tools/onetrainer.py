@@ -1,0 +1,68 @@
+"""OneTrainer. u in 1000 steps, a step counts as its upper end, and more is more noise throughout:
+
+LOGIT_NORMAL  logit(u) ~ N(noising_bias, (noising_weight + 1)^2);  UNIFORM  u ~ U(0, 1)
+t = k u / (1 + (k-1) u), k = timestep_shift, or FLUX's by resolution with dynamic_timestep_shifting
+"""
+
+from typing import Any
+
+from impasto.errors import UserError
+from impasto.noise.laws import Law, Uniform
+from impasto.noise.tools import Given, Situation, logit, uniform_in_time
+
+SOURCE = (
+    "Nerogar/OneTrainer 23df3832, modules/modelSetup/mixin/ModelSetupNoiseMixin.py 72-255, "
+    "modules/modelSetup/mixin/ModelSetupFlowMatchingMixin.py 14-43, modules/modelSetup/BaseFluxSetup.py 211-221"
+)
+KEYS: dict[str, Any] = {
+    "timestep_distribution": "UNIFORM",
+    "noising_weight": 0.0,
+    "noising_bias": 0.0,
+    "timestep_shift": 1.0,
+    "dynamic_timestep_shifting": False,
+    "min_noising_strength": 0.0,
+    "max_noising_strength": 1.0,
+    "offset_noise_weight": 0.0,
+    "generalized_offset_noise": False,
+    "perturbation_noise_weight": 0.0,
+}
+
+
+def read(given: Given, s: Situation) -> dict[str, Any]:
+    given.refuse("min_noising_strength", "max_noising_strength", why="squeezes u, which no law here does")
+    given.refuse("perturbation_noise_weight")
+    offset = {"offset_noise": given.number("offset_noise_weight") or None}
+    shift = given.number("timestep_shift")
+    if given.on("dynamic_timestep_shifting") and s.flow:
+        if s.architecture == "sd3":
+            s.notes.append("dynamic_timestep_shifting is left out: OneTrainer's SD3 training takes timestep_shift")
+        else:
+            shift = s.flux_shift
+            s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+    how = given.word("timestep_distribution").upper()
+    if not s.flow:
+        given.refuse("generalized_offset_noise")
+        if how != "UNIFORM" or shift != 1:
+            raise UserError(f"{how} with shift {shift:g} draws the time of a U-Net as no law here does")
+        return {"noise": "uniform"} | offset
+    if how == "UNIFORM":
+        return {"noise": "uniform", "noise_shift": shift if shift != 1 else None} | offset
+    if how == "LOGIT_NORMAL":
+        std = given.number("noising_weight") + 1
+        return {
+            "noise": "logit-normal",
+            "noise_mean": given.number("noising_bias"),
+            "noise_std": std,
+            "noise_shift": shift,
+        } | offset
+    raise UserError(f"timestep_distribution = {how} has no counterpart here")
+
+
+def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+    rest = {"timestep_shift": 1.0, "dynamic_timestep_shifting": False, "offset_noise_weight": offset}
+    if not s.flow:
+        uniform_in_time(law, "OneTrainer")
+    if isinstance(law, Uniform):
+        return {"timestep_distribution": "UNIFORM"} | rest | {"timestep_shift": law.shift}
+    mean, std = logit(law, "OneTrainer")
+    return {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": mean, "noising_weight": std - 1} | rest

@@ -1,0 +1,88 @@
+"""`impasto noise show`: the numbers of the paper (methods.md E8), the band and its caveat, the picture."""
+
+import json
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+from impasto import cli
+from impasto.errors import UserError
+from impasto.noise.show import LawFlags, show, text
+
+SD35, SD15 = "stabilityai/stable-diffusion-3.5-large", "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_the_paper_s_numbers():
+    result = show(LawFlags(base=SD35).config())
+    assert result["law"] == {"noise": "style-friendly", "noise_mean": -6.0, "noise_std": 2.0}
+    assert result["log_snr"]["mean"] == pytest.approx(-6) and result["log_snr"]["std"] == pytest.approx(2, abs=1e-3)
+    sigma = result["sigma"]
+    assert (sigma["mean"], sigma["median"]) == pytest.approx((0.930676, 0.952574), abs=6e-5)
+    assert (sigma["above_0.9"], sigma["above_0.99"]) == pytest.approx((0.7889, 0.0553), abs=2e-4)
+    assert (sigma["quantiles"]["0.05"], sigma["quantiles"]["0.95"]) == pytest.approx((0.79497, 0.99048), abs=2e-5)
+    band = result["style_band"]  # P(lambda < -6.52) = .3974
+    assert (band["low"], band["high"]) == (None, -6.52) and band["share"] == pytest.approx(0.3974, abs=2e-4)
+    assert "moved" not in band["source"]
+
+
+def test_the_band_by_resolution_and_by_measurement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at_128 = show(LawFlags(noise_mean=-1.84).config())["style_band"]
+    assert at_128["high"] == pytest.approx(-6.52 + math.log(64), abs=1e-3)
+    assert at_128["share"] == pytest.approx(0.397, abs=5e-3) and "moved by +4.16 to 256 latents" in at_128["source"]
+    file = tmp_path / "runs/calibration/mini-sd3/calibration.json"
+    file.parent.mkdir(parents=True)
+    points = {"10%": {"log_snr": -5.0}, "50%": {"log_snr": -3.0}, "90%": {"log_snr": -1.0}}
+    file.write_text(json.dumps({"base": "mini-sd3", "latent_positions": 256, "points": points}))
+    measured = show(LawFlags(noise_mean=-3.0).config())["style_band"]
+    assert (measured["low"], measured["high"]) == (-5, -1) and measured["share"] == pytest.approx(0.6827, abs=1e-3)
+    assert "measured at 256 latents of mini-sd3" in measured["source"]
+    assert show(LawFlags(base=SD35).config(), file)["style_band"] == show(LawFlags().config(), file)["style_band"]
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"is no calibration\.json of `impasto noise calibrate`"):
+        show(LawFlags().config())
+
+
+def test_a_schedule_that_ends_truncates():
+    result = show(LawFlags(base=SD15).config())
+    assert result["truncated"] == pytest.approx(0.625, abs=1e-3)
+    assert result["log_snr"]["quantiles"]["0.05"] > -5.37
+    assert "truncated: 62.5% of the law lies outside" in text(result)
+
+
+def test_the_picture(tmp_path):
+    show(LawFlags(base=SD35).config(), None, tmp_path / "deep" / "law.png")
+    image = Image.open(tmp_path / "deep" / "law.png")
+    assert image.size == (760, 420)
+    colours = {colour for _, colour in image.getcolors(100_000)}
+    assert {(0xF4, 0xD9, 0xA8), (0x3B, 0x6E, 0xA5)} <= colours  # the band and the density
+    with pytest.raises(UserError, match=r"must end in \.png"):
+        show(LawFlags(base=SD35).config(), None, tmp_path / "law.svg")
+
+
+def run(monkeypatch, capsys, *args):
+    monkeypatch.setattr(sys, "argv", ["impasto", "noise", "show", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_the_command(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "--base", SD35, "--recipe", "sd3-sampler")
+    assert code == 0 and "noise sd3" in out and "| style:" in out and "below -6.52" in out
+    marked = [float(line.split()[0]) for line in out.splitlines() if " |" in line and "sigma" in line]
+    assert marked == [-14.0 + i for i in range(len(marked))] and marked[-1] == -8.0
+    code, out, _ = run(monkeypatch, capsys, "--noise", "uniform", "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and told["sigma"]["mean"] == 0.5 and told["law"] == {"noise": "uniform"}
+    for args, said in (
+        (("--noise-mean", "-30"), "of the noise levels lie below log-SNR -13.81"),
+        (("--noise-std", "0"), "noise_std must be above 0"),
+        (("--noise", "unifrm"), "did you mean 'uniform'"),
+        (("--noise-shift", "3"), "has no noise_shift"),
+    ):
+        code, _, err = run(monkeypatch, capsys, *args)
+        assert code == 2 and said in err and len(err.splitlines()) == 1

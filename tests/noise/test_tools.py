@@ -1,0 +1,327 @@
+"""Other tools' settings: their own sampling, simulated from their formulas, against our law; round trips; refusals.
+
+The simulations know nothing of impasto. Times are the share of noise, t = sigma; levels come in 1000 steps where the
+tool's do, so a Kolmogorov-Smirnov distance may be off by what one step holds.
+"""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from impasto import cli
+from impasto.config import TrainConfig, read_recipe
+from impasto.errors import UserError
+from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, of
+from impasto.noise.tools import TOOLS, export_settings, import_settings
+
+N = 20_000
+
+
+def normal(seed=0):
+    return torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(seed=0):
+    return torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def logit_normal(mean, std):
+    """diffusers' compute_density_for_timestep_sampling: u = sigmoid(normal(logit_mean, logit_std))."""
+    return torch.sigmoid(mean + std * normal())
+
+
+def shifted(t, k):
+    return k * t / (1 + (k - 1) * t)
+
+
+def falling(u, k):
+    """FlowMatchEulerDiscreteScheduler: sigmas = shifted(linspace(1000, 1) / 1000); sigmas[int(1000 u)]."""
+    sigmas = shifted(torch.linspace(1000, 1, 1000, dtype=torch.float64) / 1000, k)
+    return sigmas[(u * 1000).long()]
+
+
+def flux_mu(size):
+    """FLUX's get_lin_function / calculate_shift: (256, .5) and (4096, 1.15)."""
+    return 0.5 + 0.65 * ((size // 16) ** 2 - 256) / 3840
+
+
+def sorted_sigmoid(u):
+    """ai-toolkit: 1000 values 1 - sigmoid(randn), sorted down, one taken by a uniform index; drawn anew 20 times."""
+    rows = [torch.sort(1 - torch.sigmoid(normal(s)[:1000]), descending=True).values for s in range(20)]
+    return torch.cat([row[(part * 1000).long()] for row, part in zip(rows, u.chunk(20), strict=True)])
+
+
+def one_trainer(u, k):
+    """int(shifted 1000 u), its sigma (that + 1) / 1000."""
+    step = 1000 * u
+    return ((1000 * k * step / ((k - 1) * step + 1000)).int() + 1).double() / 1000
+
+
+CASES = {
+    "kohya flux, logit_normal": (
+        "kohya flux timestep_sampling=sigma weighting_scheme=logit_normal logit_mean=-1 logit_std=0.8 "
+        "discrete_flow_shift=2",
+        lambda: falling(logit_normal(-1, 0.8), 2.0),
+    ),
+    "kohya flux, its defaults": ("kohya flux timestep_sampling=sigma", lambda: falling(uniform(), 3.0)),
+    "kohya flux, uniform": ("kohya flux timestep_sampling=uniform", uniform),
+    "kohya flux, sigmoid": (
+        "kohya flux timestep_sampling=sigmoid sigmoid_scale=1.3 discrete_flow_shift=9",
+        lambda: torch.sigmoid(1.3 * normal()),
+    ),
+    "kohya flux, shift": (
+        "kohya flux timestep_sampling=shift discrete_flow_shift=3.1582 sigmoid_scale=0.7",
+        lambda: shifted(torch.sigmoid(0.7 * normal()), 3.1582),
+    ),
+    "kohya flux, flux_shift": (
+        "kohya flux timestep_sampling=flux_shift",
+        lambda: shifted(torch.sigmoid(normal()), math.exp(flux_mu(1024))),
+    ),
+    "kohya sd3, logit_normal": (
+        "kohya sd3 weighting_scheme=logit_normal logit_mean=1 logit_std=0.8 training_shift=2",
+        lambda: (shifted(logit_normal(1, 0.8), 2.0) * 1000).long() / 1000,
+    ),
+    "kohya sd3, uniform": ("kohya sd3 training_shift=3", lambda: (shifted(uniform(), 3.0) * 1000).long() / 1000),
+    "ai-toolkit, sigmoid": ("ai-toolkit flux timestep_type=sigmoid", lambda: sorted_sigmoid(uniform())),
+    "ai-toolkit, linear": (
+        "ai-toolkit flux timestep_type=linear",
+        lambda: (1000 - (uniform() * 999).long().double()) / 1000,
+    ),
+    "ai-toolkit, shift": ("ai-toolkit sd3 timestep_type=shift", lambda: falling(uniform(), 3.0)),
+    "ai-toolkit, flux_shift": (
+        "ai-toolkit flux timestep_type=flux_shift",
+        lambda: falling(uniform(), math.exp(flux_mu(1024))),
+    ),
+    "onetrainer, logit normal": (
+        "onetrainer flux timestep_distribution=LOGIT_NORMAL noising_bias=1.5 noising_weight=-0.2 timestep_shift=1.5",
+        lambda: one_trainer(torch.sigmoid(1.5 + 0.8 * normal()), 1.5),
+    ),
+    "onetrainer, uniform": ("onetrainer sd3 timestep_shift=3", lambda: one_trainer(uniform(), 3.0)),
+    "onetrainer, dynamic": (
+        "onetrainer flux dynamic_timestep_shifting=true timestep_shift=9",
+        lambda: one_trainer(uniform(), math.exp(flux_mu(1024))),
+    ),
+    "simpletuner, its defaults": (
+        "simpletuner flux flow_sigmoid_scale=1.0",
+        lambda: shifted(torch.sigmoid(normal()), 3.0),
+    ),
+    "simpletuner, scale and offset": (
+        "simpletuner sd3 flow_sigmoid_scale=1.5 timestep_sampling_offset=0.5 flow_schedule_shift=2",
+        lambda: shifted(torch.sigmoid(1.5 * (normal() + 0.5)), 2.0),
+    ),
+    "simpletuner, uniform, no shift": (
+        "simpletuner flux flow_use_uniform_schedule=true flow_schedule_shift=0",
+        uniform,
+    ),
+    "simpletuner, auto shift": (
+        "simpletuner flux flow_schedule_auto_shift=true",
+        lambda: shifted(torch.sigmoid(normal()), math.exp(flux_mu(1024))),
+    ),
+    "diffusers flux, logit_normal": (
+        "diffusers flux weighting_scheme=logit_normal logit_mean=-3 logit_std=1",
+        lambda: falling(logit_normal(-3, 1), 1.0),
+    ),
+    "diffusers flux, none": ("diffusers flux weighting_scheme=none", lambda: falling(uniform(), 1.0)),
+    "diffusers sd3": ("diffusers sd3 logit_mean=-3", lambda: falling(logit_normal(-3, 1), 3.0)),
+}
+
+
+def imported(command):
+    tool, architecture, *settings = command.split()
+    return import_settings(tool, settings, architecture)
+
+
+def distance(t, law):
+    """Kolmogorov-Smirnov in t, and what the fullest of 1000 steps holds by our law."""
+    edges = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:-1]
+    ours = 1 - law.cdf(2 * torch.log((1 - edges) / edges))
+    theirs = torch.searchsorted(t.sort().values, edges, right=True) / N
+    return (ours - theirs).abs().max().item(), ours.diff().max().item()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_imported_law_draws_what_the_tool_draws(case):
+    command, simulate = CASES[case]
+    ks, step = distance(simulate(), of(imported(command)["settings"]))
+    assert ks < 1.628 / math.sqrt(N) + step and step < 0.05
+
+
+@pytest.mark.parametrize("case", ["kohya flux, logit_normal", "kohya sd3, logit_normal", "diffusers sd3"])
+def test_the_wrong_sign_or_shift_is_seen(case):
+    """logit_mean read the other way round, and the shift left out."""
+    command, simulate = CASES[case]
+    law = of(imported(command)["settings"])
+    m, s = law.mean, law.std
+    reversed_mean = LogitNormal(-m, s, law.shift)
+    assert distance(simulate(), reversed_mean)[0] > 0.3 and distance(simulate(), LogitNormal(m, s))[0] > 0.1
+
+
+def test_exact_numbers():
+    """E9: FLUX with logit_mean -3 is the style-friendly law; SD3.5 with it lies at -8.2, the shift counted twice."""
+    assert of(imported("diffusers flux weighting_scheme=logit_normal logit_mean=-3")["settings"]).log_snr == (-6, 2)
+    assert of(imported("diffusers flux weighting_scheme=logit_normal logit_mean=3")["settings"]).log_snr == (6, 2)
+    mean, std = of(imported("diffusers sd3 logit_mean=-3")["settings"]).log_snr
+    assert (mean, std) == pytest.approx((-8.19722, 2), abs=1e-5)
+    exported = export_settings("diffusers", TrainConfig(noise_mean=-6.0), "sd3")["settings"]
+    assert exported["logit_mean"] == pytest.approx(-3 + math.log(3)) and exported["logit_std"] == 1
+    shift = export_settings("kohya", TrainConfig(noise_mean=-6.0), "flux")["settings"]
+    assert shift["discrete_flow_shift"] == pytest.approx(20.0855, abs=1e-4)
+
+
+LAWS = [
+    {"noise": "style-friendly"},
+    {"noise": "style-friendly", "noise_mean": -1.84, "noise_std": 3.0},
+    {"noise": "sd3"},
+    {"noise": "logit-normal", "noise_mean": -0.5, "noise_std": 0.6, "noise_shift": 0.4},
+    {"noise": "logit-normal"},
+    {"noise": "uniform"},
+    {"noise": "uniform", "noise_shift": 3.0},
+]
+ONLY = {"ai-toolkit": "has no mean, standard deviation or shift", "diffusers": "has no counterpart of Uniform"}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("architecture", ["flux", "sd3"])
+def test_there_and_back(tool, architecture):
+    """Every law that a tool can have comes back the same; the others are refused."""
+    lam, carried = torch.linspace(-15, 10, 60, dtype=torch.float64), 0
+    for ours in LAWS:
+        try:
+            theirs = export_settings(tool, TrainConfig(**ours), architecture)["settings"]
+        except UserError as error:
+            assert ONLY[tool] in str(error)
+            continue
+        carried += 1
+        words = [f"{key}={value}" for key, value in theirs.items()]
+        back = import_settings(tool, words, architecture)["settings"]
+        assert torch.allclose(of(back).cdf(lam), of(ours).cdf(lam), atol=1e-7), (ours, theirs, back)
+    assert carried >= (2 if tool == "ai-toolkit" else 5)
+
+
+def test_offset_noise_there_and_back():
+    config = TrainConfig(noise="uniform", offset_noise=0.1)
+    for tool in TOOLS:
+        theirs = export_settings(tool, config, "sdxl")["settings"]
+        words = [f"{key}={value}" for key, value in theirs.items()]
+        assert import_settings(tool, words, "sdxl")["settings"] == {"noise": "uniform", "offset_noise": 0.1}
+    for tool, kept in (("kohya", False), ("ai-toolkit", True), ("onetrainer", True), ("simpletuner", False)):
+        result = export_settings(tool, config, "flux")
+        assert (0.1 in result["settings"].values()) == kept
+        assert kept or "offset_noise 0.1 is not carried over" in result["notes"][0]
+    assert "noise_offset is left out" in imported("kohya flux timestep_sampling=uniform noise_offset=0.1")["notes"][0]
+    assert imported("kohya sd15 noise_offset=0.05 min_snr_gamma=5")["settings"] == {
+        "noise": "uniform", "offset_noise": 0.05, "weighting": "min-snr", "gamma": 5.0
+    }  # fmt: skip
+
+
+REFUSED = {
+    "kohya flux timestep_sampling=sigma weighting_scheme=mode": "weighting_scheme = mode draws by another curve",
+    "kohya flux timestep_sampling=sigma weighting_scheme=cosmap": "weighs the loss of a rectified flow",
+    "kohya flux timestep_sampling=zigzag": "is none of sigma, uniform",
+    "kohya sd3 weighting_scheme=uniform min_timestep=500": "min_timestep = 500 squeezes u",
+    "kohya sdxl noise_offset=0.1 adaptive_noise_scale=0.01": "adaptive_noise_scale = 0.01 has no counterpart",
+    "kohya sdxl multires_noise_iterations=6": "multires_noise_iterations = 6 has no counterpart",
+    "kohya flux timestep_sampling=shift sigmoid_scale=wide": "sigmoid_scale must be a number, not 'wide'",
+    "kohya flux timestep_sampling=shift sigmoid_scale=nan": "sigmoid_scale must be a finite number",
+    "kohya flux timestep_sampling=shift sigmoid_scale=0": "noise_std must be above 0",
+    "ai-toolkit flux content_or_style=style": "it is low noise: the Style-Friendly SNR sampler is",
+    "ai-toolkit flux content_or_style=content": "by a cubic law",
+    "ai-toolkit flux timestep_type=weighted": "timestep_type = weighted has no counterpart",
+    "ai-toolkit flux min_denoising_steps=500": "cuts the times off",
+    "onetrainer flux timestep_distribution=BETA": "timestep_distribution = BETA has no counterpart",
+    "onetrainer flux min_noising_strength=0.5": "squeezes u",
+    "onetrainer sdxl timestep_distribution=LOGIT_NORMAL": "draws the time of a U-Net as no law here does",
+    "simpletuner flux flow_use_beta_schedule=true": "flow_use_beta_schedule = true has no counterpart",
+    "simpletuner sdxl offset_noise=true": "noise_offset_probability = 0.25 shifts the noise of some steps only",
+    "diffusers flux weighting_scheme=sigma_sqrt": "weighs the loss",
+    "diffusers sdxl timestep_bias_strategy=later": "timestep_bias_strategy = later has no counterpart",
+    "diffusers flux learning_rate=1e-4": "what was given holds no noise settings of diffusers",
+    "kohyaa flux noise_offset=1": "did you mean 'kohya'",
+    "kohya flux timestep_sampling": "'timestep_sampling' does not exist",
+    "kohya flux a=1 timestep_sampling": "'timestep_sampling' is no KEY=VALUE",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_has_no_counterpart_is_refused(command):
+    with pytest.raises(UserError) as error:
+        imported(command)
+    assert REFUSED[command] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_cannot_be_exported():
+    truncated = TrainConfig(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
+    assert isinstance(of(vars(truncated)), Truncated)
+    for tool in TOOLS:
+        for config, architecture in ((truncated, "flux"), (TrainConfig(), "sdxl")):
+            with pytest.raises(UserError, match="counterpart of"):
+                export_settings(tool, config, architecture)
+    with pytest.raises(UserError, match="say --architecture flux, sd3, sdxl or sd15"):
+        import_settings("diffusers", ["logit_mean=1"], None)
+
+
+def test_files(tmp_path):
+    """TOML with tables, YAML with lists, JSON with dashes, a script; the base in it tells the architecture."""
+    (tmp_path / "kohya.toml").write_text('[training]\ntimestep_sampling = "shift"\ndiscrete_flow_shift = 20.0855\n')
+    (tmp_path / "ai.yaml").write_text(
+        "config:\n  process:\n    - train:\n        timestep_type: sigmoid\n        noise_offset: 0.02\n"
+        "      model:\n        name_or_path: black-forest-labs/FLUX.1-dev\n"
+    )
+    (tmp_path / "one.json").write_text(
+        '{"model_type": "STABLE_DIFFUSION_35", "timestep_distribution": "LOGIT_NORMAL", "noising_bias": 3.0}'
+    )
+    (tmp_path / "simple.json").write_text(
+        '{"--model_family": "flux", "--flow_schedule_shift": 20.0855, "--learning_rate": 1e-4}'
+    )
+    (tmp_path / "train.sh").write_text(
+        "accelerate launch train.py \\\n  --pretrained_model_name_or_path=black-forest-labs/FLUX.1-dev \\\n"
+        "  --weighting_scheme logit_normal --logit_mean=-3 \\\n  --push_to_hub # done\n"
+    )
+    for tool, name in (
+        ("kohya", "kohya.toml"),
+        ("onetrainer", "one.json"),
+        ("simpletuner", "simple.json"),
+        ("diffusers", "train.sh"),
+    ):
+        law = of(import_settings(tool, [str(tmp_path / name)], None)["settings"])
+        assert law.log_snr == pytest.approx((-6, 2), abs=1e-4), name
+    ai = import_settings("ai-toolkit", [str(tmp_path / "ai.yaml")], None)["settings"]
+    assert of(ai) == LogitNormal() and ai["offset_noise"] == 0.02
+    for name, content in (("none.json", '{"learning_rate": 1}'), ("empty.yaml", ""), ("plain.txt", "hello there")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name}' holds no noise settings of onetrainer: it knows timestep_dist"):
+            import_settings("onetrainer", [str(tmp_path / name)], "flux")
+    for name, content in (("bad.json", "{"), ("bad.toml", "a ="), ("bad.yaml", "a: ["), ("bad.sh", "echo 'a")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name}' cannot be read"):
+            import_settings("kohya", [str(tmp_path / name)], "flux")
+
+
+def run(monkeypatch, capsys, *args):
+    monkeypatch.setattr(sys, "argv", ["impasto", "noise", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_the_commands(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "deep" / "recipe.toml"
+    settings = ("kohya", "timestep_sampling=shift", "discrete_flow_shift=20.0855")
+    code, out, _ = run(monkeypatch, capsys, "import", *settings, "--out", str(recipe))
+    assert code == 0 and "--noise logit-normal --noise-mean 0 --noise-std 1 --noise-shift 20.0855" in out
+    assert "log-SNR ~ N(-6, 2^2)" in out and "kohya-ss/sd-scripts" in out
+    assert of(read_recipe(str(recipe))).log_snr == pytest.approx((-6, 2), abs=1e-4)
+    code, out, err = run(monkeypatch, capsys, "export", "diffusers", "--architecture", "sd3", "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and told["settings"]["weighting_scheme"] == "logit_normal" and "logit_mean = -1.9" in err
+    code, _, err = run(monkeypatch, capsys, "import", "kohya", "learning_rate=1")
+    assert code == 2 and err.startswith("impasto: error: ") and len(err.splitlines()) == 1
+    code, _, err = run(monkeypatch, capsys, "shw")
+    assert code == 2 and "did you mean 'show'" in err
+    code, out, _ = run(monkeypatch, capsys)
+    assert code == 0 and "  import" in out and "  show" in out
+    assert {type(of(law)) for law in LAWS} == {StyleFriendly, LogitNormal, Uniform}

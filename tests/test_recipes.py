@@ -1,0 +1,130 @@
+"""Every recipe on every family: what it resolves to, on which it makes no sense, and what the papers say of it."""
+
+import warnings
+
+import pytest
+import torch
+
+from impasto import families, objectives
+from impasto.adapters.lora import endings
+from impasto.config import TrainConfig, check_ranges, read_recipe, recipes, resolve
+from impasto.errors import UserError
+from impasto.noise.laws import within
+from impasto.plan import noise_law
+
+CANNOT = {
+    ("style-friendly-image-stream", name): "target 'image_stream' matches no linear layer" for name in ("sd15", "sdxl")
+}
+FLUX, SD35 = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-large"
+QKVO = ["to_k", "to_out.0", "to_q", "to_v"]
+
+
+@pytest.fixture(scope="module", params=["sd3", "sd15", "sdxl", "flux", "schnell"])
+def named(request):
+    folder = request.getfixturevalue(f"tiny_{request.param}")
+    return request.param, families.load(str(folder), device="cpu", precision="fp32")
+
+
+def test_every_recipe_on_every_family(named):
+    """Law, layers and objective, as `train` takes them; or one line that says why not, and what there is."""
+    name, family = named
+    for recipe in recipes():
+        config = check_ranges(resolve(recipe, str(family.folder)))
+        lam = within(noise_law(config), family.schedule)([torch.Generator().manual_seed(0)] * 100)
+        assert lam.isfinite().all() and lam.min() >= family.schedule.range[0]
+        if (recipe, name) in CANNOT:
+            with pytest.raises(UserError, match=CANNOT[recipe, name]) as error:
+                endings(family, config.targets)
+            assert "self_attention" in str(error.value) and "\n" not in str(error.value)
+        else:
+            assert endings(family, config.targets)
+        objectives.build(config, family)
+
+
+def test_every_recipe_says_what_it_is():
+    for name, file in recipes().items():
+        lines = file.read_text().splitlines()
+        comment = [line for line in lines if line.startswith("#")]
+        assert lines[0] in comment and len(" ".join(comment)) > 80, name
+        assert max(map(len, lines)) <= 120, name
+        assert "noise" in read_recipe(name) and "rank" in read_recipe(name), name
+        assert not {"lr", "steps", "batch", "accumulate", "size"} & read_recipe(name).keys(), name  # the base's own
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mean", "std"),
+    [
+        ("style-friendly", -6, 2),
+        ("style-friendly-128px", -1.84, 2),
+        ("sd3-sampler", -2.19722, 2),
+        ("sd3-128px", 1.96166, 2),
+        ("logit-normal", 0, 2),
+        ("style-friendly-offset", -6, 2),
+        ("sd3-offset", -2.19722, 2),
+        ("dco", -2.19722, 2),
+        ("dco-style-friendly", -6, 2),
+    ],
+)
+def test_the_laws_in_log_snr(recipe, mean, std):
+    law = noise_law(resolve(recipe))
+    quantiles = law.quantile(torch.tensor([0.5, 0.841344746], dtype=torch.float64)).tolist()
+    assert quantiles == pytest.approx([mean, mean + std], abs=1e-4)
+
+
+def test_the_matched_means_are_sd3_s_rule():
+    """log-SNR moves by the log of the ratio of positions: 128^2 to 16^2 is + 4.1589."""
+    move = torch.log(torch.tensor(128**2 / 16**2)).item()
+    for raw, matched in (("style-friendly", "style-friendly-128px"), ("sd3-sampler", "sd3-128px")):
+        one, two = (noise_law(resolve(name)).quantile(torch.tensor(0.5)).item() for name in (raw, matched))
+        assert two - one == pytest.approx(move, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "of", "differs"),
+    [
+        ("dco", "sd3-sampler", {"objective"}),
+        ("dco-100", "dco", {"dco_beta"}),
+        ("dco-1000", "dco", {"dco_beta"}),
+        ("dco-sum", "dco", {"dco_reduction"}),
+        ("dco-style-friendly", "style-friendly", {"objective"}),
+        ("sd3-offset", "sd3-sampler", {"offset_noise"}),
+        ("style-friendly-offset", "style-friendly", {"offset_noise"}),
+        ("style-friendly-128px", "style-friendly", {"noise_mean"}),
+        ("sd3-128px", "sd3-sampler", {"noise_shift"}),
+        ("style-friendly-rank-4", "style-friendly", {"rank"}),
+        ("sd3-rank-128", "sd3-sampler", {"rank"}),
+        ("style-friendly-image-stream", "style-friendly", {"targets"}),
+    ],
+)
+def test_an_ablation_changes_one_thing(recipe, of, differs):
+    for base in ("mini-sd3", SD35, FLUX):
+        one, two = vars(resolve(recipe, base)), vars(resolve(of, base))
+        assert {key for key in one if one[key] != two[key]} == differs | {"recipe"}
+
+
+def test_the_text_stream_ablation_is_the_paper_s(tiny_sd3, tiny_flux):
+    """P-SF C.1 on SD3.5: without add_*_proj and to_add_out. On FLUX the paper's list less add_*_proj, by its card."""
+    one = families.load(str(tiny_sd3), device="cpu", precision="fp32")
+    assert endings(one, resolve("style-friendly-image-stream", SD35).targets) == QKVO
+    two = families.load(str(tiny_flux), device="cpu", precision="fp32")
+    whole, ablated = (
+        set(endings(two, resolve(r, FLUX).targets)) for r in ("style-friendly", "style-friendly-image-stream")
+    )
+    assert whole - ablated == {"add_q_proj", "add_k_proj", "add_v_proj"} and ablated == {*QKVO, "proj_mlp", "proj_out"}
+
+
+def test_flags_and_recipe_of_the_new_keys(tmp_path):
+    """What a run writes is a recipe again; a flag that has no effect is refused."""
+    from impasto.runfolder import recipe_text
+
+    config = resolve("dco-sum", offset_noise=0.2)
+    (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))
+    again = resolve(str(tmp_path / "recipe.toml"))
+    keys = ("objective", "dco_beta", "dco_reduction", "offset_noise")
+    assert [getattr(again, key) for key in keys] == ["dco", 1.0, "sum", 0.2]
+    with pytest.raises(UserError, match="have no effect without --objective dco"):
+        objectives.check(resolve("dco-sum", objective="denoise"))
+    assert TrainConfig().offset_noise == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_ranges(resolve("dco-1000"))
