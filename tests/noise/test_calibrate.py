@@ -196,3 +196,23 @@ def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
     assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UserError, match="reads no text"):
         calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)
+
+
+def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
+    from impasto import cli
+
+    monkeypatch.setattr(module.Judges, "load", lambda: judges)
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    flags = ["--prompts", str(PROMPTS), "--levels", "3", "--steps", "6", "--low", "-6", "--offset", "-1.5"]
+    with pytest.raises(UserError, match=r"from -6 to 4 cannot be: .* go from -4\.9"):
+        cli.run(["noise", "calibrate", "--base", str(base), "--out", str(tmp_path / "out"), *flags], True)
+    result = cli.run(
+        ["noise", "calibrate", "--base", str(base), "--out", str(tmp_path / "out"), *flags[:6], *flags[8:]], True
+    )
+    said = capsys.readouterr().err
+    law = result["proposal"]
+    half = result["points"]["50%"]["log_snr"]
+    assert law["noise_mean"] == pytest.approx(half - 1.5, abs=0.01) and law["rule"]["offset"] == -1.5
+    assert f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in said and "is a guess" in said
+    with pytest.raises(UserError, match="did you mean 'calibrate'"):
+        cli.run(["noise", "calibrat"], True)
