@@ -46,7 +46,9 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
                 cell = waiting.pop(one)
                 try:
                     yield cell, ray.get(one)
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                except ray.exceptions.RayTaskError:  # an error of ours, not of a worker: it stops everything
+                    raise
+                except ray.exceptions.RayError as error:
                     yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
     finally:
         if started:
