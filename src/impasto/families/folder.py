@@ -44,6 +44,7 @@ class DiffusersFolder(ABC):
     time_scale: ClassVar[float] = 1.0
     image_attention: ClassVar[tuple[str, ...]] = ()
     text_first: ClassVar[bool] = False
+    schedule: Any
 
     def __init__(self, folder: Path, card: Mapping[str, Any], device: str, precision: str) -> None:
         self.folder, self.card, self.device, self.precision = folder, card, device, precision

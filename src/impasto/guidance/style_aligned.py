@@ -104,8 +104,9 @@ class SharedAttention:
         Tokens within are (B, tokens, heads, channels). Where text is not given apart but comes first (FLUX's single
         blocks), it is as long as what the denoiser was given.
         """
-        from diffusers.models.embeddings import apply_rotary_emb
+        from diffusers.models import embeddings
 
+        turn: Any = embeddings.apply_rotary_emb
         assert attention_mask is None, "no pipeline of ours masks image tokens"
         qkv = project(attn, hidden_states, "to_{}", "norm_{}")
         text = self.rows.text if self.text_first else 0
@@ -122,7 +123,7 @@ class SharedAttention:
             adain(x, self.rows, image) if part in self.sharing.adain else x for part, x in zip(PARTS, qkv, strict=True)
         )
         if image_rotary_emb is not None:
-            q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
+            q, k = (turn(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
         out = self.attend(q, k, v, image).flatten(2).to(hidden_states.dtype)
         if encoder_hidden_states is None:
             return output(attn, out)
@@ -142,7 +143,7 @@ class SharedAttention:
         if self.sharing.shift:
             bias = q.new_zeros(k.shape[2])
             bias[q.shape[2] :] = self.sharing.shift
-        others = attention(*(x.flatten(0, 1) for x in (q, k, v)), bias)
+        others = attention(*(x.flatten(0, 1) for x in (q, k, v)), bias=bias)
         return torch.cat([reference[:, None], self.rows.split(others)], dim=1).flatten(0, 1)
 
 
