@@ -191,6 +191,8 @@ def test_a_style_of_a_quantised_base_is_told(tiny_sd3, style, tmp_path):
     (ink / "recipe.toml").write_text("rank = ")
     with pytest.raises(UserError, match=r"recipe\.toml is damaged"):
         draw(styles=[str(ink)])
+
+
 def test_aligned_to_a_picture(config, picture, style):
     """With a style as well; the PNG says to what, and with what settings."""
     given = {"aligned_to": picture, "reference_caption": "a star in ink style", "aligned_shift": 0.5}

@@ -111,7 +111,7 @@ def generate(
     encode = encoder(family, pipe)
     assert sampling.steps is not None and sampling.size is not None
     if switch is not None:
-        switch = switch.on(grid(family, pipe, encode(prompts[0]), sampling.steps, sampling.size))
+        switch = switch.on(grid(family, sampling.steps, sampling.size))
     reference = Reference(aligned, family, encode, sampling.steps, sampling.size) if aligned else None
     return sample(family, pipe, jobs, encode, sampling, about, extra, switch, reference)
 

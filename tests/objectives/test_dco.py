@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import prepare
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -13,7 +14,6 @@ from impasto import objectives
 from impasto.adapters import lora, text
 from impasto.config import check_ranges, resolve
 from impasto.data import references
-from impasto.data.prepare import prepare
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.plan import noise_law

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families.base import Condition, Family, quiet
-from impasto.noise.schedule import RectifiedFlow
+from impasto.families.base import Family
 
 Call = Mapping[str, Tensor]
 """The part of a pipeline's call that says the prompt: `Family.call_arguments`."""
@@ -86,36 +85,10 @@ def finite(level: float) -> float | None:
     return round(level, 6) if math.isfinite(level) else None
 
 
-class _AskedError(Exception):
-    """The model was about to be evaluated."""
-
-
-def grid(family: Family, pipe: Any, cond: Condition, steps: int, size: int) -> list[float]:
-    """The log-SNR of every step of the pipeline's own sampling, which is begun with any condition of one row, and left
-    when the model is first asked: nothing is evaluated, and no rule of a scheduler is written twice."""
-
-    def stop(*_: Any) -> None:
-        raise _AskedError
-
-    noise = torch.Generator("cpu").manual_seed(0)
-    settings = {"num_inference_steps": steps, "height": size, "width": size, "guidance_scale": 1.0, "generator": noise}
-    handle = getattr(pipe, family.part).register_forward_pre_hook(stop)
-    try:
-        with quiet():
-            pipe(**family.call_arguments(cond, None), **settings)
-    except _AskedError:
-        pass
-    finally:
-        handle.remove()
-    return log_snr(family.schedule, pipe.scheduler)
-
-
-def log_snr(schedule: Any, scheduler: Any) -> list[float]:
-    """Of the timesteps that a diffusers scheduler is set to; -inf for pure noise. schedule: the family's."""
-    t = scheduler.timesteps.detach().cpu().double()
-    if isinstance(schedule, RectifiedFlow):  # diffusers' schedulers of flows all count the noise share in thousands
-        t, schedule = t / scheduler.config.num_train_timesteps, RectifiedFlow()
-    return schedule.log_snr(t).tolist()
+def grid(family: Family, steps: int, size: int) -> list[float]:
+    """The log-SNR of every step of the base's own sampling of square pictures; -inf for pure noise."""
+    side = size // (family.unit // family.patch)
+    return family.sampling_levels(steps, (side, side)).tolist()
 
 
 @contextmanager

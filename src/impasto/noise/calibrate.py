@@ -298,7 +298,7 @@ class Drawing:
         self.pipe = family.pipeline()
         self.encode = prompt_encoder(family, self.pipe)
         assert sampling.steps is not None and sampling.size is not None
-        self.log_snr = grid(family, self.pipe, self.encode("a picture"), sampling.steps, sampling.size)
+        self.log_snr = grid(family, sampling.steps, sampling.size)
 
     def all(
         self,

@@ -9,7 +9,6 @@ moved by +4.16. Each reading has its own verdict; the claim's is that of the fir
 
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 
 from impasto.errors import UserError
@@ -38,8 +37,7 @@ def dco(beta: float) -> dict:
 
 def aligned(shift: float, what: str) -> Arm:
     """StyleAligned. shift: added to the attention's logits at the reference."""
-    absent = "" if find_spec("impasto.guidance.style_aligned") else "guidance/style_aligned.py is not in this version"
-    return Arm(what, how="aligned", options={"shift": shift}, absent=absent)
+    return Arm(what, how="aligned", options={"shift": shift})
 
 
 def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
