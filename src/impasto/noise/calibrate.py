@@ -370,7 +370,7 @@ def key(base_hash: str, settings: dict[str, Any], first: Ask, *files: Path | Non
 
 def latent_positions(family: Family, size: int) -> int:
     """Latents of a picture: what the noise hides is compared by their number."""
-    return (size // family.unit * getattr(family, "patch", 1)) ** 2
+    return (size // (family.unit // family.patch)) ** 2
 
 
 def write(result: dict[str, Any], out: Path) -> None:
