@@ -64,7 +64,8 @@ class Measure(Protocol):
     """features: of pictures, one row each, what is kept of them. scores [n]: how much of their style the pictures of a
     variant have, given the features of all variants."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def features(self, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[list[float]]: ...
 
