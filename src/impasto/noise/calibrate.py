@@ -64,7 +64,8 @@ class Measure(Protocol):
     """features: of pictures, one row each, what is kept of them. scores [n]: how much of their style the pictures of a
     variant have, given the features of all variants."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def features(self, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[list[float]]: ...
 
@@ -370,7 +371,7 @@ def key(base_hash: str, settings: dict[str, Any], first: Ask, *files: Path | Non
 
 def latent_positions(family: Family, size: int) -> int:
     """Latents of a picture: what the noise hides is compared by their number."""
-    return (size // family.unit * getattr(family, "patch", 1)) ** 2
+    return (size // (family.unit // family.patch)) ** 2
 
 
 def write(result: dict[str, Any], out: Path) -> None:
