@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"
+settings.register_profile("impasto", deadline=None)  # a busy machine is no bug
+settings.load_profile("impasto")
 
 
 @pytest.fixture(autouse=True)
