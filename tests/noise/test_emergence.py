@@ -108,7 +108,7 @@ def test_no_style_no_law(gap):
 
 def test_the_picture():
     result = emergence(synthetic()).as_dict()
-    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40}
+    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
     image = plot(result)
     assert image.size == (860, 520)
     colours = {colour for _, colour in image.getcolors(1 << 20)}

@@ -36,9 +36,9 @@ from impasto.noise.emergence_plot import plot
 from impasto.paths import atomic, cache_dir
 from impasto.runfolder import writable_folder
 
-SIZES = {"quick": (6, 12), "standard": (10, 48), "thorough": (14, 192)}
-"""Levels and prompts; a level costs two pictures per prompt. `standard`: 1,056 pictures, some five minutes of mini-sd3
-on two free cores."""
+SIZES = {"quick": (6, 12), "standard": (10, 36), "thorough": (14, 192)}
+"""Levels and prompts; a level costs two pictures per prompt. `standard`: 792 pictures, at .7 core-seconds each of
+mini-sd3 (measured on a busy machine) some five minutes on two cores."""
 FEWEST_PROMPTS, FEWEST_LEVELS = 4, 3
 HIGHEST = 4.0  # log-SNR of the last level by default: later, in every picture we know, style is long decided
 STYLES = ("pencil sketch", "pixel art", "stained glass", "origami", "impressionist painting", "woodblock print",

@@ -39,7 +39,7 @@ def calibrate(args: list[str]) -> Result:
         Args:
             base: Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id.
             out: Folder of calibration.json and calibration.png; runs/calibration/<base> when not given.
-            size: How much is drawn: quick (6 levels, 12 prompts), standard (10, 48), thorough (14, 192).
+            size: How much is drawn: quick (6 levels, 12 prompts), standard (10, 36), thorough (14, 192).
             levels: Log-SNRs at which the prompt is switched; the size's own when not given.
             prompts: Subjects in styles, each with its own seed; the size's own when not given.
             low: The noisiest level, a log-SNR; the noisiest of the sampling when not given.

@@ -40,12 +40,16 @@ def plot(result: dict[str, Any]) -> Image.Image:
             x, y = at(tick, -0.15)
             draw.line([(x, y), (x, y + 5 * SCALE)], FAINT, SCALE)
             draw.text((x, y + 8 * SCALE), str(tick), FAINT, font=small, anchor="ma")
-    bell = [(low + (high - low) * i / 200, 0.0) for i in range(201)]
-    bell = [at(x, -0.15 + 0.45 * math.exp(-(((x - mean) / std) ** 2) / 2)) for x, _ in bell]
-    dashed(draw, bell, LAW)
     draw.polygon([*path("high"), *reversed(path("low"))], fill=BAND)
+    bell = [low + (high - low) * i / 200 for i in range(201)]
+    dashed(draw, [at(x, -0.15 + 0.45 * math.exp(-(((x - mean) / std) ** 2) / 2)) for x in bell], LAW)
+    known = result["published"]["style-friendly"]["matched_mean"]
+    if low < known < high:
+        x, y = at(known, 1.15)
+        dashed(draw, [(x, y + i * 6 * SCALE) for i in range(int((at(known, -0.15)[1] - y) / 6 / SCALE))], FAINT)
+        draw.text((x + 6 * SCALE, y), f"published -6, matched: {known:g}", FAINT, font=small, anchor="lm")
     for key, colour in (("kept_until", UNTIL), ("kept_since", SINCE)):
-        draw.line(path(key), colour, SCALE)
+        draw.line(path(key), colour, 2 * SCALE, joint="curve")
         for x, y in path(key):
             draw.ellipse((x - 3 * SCALE, y - 3 * SCALE, x + 3 * SCALE, y + 3 * SCALE), fill=colour)
     draw.line(path("decided"), CURVE, 3 * SCALE, joint="curve")
