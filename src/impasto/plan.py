@@ -111,7 +111,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     levels = within(noise_law(config), families.schedule(config.base))
-    offset.warn(config.offset_noise, levels, positions(config, family))
+    offset.warn(config.offset_noise, levels, positions(config.size, family))
     result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
     result |= {"running": "; ".join(running.why)}
     if weighting := effective(config, family, levels):
@@ -119,9 +119,10 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def positions(config: TrainConfig, family: Family | None) -> int:
-    """Latent positions of a square picture; of 8 pixels a side where the base is not here."""
-    return (config.size // (8 if family is None else family.unit // family.patch)) ** 2
+def positions(size: int, family: Family | None) -> int:
+    """Latent positions of a square picture, by whose number what noise hides is compared; of 8 pixels a side where the
+    base is not here."""
+    return (size // (8 if family is None else family.unit // family.patch)) ** 2
 
 
 def effective(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.noise.emergence import Rule, Scores, emergence, published
 from impasto.noise.emergence_plot import plot
 from impasto.paths import atomic, cache_dir
+from impasto.plan import positions
 from impasto.runfolder import writable_folder
 
 SIZES = {"quick": (6, 12), "standard": (10, 36), "thorough": (14, 192)}
@@ -176,12 +177,12 @@ def calibrate(
         raise KeyboardInterrupt("what is drawn is kept: the same command goes on") from None
     asks = asks[: len(rows["nowhere"])]
     found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule)
-    positions = latent_positions(family, filled.size)
+    latents = positions(filled.size, family)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
     result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):
         row["share_of_steps"] = round(step / len(draw.log_snr), 4)
-    result |= {"latent_positions": positions, "published": published(positions)}
+    result |= {"latent_positions": latents, "published": published(latents)}
     result |= {"pictures": len(asks) * (2 + 2 * len(chosen)), "out": str(out)}
     result["seconds"] = round(time.perf_counter() - started, 1)
     write(result, out)
@@ -367,11 +368,6 @@ def key(base_hash: str, settings: dict[str, Any], first: Ask, *files: Path | Non
     texts = [file.read_text(encoding="utf-8") if file else "" for file in files]
     told = json.dumps([base_hash, settings, asdict(first), texts, torch.__version__], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:20]
-
-
-def latent_positions(family: Family, size: int) -> int:
-    """Latents of a picture: what the noise hides is compared by their number."""
-    return (size // (family.unit // family.patch)) ** 2
 
 
 def write(result: dict[str, Any], out: Path) -> None:

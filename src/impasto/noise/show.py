@@ -97,7 +97,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     """
     law = within(noise_law(config), families.schedule(config.base))
     family = families.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
-    where = band(config, calibration, positions(config, family))
+    where = band(config, calibration, positions(config.size, family))
     p = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
     lam = law.quantile(p)
     t = RectifiedFlow().timestep(lam)
