@@ -119,7 +119,8 @@ def dot(
     shift, width, places = 9, 7 * len(label) + 4, [] if taken is None else taken
     while any(abs(y - other) < 12 and covers(x + out * shift, out * width, *span) for *span, other in places):
         shift += 4
-    places.append((*sorted((x + out * shift, x + out * (shift + width))), y))
+    ends = x + out * shift, x + out * (shift + width)
+    places.append((min(ends), max(ends), y))
     note = el("text", label, x=x + out * shift, y=y - 7, class_="note", text_anchor=anchor)
     return el("g", el("circle", el("title", hint or label), cx=x, cy=y, r=5), note, class_=f"dot s{series}")
 

@@ -32,13 +32,25 @@ PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
 
 
 class World(Protocol):
-    """References, prompts and instruments of a campaign."""
+    """References, prompts and instruments of a campaign.
 
-    name: str
-    measures: Mapping[str, Measure]
-    sizes: Sequence[str]  # of a campaign, the largest last
-    undecided: Sequence[str]  # sizes whose cells never decide
-    shown: Sequence[str]  # metrics on the page
+    sizes: of a campaign, the largest last. undecided: sizes whose cells never decide. shown: metrics on the page.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def measures(self) -> Mapping[str, Measure]: ...
+
+    @property
+    def sizes(self) -> Sequence[str]: ...
+
+    @property
+    def undecided(self) -> Sequence[str]: ...
+
+    @property
+    def shown(self) -> Sequence[str]: ...
 
     def describe(self) -> str: ...
 
@@ -192,7 +204,7 @@ class Without(PromptSwitch):
     """A switch to the picture's own prompt without its last words, `to`."""
 
     def second(self, prompt: str) -> str:
-        return prompt.removesuffix(self.to)
+        return prompt.removesuffix(str(self.to))
 
 
 def style_words(spec: Mapping[str, Any]) -> str:

@@ -46,12 +46,16 @@ def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
     return Arm(what or f"log-SNR ~ N({mean:g}, {std:g}²){also}", law(mean, std) | settings)
 
 
+def told(what: str, how: str, **options: float) -> Arm:
+    """An arm of the base alone, in styles that it knows."""
+    return Arm(what, how=how, options=options, where="known")
+
+
 LEVELS = (-8.89, -6.54, -4.73, -2.38, 0.0, 2.0)
 """Log-SNR at which prompts are switched. The paper's first 1 and 3 of 28 steps lie below -8.89 and -6.54 (methods.md
 E12; it prints -6.52); moved by +4.16 these are -4.73 and -2.38."""
 OMITTED = {f"omitted below {at:g}": at for at in LEVELS}
 ONLY = {f"only below {at:g}": at for at in LEVELS}
-KNOWN = {"where": "known"}
 MATCHED, MATCHED_SD3 = law(-1.84), law(1.96)
 MEANS = {f"mu {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
 STDS = (0.4, 1.0, 2.0, 3.0, 4.0)
@@ -90,16 +94,10 @@ ARMS: dict[str, Arm] = {
     "matched dco + style-friendly": Arm("matched, DCO, beta 1", MATCHED | dco(1)),
     "style-aligned": aligned(math.log(2), "StyleAligned, attention to the reference counted twice (its authors' code)"),
     "style-aligned, plain": aligned(0.0, "StyleAligned, as its paper says"),
-    "style throughout": Arm("the base alone, the style's words in every step", how="prompt", **KNOWN),
-    "no style": Arm("the base alone, no word of the style", how="plain", **KNOWN),
-    **{
-        name: Arm(f"the style's words from log-SNR {at:g} on", how="omit-first", options={"at": at}, **KNOWN)
-        for name, at in OMITTED.items()
-    },
-    **{
-        name: Arm(f"the style's words below log-SNR {at:g} only", how="only-first", options={"at": at}, **KNOWN)
-        for name, at in ONLY.items()
-    },
+    "style throughout": told("the base alone, the style's words in every step", "prompt"),
+    "no style": told("the base alone, no word of the style", "plain"),
+    **{name: told(f"the style's words from log-SNR {at:g} on", "omit-first", at=at) for name, at in OMITTED.items()},
+    **{name: told(f"the style's words below log-SNR {at:g} only", "only-first", at=at) for name, at in ONLY.items()},
 }
 
 
