@@ -1,8 +1,8 @@
 """Cells side by side over a local Ray: a worker that is killed costs its cell one more try, and nothing else."""
 
-import builtins
 import os
 import signal
+import sys
 
 import pytest
 
@@ -15,14 +15,7 @@ CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest, **more):
-        if name == "ray":
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "ray", None)
     for flags in ({"workers": 2}, {"cluster": "auto"}):
         with pytest.raises(UserError, match=r"pip install 'impasto\[cluster\]'"):
             list(fan(lambda cell: {}, CELLS, (), **flags))

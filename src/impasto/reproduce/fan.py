@@ -4,6 +4,7 @@ A worker that dies costs its cell only: Ray gives the cell to another one, up to
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 from impasto.errors import UserError
@@ -58,10 +59,9 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
 def get_ray() -> Any:
     """The module ray. Raises UserError that names the extra when it is not installed."""
     try:
-        import ray
+        return import_module("ray")
     except ImportError:
         raise UserError("--workers and --cluster need Ray: pip install 'impasto[cluster]'") from None
-    return ray
 
 
 def start(ray: Any, workers: int, cluster: str | None) -> bool:
