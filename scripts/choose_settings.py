@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from impasto.artworld import load, load_meta
+from impasto.artworld import free_concepts, load, load_meta
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
 from impasto.generate import Sampling, generate
@@ -31,11 +31,8 @@ SEED = 7
 
 def concepts_for(style: int | None, n: int) -> list[int]:
     """`n` core concepts, known everywhere, neither evaluation nor reference concepts, and drawn in `style`."""
-    meta = load_meta()
-    split = meta["split"]
-    banned = {*split["evaluation_concepts"], *split["reference_concepts"]}
-    drawn = set(load(styles=[style]).concept_id.tolist()) if style is not None else set(split["core_everywhere"])
-    free = [c for c in split["core_everywhere"] if c not in banned and c in drawn]
+    drawn = set(load(styles=[style]).concept_id.tolist()) if style is not None else None
+    free = [c for c in free_concepts() if drawn is None or c in drawn]
     return [free[i * len(free) // min(n, len(free))] for i in range(min(n, len(free)))]
 
 

@@ -39,9 +39,11 @@ def test_a_locked_text_tower_stays_bit_for_bit(tokenizer, tmp_path):
     world = ArtWorld(part.rgba, np.array([names[s] for s in part.style_id]), part.concept_id, part.meta)
     pool = build_pool(ground=0.0, procedurals=0.02, scenes=0.0, seed=0, world=world)
     text = mini.text_weights(MODELS / "clip")
+    text["text_projection.weight"][0, :2] = torch.tensor([-0.0, 0.0])  # averaging would lose the sign
     model = contrastive.train_clip(pool, tokenizer, tmp_path, total_minutes=0.02, batch=16, text=text)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in text.items())
+    assert all(torch.equal(after[name].signbit(), value.signbit()) for name, value in text.items())
     torch.manual_seed(0)
     before = contrastive.new_clip(tokenizer).state_dict()
     moved = [name for name in before if name.startswith("vision_model.") and not torch.equal(after[name], before[name])]

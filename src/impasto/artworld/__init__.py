@@ -4,6 +4,7 @@ from impasto.artworld.world import (
     ArtWorld,
     cache_dir,
     concept_index,
+    free_concepts,
     load,
     load_meta,
     load_slice,
@@ -11,4 +12,14 @@ from impasto.artworld.world import (
     style_index,
 )
 
-__all__ = ["ArtWorld", "cache_dir", "concept_index", "load", "load_meta", "load_slice", "over", "style_index"]
+__all__ = [
+    "ArtWorld",
+    "cache_dir",
+    "concept_index",
+    "free_concepts",
+    "load",
+    "load_meta",
+    "load_slice",
+    "over",
+    "style_index",
+]

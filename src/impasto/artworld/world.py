@@ -184,6 +184,14 @@ def _concept_names() -> dict[str, int]:
     return {c["hex"]: i for i, c in enumerate(concepts)} | {c["label"]: i for i, c in enumerate(concepts)}
 
 
+def free_concepts() -> list[int]:
+    """Ids of what settings are chosen on: core concepts drawn in all train styles, neither evaluation nor reference
+    concepts."""
+    split = load_meta()["split"]
+    banned = {*split["evaluation_concepts"], *split["reference_concepts"]}
+    return [concept for concept in split["core_everywhere"] if concept not in banned]
+
+
 @cache
 def load_meta() -> dict:
     """What is known about styles and concepts; ids are positions in these lists. Shared: do not change it.

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from impasto import families
-from impasto.artworld import load_meta
+from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt as styled_prompt
 from impasto.artworld.judges import Judges
 from impasto.errors import UserError, nearest
@@ -231,9 +231,7 @@ def art_world_asks(n: int, seed: int) -> Iterator[Ask]:
     through those that every train style has and that are neither evaluation nor reference concepts. Ask i does not
     depend on n."""
     meta = load_meta()
-    split = meta["split"]
-    banned = {*split["evaluation_concepts"], *split["reference_concepts"]}
-    free = [concept for concept in split["core_everywhere"] if concept not in banned]
+    split, free = meta["split"], free_concepts()
     stride = next(k for k in range(round(len(free) * 0.382), len(free)) if math.gcd(k, len(free)) == 1)
     for i in range(n):
         style = split["train_styles"][i % len(split["train_styles"])]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from impasto.noise.emergence import PUBLISHED_POSITIONS
 from impasto.noise.laws import Law
 
-PAPER = 128 * 128  # latent positions of 1024 px, where the published numbers were found
 MUCH, LITTLE = 40.0, 0.1  # s^2 n; sigma .05 and .0025 at 128^2
 HIGH = -4.0  # median log-SNR, at 128^2, below which a law trains mostly on high noise
 
@@ -36,15 +36,15 @@ def warn(scale: float, law: Law, positions: int) -> None:
     if not scale:
         return
     if added < LITTLE:
-        same = scale * math.sqrt(PAPER / positions)
+        same = scale * math.sqrt(PUBLISHED_POSITIONS / positions)
         warnings.warn(
             f"offset_noise {scale:g} has next to no effect: it adds {added:.1%} to what the mean of {positions} latent "
             f"positions varies anyway; what it is at 1024 px would be {same:.2g} here",
             stacklevel=2,
         )
-    median = law.quantile(torch.tensor(0.5, dtype=torch.float64)).item() - math.log(PAPER / positions)
+    median = law.quantile(torch.tensor(0.5, dtype=torch.float64)).item() - math.log(PUBLISHED_POSITIONS / positions)
     if added > MUCH and median < HIGH:
-        advised = 0.01 * math.sqrt(PAPER / positions)
+        advised = 0.01 * math.sqrt(PUBLISHED_POSITIONS / positions)
         warnings.warn(
             f"offset_noise {scale:g} is much beside a noise law of high noise: there a picture is little more than its "
             f"mean colour, which the offset hides, and pictures are drawn from noise without one; {advised:.2g} is the "

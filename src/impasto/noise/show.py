@@ -18,12 +18,13 @@ from PIL import Image, ImageDraw
 from impasto import families
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
-from impasto.noise.laws import Law, Truncated, within
+from impasto.noise.emergence import matched
+from impasto.noise.laws import PARAMETERS, Law, Truncated, within
 from impasto.noise.schedule import RectifiedFlow
 from impasto.paths import atomic
-from impasto.plan import HIGH, LOW, histogram, noise_law, positions
+from impasto.plan import HIGH, LOW, bars, histogram, noise_law, positions
 
-PUBLISHED, PAPER = -6.52, 128 * 128
+PUBLISHED = -6.52
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 POINTS = 20_000
 
@@ -55,7 +56,7 @@ class LawFlags:
 
     def config(self) -> TrainConfig:
         """What `train` would make of these flags. Raises UserError."""
-        keys = ("noise", "noise_mean", "noise_std", "noise_shift", "noise_low", "noise_high", "offset_noise", "size")
+        keys = ("noise", *(f"noise_{name}" for name in PARAMETERS), "offset_noise", "size")
         given = {key: getattr(self, key) for key in keys}
         return resolve(self.recipe, self.base, **{key: value for key, value in given.items() if value is not None})
 
@@ -83,11 +84,12 @@ def band(config: TrainConfig, calibration: Path | None, latents: int) -> Band:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{str(file)!r} is no calibration.json of `impasto noise calibrate`") from None
         return Band(low, high, f"10 to 90 % of the style decided, measured at {at} ({file})")
-    moved = math.log(PAPER / latents)
+    high = matched(PUBLISHED, latents)
+    moved = high - PUBLISHED
     said = f"published for FLUX at 1024 px: below {PUBLISHED}"
     if moved:
         said += f"; moved by {moved:+.2f} to {latents:,} latents, by SD3's rule: `impasto noise calibrate` measures it"
-    return Band(-math.inf, PUBLISHED + moved, said)
+    return Band(-math.inf, high, said)
 
 
 def show(config: TrainConfig, calibration: Path | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -138,8 +140,6 @@ def by_time(quantiles: dict[str, float]) -> dict[str, float]:
 
 def text(result: dict[str, Any]) -> str:
     """For a person: the histogram with the band marked, and the numbers."""
-    from impasto.plan import bars
-
     where, t = result["style_band"], result["sigma"]
     span = (-math.inf if where["low"] is None else where["low"], where["high"])
     named = ", ".join(f"{key} {value}" for key, value in result["law"].items())

@@ -111,7 +111,9 @@ def train_clip(
         ema.load_state_dict(text, strict=False)
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    moved = [name for name, p in model.named_parameters() if p.requires_grad]
+    trained = [model.get_parameter(name) for name in moved]
+    averages = [ema.get_parameter(name) for name in moved]  # of what moves: a locked tower keeps every bit, also a -0
     decayed = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -139,7 +141,7 @@ def train_clip(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             hits.append(float(hit))
-            ema_update(ema.parameters(), model.parameters(), min(0.998, (1 + step) / (10 + step)))
+            ema_update(averages, trained, min(0.998, (1 + step) / (10 + step)))
             if step % 50 == 0:
                 row = {"step": step, "minutes": round(clock.seconds / 60, 2), "samples": step * batch}
                 row |= {"loss": round(float(loss.detach()), 3), "hit": round(float(np.mean(hits[-50:])), 3)}

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import CLIPConfig, CLIPTextModelWithProjection
 
 from impasto.paths import atomic
@@ -33,7 +32,7 @@ def write_text(tower: CLIPTextModelWithProjection, clip: Path, out: Path) -> Non
     The card then says that the image tower is still that of before.
     """
     stored = load_file(clip / "model.safetensors")
-    own = {name: positive_zeros(value.detach().half().cpu()) for name, value in tower.state_dict().items()}
+    own = {name: value.detach().half().cpu().contiguous() for name, value in tower.state_dict().items()}
     text = {name: value for name, value in own.items() if not name.endswith("position_ids")}
     if unknown := set(text) - set(stored):
         raise ValueError(f"{clip} has no {sorted(unknown)[:3]}")
@@ -44,8 +43,3 @@ def write_text(tower: CLIPTextModelWithProjection, clip: Path, out: Path) -> Non
     with atomic(out / "card.json") as path:
         card = {"name": "small CLIP", "text_tower": "trained along with a base", "image_tower": "of before: stale"}
         path.write_text(json.dumps(card, indent=1))
-
-
-def positive_zeros(x: Tensor) -> Tensor:
-    """x without -0: what is too small for fp16 may have a sign, which averaging loses, and a base's hash with it."""
-    return torch.where(x == 0, torch.zeros_like(x), x).contiguous()

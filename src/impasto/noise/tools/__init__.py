@@ -157,6 +157,12 @@ def uniform_in_time(law: Law, tool: str) -> None:
         raise UserError(f"{tool} draws the time of SD 1.5 and SDXL uniformly: it has no counterpart of {law}")
 
 
+def no_counterpart(scheme: str) -> UserError:
+    """For a weighting_scheme of diffusers' scripts, whose names kohya's took over, that no law of ours has."""
+    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
+    return UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+
+
 def words(law: Law) -> str:
     if isinstance(law, StyleFriendly | LogitNormal):
         m, s = logit(law, "")

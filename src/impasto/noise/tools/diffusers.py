@@ -11,7 +11,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.noise.laws import Law, Uniform
-from impasto.noise.tools import Given, Situation, logit, uniform_in_time
+from impasto.noise.tools import Given, Situation, logit, no_counterpart, uniform_in_time
 
 SOURCE = (
     "huggingface/diffusers 58eb52c0, examples/dreambooth/train_dreambooth_lora_flux.py 1766-1776, "
@@ -51,8 +51,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         }
     if scheme == "none":
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
-    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
-    raise UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+    raise no_counterpart(scheme)
 
 
 def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.noise.laws import Law, Uniform
-from impasto.noise.tools import Given, Situation, logit, uniform_in_time
+from impasto.noise.tools import Given, Situation, logit, no_counterpart, uniform_in_time
 
 SOURCE = (
     "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-530, library/sd3_train_utils.py 877-945, "
@@ -80,8 +80,7 @@ def drawn(given: Given, shift: float, sign: int) -> dict[str, Any]:
         return {"noise": "logit-normal", "noise_mean": mean + 0.0, "noise_std": std, "noise_shift": shift}
     if scheme in ("uniform", "none"):
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
-    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
-    raise UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+    raise no_counterpart(scheme)
 
 
 def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
