@@ -180,7 +180,7 @@ def demo(args: list[str]) -> Result:
 
 
 def reproduce(args: list[str]) -> Result:
-    """The claims of a paper, put to the test: runs, scores, verdicts, a page."""
+    """Claims put to the test, a paper's or our own: runs, scores, verdicts, a page."""
 
     def reproduce(
         group: Annotated[str, tyro.conf.Positional] = "style-friendly",
@@ -202,7 +202,7 @@ def reproduce(args: list[str]) -> Result:
         """Run what the claims need and is not there yet; write claims.json and the page. See docs/reproduce.md.
 
         Args:
-            group: The claims: style-friendly.
+            group: The claims: style-friendly, or calibration (docs/noise-calibration.md).
             cells: smoke (3 styles x 1 reference x 1 seed, decides nothing) or full (3 x 3 x 3).
             claim: A claim by its id, S1; may be given several times. All when not given.
             base: Base model.

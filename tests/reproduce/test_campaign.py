@@ -45,7 +45,7 @@ CLAIMS = (
 def tiny_group(monkeypatch):
     """A group "tiny" of three claims."""
     group = types.ModuleType("tiny_group")
-    group.ARMS, group.CLAIMS, group.arms = ARMS, CLAIMS, lambda base_hash, calibration, world: ARMS
+    group.ARMS, group.CLAIMS, group.arms = ARMS, CLAIMS, lambda *_: ARMS
     monkeypatch.setitem(sys.modules, "tiny_group", group)
     monkeypatch.setitem(module.GROUPS, "tiny", "tiny_group")
 
@@ -276,7 +276,7 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
         "no": Arm("c", how="plain", where="known"),
     }
     claim = Claim("T1", "early", {"f": "g"}, (Reading("as published", (more("only", "first"),)),), shown=("no",))
-    sys.modules["tiny_group"].arms = lambda base_hash, calibration, world: arms
+    sys.modules["tiny_group"].arms = lambda *_: arms
     sys.modules["tiny_group"].CLAIMS = (claim,)
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), known=1, concepts=2)
     result, _ = go(tiny_sd3, tmp_path, world)
@@ -313,10 +313,9 @@ def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")
 def test_style_aligned_for_real(tiny_sd3, tmp_path):
-    pytest.importorskip("impasto.guidance.style_aligned")
     arms = {"aligned": style_friendly.ARMS["style-aligned"], "prompt": ARMS["prompt"]}
     claim = Claim("T1", "aligned", {"f": "g"}, (Reading("as published", (more("aligned", "prompt"),)),))
-    sys.modules["tiny_group"].arms = lambda base_hash, calibration, world: arms
+    sys.modules["tiny_group"].arms = lambda *_: arms
     sys.modules["tiny_group"].CLAIMS = (claim,)
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), styles=1, concepts=2)
     result, _ = go(tiny_sd3, tmp_path, world)

@@ -4,7 +4,7 @@ claims.py       what a claim is, and the rule          statistics.py    paired t
 campaign.py     which cells are missing, and on        fan.py           here, or over Ray
 cells.py        keys and files                         runner.py        train -> generate -> scores
 small_world.py  held-out styles and the judges         paper.py         the paper's own protocol
-page.py         claims.json, page, pictures            style_friendly.py  the claims of one paper
+page.py         claims.json, page, pictures            style_friendly.py, calibration.py  claims
 """
 
 from impasto.reproduce.campaign import reproduce

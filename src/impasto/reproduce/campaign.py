@@ -6,8 +6,9 @@ The same command goes on where it was stopped: a cell that has its file is not r
 A campaign is of one base, by the hash of its weights; cells of another are told of and left alone.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from impasto.reproduce.runner import Place, World, run_cell, whole_spec
 from impasto.reproduce.small_world import SmallWorld
 from impasto.runfolder import writable_folder
 
-GROUPS = {"style-friendly": "impasto.reproduce.style_friendly"}
+GROUPS = {"style-friendly": "impasto.reproduce.style_friendly", "calibration": "impasto.reproduce.calibration"}
 """Groups of claims, one file each."""
 PROTOCOLS = ("small-world", "paper")
 ROUGH = {"mini-sd3": {"train": (45.0, 0.8), "other": (5.0, 0.8)}}
@@ -36,7 +37,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Campaign:
-    """A group of claims on one base: its arms, those that are left out and why, and where its cells lie."""
+    """A group of claims on one base: its arms, those that are left out and why, where its cells lie, and those that
+    are there, {key: content}."""
 
     group: str
     claims: tuple[Claim, ...]
@@ -47,6 +49,7 @@ class Campaign:
     place: Place
     family: Family
     out: Path
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cells(self, claims: Sequence[Claim], size: str) -> list[Cell]:
         """The cells that these claims need, each once, arm by arm."""
@@ -85,13 +88,13 @@ def reproduce(
     paper.py); world: one that is made already. told: called with lines for a person. Raises UserError on bad input.
     """
     world = world or world_of(protocol, references, clip, dino)
-    campaign = prepare(group, base, out, calibration, device, precision, world)
+    campaign = prepare(group, base, out, calibration, device, precision, world, told)
     chosen = choose(campaign.claims, claim)
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
     if cells not in campaign.world.sizes:
         raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(campaign.world.sizes))}")
-    known = read_known(campaign, told)
+    known = campaign.known
     wanted = campaign.cells(chosen, cells)
     missing = [cell for cell in wanted if cell.key not in known]
     for arm in dict.fromkeys(arm for one in chosen for arm in one.arms if arm in campaign.left_out):
@@ -104,8 +107,8 @@ def reproduce(
         arms = {arm: sum(cell.arm == arm for cell in missing) for arm in dict.fromkeys(cell.arm for cell in wanted)}
         return about | {"to_run": len(missing), "arms": arms}
     writable_folder(campaign.out / "cells", campaign.out)
-    failed = run(campaign, missing, known, workers, cluster, progress)
-    result = write_page(campaign, known)
+    failed = run(campaign, missing, workers, cluster, progress)
+    result = write_page(campaign)
     verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
     return about | {"run": len(missing) - len(failed), "failed": failed, "verdicts": verdicts}
 
@@ -118,15 +121,18 @@ def prepare(
     device: str = "auto",
     precision: str = "auto",
     world: World | None = None,
+    told: Callable[[str], None] = print,
 ) -> Campaign:
-    """The campaign of a group on a base. Raises UserError on an unknown group or base."""
+    """The campaign of a group on a base. Raises UserError on an unknown group or base, or a broken cell."""
     if group not in GROUPS:
         raise UserError(f"unknown group of claims {group!r}: {nearest(group, list(GROUPS))}")
     module = import_module(GROUPS[group])
     place = Place(base, device, precision)
     family = place.family()
     world = world or SmallWorld()
-    arms: dict[str, Arm] = module.arms(family.hash, calibration, world.name)
+    out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
+    known = read_known(out / "cells", family.hash, told)
+    arms: dict[str, Arm] = module.arms(family.hash, calibration, world.name, known)
     left_out, specs = {}, {}
     for name, arm in arms.items():
         try:
@@ -134,8 +140,7 @@ def prepare(
         except UserError as error:
             left_out[name] = str(error)
     claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
-    out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
-    return Campaign(group, claims, arms, left_out, specs, world, place, family, out)
+    return Campaign(group, claims, arms, left_out, specs, world, place, family, out, known)
 
 
 def world_of(protocol: str, folder: Path | None, clip: str | None, dino: str | None) -> World:
@@ -160,26 +165,29 @@ def choose(claims: Sequence[Claim], ids: Sequence[str]) -> list[Claim]:
     return [claim for claim in claims if claim.id in ids or not ids]
 
 
-def read_known(campaign: Campaign, told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def read_known(folder: Path, base_hash: str, told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """The cells of this base; a line about those of others. Raises UserError on a broken one."""
-    found = store.read_all(campaign.out / "cells")
-    own = {key: cell for key, cell in found.items() if cell["spec"].get("base") == campaign.family.hash}
+    found = store.read_all(folder)
+    own = {key: cell for key, cell in found.items() if cell["spec"].get("base") == base_hash}
     others: dict[str, int] = {}
     for key in found.keys() - own.keys():
         base = str(found[key]["spec"].get("base"))[:12]
         others[base] = others.get(base, 0) + 1
     for base, count in sorted(others.items()):
-        told(f"{count} cells of another base ({base}, not {campaign.family.hash[:12]}) are not used")
+        told(f"{count} cells of another base ({base}, not {base_hash[:12]}) are not used")
     return own
 
 
 def estimate(missing: Sequence[Cell], known: Mapping[str, Mapping[str, Any]], base: str, workers: int) -> float | None:
     """Minutes that the missing cells take: by the mean of timed cells of the same kind with as many prompts, else by
     what was measured on mini-sd3; None when there is neither."""
-    total = 0.0
+    total, seconds = 0.0, defaultdict[tuple[str, int], list[float]](list)
+    for content in known.values():
+        if "seconds" in content:
+            seconds[load_of(content["spec"])].append(content["seconds"])
     for cell in missing:
-        timed = [c["seconds"] for c in known.values() if load_of(c["spec"]) == load_of(cell.spec) and "seconds" in c]
         kind, prompts = load_of(cell.spec)
+        timed = seconds.get((kind, prompts))
         if not timed and base not in ROUGH:
             return None
         total += sum(timed) / len(timed) if timed else ROUGH[base][kind][0] + prompts * ROUGH[base][kind][1]
@@ -194,12 +202,11 @@ def load_of(spec: Mapping[str, Any]) -> tuple[str, int]:
 def run(
     campaign: Campaign,
     missing: Sequence[Cell],
-    known: dict[str, dict[str, Any]],
     workers: int,
     cluster: str | None,
     progress: Progress | None,
 ) -> list[str]:
-    """Run the missing cells, each written as soon as it is done, `known` filled in; returns those that failed."""
+    """Run the missing cells, each written as soon as it is done and known from then on; returns those that failed."""
     failed: list[str] = []
     results = fan(run_cell, missing, (campaign.world, campaign.place), workers, cluster)
     done = 0
@@ -208,8 +215,7 @@ def run(
             if isinstance(result, str):
                 failed.append(f"{cell.name}: {result}")
             else:
-                store.write(campaign.out / "cells", cell, result)
-                known[cell.key] = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
+                campaign.known[cell.key] = store.write(campaign.out / "cells", cell, result)
             if progress:
                 note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
                 progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")

@@ -92,13 +92,12 @@ def stated(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, cell: Cell, result: Mapping[str, Any]) -> Path:
-    """Write the cell's file, atomically. result: scores and what they were measured with."""
-    path = folder / f"{cell.name}.json"
+def write(folder: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the cell's file, atomically; returns its content. result: scores and what they were measured with."""
     content = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
-    with atomic(path) as temporary:
+    with atomic(folder / f"{cell.name}.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return content
 
 
 def read_all(folder: Path) -> dict[str, dict[str, Any]]:

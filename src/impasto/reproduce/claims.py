@@ -33,15 +33,16 @@ class Arm:
     """One way to come to pictures in a style.
 
     settings: what it changes in the recipe `style-friendly`, keys of TrainConfig. how: "train", or a generator that
-    trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw)
-    or "known" (no reference). needs: a kind of layers that the base must have. absent: why it cannot be run, if so.
+    trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw),
+    "known" (no reference), "secondary" (styles kept for choosing) or "fresh" (as heldout, other references and seeds).
+    needs: a kind of layers that the base must have. absent: why it cannot be run, if so.
     """
 
     what: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     how: str = "train"
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: Literal["heldout", "known"] = "heldout"
+    where: Literal["heldout", "known", "secondary", "fresh"] = "heldout"
     needs: str = ""
     absent: str = ""
 

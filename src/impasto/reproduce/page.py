@@ -20,15 +20,14 @@ from impasto.reproduce.claims import RULE, Claim, judge
 if TYPE_CHECKING:
     from impasto.reproduce.campaign import Campaign
 
-Known = Mapping[str, Mapping[str, Any]]
 Entry = dict[str, Any]
 GATE = {"concept_top5": 0.7, "style_share": 0.9}
 """What a base has to reach in its card before its verdicts say much (issue 3)."""
 
 
-def write_page(campaign: "Campaign", known: Known) -> list[Entry]:
+def write_page(campaign: "Campaign") -> list[Entry]:
     """Write claims.json, README.md and the pictures into `campaign.out`; returns the entries of claims.json."""
-    entries = [assess(campaign, claim, known) for claim in campaign.claims]
+    entries = [assess(campaign, claim) for claim in campaign.claims]
     out = campaign.out
     save(out / "claims.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     pictures: dict[str, list[str]] = {}
@@ -43,7 +42,7 @@ def write_page(campaign: "Campaign", known: Known) -> list[Entry]:
             name = f"effects-{slug(reading)}.svg"
             save(out / "pictures" / name, drawing)
             pictures.setdefault("", []).append(name)
-    save(out / "README.md", page(campaign, entries, known, pictures))
+    save(out / "README.md", page(campaign, entries, pictures))
     return entries
 
 
@@ -53,14 +52,18 @@ def save(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def assess(campaign: "Campaign", claim: Claim, known: Known) -> Entry:
+def assess(campaign: "Campaign", claim: Claim) -> Entry:
     """The claim's entry in claims.json, by its full cells where they are all there."""
+    known = campaign.known
     sizes = {size: campaign.cells([claim], size) for size in campaign.world.sizes if campaign.world.ready(size)}
     there = {size: [known[c.key] for c in cells if c.key in known] for size, cells in sizes.items()}
     complete = [size for size in sizes if sizes[size] and len(there[size]) == len(sizes[size])]
     size = complete[-1] if complete else max(sizes, key=lambda size: len(there[size]))
     cells = there[size]
-    arms = {arm: [c for c in cells if c["arm"] == arm] for arm in claim.arms}
+    arms = {  # by key: two arms that come to the same settings share their cells
+        arm: [known[c.key] for c in campaign.cells_of(arm, size) if c.key in known] if arm in campaign.specs else []
+        for arm in claim.arms
+    }
     measures = campaign.world.measures
     scores = {
         role: {arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]} for arm, own in arms.items()}
@@ -98,10 +101,10 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return told
 
 
-def page(campaign: "Campaign", entries: Sequence[Entry], known: Known, pictures: Mapping[str, list[str]]) -> str:
+def page(campaign: "Campaign", entries: Sequence[Entry], pictures: Mapping[str, list[str]]) -> str:
     """README.md."""
     world = campaign.world
-    versions = sorted({f"{n} {v}" for c in known.values() for n, v in c.get("versions", {}).items()})
+    versions = sorted({f"{n} {v}" for c in campaign.known.values() for n, v in c.get("versions", {}).items()})
     parts = [
         f"# {campaign.group}: the claims, put to the test",
         f"`impasto reproduce {campaign.group} --base {campaign.place.base}`: written by that command from the cells in "
@@ -199,7 +202,9 @@ def section(campaign: "Campaign", entry: Entry, pictures: Sequence[str]) -> str:
 
 
 def paper_table(paper: Mapping[str, Any]) -> str:
-    """The paper's own numbers, DINO / CLIP-I / CLIP-T where nothing else is said."""
+    """The paper's own numbers, DINO / CLIP-I / CLIP-T where nothing else is said; "" for a claim of our own."""
+    if not paper:
+        return ""
     if any(isinstance(row, str) for row in paper.values()):
         return "\n".join(f"The paper, {name}: {row}.  " for name, row in paper.items())
     columns = list(dict.fromkeys(column for row in paper.values() for column in row))

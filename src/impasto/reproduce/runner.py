@@ -23,6 +23,7 @@ from impasto.errors import UserError
 from impasto.families.base import Family, quiet
 from impasto.generate import Sampling, generate, save_png
 from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.guidance.style_aligned import Sharing, StyleAligned
 from impasto.paths import atomic, cache_dir
 from impasto.reproduce.cells import VERSION, Cell
 from impasto.reproduce.claims import Measure, Unit
@@ -61,7 +62,7 @@ class World(Protocol):
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         """The pairs of a size, each with its part of the spec (reference, caption, prompts, seed).
 
-        where: "heldout" (styles that the base never saw) or "known" (no reference: styles that it knows).
+        where: as `claims.Arm.where` says.
         """
         ...
 
@@ -224,11 +225,9 @@ def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: P
 
 def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """StyleAligned: the reference lends its attention, nothing is trained."""
-    from impasto.guidance import style_aligned
-
     assert reference is not None
-    sharing = style_aligned.Sharing(shift=spec["arm"]["shift"])
-    return spec["prompts"], {"aligned": style_aligned.StyleAligned(reference, spec["caption"], sharing)}
+    sharing = Sharing(shift=spec["arm"]["shift"])
+    return spec["prompts"], {"aligned": StyleAligned(reference, spec["caption"], sharing)}
 
 
 HOW = {

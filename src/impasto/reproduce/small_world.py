@@ -5,10 +5,12 @@
 
 References are reference concepts of the packaged slice at equal distances, prompts "{label}, {style description}", as
 in the demo. Claims about the base alone (prompt switching) are tested on styles that it knows: 3 x 1 seed, or 6 x 3.
+What is chosen is chosen on the 4 secondary held-out styles and concepts that are neither evaluation nor reference
+concepts, x 1 or 2 references, and then tried on fresh references and seeds of the primary styles, as many as above.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.artworld import load_meta, load_slice
+from impasto.artworld import concept_index, free_concepts, load_meta, load_slice, style_index
+from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.errors import UserError, nearest
 from impasto.evaluate import Encoder, evaluate, load_encoder
@@ -26,6 +29,9 @@ from impasto.reproduce.claims import Measure, Unit
 
 CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 """References, seeds, evaluation concepts."""
+SECONDARY = {"smoke": (1, 1, 12), "full": (2, 1, 24)}
+"""The same of the secondary styles, with other concepts."""
+FRESH = 100  # first of the seeds that only fresh units have
 KNOWN = ("twemoji", "openmoji", "openmoji-black", "noto-v1", "fluent-emoji-high-contrast", "emojione-v1")
 """Train styles of the base's own grid (pretrain/score.py); smoke cells take the first three."""
 MEASURES = {
@@ -40,13 +46,14 @@ METRICS = (
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """See `runner.World`. judges, encoder: the packaged ones when None. styles, known, concepts: fewer."""
+    """See `runner.World`. judges, encoder: the packaged ones when None. styles, secondary, known, concepts: fewer."""
 
     name: str = "small-world"
     measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
     judges: Any = None
     encoder: Any = None
     styles: int = 3
+    secondary: int = 4
     known: int = len(KNOWN)
     concepts: int | None = None
     sizes = ("smoke", "full")
@@ -62,7 +69,8 @@ class SmallWorld:
             "Small world: one reference of a held-out style that the base never saw (fluent-emoji-3d, "
             "streamline-emojis, unifont), evaluation concepts drawn in it, scored by the judges. `smoke`: 3 styles "
             "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use "
-            "styles that it knows. How: [reproduce.md](../../reproduce.md)."
+            "styles that it knows; what is chosen is chosen on four other held-out styles and other concepts. "
+            "How: [reproduce.md](../../reproduce.md)."
         )
 
     def ready(self, cells: str) -> bool:
@@ -72,11 +80,20 @@ class SmallWorld:
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         if cells not in CELLS:
             raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(CELLS))}")
-        references, seeds, concepts = CELLS[cells]
-        concepts = self.concepts or concepts
+        references, seeds, concepts = (SECONDARY if where == "secondary" else CELLS)[cells]
+        concepts, split = self.concepts or concepts, load_meta()["split"]
         if where == "known":
             return known_units(KNOWN[: min(self.known, 3 if cells == "smoke" else len(KNOWN))], seeds, concepts)
-        return heldout_units(self.styles, references, seeds, concepts)
+        if where == "secondary":
+            asked = {style: free_concepts() for style in split["secondary_styles"][: self.secondary]}
+            return heldout_units(asked, references, range(seeds), concepts)
+        asked = {
+            style: [c for c in split["evaluation_concepts"] if c in drawn_in(style)]
+            for style in split["primary_styles"][: self.styles]
+        }
+        if where == "fresh":
+            return heldout_units(asked, references, range(FRESH, FRESH + seeds), concepts, fresh=True)
+        return heldout_units(asked, references, range(seeds), concepts)
 
     def instruments(self) -> dict[str, Any]:
         judges = self._judges()
@@ -101,18 +118,23 @@ class SmallWorld:
         return packaged_judges() if self.judges is None else self.judges
 
 
-def heldout_units(styles: int, references: int, seeds: int, concepts: int) -> dict[Unit, dict[str, Any]]:
-    """Primary held-out styles x references x seeds."""
+def heldout_units(
+    asked: Mapping[int, Sequence[int]], references: int, seeds: Iterable[int], n: int, fresh: bool = False
+) -> dict[Unit, dict[str, Any]]:
+    """Held-out styles x references x seeds, the prompts with n of the concepts of the style. asked: {style: concepts}.
+    fresh: with none of the references that the other units have."""
     meta, units = load_meta(), {}
-    for style in meta["split"]["primary_styles"][:styles]:
-        drawn = drawn_in(style)
-        known = [c for c in meta["split"]["reference_concepts"] if c in drawn]
-        asked = spread([c for c in meta["split"]["evaluation_concepts"] if c in drawn], concepts)
-        for concept in spread(known, max(r for r, _, _ in CELLS.values()))[:references]:
-            for seed in range(seeds):
-                unit = unit_of(style, asked, seed)
+    most = max(r for r, _, _ in CELLS.values())
+    for style, concepts in asked.items():
+        known = [c for c in meta["split"]["reference_concepts"] if c in drawn_in(style)]
+        chosen = spread(known, most)
+        if fresh:
+            chosen = spread([c for c in known if c not in chosen], most)
+        for concept in chosen[:references]:
+            for seed in seeds:
+                unit = unit_of(style, spread(concepts, n), seed)
                 label = meta["concepts"][concept]["label"]
-                unit |= {"reference": label, "caption": f"{label}, {words(style)}"}
+                unit |= {"reference": label, "caption": prompt(label, words(style))}
                 unit["reference_sha256"] = picture_hash(unit["style"], label)
                 units[f"{unit['style']}, {label}, {seed}"] = unit
     return units
@@ -121,7 +143,7 @@ def heldout_units(styles: int, references: int, seeds: int, concepts: int) -> di
 def known_units(styles: Sequence[str], seeds: int, concepts: int) -> dict[Unit, dict[str, Any]]:
     """Styles that the base knows x seeds; no reference. plain: the prompts without the style."""
     meta = load_meta()
-    ids = [meta["style_names"].index(style) for style in styles]
+    ids = [style_index(style) for style in styles]
     asked = spread(meta["split"]["evaluation_concepts"], concepts)
     return {
         f"{meta['style_names'][style]}, {seed}": unit_of(style, asked, seed)
@@ -134,7 +156,7 @@ def known_units(styles: Sequence[str], seeds: int, concepts: int) -> dict[Unit, 
 def unit_of(style: int, asked: Sequence[int], seed: int) -> dict[str, Any]:
     """What all units state."""
     meta = load_meta()
-    prompts = [f"{meta['concepts'][c]['label']}, {words(style)}" for c in asked]
+    prompts = [prompt(meta["concepts"][c]["label"], words(style)) for c in asked]
     return {"style": meta["style_names"][style], "prompts": prompts, "seed": seed}
 
 
@@ -159,9 +181,8 @@ def drawn_in(style: int) -> frozenset[int]:
 @cache
 def picture(style: str, label: str) -> Image.Image:
     """A true picture of the slice."""
-    meta = load_meta()
-    concept = next(i for i, c in enumerate(meta["concepts"]) if c["label"] == label)
-    return true_pictures(meta["style_names"].index(style), [concept])[concept]
+    concept = concept_index(label)
+    return true_pictures(style_index(style), [concept])[concept]
 
 
 @cache

@@ -9,12 +9,13 @@ moved by +4.16. Each reading has its own verdict; the claim's is that of the fir
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from impasto.errors import UserError
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less
 
-SHIFT = 4.16  # log(128^2 / 16^2)
 SD3 = {"noise": "sd3", "noise_mean": 0.0, "noise_std": 1.0, "noise_shift": 3.0}
 IMAGE_ONLY = {"targets": ("image_stream",)}
 
@@ -57,12 +58,10 @@ E12; it prints -6.52); moved by +4.16 these are -4.73 and -2.38."""
 OMITTED = {f"omitted below {at:g}": at for at in LEVELS}
 ONLY = {f"only below {at:g}": at for at in LEVELS}
 MATCHED, MATCHED_SD3 = law(-1.84), law(1.96)
-MEANS = {f"mu {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
+MU = {"style-friendly" if mean == -6 else f"mu {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
 STDS = (0.4, 1.0, 2.0, 3.0, 4.0)
 SIGMAS = {"style-friendly" if std == 2 else f"sigma {std:g}": std for std in STDS}
 SIGMAS_MATCHED = {"matched" if std == 2 else f"matched, sigma {std:g}": std for std in STDS}
-NAMES = {"mu -6": "style-friendly"}
-MU = {NAMES.get(name, name): mean for name, mean in MEANS.items()}
 
 ARMS: dict[str, Arm] = {
     "prompt": Arm("the base alone, the style in words", how="prompt"),
@@ -101,10 +100,10 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def arms(base_hash: str, calibration: Path | None, world: str = "small-world") -> dict[str, Arm]:
+def arms(base_hash: str, calibration: Path | None, world: str, known: Mapping[str, Any]) -> dict[str, Arm]:
     """ARMS, with the law of a calibration file in the calibrated arm; on the paper's own bases nothing is matched.
 
-    Raises UserError when the calibration is another base's.
+    known: the cells that are there; nothing here depends on them. Raises UserError when the calibration is another's.
     """
     own = ARMS if calibration is None else ARMS | {"calibrated": calibrated(calibration, base_hash)}
     if world == "small-world":

@@ -1,0 +1,99 @@
+"""The law that `impasto noise calibrate` proposes, against the best of a sweep: claims of our own.
+
+    sweep        laws log-SNR ~ N(mean, std^2), tried on the secondary held-out styles, with concepts that are neither
+                 evaluation nor reference concepts
+    the best     of them, by the harmonic mean of style accuracy and concept top-5
+    calibrated   the proposal of a calibration file, which no training went into
+    the test     both on the primary held-out styles, with references and seeds that nothing else has used
+
+The rule from the curve to the law (noise/emergence.py) may be fitted to the sweep; then it is tested once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from impasto.errors import UserError
+from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls
+from impasto.reproduce.style_friendly import calibrated, law, normal
+
+Known = Mapping[str, Mapping[str, Any]]
+"""Cells that are there, {key: content}."""
+STD = 2.0
+MEANS = {f"mean {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
+STDS = {f"mean {mean:+g}, std {std:g}": (float(mean), float(std)) for mean in (-4, -2, 0) for std in (1, 3)}
+SWEEP = {name: (mean, STD) for name, mean in MEANS.items()} | STDS
+CALIBRATED, BEST = "calibrated", "best of the sweep"
+GAIN = {CALIBRATED: 1.0, BEST: -1.0}
+
+ARMS: dict[str, Arm] = {
+    **{name: Arm(f"log-SNR ~ N({m:g}, {s:g}²)", law(m, s), where="secondary") for name, (m, s) in SWEEP.items()},
+    CALIBRATED: Arm("the law of a calibration", where="fresh", absent="no calibration was given (--calibration)"),
+    BEST: Arm("the best law of the sweep", where="fresh", absent="the sweep (C1) is not complete"),
+}
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "C1",
+        "How well one picture becomes a style depends on the mean of the noise law: style falls from -4 to 4.",
+        {},
+        (
+            Reading(
+                "on the secondary styles",
+                (falls({name: MEANS[name] for name in list(MEANS)[2:]}, "style falls from mean -4 to 4"),),
+            ),
+        ),
+        shown=tuple(STDS),
+        curves={"mean log-SNR": MEANS},
+    ),
+    Claim(
+        "C2",
+        "The law that calibration proposes is as good as the best of the sweep: at most .03 of style accuracy and .05 "
+        "of concept top-5 below it.",
+        {},
+        (
+            Reading(
+                "on the primary styles, fresh references and seeds",
+                (
+                    Compare(f"{CALIBRATED} loses at most .03 of style", GAIN, "style", -0.6, -0.6),
+                    Compare(f"{CALIBRATED} loses at most .05 of text", GAIN, "text", -1.0, -1.0),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def arms(base_hash: str, calibration: Path | None, world: str, known: Known) -> dict[str, Arm]:
+    """ARMS, with the law of a calibration file and the best law of the sweep's cells among `known`, {key: content}.
+
+    Raises UserError when the calibration is another base's, and on a world that has no styles to choose on.
+    """
+    if world != "small-world":
+        raise UserError("the claims about calibration are those of the small world: leave out --protocol")
+    own = dict(ARMS)
+    if calibration is not None:
+        own[CALIBRATED] = replace(calibrated(calibration, base_hash), where="fresh")
+    if name := best(known):
+        own[BEST] = replace(normal(*SWEEP[name], what=f"the best of the sweep: {ARMS[name].what}"), where="fresh")
+    return own
+
+
+def best(known: Known) -> str | None:
+    """The law of the sweep with the largest harmonic mean of style accuracy and concept top-5, each the mean over the
+    pairs; None as long as a mean is missing. Full cells count where there are any, and laws with all of the pairs."""
+    cells = [content for content in known.values() if content["arm"] in SWEEP]
+    most = max((len(c["spec"]["prompts"]) for c in cells), default=0)
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for c in cells:
+        if len(c["spec"]["prompts"]) == most:
+            scores = c["scores"]["style_accuracy"], c["scores"]["concept_top5"]
+            found.setdefault(c["arm"], {})[c["unit"]] = scores
+    pairs = {unit for own in found.values() for unit in own}
+    whole = {name: np.mean(list(own.values()), axis=0) for name, own in found.items() if own.keys() == pairs}
+    if not MEANS.keys() <= whole.keys():
+        return None
+    return max(whole, key=lambda name: 2 * whole[name].prod() / max(whole[name].sum(), 1e-9))

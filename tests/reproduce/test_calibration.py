@@ -1,0 +1,115 @@
+"""The claims about calibration, with a runner that invents scores: chosen on some styles, tested on others."""
+
+import json
+
+import pytest
+from fakes import FakeEncoder, FakeJudges
+
+from impasto.artworld import load_meta
+from impasto.errors import UserError
+from impasto.families import load
+from impasto.reproduce import calibration, reproduce
+from impasto.reproduce import campaign as module
+from impasto.reproduce.small_world import SmallWorld
+
+
+@pytest.fixture
+def world():
+    return SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), concepts=2)
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    """run_cell without training: the nearer a mean is to -2, the more style. Lists its cells."""
+    ran = []
+
+    def run(cell, world, place):
+        ran.append(cell)
+        mean = cell.spec["arm"]["settings"]["noise_mean"]
+        noise = 0.01 * (cell.spec["seed"] % 3 - 1) + 0.001 * len(cell.unit)
+        return {"scores": {"style_accuracy": 0.6 - 0.05 * abs(mean + 2) + noise, "concept_top5": 0.5}, "seconds": 1.0}
+
+    monkeypatch.setattr(module, "run_cell", run)
+    return ran
+
+
+def calibrated(base, folder, mean):
+    file = folder / "calibration.json"
+    told = {"base_hash": load(str(base)).hash, "proposal": {"noise_mean": mean, "noise_std": 2.0}}
+    file.write_text(json.dumps(told))
+    return file
+
+
+def go(base, out, world, claim, **more):
+    lines = []
+    told = reproduce("calibration", "full", [claim], base=str(base), out=out, world=world, told=lines.append, **more)
+    return told, lines
+
+
+@pytest.mark.parametrize(("mean", "verdict"), [(-2.3, "reproduced"), (0.0, "not reproduced"), (-2.0, "reproduced")])
+def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, world, invented, mean, verdict):
+    file = calibrated(tiny_sd3, tmp_path, mean)
+    told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
+    assert told["verdicts"] == {"C2": "undecided"} and lines == [
+        "left out: best of the sweep: the sweep (C1) is not complete"
+    ]
+    told, _ = go(tiny_sd3, tmp_path, world, "C1")
+    assert told["run"] == 13 * 4 * 2 and told["verdicts"] == {"C1": "reproduced"}
+    told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
+    assert told["verdicts"] == {"C2": verdict} and not lines
+    assert told["run"] == (0 if mean == -2.0 else 27)  # the same law is the same cells
+    meta = load_meta()
+    styles = {arm: {c.spec["style"] for c in invented if (c.arm in calibration.SWEEP) == arm} for arm in (True, False)}
+    assert styles[True] == {meta["style_names"][s] for s in meta["split"]["secondary_styles"]}
+    assert styles[False] == {meta["style_names"][s] for s in meta["split"]["primary_styles"]}
+    entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
+    assert [c["above"] for c in entry["readings"][0]["compares"]] == pytest.approx([-0.03, -0.05])
+    assert entry["arms"]["best of the sweep"]["style_accuracy"][2] == 27
+    assert "The paper" not in (tmp_path / "README.md").read_text()
+
+
+def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
+    split, meta = load_meta()["split"], load_meta()
+    known = {u["reference"]: u for u in world.units("full", "heldout").values()}
+    fresh, chosen = world.units("full", "fresh"), world.units("full", "secondary")
+    assert len(fresh) == 27 and len(chosen) == 8
+    assert not {u["reference"] for u in fresh.values()} & set(known)
+    assert not {u["seed"] for u in fresh.values()} & {u["seed"] for u in known.values()}
+    labels = {meta["concepts"][c]["label"] for k in ("evaluation_concepts", "reference_concepts") for c in split[k]}
+    prompts = {p.split(", ")[0] for u in SmallWorld().units("full", "secondary").values() for p in u["prompts"]}
+    assert len(prompts) == 24 and not prompts & labels
+    references = {u["reference"] for u in [*fresh.values(), *chosen.values()]}
+    assert references <= {meta["concepts"][c]["label"] for c in split["reference_concepts"]}
+
+
+def cells(arms, pairs=("a", "b"), prompts=24):
+    """{key: content} with the scores (style, text) of each arm in every pair."""
+    return {
+        f"{arm} {pair} {prompts}": {
+            "arm": arm,
+            "unit": pair,
+            "spec": {"prompts": ["p"] * prompts},
+            "scores": {"style_accuracy": s, "concept_top5": t},
+        }
+        for arm, (s, t) in arms.items()
+        for pair in pairs
+    }
+
+
+def test_the_best_law_balances_style_and_text():
+    scores = dict.fromkeys(calibration.MEANS, (0.4, 0.4))
+    extremes = scores | {"mean -4": (0.9, 0.1), "mean +4": (0.1, 0.9), "mean -2": (0.5, 0.45)}
+    known = cells(extremes)
+    assert calibration.best(known) == "mean -2"
+    better = {"mean -4, std 3": (0.8, 0.8)}
+    assert calibration.best(known | cells(better, pairs=("a",))) == "mean -2"  # not all pairs
+    assert calibration.best(known | cells(better)) == "mean -4, std 3"
+    assert calibration.best(known | cells(better, prompts=12)) == "mean -2"  # smoke cells beside full ones
+    assert calibration.best(cells(extremes, prompts=12)) == "mean -2"
+    assert calibration.best({key: c for key, c in known.items() if c["arm"] != "mean +4"}) is None
+    assert calibration.best({}) is None
+
+
+def test_there_is_nothing_to_choose_on_in_the_papers_world(tiny_sd3, tmp_path):
+    with pytest.raises(UserError, match="those of the small world: leave out --protocol"):
+        reproduce("calibration", base=str(tiny_sd3), out=tmp_path, protocol="paper", references=tmp_path)
