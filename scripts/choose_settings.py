@@ -1,12 +1,12 @@
-"""Learning rate, steps and guidance of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
+"""Learning rate and steps of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
 
     python scripts/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
 
 Chosen on the four *secondary* held-out styles and on core concepts that are neither evaluation nor reference concepts;
 the primary held-out styles and the evaluation concepts are never looked at. Rule: the largest mean over styles of
 2 s k / (s + k), with s = style accuracy as a share of what the judge gives the true pictures, and k = concept top-5 as
-a share of the base's on the same prompts (both at most 1). Guidance: the largest concept top-5 of the base on train
-styles. Needs the built art world (`impasto artworld build`).
+a share of the base's on the same prompts (both at most 1). Needs the built art world (`impasto artworld build`).
+Guidance is chosen before, by choose_sampling.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from PIL import Image
 from impasto.artworld import free_concepts, load, load_meta
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
-from impasto.generate import Sampling, generate
+from impasto.generate import generate
 from impasto.paths import atomic
 from impasto.pretrain.score import judge
 from impasto.train import train
@@ -29,34 +29,17 @@ from impasto.train import train
 SEED = 7
 
 
-def concepts_for(style: int | None, n: int) -> list[int]:
+def concepts_for(style: int, n: int) -> list[int]:
     """`n` core concepts, known everywhere, neither evaluation nor reference concepts, and drawn in `style`."""
-    drawn = set(load(styles=[style]).concept_id.tolist()) if style is not None else None
-    free = [c for c in free_concepts() if drawn is None or c in drawn]
+    drawn = set(load(styles=[style]).concept_id.tolist())
+    free = [c for c in free_concepts() if c in drawn]
     return [free[i * len(free) // min(n, len(free))] for i in range(min(n, len(free)))]
 
 
-def pictures(base: str, prompts: list[str], styles: tuple[str, ...] = (), guidance: float | None = None) -> np.ndarray:
+def pictures(base: str, prompts: list[str], styles: tuple[str, ...] = ()) -> np.ndarray:
     """uint8 [n, 128, 128, 3] as `impasto generate` draws them."""
-    drawn = generate(base, prompts, styles=styles, seed=SEED, sampling=Sampling(guidance=guidance))
+    drawn = generate(base, prompts, styles=styles, seed=SEED)
     return np.stack([np.asarray(image) for image, _ in drawn])
-
-
-def guidance_of(base: str, judges: Judges, values: list[float], n: int) -> dict[str, float]:
-    """Concept top-5 of the base alone, by guidance."""
-    meta = load_meta()
-    concepts, train_styles = concepts_for(None, n), meta["split"]["train_styles"]
-    styles = [train_styles[i % len(train_styles)] for i in range(len(concepts))]
-    prompts = [
-        f"{meta['concepts'][c]['label']}, {meta['styles'][s]['descriptions'][0]}"
-        for c, s in zip(concepts, styles, strict=True)
-    ]
-    return {
-        str(value): judge(judges, pictures(base, prompts, guidance=value), np.array(styles), np.array(concepts))[
-            "concept_top5"
-        ]
-        for value in values
-    }
 
 
 @cache
@@ -94,7 +77,6 @@ def main() -> None:
     parser.add_argument("--base", default="mini-sd3")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[75, 150, 300])
-    parser.add_argument("--guidance", type=float, nargs="*", default=[2.5, 4.0, 6.0])
     parser.add_argument("--styles", nargs="+", help="secondary held-out styles; all four when not given")
     parser.add_argument("--concepts", type=int, default=24)
     parser.add_argument("--out", type=Path, required=True)
@@ -104,7 +86,6 @@ def main() -> None:
     styles = args.styles or secondary
     if unknown := set(styles) - set(secondary):
         parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {secondary}")
-    result = {"base": args.base, "guidance": guidance_of(args.base, judges, args.guidance, 4 * args.concepts)}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for lr in args.lr:
@@ -119,7 +100,7 @@ def main() -> None:
                 rows.append({"lr": lr, "steps": steps, **mean, "styles": found})
                 print(json.dumps({key: value for key, value in rows[-1].items() if key != "styles"}), flush=True)
     best = max(rows, key=lambda row: row["score"])
-    result |= {"trials": rows, "chosen": {"lr": best["lr"], "steps": best["steps"]}}
+    result = {"base": args.base, "trials": rows, "chosen": {"lr": best["lr"], "steps": best["steps"]}}
     with atomic(args.out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["chosen"]))

@@ -7,7 +7,7 @@ import pytest
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
 from impasto.artworld.captions import BACKGROUNDS
-from impasto.pretrain.pool import KINDS, build_pool, visible_ground
+from impasto.pretrain.pool import KINDS, STYLELESS, Entry, build_pool, visible_ground
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,15 @@ def test_captions_name_what_is_shown(world):
         assert pool.entries[i].background in BACKGROUNDS
         corner = pool.rgb[i][0, 0].astype(int)
         assert np.abs(corner - np.array(BACKGROUNDS[pool.entries[i].background])).max() <= 1
+
+
+def test_some_captions_name_the_thing_alone():
+    rng = random.Random(0)
+    texts = [Entry("procedural", (5,), "scratched on slate").caption(rng) for _ in range(4000)]
+    assert np.mean(["slate" not in text for text in texts]) == pytest.approx(STYLELESS, abs=0.015)
+    assert load_meta()["concepts"][5]["label"] in texts
+    scenes = [Entry("scene", (5, 6), "scratched on slate").caption(rng) for _ in range(200)]
+    assert 0 < sum("slate" not in text for text in scenes) < 40
 
 
 def test_shares_are_kept(world):

@@ -18,6 +18,9 @@ from impasto.artworld.scenes import compose
 from impasto.artworld.world import over
 
 KINDS = ("plain", "ground", "procedural", "scene")
+STYLELESS = 0.08
+"""Share of captions without a word of the style: a base has to know a thing by its name alone, before words of a style
+that it never met, and where prompts are switched to or from the thing without its style."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,11 @@ class Entry:
     background: str | None = None
 
     def caption(self, rng: random.Random) -> str:
-        """One of its captions."""
+        """One of its captions, see STYLELESS."""
+        style = None if rng.random() < STYLELESS else self.style
         if self.kind == "scene":
-            return scene_caption(self.concepts, self.style, rng, self.background)
-        return caption(self.concepts[0], self.style, rng, self.background)
+            return scene_caption(self.concepts, style, rng, self.background)
+        return caption(self.concepts[0], style, rng, self.background)
 
 
 @dataclass
