@@ -332,6 +332,9 @@ class GenerateConfig:
     """Sampling steps; as the base's card says when not given."""
     guidance: float | None = None
     """Guidance scale; as the base's card says when not given."""
+    style_guidance: float | None = None
+    """Weight of what the styles add to the base's own prediction, apart from guidance: 0 is the base, more is more
+    style. Not given, the styles draw alone. See docs/style-guidance.md."""
     negative: str = ""
     """Negative prompt."""
     size: int | None = None

@@ -22,6 +22,7 @@ from impasto.adapters.metadata import quantized_base
 from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
+from impasto.guidance import style_guidance
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
 from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
 from impasto.paths import atomic
@@ -35,13 +36,17 @@ the prompt was switched, `PromptSwitch.info`."""
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. steps, guidance, size and batch as the base's card says where they are None."""
+    """How pictures are drawn. steps, guidance, size and batch as the base's card says where they are None.
+
+    style_guidance: the weight of what the styles add to the base, see `guidance.style_guidance`; None: not used.
+    """
 
     steps: int | None = None
     guidance: float | None = None
     negative: str = ""
     size: int | None = None
     batch: int | None = None
+    style_guidance: float | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -52,6 +57,7 @@ class Sampling:
             negative=self.negative,
             size=family.card["size"] if self.size is None else self.size,
             batch=card["batch"] if self.batch is None else self.batch,
+            style_guidance=self.style_guidance,
         )
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
@@ -102,6 +108,10 @@ def generate(
                 f"--style {path}:0.8",
                 stacklevel=2,
             )
+    if sampling.style_guidance is not None:
+        if aligned:
+            raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
+        style_guidance.check(sampling.style_guidance, getattr(pipe, family.part))
     about = {
         "base": base,
         "base_hash": family.hash,
@@ -159,7 +169,10 @@ def sample(
             other = join([reference.condition, *second] if reference else second)
             told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
         leading = reference.leading(2 if compared else 1) if reference else nullcontext()
-        with quiet(), leading, told as call:
+        weight, weighing = sampling.style_guidance, nullcontext()
+        if weight is not None:
+            weighing = style_guidance.guiding(getattr(pipe, family.part), weight, guidance if compared else None)
+        with quiet(), leading, weighing, told as call:
             images = pipe(
                 **call,
                 generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
@@ -174,6 +187,7 @@ def sample(
         for image, (prompt, seed) in zip(images, part, strict=True):
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
+            info |= {} if weight is None else {"style_guidance": weight}
             info |= switch.info(prompt) if switch is not None else {}
             yield image, info | about | {"version": impasto.__version__}
 
@@ -217,6 +231,7 @@ def parameters(info: Info) -> str:
     settings = {
         "Steps": info["steps"],
         "CFG scale": f"{info['guidance']:g}",
+        **({"Style guidance": f"{info['style_guidance']:g}"} if "style_guidance" in info else {}),
         "Seed": info["seed"],
         "Size": f"{info['width']}x{info['height']}",
         "Model": info["base"],
@@ -272,7 +287,9 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         raise UserError(f"count must be at least 1, not {config.count}")
     switch = read_switch(config)
     writable_folder(config.out)
-    sampling = Sampling(config.steps, config.guidance, config.negative, config.size, config.batch)
+    sampling = Sampling(
+        config.steps, config.guidance, config.negative, config.size, config.batch, config.style_guidance
+    )
     pictures = generate(
         config.base,
         prompts,
