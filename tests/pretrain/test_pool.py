@@ -7,7 +7,7 @@ import pytest
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
 from impasto.artworld.captions import BACKGROUNDS
-from impasto.pretrain.pool import KINDS, STYLELESS, Entry, build_pool, visible_ground
+from impasto.pretrain.pool import CLIPPED, KINDS, STYLELESS, Entry, build_pool, clipped, visible_ground
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,18 @@ def test_captions_name_what_is_shown(world):
 
 
 def test_some_captions_name_the_thing_alone():
-    rng = random.Random(0)
-    texts = [Entry("procedural", (5,), "scratched on slate").caption(rng) for _ in range(4000)]
-    assert np.mean(["slate" not in text for text in texts]) == pytest.approx(STYLELESS, abs=0.015)
+    rng, words = random.Random(0), "scratched on dark slate"
+    texts = [Entry("procedural", (5,), words).caption(rng) for _ in range(4000)]
+    some = [any(word in text for word in words.split()) for text in texts]
+    assert 1 - np.mean(some) == pytest.approx(STYLELESS, abs=0.015)
+    assert 1 - np.mean([words in text for text in texts]) == pytest.approx(STYLELESS + CLIPPED, abs=0.02)
     assert load_meta()["concepts"][5]["label"] in texts
-    scenes = [Entry("scene", (5, 6), "scratched on slate").caption(rng) for _ in range(200)]
-    assert 0 < sum("slate" not in text for text in scenes) < 40
+    scenes = [Entry("scene", (5, 6), words).caption(rng) for _ in range(400)]
+    assert 0.15 < np.mean([words not in text for text in scenes]) < 0.32
+    for _ in range(200):
+        part = clipped(words, rng)
+        assert part in words and 2 <= len(part.split()) < 4
+    assert clipped("two words", rng) == "two words"
 
 
 def test_shares_are_kept(world):

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.artworld import ArtWorld, load, load_meta
-from impasto.artworld.captions import BACKGROUNDS, caption, scene_caption
+from impasto.artworld.captions import BACKGROUNDS, caption, scene_caption, style_description
 from impasto.artworld.procedural import sample as procedural
 from impasto.artworld.scenes import compose
 from impasto.artworld.world import over
 
 KINDS = ("plain", "ground", "procedural", "scene")
-STYLELESS = 0.08
-"""Share of captions without a word of the style: a base has to know a thing by its name alone, before words of a style
-that it never met, and where prompts are switched to or from the thing without its style."""
+STYLELESS, CLIPPED = 0.08, 0.15
+"""Shares of captions without a word of the style, and with some of its words only. A base has to know a thing by its
+name alone, beside words of a style that it never met, and where prompts are switched to or from the thing without its
+style; and the train styles have two descriptions each, which would be learnt as one word each."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ class Entry:
     background: str | None = None
 
     def caption(self, rng: random.Random) -> str:
-        """One of its captions, see STYLELESS."""
-        style = None if rng.random() < STYLELESS else self.style
+        """One of its captions, see STYLELESS and CLIPPED."""
+        share, style = rng.random(), self.style
+        if share < STYLELESS:
+            style = None
+        elif share < STYLELESS + CLIPPED:
+            style = clipped(style_description(style, rng) or "", rng)
         if self.kind == "scene":
             return scene_caption(self.concepts, style, rng, self.background)
         return caption(self.concepts[0], style, rng, self.background)
@@ -61,6 +66,16 @@ class Pool:
             mine = which == k
             out[mine] = group[(u[mine] * len(group)).astype(np.int64)]
         return out
+
+
+def clipped(description: str, rng: random.Random) -> str:
+    """Two or more successive words of it, not all; a description of two words as it is."""
+    words = description.split()
+    if len(words) < 3:
+        return description
+    n = rng.randint(2, len(words) - 1)
+    start = rng.randint(0, len(words) - n)
+    return " ".join(words[start : start + n]).strip(",")
 
 
 def train_world(concepts: Sequence[int] | None = None) -> ArtWorld:
