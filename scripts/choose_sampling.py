@@ -11,6 +11,7 @@ the steps at high noise; left out, it stays as it is (and U-Nets have none).
 import argparse
 import json
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -23,19 +24,17 @@ from impasto.families.base import quiet
 from impasto.paths import atomic
 from impasto.pretrain.run import DENOISERS
 from impasto.pretrain.score import STEPS, judge, sample_images
+from impasto.reproduce.small_world import spread, words
 
 SEED = 7
 
 
 def asked(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(prompts, style ids, concept ids) of n pairs, the train styles in turn."""
-    meta, free = load_meta(), free_concepts()
-    styles = [meta["split"]["train_styles"][i % len(meta["split"]["train_styles"])] for i in range(n)]
-    concepts = [free[i * len(free) // n] for i in range(n)]
-    prompts = [
-        prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][0])
-        for c, s in zip(concepts, styles, strict=True)
-    ]
+    meta = load_meta()
+    known, concepts = meta["split"]["train_styles"], spread(free_concepts(), n)
+    styles = [known[i % len(known)] for i in range(n)]
+    prompts = [prompt(meta["concepts"][c]["label"], words(s)) for c, s in zip(concepts, styles, strict=True)]
     return prompts, np.array(styles), np.array(concepts)
 
 
@@ -52,16 +51,15 @@ def main() -> None:
     with quiet():
         pipe = DiffusionPipeline.from_pretrained(mini.ensure(args.base))
     prompts, styles, concepts = asked(args.prompts)
-    judges, scheduler, rows = Judges.load(), pipe.scheduler, []
+    judges, call = Judges.load(), DENOISERS[args.base]().call
+    scheduler, rows = pipe.scheduler, []
     for shift in args.shift or [scheduler.config.get("shift")]:
         if args.shift:
             pipe.scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
         for guidance in args.guidance:
-            call = DENOISERS[args.base]().call
             pictures = sample_images(pipe, prompts, SEED, steps=args.steps, guidance=guidance, call=call)
             scores = judge(judges, pictures, styles, concepts)
-            style, text = scores["style_accuracy"], scores["concept_top5"]
-            mean = 2 * style * text / max(style + text, 1e-9)
+            mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])
             rows.append({"guidance": guidance, "shift": shift, "score": mean, **scores})
             print(json.dumps(rows[-1]), flush=True)
     best = max(rows, key=lambda row: row["score"])

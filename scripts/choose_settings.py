@@ -14,16 +14,19 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 from PIL import Image
 
 from impasto.artworld import free_concepts, load, load_meta
+from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
 from impasto.generate import generate
 from impasto.paths import atomic
 from impasto.pretrain.score import judge
+from impasto.reproduce.small_world import spread, words
 from impasto.train import train
 
 SEED = 7
@@ -33,7 +36,7 @@ def concepts_for(style: int, n: int) -> list[int]:
     """`n` core concepts, known everywhere, neither evaluation nor reference concepts, and drawn in `style`."""
     drawn = set(load(styles=[style]).concept_id.tolist())
     free = [c for c in free_concepts() if c in drawn]
-    return [free[i * len(free) // min(n, len(free))] for i in range(min(n, len(free)))]
+    return spread(free, min(n, len(free)))
 
 
 def pictures(base: str, prompts: list[str], styles: tuple[str, ...] = ()) -> np.ndarray:
@@ -51,14 +54,12 @@ def base_scores(base: str, prompts: tuple[str, ...], style: int, asked: tuple[in
 def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, folder: Path) -> dict[str, float]:
     """One reference of `style`, trained and scored beside the base and the truth."""
     meta, world = load_meta(), load(styles=[style])
-    words = meta["styles"][style]["descriptions"][0]
     references = [c for c in meta["split"]["reference_concepts"] if c in set(world.concept_id.tolist())]
     concept, asked = references[0], concepts_for(style, n)
     reference = folder / f"{style}.png"
     if not reference.exists():
         Image.fromarray(world.rgb()[world.index(style, concept)]).save(reference)
-    prompts = [f"{meta['concepts'][c]['label']}, {words}" for c in asked]
-    caption = f"{meta['concepts'][concept]['label']}, {words}"
+    caption, *prompts = (prompt(meta["concepts"][c]["label"], words(style)) for c in (concept, *asked))
     out = folder / f"{style}-{lr:g}-{steps}"
     given = {"image": (reference,), "caption": (caption,), "out": out, "preview": False, "tensorboard": False}
     train(resolve("sd3-sampler", base, lr=lr, steps=steps, seed=SEED, **given))
@@ -68,7 +69,7 @@ def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, 
     truth = judge(judges, np.stack([world.rgb()[world.index(style, c)] for c in asked]), styles, ids)
     s = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
     k = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))
-    return {"style": s, "kept": k, "score": 2 * s * k / max(s + k, 1e-9), **{f"raw_{a}": b for a, b in made.items()}}
+    return {"style": s, "kept": k, "score": harmonic_mean([s, k]), **{f"raw_{a}": b for a, b in made.items()}}
 
 
 def main() -> None:

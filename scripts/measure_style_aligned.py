@@ -16,6 +16,7 @@ import torch
 
 from impasto import families
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
+from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.config import GenerateConfig
 from impasto.data.references import read
@@ -25,6 +26,7 @@ from impasto.evaluate.truth import true_pictures
 from impasto.families.base import Family
 from impasto.generate import generate_folder
 from impasto.inversion import invert
+from impasto.reproduce.small_world import spread, words
 from impasto.sheet import sheet
 
 ARMS = {
@@ -61,17 +63,15 @@ def pictures(base: str, style: str, out: Path, judges: Judges) -> dict:
     """{arm: scores} of six prompts, and the grid."""
     meta, which = load_meta(), style_index(style)
     labels = [concept["label"] for concept in meta["concepts"]]
-    words = meta["styles"][which]["descriptions"][0]
     drawn = set(load_slice(styles=[which]).concept_id.tolist())
     primary = style in [meta["style_names"][i] for i in meta["split"]["primary_styles"]]
     asked = meta["split"]["evaluation_concepts"] if primary else meta["split"]["reference_concepts"]
     shown = SHOWN.get(style) or next(i for i in meta["split"]["reference_concepts"] if i in drawn)
-    concepts = [i for i in asked if i in drawn and i != shown]
-    concepts = [concepts[i * len(concepts) // 6] for i in range(6)]
+    concepts = spread([i for i in asked if i in drawn and i != shown], 6)
     reference = out / f"{style}.png"
     true_pictures(which, [shown])[shown].save(reference)
     truths = true_pictures(which, concepts)
-    caption = f"{labels[shown]}, {words}"
+    caption, *prompts = (prompt(labels[i], words(which)) for i in (shown, *concepts))
     scores, rows = (
         {"caption": caption, "concepts": [labels[i] for i in concepts]},
         {"true": [truths[i] for i in concepts]},
@@ -79,9 +79,8 @@ def pictures(base: str, style: str, out: Path, judges: Judges) -> dict:
     for arm in RUNS[style]:
         folder, settings = out / style / arm.replace(" ", "-"), ARMS[arm]
         given = {} if settings is None else {"aligned_to": reference, "reference_caption": caption}
-        prompts = tuple(f"{labels[i]}, {words}" for i in concepts)
         generate_folder(
-            GenerateConfig(base=base, prompt=prompts, out=folder, device="cpu", **given, **(settings or {}))
+            GenerateConfig(base=base, prompt=tuple(prompts), out=folder, device="cpu", **given, **(settings or {}))
         )
         told = evaluate(folder, style, None, reference, labels[shown], judges=judges)
         scores[arm] = {name: told[name] for name in SCORES if name in told}

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from impasto import families
-from impasto.artworld import concept_index, style_index
+from impasto.artworld import load_meta, style_index
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
+from impasto.evaluate.labels import Labels, concepts_of
 from impasto.families.base import quiet
 from impasto.generate import Sampling, generate
 from impasto.paths import atomic
@@ -39,14 +40,15 @@ def main() -> None:
     parser.add_argument("--weight", type=float, nargs="*", default=[1.0, 2.0, 4.0, 6.0])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    units = {u["style"]: u for u in SmallWorld().units("smoke", "secondary").values()}
+    units: dict[str, dict] = {}
+    for unit in SmallWorld().units("full", "secondary").values():
+        units.setdefault(unit["style"], unit)  # its first reference
     if unknown := set(args.styles or ()) - set(units):
         parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {sorted(units)}")
-    full = {u["style"]: u["prompts"] for u in SmallWorld().units("full", "secondary").values()}
-    judges, rows = Judges.load(), []
+    judges, labels, rows = Judges.load(), Labels.from_meta(load_meta()), []
     for style in args.styles or units:
-        prompts = full[style]
-        ids = np.array([concept_index(prompt.split(", ")[0]) for prompt in prompts])
+        prompts = units[style]["prompts"]
+        ids = np.array(concepts_of(prompts, labels))
         styles = np.full(len(ids), style_index(style))
         with tempfile.TemporaryDirectory() as scratch, quiet():
             reference, out = Path(scratch) / "reference.png", Path(scratch) / "style"
@@ -62,7 +64,7 @@ def main() -> None:
                 rows.append({"style": style, "strength": strength, "style_guidance": weight, **scores})
                 print(json.dumps(rows[-1]), flush=True)
     told = {"base": args.base, "base_sha256": families.load(args.base, device="cpu").hash, "recipe": args.recipe}
-    told |= {"lr": args.lr, "prompts_per_style": len(next(iter(full.values()))), "seed": SEED, "rows": rows}
+    told |= {"lr": args.lr, "prompts_per_style": len(next(iter(units.values()))["prompts"]), "seed": SEED, "rows": rows}
     with atomic(args.out) as path:
         path.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -68,6 +68,13 @@ def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, wor
     assert "The paper" not in (tmp_path / "README.md").read_text()
 
 
+def test_two_arms_that_come_to_the_same_law_are_run_once(tiny_sd3, tmp_path, world, invented):
+    go(tiny_sd3, tmp_path, world, "C1")
+    told, _ = go(tiny_sd3, tmp_path, world, "C2", calibration=calibrated(tiny_sd3, tmp_path, -2.0))
+    assert told["wanted"] == told["run"] == 27 and told["verdicts"] == {"C2": "reproduced"}
+    assert len({cell.key for cell in invented}) == len(invented)
+
+
 def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
     split, meta = load_meta()["split"], load_meta()
     known = {u["reference"]: u for u in world.units("full", "heldout").values()}

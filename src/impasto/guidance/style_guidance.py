@@ -38,7 +38,7 @@ def guiding(denoiser: Any, weight: float, guidance: float | None) -> Iterator[No
     guidance: w, None where the pipeline does not guide; else its batches are the negative half and the prompt's half.
     Costs half as much again as guidance alone; with weight = guidance nothing, without guidance twice as much.
     """
-    plain = denoiser.forward
+    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
 
     def styled(args: Any, kwargs: Any) -> Tensor:
         return plain(*args, **kwargs)[0]
@@ -63,9 +63,10 @@ def guiding(denoiser: Any, weight: float, guidance: float | None) -> Iterator[No
     try:
         yield
     finally:
-        del denoiser.forward
-        if denoiser.forward != plain:  # it was an attribute of its own before (a hook's)
+        if own_attribute:
             denoiser.forward = plain
+        else:
+            del denoiser.forward
 
 
 def half(value: Any, i: int, n: int) -> Any:

@@ -12,6 +12,7 @@ The rule from the curve to the law (noise/emergence.py) may be fitted to the swe
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -96,4 +97,4 @@ def best(known: Known) -> str | None:
     whole = {name: np.mean(list(own.values()), axis=0) for name, own in found.items() if own.keys() == pairs}
     if not MEANS.keys() <= whole.keys():
         return None
-    return max(whole, key=lambda name: 2 * whole[name].prod() / max(whole[name].sum(), 1e-9))
+    return max(whole, key=lambda name: harmonic_mean(whole[name].tolist()))

@@ -52,9 +52,12 @@ class Campaign:
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cells(self, claims: Sequence[Claim], size: str) -> list[Cell]:
-        """The cells that these claims need, each once, arm by arm."""
+        """The cells that these claims need, arm by arm, each once: also where two arms come to the same settings."""
         needed = dict.fromkeys(arm for claim in claims for arm in claim.arms if arm in self.specs)
-        return [cell for arm in needed for cell in self.cells_of(arm, size)]
+        found: dict[str, Cell] = {}
+        for cell in (cell for arm in needed for cell in self.cells_of(arm, size)):
+            found.setdefault(cell.key, cell)
+        return list(found.values())
 
     def cells_of(self, arm: str, size: str) -> list[Cell]:
         units = self.world.units(size, self.arms[arm].where)

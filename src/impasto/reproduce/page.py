@@ -60,10 +60,8 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
     complete = [size for size in sizes if sizes[size] and len(there[size]) == len(sizes[size])]
     size = complete[-1] if complete else max(sizes, key=lambda size: len(there[size]))
     cells = there[size]
-    arms = {  # by key: two arms that come to the same settings share their cells
-        arm: [known[c.key] for c in campaign.cells_of(arm, size) if c.key in known] if arm in campaign.specs else []
-        for arm in claim.arms
-    }
+    run = [arm for arm in claim.arms if arm in campaign.specs]  # by key: arms of the same settings share their cells
+    arms = {arm: [known[c.key] for c in campaign.cells_of(arm, size) if c.key in known] for arm in run}
     measures = campaign.world.measures
     scores = {
         role: {arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]} for arm, own in arms.items()}
