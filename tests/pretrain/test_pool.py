@@ -7,7 +7,7 @@ import pytest
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
 from impasto.artworld.captions import BACKGROUNDS
-from impasto.pretrain.pool import CLIPPED, KINDS, STYLELESS, Entry, build_pool, clipped, visible_ground
+from impasto.pretrain.pool import CLIPPED, KINDS, STYLELESS, TAILED, Entry, build_pool, clipped, tailed, visible_ground
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,21 @@ def test_some_captions_name_the_thing_alone():
     assert 1 - np.mean(some) == pytest.approx(STYLELESS, abs=0.015)
     assert 1 - np.mean([words in text for text in texts]) == pytest.approx(STYLELESS + CLIPPED, abs=0.02)
     assert load_meta()["concepts"][5]["label"] in texts
+    whole = [text for text in texts if words in text]
+    assert np.mean(["slate and a " in text or "slate with a " in text for text in whole]) == pytest.approx(
+        2 / 8 * TAILED / (1 - STYLELESS - CLIPPED), abs=0.015
+    )
     scenes = [Entry("scene", (5, 6), words).caption(rng) for _ in range(400)]
     assert 0.15 < np.mean([words not in text for text in scenes]) < 0.32
     for _ in range(200):
         part = clipped(words, rng)
         assert part in words and 2 <= len(part.split()) < 4
     assert clipped("two words", rng) == "two words"
+    assert any(" and a " in tailed(words, rng) for _ in range(50))
+    assert tailed("chalk lines, on navy", rng).startswith("chalk lines") and tailed("chalk, on navy", rng).endswith(
+        ", on navy"
+    )
+    assert tailed("one " * 15, rng) == "one " * 15
 
 
 def test_shares_are_kept(world):

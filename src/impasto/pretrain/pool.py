@@ -12,16 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.artworld import ArtWorld, load, load_meta
-from impasto.artworld.captions import BACKGROUNDS, caption, scene_caption, style_description
+from impasto.artworld.captions import BACKGROUNDS, caption, pieces, scene_caption, style_description
 from impasto.artworld.procedural import sample as procedural
 from impasto.artworld.scenes import compose
 from impasto.artworld.world import over
 
 KINDS = ("plain", "ground", "procedural", "scene")
-STYLELESS, CLIPPED = 0.08, 0.15
-"""Shares of captions without a word of the style, and with some of its words only. A base has to know a thing by its
-name alone, beside words of a style that it never met, and where prompts are switched to or from the thing without its
-style; and the train styles have two descriptions each, which would be learnt as one word each."""
+STYLELESS, CLIPPED, TAILED = 0.08, 0.15, 0.15
+"""Shares of captions without a word of the style, with some of its words only, and with a tail that says nothing.
+
+A base has to know a thing by its name alone, beside words of a style that it never met, and where prompts are switched
+to or from the thing without its style; and the train styles have two descriptions each, which would be learnt as one
+word each. In these descriptions no clause is joined by "and a": only scenes say that, so that a base takes
+"a pig, a comic sticker with thin outlines and a soft shadow" for several small things and draws scattered shreds."""
+
+LOOKS = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly", "gentle", "light",
+         "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp", "simple", "smooth", "soft", "strong",
+         "subtle", "thin", "tidy", "warm")  # fmt: skip
+OF_A_STYLE = ("accent", "border", "colour", "contour", "contrast", "detail", "edge", "effect", "feel", "gradient",
+              "highlight", "layout", "line", "mood", "outline", "palette", "pattern", "rhythm", "shade", "shape",
+              "silhouette", "stroke", "surface", "texture", "tint", "tone")  # fmt: skip
+TAILS = (" and a {} {}", " with a {} {}", " with {} {}s and a {} {}", ", a {} {} and a {} {}", ", a {} {}", ", {} {} and {} {}s",
+         ", {} {}s and {} {}s", " and {} {}s")  # fmt: skip
+TAIL_ROOM = 14  # words and punctuation marks of a description that a tail may follow
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,14 @@ class Entry:
     background: str | None = None
 
     def caption(self, rng: random.Random) -> str:
-        """One of its captions, see STYLELESS and CLIPPED."""
+        """One of its captions, see STYLELESS, CLIPPED and TAILED."""
         share, style = rng.random(), self.style
         if share < STYLELESS:
             style = None
         elif share < STYLELESS + CLIPPED:
             style = clipped(style_description(style, rng) or "", rng)
+        elif share < STYLELESS + CLIPPED + TAILED:
+            style = tailed(style_description(style, rng) or "", rng)
         if self.kind == "scene":
             return scene_caption(self.concepts, style, rng, self.background)
         return caption(self.concepts[0], style, rng, self.background)
@@ -76,6 +91,21 @@ def clipped(description: str, rng: random.Random) -> str:
     n = rng.randint(2, len(words) - 1)
     start = rng.randint(0, len(words) - n)
     return " ".join(words[start : start + n]).strip(",")
+
+
+def tailed(description: str, rng: random.Random) -> str:
+    """It, and a clause that says nothing about it, such as " and a calm texture"; a long description as it is.
+
+    The clause goes before the last part where that names the ground ("on a navy background").
+    """
+    if len(pieces(description)) > TAIL_ROOM:
+        return description
+    tail = rng.choice(TAILS)
+    tail = tail.format(*(rng.choice(LOOKS if i % 2 == 0 else OF_A_STYLE) for i in range(tail.count("{}"))))
+    head, comma, ground = description.rpartition(", ")
+    if comma and ground.startswith(("on ", "against ", "over ", "in ")):
+        return f"{head}{tail}, {ground}"
+    return description + tail
 
 
 def train_world(concepts: Sequence[int] | None = None) -> ArtWorld:
