@@ -26,14 +26,14 @@ to or from the thing without its style; and the train styles have two descriptio
 word each. In these descriptions no clause is joined by "and a": only scenes say that, so that a base takes
 "a pig, a comic sticker with thin outlines and a soft shadow" for several small things and draws scattered shreds."""
 
-LOOKS = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly", "gentle", "light",
-         "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp", "simple", "smooth", "soft", "strong",
-         "subtle", "thin", "tidy", "warm")  # fmt: skip
+LOOKS = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly", "gentle",
+         "light", "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp", "simple", "smooth",
+         "soft", "strong", "subtle", "thin", "tidy", "warm")  # fmt: skip
 OF_A_STYLE = ("accent", "border", "colour", "contour", "contrast", "detail", "edge", "effect", "feel", "gradient",
               "highlight", "layout", "line", "mood", "outline", "palette", "pattern", "rhythm", "shade", "shape",
               "silhouette", "stroke", "surface", "texture", "tint", "tone")  # fmt: skip
-TAILS = (" and a {} {}", " with a {} {}", " with {} {}s and a {} {}", ", a {} {} and a {} {}", ", a {} {}", ", {} {} and {} {}s",
-         ", {} {}s and {} {}s", " and {} {}s")  # fmt: skip
+TAILS = (" and a {} {}", " with a {} {}", " with {} {}s and a {} {}", ", a {} {} and a {} {}", ", a {} {}",
+         ", {} {} and {} {}s", ", {} {}s and {} {}s", " and {} {}s")  # fmt: skip
 TAIL_ROOM = 14  # words and punctuation marks of a description that a tail may follow
 
 
