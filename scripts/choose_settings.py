@@ -19,6 +19,7 @@ from statistics import harmonic_mean
 import numpy as np
 from PIL import Image
 
+from impasto import families
 from impasto.artworld import free_concepts, load, load_meta
 from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
@@ -101,7 +102,12 @@ def main() -> None:
                 rows.append({"lr": lr, "steps": steps, **mean, "styles": found})
                 print(json.dumps({key: value for key, value in rows[-1].items() if key != "styles"}), flush=True)
     best = max(rows, key=lambda row: row["score"])
-    result = {"base": args.base, "trials": rows, "chosen": {"lr": best["lr"], "steps": best["steps"]}}
+    result = {
+        "base": args.base,
+        "base_sha256": families.load(args.base, device="cpu").hash,
+        "trials": rows,
+        "chosen": {"lr": best["lr"], "steps": best["steps"]},
+    }
     with atomic(args.out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["chosen"]))

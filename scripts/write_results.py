@@ -35,12 +35,14 @@ def base_page(card: dict[str, Any]) -> str:
     return f"""# mini-sd3
 
 `impasto pretrain mini-sd3 --resume`, then `impasto pretrain mini-sd3 --resume --minutes 0 --export`; the numbers are
-those of [its card](../../src/impasto/models/mini-sd3/card.json), {card["date"]}.
+those of [its card](../../src/impasto/models/mini-sd3/card.json), {card["date"]}. The sessions' own flags (`--text`,
+`--plain`) are in [the log](../LOG.md).
 
 {card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler {card["scheduler"]["_class_name"]}. Seen:
 {training["pictures"]:,} pictures in {training["seconds"] / 60:.0f} minutes and {training["sessions"]} sessions on
 {"; ".join(training["devices"])}. It knows {len(card["concepts"])} concepts in {len(card["train_styles"])} styles.
-Weights: sha256 `{card["weights_sha256"]}`.
+Weights: sha256 `{card["weights_sha256"]}`; as a folder, which is what campaigns and runs name:
+`{card.get("folder_sha256", "not stated")}`.
 
 {scores["prompts"]} random prompts "{{label}}, {{style description}}" of train style x known concept, {scores["steps"]}
 steps, guidance {scores["guidance"]:g}, seed {scores["seed"]}, by the judges:
@@ -51,9 +53,23 @@ steps, guidance {scores["guidance"]:g}, seed {scores["seed"]}, by the judges:
 
 Style as a share of what the judge gives the true pictures: **{share(scores["style_share"])}**.
 First gate (concept top-5 >= .70, style >= .90 of the true pictures'): **{"met" if gate else "not met yet"}**.
-
+{by_style(scores.get("by_style", {}))}
 ![{len(GRID_STYLES)} styles x {len(GRID_THINGS)} things](../images/mini-sd3.png)
 """
+
+
+def by_style(scores: dict[str, Any]) -> str:
+    """A table of the styles, best first."""
+    if not scores:
+        return ""
+    keys = ("prompts", "style_accuracy", "concept_top1", "concept_top5")
+    best = sorted(scores, key=lambda name: -scores[name]["style_accuracy"])
+    rows = [
+        f"| {name} | {scores[name]['prompts']} | " + " | ".join(share(scores[name][k]) for k in keys[1:]) + " |"
+        for name in best
+    ]
+    head = "| generated | " + " | ".join(key.replace("_", " ") for key in keys) + " |\n|" + "---|" * (len(keys) + 1)
+    return "\n" + "\n".join([head, *rows]) + "\n"
 
 
 def demo_page(scores: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """The claims about calibration, with a runner that invents scores: chosen on some styles, tested on others."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fakes import FakeEncoder, FakeJudges
 
 from impasto.artworld import load_meta
+from impasto.demo import REFERENCES
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.reproduce import calibration, reproduce
@@ -65,6 +67,9 @@ def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, wor
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
     assert [c["above"] for c in entry["readings"][0]["compares"]] == pytest.approx([-0.03, -0.05])
     assert entry["arms"]["best of the sweep"]["style_accuracy"][2] == 27
+    told, _ = go(tiny_sd3, tmp_path, world, "C1")  # the calibration is kept beside the cells
+    entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
+    assert entry["verdict"] == verdict
     assert "The paper" not in (tmp_path / "README.md").read_text()
 
 
@@ -81,6 +86,7 @@ def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
     fresh, chosen = world.units("full", "fresh"), world.units("full", "secondary")
     assert len(fresh) == 27 and len(chosen) == 8
     assert not {u["reference"] for u in fresh.values()} & set(known)
+    assert not {u["reference"] for u in fresh.values()} & set(REFERENCES.values())  # nor what everybody has looked at
     assert not {u["seed"] for u in fresh.values()} & {u["seed"] for u in known.values()}
     labels = {meta["concepts"][c]["label"] for k in ("evaluation_concepts", "reference_concepts") for c in split[k]}
     prompts = {p.split(", ")[0] for u in SmallWorld().units("full", "secondary").values() for p in u["prompts"]}
@@ -89,32 +95,30 @@ def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
     assert references <= {meta["concepts"][c]["label"] for c in split["reference_concepts"]}
 
 
-def cells(arms, pairs=("a", "b"), prompts=24):
-    """{key: content} with the scores (style, text) of each arm in every pair."""
-    return {
-        f"{arm} {pair} {prompts}": {
-            "arm": arm,
-            "unit": pair,
-            "spec": {"prompts": ["p"] * prompts},
-            "scores": {"style_accuracy": s, "concept_top5": t},
-        }
-        for arm, (s, t) in arms.items()
-        for pair in pairs
-    }
+def test_the_best_law_balances_style_and_text_over_a_whole_sweep_of_full_cells(tiny_sd3, world):
+    campaign = module.prepare("calibration", str(tiny_sd3), "x", world=world)
+    extremes = {"mean -4": (0.9, 0.1), "mean +4": (0.1, 0.9), "mean -2": (0.5, 0.45)}
 
+    def found(size="full", laws=calibration.SWEEP, base=campaign):
+        cells = [cell for name in laws for cell in base.cells_of(name, size)]
+        scores = {cell.key: extremes.get(cell.arm, (0.4, 0.4)) for cell in cells}
+        return {key: {"scores": {"style_accuracy": s, "concept_top5": t}} for key, (s, t) in scores.items()}
 
-def test_the_best_law_balances_style_and_text():
-    scores = dict.fromkeys(calibration.MEANS, (0.4, 0.4))
-    extremes = scores | {"mean -4": (0.9, 0.1), "mean +4": (0.1, 0.9), "mean -2": (0.5, 0.45)}
-    known = cells(extremes)
-    assert calibration.best(known) == "mean -2"
-    better = {"mean -4, std 3": (0.8, 0.8)}
-    assert calibration.best(known | cells(better, pairs=("a",))) == "mean -2"  # not all pairs
-    assert calibration.best(known | cells(better)) == "mean -4, std 3"
-    assert calibration.best(known | cells(better, prompts=12)) == "mean -2"  # smoke cells beside full ones
-    assert calibration.best(cells(extremes, prompts=12)) == "mean -2"
-    assert calibration.best({key: c for key, c in known.items() if c["arm"] != "mean +4"}) is None
-    assert calibration.best({}) is None
+    def best(known):
+        return calibration.best(replace(campaign, known=known))
+
+    whole = found()
+    assert best(whole) == "mean -2" and len(whole) == 13 * 4 * 2
+    assert best(dict(list(whole.items())[:-1])) is None and best({}) is None
+    assert best(found(laws=calibration.MEANS)) is None  # the standard deviations are missing
+    assert best(found("smoke", base=replace(campaign, world=replace(world, concepts=1)))) is None
+    other = replace(
+        campaign,
+        specs={n: s | {"settings": s["settings"] | {"lr": 0.5}} for n, s in campaign.specs.items() if "settings" in s},
+    )
+    assert best(found(base=other)) is None  # of another learning rate than today's
+    extremes["mean -4, std 3"] = (0.8, 0.8)
+    assert best(found() | found(base=other)) == "mean -4, std 3"
 
 
 def test_there_is_nothing_to_choose_on_in_the_papers_world(tiny_sd3, tmp_path):

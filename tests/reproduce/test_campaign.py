@@ -14,7 +14,7 @@ from impasto.reproduce import campaign as module
 from impasto.reproduce import reproduce, style_friendly
 from impasto.reproduce.cells import Cell, read_all
 from impasto.reproduce.claims import Arm, Claim, Reading, more, no_less
-from impasto.reproduce.runner import run_cell
+from impasto.reproduce.runner import on_grid, run_cell, sampling_of
 from impasto.reproduce.small_world import SmallWorld
 
 FEW = {"steps": 2, "rank": 2}
@@ -163,6 +163,8 @@ def test_a_cell_that_fails_stops_no_other_and_nothing_is_decided_without_it(
     assert len(result["failed"]) == 3 and "not a number" in result["failed"][0]
     entry = json.loads((tmp_path / "claims.json").read_text())[0]
     assert entry["verdict"] == "undecided" and entry["progress"]["full"] == [78, 81] and entry["cells"] == "smoke"
+    assert [r["cells"] for r in entry["readings"]] == ["smoke", "full"]  # the other reading has all of its cells
+    assert entry["readings"][1]["verdict"] == "not reproduced"
     monkeypatch.setattr(module, "run_cell", fine)
     assert go(tiny_sd3, tmp_path, world, cells="full")[0]["verdicts"]["T1"] == "reproduced"
 
@@ -233,7 +235,11 @@ def test_the_packaged_claims_are_sound(tiny_sd3):
             for compare in reading.compares:
                 assert sum(compare.weights.values()) == pytest.approx(0)
     campaign = module.prepare("style-friendly", str(tiny_sd3), "x")
-    specs = [(arms[name].where, json.dumps(spec, sort_keys=True)) for name, spec in campaign.specs.items()]
+    specs = [
+        (arms[name].where, json.dumps(spec, sort_keys=True))
+        for name, spec in campaign.specs.items()
+        if "first_steps" not in spec  # which levels fall between the same steps is the base's
+    ]
     assert len(specs) == len(set(specs))  # what is the same is one arm, computed once
     used = {arm for claim in claims for arm in claim.arms}
     assert set(arms) == used and set(campaign.left_out) <= {*("calibrated", "style-aligned", "style-aligned, plain")}
@@ -292,6 +298,22 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
         assert first["seed"] == only["seed"] == no["seed"]
 
 
+def test_levels_between_the_same_steps_are_one_cell(tiny_sd3):
+    from impasto.families import load
+    from impasto.guidance.prompt_switch import grid
+
+    family = load(str(tiny_sd3))
+    own = sampling_of(family)
+    second, third = grid(family, own["steps"], own["size"])[1:3]
+    levels = [second + share * (third - second) for share in (0.2, 0.9, 1.2)]
+    told = [on_grid({"how": "omit-first", "at": at}, family) for at in levels]
+    assert told[0] == told[1] and told[0][0] == {"how": "omit-first", "first_steps": 2}
+    assert told[0][1] == f" (the first 2 of {own['steps']} steps)" and told[2][0]["first_steps"] == 3
+    with pytest.raises(UserError, match="outside of the sampling"):
+        on_grid({"how": "omit-first", "at": 99.0}, family)
+    assert on_grid({"how": "plain"}, family) == ({"how": "plain"}, "")
+
+
 def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
     from impasto.families import load
 
@@ -309,6 +331,12 @@ def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=said):
             module.prepare("style-friendly", str(tiny_sd3), "x", file)
+    lines = []
+    file.write_text(json.dumps(own | {"base_hash": "0" * 64}))  # kept by an earlier call, on another base
+    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, told=lines.append)
+    assert "calibrated" in campaign.left_out and "of another base and is not used" in lines[0]
+    file.write_text(json.dumps(own))
+    assert "calibrated" in module.prepare("style-friendly", str(tiny_sd3), tmp_path).specs
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from impasto.reproduce import statistics
-from impasto.reproduce.claims import Claim, Compare, Measure, Reading, falls, judge, more, no_less
+from impasto.reproduce.claims import Claim, Compare, Measure, Reading, Seen, falls, judge, more, no_less
 from impasto.reproduce.statistics import holm, sign_flip
 
 MEASURES = {"style": Measure("style_accuracy", 0.05, 0.1, 0.97), "text": Measure("concept_top5", 0.05, 0.1)}
@@ -28,9 +28,13 @@ def claim(*readings):
     return Claim("T1", "a test", {}, tuple(named))
 
 
-def verdicts(readings, style, text=None, units=UNITS, **more_):
-    told = judge(claim(*readings), {"style": style, "text": text or {}}, MEASURES, units, **more_)
-    return [entry["verdict"] for entry in told]
+def judged(one, style, text=None, units=UNITS, decides=True, **more_):
+    seen = Seen({"style": style, "text": text or {}}, {unit: unit.rpartition(", ")[0] for unit in units}, decides)
+    return judge(one, {reading.name: seen for reading in one.readings}, MEASURES, **more_)
+
+
+def verdicts(readings, style, text=None, **more_):
+    return [entry["verdict"] for entry in judged(claim(*readings), style, text, **more_)]
 
 
 def test_sign_flip_is_exact():
@@ -94,6 +98,31 @@ def test_many_nulls_stay_null_by_holm():
     assert wrong <= 7
 
 
+def test_seeds_of_one_reference_are_no_independent_pairs():
+    """References differ as much as seeds do, and there is no effect over references: p stays honest."""
+    rng, wrong = np.random.default_rng(7), 0
+    for _ in range(300):
+        effect = np.repeat(rng.normal(0, 0.1, 9), 3) + rng.normal(0, 0.1, 27)
+        style = {"a": dict(zip(UNITS, (0.5 + effect).tolist(), strict=True)), "b": dict.fromkeys(UNITS, 0.5)}
+        told = judged(claim((more("a", "b"),)), style)[0]
+        wrong += told["p_holds"] <= 0.05
+    assert wrong <= 24  # 5 % of 300, and what chance adds; with 27 pairs it was 14 %
+    assert told["compares"][0]["pairs"] == 27 and told["compares"][0]["references"] == 9
+
+
+def test_a_reading_by_smoke_cells_neither_decides_nor_helps_another():
+    def seen(decides, **means):
+        units = {unit: unit.rpartition(", ")[0] for unit in UNITS}
+        return Seen({"style": planted(3, **means), "text": {}}, units, decides)
+
+    one = claim((more("a", "b"),), (more("c", "b"),))
+    both = judge(one, {"reading 0": seen(True, a=0.7, b=0.5), "reading 1": seen(True, b=0.5, c=0.7)}, MEASURES)
+    half = judge(one, {"reading 0": seen(True, a=0.7, b=0.5), "reading 1": seen(False, b=0.5, c=0.7)}, MEASURES)
+    assert [r["verdict"] for r in both] == ["reproduced"] * 2
+    assert [r["verdict"] for r in half] == ["reproduced", "undecided"]
+    assert half[0]["p_holds"] == both[0]["p_holds"] == 2 / 512 and half[1]["why"] == ["smoke cells decide nothing"]
+
+
 def test_equal_text_is_shown_only_within_the_margin():
     assert verdicts([(no_less("a", "b"),)], {}, planted(6, noise=0.02, a=0.5, b=0.5)) == ["reproduced"]
     assert verdicts([(no_less("a", "b"),)], {}, planted(7, noise=0.4, a=0.5, b=0.5)) == ["undecided"]
@@ -104,7 +133,7 @@ def test_a_trend():
     curve = falls({"m6": -6.0, "m4": -4.0, "m2": -2.0, "m0": 0.0}, "style falls")
     assert sum(curve.weights.values()) == pytest.approx(0)
     style = {arm: dict.fromkeys(UNITS, 0.8 - 0.1 * i) for i, arm in enumerate(curve.weights)}
-    told = judge(claim((curve,)), {"style": style, "text": {}}, MEASURES, UNITS)
+    told = judged(claim((curve,)), style)
     assert told[0]["compares"][0]["effect"] == pytest.approx(0.3) and told[0]["verdict"] == "reproduced"
     rising = {arm: dict.fromkeys(UNITS, 0.5 + 0.1 * i) for i, arm in enumerate(curve.weights)}
     assert verdicts([(curve,)], rising) == ["not reproduced"]
@@ -112,7 +141,7 @@ def test_a_trend():
 
 def test_floor_and_ceiling_decide_nothing():
     zeros = {arm: dict.fromkeys(UNITS, 0.0) for arm in "ab"}
-    told = judge(claim((more("a", "b"),)), {"style": zeros, "text": {}}, MEASURES, UNITS)
+    told = judged(claim((more("a", "b"),)), zeros)
     assert told[0]["verdict"] == "undecided" and "below 0.1" in told[0]["why"][0]
     ones = {arm: dict.fromkeys(UNITS, 0.99) for arm in "ab"}
     assert verdicts([(more("a", "b"),)], ones) == ["undecided"]
@@ -123,12 +152,12 @@ def test_floor_and_ceiling_decide_nothing():
 def test_missing_pairs_left_out_arms_and_smoke_cells_decide_nothing():
     style = planted(a=0.9, b=0.2)
     assert verdicts([(more("a", "b"),)], style) == ["reproduced"]
-    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS, decides=False)
+    told = judged(claim((more("a", "b"),)), style, decides=False)
     assert told[0]["verdict"] == "undecided" and told[0]["compares"][0]["effect"] == pytest.approx(0.7, abs=0.05)
     del style["a"][UNITS[3]]
-    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS)
+    told = judged(claim((more("a", "b"),)), style)
     assert told[0]["verdict"] == "undecided" and told[0]["why"] == ["1 of 27 pairs are missing"]
-    told = judge(claim((more("a", "b"),)), {"style": style, "text": {}}, MEASURES, UNITS, left_out={"a": "no file"})
+    told = judged(claim((more("a", "b"),)), style, left_out={"a": "no file"})
     assert told[0]["why"] == ["a is left out: no file"] and told[0]["verdict"] == "undecided"
 
 

@@ -45,7 +45,7 @@ def export(source: Path, out: Path, pictures: ArtWorld) -> dict[str, Any]:
     """Write the averaged weights of both checkpoints (fp16; the norms fp32) and a card without scores; the card."""
     meta = pictures.meta
     card: dict[str, Any] = {
-        "what": "style judge and concept judge of the art world: instruments, never trained or tuned against",
+        "what": "style judge and concept judge: nothing is trained against them; choices by them are on secondary styles",
         "date": datetime.now(UTC).date().isoformat(),
         "style_names": meta["style_names"],
         "kinds": [style["kind"] for style in meta["styles"]],
@@ -247,7 +247,8 @@ def page(card: dict[str, Any]) -> str:
     lines = [
         "# The judges",
         "",
-        f"{card['date']}. Made by `python -m impasto.artworld.judge_scores` from the checkpoints that",
+        f"{card['date']}. Made by `python -m impasto.artworld.judge_scores --page docs/results/judges.md` from the",
+        "checkpoints that",
         "`python -m impasto.artworld.judge_training --which style|concept --minutes M --resume` left; the same",
         "numbers are in `src/impasto/models/judges/card.json`.",
         "",

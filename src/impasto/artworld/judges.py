@@ -1,6 +1,7 @@
 """The two judges: small networks that name the style and the things of a picture, trained on real art of all styles.
 
-They are instruments and nothing else: no model, setting or checkpoint is ever chosen by them. The style judge knows the
+They are instruments: nothing is trained against them, and what is chosen by them (learning rate, steps, noise laws) is
+chosen on the secondary held-out styles or on train styles, never on what is reported. The style judge knows the
 19 styles of the art world, the concept judge its 1,194 concepts. Both are ResNets over images in [0, 1]. Style is
 texture, so the style judge reads the mean and the spread over all places of every stage's map h_k:
 

@@ -153,7 +153,8 @@ def schedule(base: str) -> "Schedule":
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else.
+    """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else (not
+    how they came about, `card.json`).
 
     A weight file that is a link into the hub's cache is known there by its sha256 already; the versions of libraries
     that configs state do not count.
@@ -161,7 +162,12 @@ def folder_hash(folder: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         inside = len(file.relative_to(folder).parts) > 1 or file.name == "model_index.json"
-        if not inside or not file.is_file() or file.suffix not in {".safetensors", ".json", ".txt", ".model"}:
+        if (
+            not inside
+            or not file.is_file()
+            or file.name == "card.json"
+            or file.suffix not in {".safetensors", ".json", ".txt", ".model"}
+        ):
             continue
         total.update(f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n".encode())
     return total.hexdigest()

@@ -23,8 +23,8 @@ STYLELESS, CLIPPED, TAILED = 0.08, 0.15, 0.15
 
 A base has to know a thing by its name alone, beside words of a style that it never met, and where prompts are switched
 to or from the thing without its style; and the train styles have two descriptions each, which would be learnt as one
-word each. In these descriptions no clause is joined by "and a": only scenes say that, so that a base takes
-"a pig, a comic sticker with thin outlines and a soft shadow" for several small things and draws scattered shreds."""
+word each. In these descriptions no clause is joined by "and a": only scenes say that, so that a base takes "a boat, an
+ink drawing with a red border and a pale wash" for several small things and draws scattered shreds."""
 
 LOOKS = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly", "gentle",
          "light", "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp", "simple", "smooth",

@@ -29,7 +29,7 @@ from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld, load_meta
 from impasto.errors import UserError, nearest
-from impasto.families import mini
+from impasto.families import folder_hash, mini
 from impasto.families.base import quiet
 from impasto.paths import MODELS, atomic, cache_dir
 from impasto.pretrain import base as shared
@@ -416,6 +416,9 @@ class Session:
             "concepts": [meta["concepts"][c]["label"] for c in known],
         }
         card["weights_sha256"] = mini.weights_hash(self.base)
+        with atomic(target / "card.json") as path:
+            path.write_text(json.dumps(card, indent=1))
+        card["folder_sha256"] = folder_hash(mini.ensure(self.base))  # what runs, cells and calibrations call it by
         with atomic(target / "card.json") as path:
             path.write_text(json.dumps(card, indent=1))
         return card

@@ -88,7 +88,7 @@ def score_base(
     progress: Callable[[int, int], None] | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The card's scores: generated, true, and style as a share of what the judge gives the true pictures."""
+    """The card's scores: generated, also by style; true; and style as a share of what the judge gives the true ones."""
     meta = load_meta()
     rows = random_cells(world, n, seed)
     styles, concepts = world.style_id[rows], world.concept_id[rows]
@@ -101,10 +101,15 @@ def score_base(
     judges = judges or Judges.load()
     made = judge(judges, pictures, styles, concepts)
     true = judge(judges, world.rgb()[rows], styles, concepts)
+    by_style: dict[str, dict[str, Any]] = {}
+    for style in np.unique(styles):
+        own = styles == style
+        told = judge(judges, pictures[own], styles[own], concepts[own])
+        by_style[meta["style_names"][style]] = {"prompts": int(own.sum()), **told}
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
     settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}
     settings |= {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
-    return {"generated": made, "true": true, "style_share": share, **settings}
+    return {"generated": made, "true": true, "style_share": share, "by_style": by_style, **settings}
 
 
 def sample_grid(

@@ -4,16 +4,16 @@
                  evaluation nor reference concepts
     the best     of them, by the harmonic mean of style accuracy and concept top-5
     calibrated   the proposal of a calibration file, which no training went into
-    the test     both on the primary held-out styles, with references and seeds that nothing else has used
+    the test     both on the primary held-out styles, with references and seeds that neither the other claims nor the
+                 demo have used
 
 The rule from the curve to the law (noise/emergence.py) may be fitted to the sweep; then it is tested once.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from impasto.errors import UserError
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls
 from impasto.reproduce.style_friendly import calibrated, law, normal
 
-Known = Mapping[str, Mapping[str, Any]]
-"""Cells that are there, {key: content}."""
+if TYPE_CHECKING:
+    from impasto.reproduce.campaign import Campaign
+
 STD = 2.0
 MEANS = {f"mean {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
 STDS = {f"mean {mean:+g}, std {std:g}": (float(mean), float(std)) for mean in (-4, -2, 0) for std in (1, 3)}
@@ -68,33 +69,34 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def arms(base_hash: str, calibration: Path | None, world: str, known: Known) -> dict[str, Arm]:
-    """ARMS, with the law of a calibration file and the best law of the sweep's cells among `known`, {key: content}.
+def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]:
+    """ARMS, with the law of a calibration file.
 
     Raises UserError when the calibration is another base's, and on a world that has no styles to choose on.
     """
     if world != "small-world":
         raise UserError("the claims about calibration are those of the small world: leave out --protocol")
-    own = dict(ARMS)
-    if calibration is not None:
-        own[CALIBRATED] = replace(calibrated(calibration, base_hash), where="fresh")
-    if name := best(known):
-        own[BEST] = replace(normal(*SWEEP[name], what=f"the best of the sweep: {ARMS[name].what}"), where="fresh")
-    return own
+    if calibration is None:
+        return ARMS
+    return ARMS | {CALIBRATED: replace(calibrated(calibration, base_hash), where="fresh")}
 
 
-def best(known: Known) -> str | None:
+def following(campaign: "Campaign") -> dict[str, Arm]:
+    """The best law of the sweep, once the sweep is complete."""
+    name = best(campaign)
+    if name is None:
+        return {}
+    return {BEST: replace(normal(*SWEEP[name], what=f"the best of the sweep: {ARMS[name].what}"), where="fresh")}
+
+
+def best(campaign: "Campaign") -> str | None:
     """The law of the sweep with the largest harmonic mean of style accuracy and concept top-5, each the mean over the
-    pairs; None as long as a mean is missing. Full cells count where there are any, and laws with all of the pairs."""
-    cells = [content for content in known.values() if content["arm"] in SWEEP]
-    most = max((len(c["spec"]["prompts"]) for c in cells), default=0)
-    found: dict[str, dict[str, tuple[float, float]]] = {}
-    for c in cells:
-        if len(c["spec"]["prompts"]) == most:
-            scores = c["scores"]["style_accuracy"], c["scores"]["concept_top5"]
-            found.setdefault(c["arm"], {})[c["unit"]] = scores
-    pairs = {unit for own in found.values() for unit in own}
-    whole = {name: np.mean(list(own.values()), axis=0) for name, own in found.items() if own.keys() == pairs}
-    if not MEANS.keys() <= whole.keys():
-        return None
-    return max(whole, key=lambda name: harmonic_mean(whole[name].tolist()))
+    full cells on the secondary styles; None as long as one of all laws' cells, as they would be run now, is missing."""
+    scores = {}
+    for name in SWEEP:
+        cells = [campaign.known.get(cell.key) for cell in campaign.cells_of(name, "full")]
+        own = [(c["scores"]["style_accuracy"], c["scores"]["concept_top5"]) for c in cells if c is not None]
+        if len(own) < len(cells):
+            return None
+        scores[name] = np.mean(own, axis=0).tolist()
+    return max(scores, key=lambda name: harmonic_mean(scores[name]))

@@ -8,25 +8,30 @@ A campaign is of one base, by the hash of its weights; cells of another are told
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
+from impasto.paths import atomic
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, restricted
 from impasto.reproduce.fan import fan
 from impasto.reproduce.page import write_page
 from impasto.reproduce.paper import CLIP, DINO, PaperWorld
-from impasto.reproduce.runner import Place, World, run_cell, whole_spec
+from impasto.reproduce.runner import Place, World, on_grid, run_cell, whole_spec
 from impasto.reproduce.small_world import SmallWorld
+from impasto.reproduce.style_friendly import is_of
 from impasto.runfolder import writable_folder
 
 GROUPS = {"style-friendly": "impasto.reproduce.style_friendly", "calibration": "impasto.reproduce.calibration"}
-"""Groups of claims, one file each."""
+"""Groups of claims, one file each: CLAIMS, arms(base_hash, calibration, world), and, where arms follow from cells that
+are there, following(campaign) -> {name: arm}."""
+CALIBRATION = "calibration.json"
+"""The calibration that a campaign was last given, kept beside its cells: later calls need not name it again."""
 PROTOCOLS = ("small-world", "paper")
 ROUGH = {"mini-sd3": {"train": (45.0, 0.8), "other": (5.0, 0.8)}}
 """Seconds of a cell before its pictures, and per picture, on one free core: one trained smoke cell took 57 CPU seconds,
@@ -50,6 +55,20 @@ class Campaign:
     family: Family
     out: Path
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def with_arms(self, arms: Mapping[str, Arm]) -> "Campaign":
+        """With these arms as well, or instead of those of the same name."""
+        left_out, specs, own = dict(self.left_out), dict(self.specs), dict(self.arms)
+        for name, arm in arms.items():
+            left_out.pop(name, None), specs.pop(name, None)
+            own[name] = arm
+            try:
+                settings = store.settings_of(arm, self.family, self.place.base)
+                specs[name], told = on_grid(settings, self.family)
+                own[name] = replace(arm, what=arm.what + told)
+            except UserError as error:
+                left_out[name] = str(error)
+        return replace(self, arms=own, left_out=left_out, specs=specs)
 
     def cells(self, claims: Sequence[Claim], size: str) -> list[Cell]:
         """The cells that these claims need, arm by arm, each once: also where two arms come to the same settings."""
@@ -110,6 +129,9 @@ def reproduce(
         arms = {arm: sum(cell.arm == arm for cell in missing) for arm in dict.fromkeys(cell.arm for cell in wanted)}
         return about | {"to_run": len(missing), "arms": arms}
     writable_folder(campaign.out / "cells", campaign.out)
+    if calibration is not None:
+        with atomic(campaign.out / CALIBRATION) as temporary:
+            temporary.write_bytes(Path(calibration).read_bytes())
     failed = run(campaign, missing, workers, cluster, progress)
     result = write_page(campaign)
     verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
@@ -135,15 +157,21 @@ def prepare(
     world = world or SmallWorld()
     out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
     known = read_known(out / "cells", family.hash, told)
-    arms: dict[str, Arm] = module.arms(family.hash, calibration, world.name, known)
-    left_out, specs = {}, {}
-    for name, arm in arms.items():
-        try:
-            specs[name] = store.settings_of(arm, family, base)
-        except UserError as error:
-            left_out[name] = str(error)
+    arms: dict[str, Arm] = module.arms(family.hash, calibration or kept(out, family.hash, told), world.name)
     claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
-    return Campaign(group, claims, arms, left_out, specs, world, place, family, out, known)
+    campaign = Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms)
+    return campaign.with_arms(module.following(campaign)) if hasattr(module, "following") else campaign
+
+
+def kept(out: Path, base_hash: str, told: Callable[[str], None]) -> Path | None:
+    """The calibration that an earlier call was given, None where there is none of this base."""
+    file = out / CALIBRATION
+    if not file.is_file():
+        return None
+    if not is_of(file, base_hash):
+        told(f"{file} is of another base and is not used: give --calibration")
+        return None
+    return file
 
 
 def world_of(protocol: str, folder: Path | None, clip: str | None, dino: str | None) -> World:

@@ -4,7 +4,8 @@
     reading   one way to carry it over (as published; at the matching noise levels; ...): comparisons that must all hold
     compare   a contrast of arms, sum_a w_a = 0, and the threshold that its mean has to pass
 
-For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. A comparison
+For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. The seeds of one
+style and reference share much, so what is tested are the means over them, one per style and reference: a comparison
 *holds* when the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
 one-sided sign-flip test. A reading holds when all its comparisons do (its p is the largest of theirs) and is refuted
 when one of them is (the smallest, times their number). Both p are corrected by Holm for the number of readings of the
@@ -26,6 +27,19 @@ Unit = str
 """One pair: "unifont, rabbit face, 0"."""
 Values = Mapping[str, Mapping[Unit, float]]
 """Scores of one metric: {arm: {unit: score}}."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a reading is judged by.
+
+    scores: {"style": {arm: {unit: score}}, "text": ...}, all "higher is better". units: the pairs that a verdict needs,
+    {unit: its style and reference}. decides: False for smoke cells.
+    """
+
+    scores: Mapping[str, Values]
+    units: Mapping[Unit, str]
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,8 @@ def restricted(claim: Claim, arms: Collection[str]) -> Claim | None:
 
 
 RULE = (
-    "Paired over style x reference x seed. A comparison holds when its mean effect is above its threshold (0 for "
+    "Paired over style x reference x seed; the mean over the seeds of a style and reference "
+    "counts as one. A comparison holds when its mean effect is above its threshold (0 for "
     "'more', minus the margin for 'no less'), and is refuted when it is below (the margin for 'more', minus the margin "
     "for 'no less'), by the exact one-sided sign-flip test. A reading holds when all of its comparisons do (largest "
     "p), and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the "
@@ -140,28 +155,28 @@ RULE = (
 
 def judge(
     claim: Claim,
-    scores: Mapping[str, Values],
+    seen: Mapping[str, Seen],
     measures: Mapping[str, Measure],
-    units: Sequence[Unit],
-    *,
-    decides: bool = True,
     left_out: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The readings of `claim` with effects, intervals, p, and each one's verdict and why it is undecided.
 
-    scores: {"style": {arm: {unit: score}}, "text": ...}, all "higher is better". units: the pairs that a verdict needs.
-    decides: False for smoke cells. left_out: arms that could not be run here, with the reason.
+    seen: for each reading, by name. left_out: arms that could not be run here, with the reason.
     """
     told = []
     for reading in claim.readings:
-        rows = [compared(c, scores[c.measure], measures[c.measure], units) for c in reading.compares]
+        own = seen[reading.name]
+        rows = [compared(c, own.scores[c.measure], measures[c.measure], own.units) for c in reading.compares]
         why = [f"{arm} is left out: {(left_out or {})[arm]}" for arm in arms_of(reading) if arm in (left_out or {})]
         why += list(dict.fromkeys(row["why"] for row in rows if row["why"])) if not why else []
         told.append({"reading": reading.name, "compares": rows, "why": why})
+    deciding = [seen[entry["reading"]].decides for entry in told]
     for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
-        for entry, p in zip(told, holm([pick(entry["compares"]) for entry in told]), strict=True):
-            entry[key] = p
-    for entry in told:
+        raw = [pick(entry["compares"]) for entry in told]
+        corrected = holm([p if decides else 1.0 for p, decides in zip(raw, deciding, strict=True)])
+        for entry, decides, own, p in zip(told, deciding, raw, corrected, strict=True):
+            entry[key] = p if decides else min(1.0, len(told) * own)
+    for entry, decides in zip(told, deciding, strict=True):
         entry["verdict"] = "undecided"
         if not decides:
             entry["why"] = ["smoke cells decide nothing", *entry["why"]]
@@ -189,11 +204,14 @@ def refuted(rows: Sequence[Mapping[str, Any]]) -> float:
     return min(1.0, len(rows) * min(row["p_refuted"] for row in rows))
 
 
-def compared(compare: Compare, values: Values, measure: Measure, units: Sequence[Unit]) -> dict[str, Any]:
-    """One comparison over the pairs that all of its arms have."""
+def compared(compare: Compare, values: Values, measure: Measure, units: Mapping[Unit, str]) -> dict[str, Any]:
+    """One comparison over the pairs that all of its arms have; the means over each style and reference are tested."""
     arms = list(compare.weights)
     paired = [u for u in units if all(u in values.get(arm, {}) for arm in arms)]
-    effects = [sum(w * values[arm][u] for arm, w in compare.weights.items()) for u in paired]
+    of: dict[str, list[float]] = {}
+    for u in paired:
+        of.setdefault(units[u], []).append(sum(w * values[arm][u] for arm, w in compare.weights.items()))
+    effects = [float(np.mean(own)) for own in of.values()]
     row: dict[str, Any] = {
         "what": compare.what,
         "weights": dict(compare.weights),
@@ -201,6 +219,7 @@ def compared(compare: Compare, values: Values, measure: Measure, units: Sequence
         "above": compare.above * measure.margin,
         "below": compare.below * measure.margin,
         "pairs": len(paired),
+        "references": len(effects),
         "effect": None,
         "interval": None,
         "p_holds": 1.0,

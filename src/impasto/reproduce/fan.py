@@ -38,7 +38,8 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
     ray = get_ray()
     started = start(ray, workers, cluster)
     try:
-        task = ray.remote(**share(ray, workers, cluster), max_retries=RETRIES)(attempt)
+        gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
+        task = ray.remote(**share(workers, cluster), **gpu, max_retries=RETRIES)(attempt)
         common = [ray.put(value) for value in (run, shared)]
         waiting = {task.remote(common[0], cell, common[1]): cell for cell in cells}
         while waiting:
@@ -73,7 +74,7 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
         if cluster is not None:
             ray.init(address=cluster, **quiet)
         else:
-            ray.init(num_cpus=max(workers, cores()), include_dashboard=False, **quiet)
+            ray.init(num_cpus=workers * share(workers)["num_cpus"], include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare ones when its processes do not come up in time
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -82,10 +83,9 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
     return True
 
 
-def share(ray: Any, workers: int, cluster: str | None) -> dict[str, float]:
-    """What a task takes: a GPU where there are any, else an equal share of the cores (on a cluster: one)."""
-    if ray.cluster_resources().get("GPU", 0) >= 1:
-        return {"num_cpus": 1, "num_gpus": 1}
+def share(workers: int, cluster: str | None = None) -> dict[str, int]:
+    """The cores of a task: an equal share of those here, so that there are as many tasks as workers; on a cluster, one.
+    Where there are GPUs a task takes one as well."""
     return {"num_cpus": 1 if cluster is not None else max(1, cores() // workers)}
 
 

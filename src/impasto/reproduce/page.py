@@ -1,6 +1,7 @@
-"""claims.json, the page and its pictures: all made from the cells alone, so that they cannot say anything else.
+"""claims.json, the page and its pictures: all made from the cells (and the calibration that lies beside them) alone.
 
-A claim is told by its full cells where they are all there, else by its smoke cells, which decide nothing.
+A reading is told by its full cells where they are all there, else by its smoke cells, which decide nothing; the arms of
+a claim by cells of the same size as its first reading.
 """
 
 import json
@@ -15,7 +16,7 @@ from impasto.paths import PACKAGE, atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
-from impasto.reproduce.claims import RULE, Claim, judge
+from impasto.reproduce.claims import RULE, Claim, Seen, arms_of, judge
 
 if TYPE_CHECKING:
     from impasto.reproduce.campaign import Campaign
@@ -54,24 +55,19 @@ def save(path: Path, text: str) -> None:
 
 def assess(campaign: "Campaign", claim: Claim) -> Entry:
     """The claim's entry in claims.json, by its full cells where they are all there."""
-    known = campaign.known
-    sizes = {size: campaign.cells([claim], size) for size in campaign.world.sizes if campaign.world.ready(size)}
-    there = {size: [known[c.key] for c in cells if c.key in known] for size, cells in sizes.items()}
-    complete = [size for size in sizes if sizes[size] and len(there[size]) == len(sizes[size])]
-    size = complete[-1] if complete else max(sizes, key=lambda size: len(there[size]))
-    cells = there[size]
-    run = [arm for arm in claim.arms if arm in campaign.specs]  # by key: arms of the same settings share their cells
-    arms = {arm: [known[c.key] for c in campaign.cells_of(arm, size) if c.key in known] for arm in run}
-    measures = campaign.world.measures
-    scores = {
-        role: {arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]} for arm, own in arms.items()}
-        for role, m in measures.items()
-    }
-    units = list(campaign.world.units(size, campaign.arms[claim.arms[0]].where))
+    known, sizes = campaign.known, [size for size in campaign.world.sizes if campaign.world.ready(size)]
     left_out = {arm: why for arm, why in campaign.left_out.items() if arm in claim.arms}
-    readings = judge(claim, scores, measures, units, decides=size not in campaign.world.undecided, left_out=left_out)
-    if not cells:
-        readings = [reading | {"verdict": "undecided", "why": ["not run"]} for reading in readings]
+    told = {reading.name: size_of(campaign, arms_of(reading), sizes) for reading in claim.readings}
+    seen = {reading.name: look(campaign, arms_of(reading), told[reading.name]) for reading in claim.readings}
+    readings = [
+        reading | {"cells": told[reading["reading"]]}
+        for reading in judge(claim, seen, campaign.world.measures, left_out)
+    ]
+    for reading in readings:
+        if not any(seen[reading["reading"]].scores["style"].values()):
+            reading |= {"verdict": "undecided", "why": ["not run"], "cells": None}
+    arms = {arm: found(campaign, arm, told[claim.readings[0].name]) for arm in claim.arms if arm in campaign.specs}
+    wanted = {size: campaign.cells([claim], size) for size in sizes}
     return {
         "id": claim.id,
         "claim": claim.claim,
@@ -81,11 +77,42 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
         "why": readings[0]["why"],
         "readings": readings,
         "left_out": left_out,
-        "cells": size if cells else None,
-        "progress": {size: [len(there[size]), len(wanted)] for size, wanted in sizes.items()},
+        "cells": readings[0]["cells"],
+        "progress": {size: [sum(c.key in known for c in cells), len(cells)] for size, cells in wanted.items()},
         "rule": RULE,
         "base": {"name": campaign.place.base, "sha256": campaign.family.hash},
     }
+
+
+def size_of(campaign: "Campaign", arms: Sequence[str], sizes: Sequence[str]) -> str:
+    """The largest size of which these arms have all cells, else that of which there are most."""
+    run = [arm for arm in arms if arm in campaign.specs]
+    wanted = {size: [cell.key for arm in run for cell in campaign.cells_of(arm, size)] for size in sizes}
+    there = {size: sum(key in campaign.known for key in keys) for size, keys in wanted.items()}
+    complete = [size for size in sizes if wanted[size] and there[size] == len(wanted[size])]
+    return complete[-1] if complete else max(sizes, key=lambda size: there[size])
+
+
+def found(campaign: "Campaign", arm: str, size: str) -> list[Mapping[str, Any]]:
+    """The cells of an arm that are there. By key: arms of the same settings share their cells."""
+    return [campaign.known[cell.key] for cell in campaign.cells_of(arm, size) if cell.key in campaign.known]
+
+
+def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Seen:
+    """The scores of these arms in the cells of a size."""
+    cells = {arm: found(campaign, arm, size) for arm in arms if arm in campaign.specs}
+    units = campaign.world.units(size, campaign.arms[arms[0]].where)
+    return Seen(
+        {
+            role: {
+                arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]}
+                for arm, own in cells.items()
+            }
+            for role, m in campaign.world.measures.items()
+        },
+        {unit: f"{spec['style']}, {spec['reference']}" for unit, spec in units.items()},
+        decides=size not in campaign.world.undecided,
+    )
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -118,7 +145,7 @@ def page(campaign: "Campaign", entries: Sequence[Entry], pictures: Mapping[str, 
         + ", ".join(f"{m.margin:g} in {title(m.name)}" for m in world.measures.values())
         + ".",
         "Tables: mean ± standard deviation over cells (style x reference x seed). Effects with 95 % bootstrap "
-        "intervals over pairs; p by sign flips, of a reading after Holm.",
+        "intervals over style x reference; p by sign flips, of a reading after Holm.",
         *(section(campaign, e, pictures.get(e["id"], [])) for e in entries if e["arms"]),
         f"Made with {', '.join(versions)}." if versions else "",
     ]

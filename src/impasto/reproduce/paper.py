@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from impasto.data import references
+from impasto.data.folder import SUFFIXES
 from impasto.errors import UserError
 from impasto.evaluate import Encoder, clip, load_encoder
 from impasto.evaluate.samples import read_folder
@@ -160,9 +161,14 @@ def find(folder: Path, count: int) -> dict[int, Path]:
 
 
 def by_number(folder: Path) -> dict[int, Path]:
-    """Files whose name is one number."""
-    numbered = [path for path in sorted(folder.iterdir()) if re.fullmatch(r"\d+", path.stem) and path.is_file()]
-    return {int(path.stem): path for path in numbered}
+    """Pictures whose name is one number. Raises UserError where two have the same."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not re.fullmatch(r"\d+", path.stem) or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if (other := found.setdefault(int(path.stem), path)) != path:
+            raise UserError(f"{folder}: {other.name} and {path.name} have the same number: keep one of them")
+    return found
 
 
 def by_caption(file: Path) -> dict[int, Path]:

@@ -22,7 +22,7 @@ from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.families.base import Family, quiet
 from impasto.generate import Sampling, generate, save_png
-from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.guidance.style_aligned import Sharing, StyleAligned
 from impasto.paths import atomic, cache_dir
 from impasto.reproduce.cells import VERSION, Cell
@@ -214,13 +214,33 @@ def style_words(spec: Mapping[str, Any]) -> str:
 
 
 def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The words of the style come from the log-SNR "at" on; before, there is only the thing."""
-    return spec["plain"], {"switch": PromptSwitch("{prompt}" + style_words(spec), spec["arm"]["at"])}
+    """The words of the style come after the first steps; before, there is only the thing."""
+    return spec["plain"], {"switch": PromptSwitch("{prompt}" + style_words(spec), switched_at(spec, place))}
 
 
 def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The words of the style are there below the log-SNR "at" only."""
-    return spec["prompts"], {"switch": Without(style_words(spec), spec["arm"]["at"])}
+    """The words of the style are there in the first steps only."""
+    return spec["prompts"], {"switch": Without(style_words(spec), switched_at(spec, place))}
+
+
+def switched_at(spec: Mapping[str, Any], place: Place) -> float:
+    """The log-SNR of the step after the first ones."""
+    return grid(place.family(), spec["sampling"]["steps"], spec["sampling"]["size"])[spec["arm"]["first_steps"]]
+
+
+def on_grid(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str]:
+    """The part of a spec that says how, and what a person is told besides.
+
+    A log-SNR "at" becomes the number of sampling steps that lie below it: what two levels between the same steps draw
+    is the same. Raises UserError where one prompt would be used in all steps.
+    """
+    own = dict(arm)
+    if "at" not in own:
+        return own, ""
+    told = sampling_of(family)
+    switch = PromptSwitch("{prompt}", own.pop("at")).on(grid(family, told["steps"], told["size"]))
+    first = switch.in_second.index(True)
+    return own | {"first_steps": first}, f" (the first {first} of {told['steps']} steps)"
 
 
 def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:

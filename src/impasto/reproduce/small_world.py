@@ -21,6 +21,7 @@ from PIL import Image
 from impasto.artworld import concept_index, free_concepts, load_meta, load_slice, style_index
 from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
+from impasto.demo import REFERENCES
 from impasto.errors import UserError, nearest
 from impasto.evaluate import Encoder, evaluate, load_encoder
 from impasto.evaluate.truth import true_pictures
@@ -122,14 +123,15 @@ def heldout_units(
     asked: Mapping[int, Sequence[int]], references: int, seeds: Iterable[int], n: int, fresh: bool = False
 ) -> dict[Unit, dict[str, Any]]:
     """Held-out styles x references x seeds, the prompts with n of the concepts of the style. asked: {style: concepts}.
-    fresh: with none of the references that the other units have."""
+    fresh: with none of the references that the other units, or the demo, have."""
     meta, units = load_meta(), {}
     most = max(r for r, _, _ in CELLS.values())
     for style, concepts in asked.items():
         known = [c for c in meta["split"]["reference_concepts"] if c in drawn_in(style)]
         chosen = spread(known, most)
         if fresh:
-            chosen = spread([c for c in known if c not in chosen], most)
+            shown = {concept_index(label) for label in REFERENCES.values()}
+            chosen = spread([c for c in known if c not in chosen and c not in shown], most)
         for concept in chosen[:references]:
             for seed in seeds:
                 unit = unit_of(style, spread(concepts, n), seed)
