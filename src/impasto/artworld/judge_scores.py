@@ -45,7 +45,7 @@ def export(source: Path, out: Path, pictures: ArtWorld) -> dict[str, Any]:
     """Write the averaged weights of both checkpoints (fp16; the norms fp32) and a card without scores; the card."""
     meta = pictures.meta
     card: dict[str, Any] = {
-        "what": "style judge and concept judge: nothing is trained against them; choices by them are on secondary styles",
+        "what": "judges of style and concept: nothing is trained against them, choices by them are on secondary styles",
         "date": datetime.now(UTC).date().isoformat(),
         "style_names": meta["style_names"],
         "kinds": [style["kind"] for style in meta["styles"]],
