@@ -1,11 +1,14 @@
 """The method as the paper writes it, and `train` with its recipe: the same adapter."""
 
 import torch
-from fakes import prepare
 from safetensors.torch import load_file
 
 from impasto.config import resolve
-from impasto.data import references
+from impasto.data.buckets import views
+from impasto.data.items import Item
+from impasto.data.pictures import Picture
+from impasto.data.prepare import prepare_items
+from impasto.data.references import read
 from impasto.families import load
 from impasto.methods.style_friendly import style_friendly
 from impasto.train import train
@@ -31,7 +34,10 @@ def test_train_does_what_the_paper_says(tmp_path, picture):
     train(config)
     trained = load_file(config.out / "pytorch_lora_weights.safetensors")
     family = load(str(base), device="cpu")
-    prepared = prepare(family, [(references.read(picture), CAPTION)], 16)
+    reference = read(picture)
+    known = Picture(reference.path, reference.sha256, *reference.image.size)
+    middle = views(known.width, known.height, (16, 16), 1, False, known.sha256)
+    prepared = prepare_items(family, [Item(known, CAPTION, (16, 16), middle)])
     theta = style_friendly(family, prepared, rank=4, lr=1e-3, steps=8, draws=4, seed=3)
     assert len(theta) == len(trained)
     for name, p in theta.items():

@@ -198,6 +198,19 @@ def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
         calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)
 
 
+def test_pictures_need_two_subjects_of_each_style(tiny_sd3, tmp_path):
+    """Nothing is drawn for too few; a preset takes as many as it needs, and --minutes does not stop before them."""
+    settings = {"by": "pictures", "encoder": FakeEncoder(), "sampling": Sampling(steps=6, batch=4), "levels": 3}
+    with pytest.raises(UserError, match=r"needs two subjects: at least 16 --prompts, or fewer styles"):
+        calibrate(str(tiny_sd3), tmp_path / "out", prompts=15, **settings)
+    (tmp_path / "styles.txt").write_text("\n".join("abcdefg"))
+    ticks = []
+    settings |= {"styles": tmp_path / "styles.txt", "progress": lambda done, total: ticks.append((done, total))}
+    with pytest.raises(UserError, match="over 14 prompts: no sure difference"):
+        calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=0.0, **settings)
+    assert ticks[-1] == (14 * 8, 14 * 8)
+
+
 def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
     from impasto import cli
 

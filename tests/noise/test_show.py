@@ -9,7 +9,9 @@ from PIL import Image
 
 from impasto import cli
 from impasto.errors import UserError
+from impasto.families import load, mini
 from impasto.noise.show import LawFlags, show, text
+from impasto.plan import positions
 
 SD35, SD15 = "stabilityai/stable-diffusion-3.5-large", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -35,14 +37,35 @@ def test_the_band_by_resolution_and_by_measurement(tmp_path, monkeypatch):
     file = tmp_path / "runs/calibration/mini-sd3/calibration.json"
     file.parent.mkdir(parents=True)
     points = {"10%": {"log_snr": -5.0}, "50%": {"log_snr": -3.0}, "90%": {"log_snr": -1.0}}
-    file.write_text(json.dumps({"base": "mini-sd3", "latent_positions": 256, "points": points}))
+    told = {"base": "mini-sd3", "base_hash": "a" * 64, "latent_positions": 256, "points": points}
+    file.write_text(json.dumps(told))
+    monkeypatch.setattr(mini, "names", lambda: ())
     measured = show(LawFlags(noise_mean=-3.0).config())["style_band"]
     assert (measured["low"], measured["high"]) == (-5, -1) and measured["share"] == pytest.approx(0.6827, abs=1e-3)
     assert "measured at 256 latents of mini-sd3" in measured["source"]
+    assert "whether with the same weights is not known here" in measured["source"]
+    larger = show(LawFlags(size=256).config())["style_band"]
+    assert larger["low"] is None and "is left out: measured at 256 latents, not 1,024" in larger["source"]
     assert show(LawFlags(base=SD35).config(), file)["style_band"] == show(LawFlags().config(), file)["style_band"]
     file.write_text("{}")
     with pytest.raises(UserError, match=r"is no calibration\.json of `impasto noise calibrate`"):
         show(LawFlags().config())
+
+
+def test_a_measurement_of_other_weights_is_left_out(tiny_sd3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, family = LawFlags(base=str(tiny_sd3), noise_mean=-3.0).config(), load(str(tiny_sd3), device="cpu")
+    points = {"10%": {"log_snr": -5.0}, "90%": {"log_snr": -1.0}}
+    told = {"base": "tiny", "latent_positions": positions(config.size, family), "points": points}
+    file = tmp_path / "runs/calibration" / tiny_sd3.name / "calibration.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(told | {"base_hash": family.hash}))
+    band = show(config)["style_band"]
+    assert (band["low"], band["high"]) == (-5, -1) and "not known" not in band["source"]
+    file.write_text(json.dumps(told | {"base_hash": "a" * 64}))
+    band = show(config)["style_band"]
+    assert band["low"] is None and "is left out: measured with other weights of tiny" in band["source"]
+    assert show(config, file)["style_band"]["low"] == -5  # asked for
 
 
 def test_a_schedule_that_ends_truncates():

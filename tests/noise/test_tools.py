@@ -231,6 +231,15 @@ REFUSED = {
     "ai-toolkit flux content_or_style=content": "by a cubic law",
     "ai-toolkit flux timestep_type=weighted": "timestep_type = weighted has no counterpart",
     "ai-toolkit flux min_denoising_steps=500": "cuts the times off",
+    "ai-toolkit flux max_denoising_steps=998": "max_denoising_steps = 998 cuts the times off",
+    "ai-toolkit flux do_signal_correction_noise=true": "do_signal_correction_noise = true has no counterpart",
+    "ai-toolkit flux do_batch_noise_correction=true": "do_batch_noise_correction = true has no counterpart",
+    "ai-toolkit flux blended_blur_noise=true": "blended_blur_noise = true has no counterpart",
+    "ai-toolkit flux loss_target=unaugmented": "loss_target = unaugmented has no counterpart",
+    "kohya sdxl scale_v_pred_loss_like_noise_pred=true": "scale_v_pred_loss_like_noise_pred = true has no counterpart",
+    "onetrainer sdxl loss_weight_fn=P2": "loss_weight_fn = P2 weighs the loss",
+    "onetrainer flux loss_weight_fn=SIGMA": "loss_weight_fn = SIGMA weighs the loss",
+    "onetrainer flux loss_weight_fn=MIN_SNR_GAMMA": "loss_weight_fn = MIN_SNR_GAMMA weighs the loss",
     "onetrainer flux timestep_distribution=BETA": "timestep_distribution = BETA has no counterpart",
     "onetrainer flux min_noising_strength=0.5": "squeezes u",
     "onetrainer sdxl timestep_distribution=LOGIT_NORMAL": "draws the time of a U-Net as no law here does",
@@ -250,6 +259,56 @@ def test_what_has_no_counterpart_is_refused(command):
     with pytest.raises(UserError) as error:
         imported(command)
     assert REFUSED[command] in str(error.value) and "\n" not in str(error.value)
+
+
+def effective_median(t):
+    """Of times that were drawn, counted sigma^2 each."""
+    t = t.sort().values
+    return t[((t**2).cumsum(0) < 0.5 * (t**2).sum()).sum()].item()
+
+
+def test_a_loss_weighed_by_sigma_squared():
+    """SD3: diffusers by default and sd-scripts always compare x_0; only sigma_sqrt takes that back, exactly."""
+    for command in ("diffusers sd3 logit_mean=0", "kohya sd3 weighting_scheme=logit_normal training_shift=3"):
+        (note,) = imported(command)["notes"]
+        median = effective_median(shifted(torch.sigmoid(normal()), 3.0))
+        assert f"the median t is {median:.2f}, log-SNR -3.0, instead of 0.75, -2.2" in note
+    even = {"noise": "uniform", "noise_shift": 3.0}
+    for command in (
+        "diffusers sd3 weighting_scheme=sigma_sqrt",
+        "kohya sd3 weighting_scheme=sigma_sqrt training_shift=3",
+    ):
+        result = imported(command)
+        assert result["settings"] == even and not result["notes"]
+    assert not imported("diffusers sd3 logit_mean=0 precondition_outputs=0")["notes"]
+    assert not imported("diffusers flux logit_mean=0")["notes"]
+    with pytest.raises(UserError, match="sigma_sqrt weighs the loss"):
+        imported("diffusers sd3 weighting_scheme=sigma_sqrt precondition_outputs=0")
+    exported = {tool: export_settings(tool, TrainConfig(), "sd3") for tool in ("diffusers", "kohya")}
+    assert exported["diffusers"]["settings"]["precondition_outputs"] == 0 and not exported["diffusers"]["notes"]
+    assert "sigma^2" in exported["kohya"]["notes"][0]
+    for tool in ("diffusers", "kohya"):
+        theirs = export_settings(tool, TrainConfig(**even), "sd3")
+        assert theirs["settings"]["weighting_scheme"] == "sigma_sqrt" and not theirs["notes"]
+
+
+def test_kohya_compares_the_velocity_itself_when_raw():
+    assert "model_prediction_type sigma_scaled is not" in imported("kohya flux timestep_sampling=uniform")["notes"][0]
+    raw = "kohya flux timestep_sampling=sigma model_prediction_type=raw"
+    assert not imported(raw)["notes"]
+    assert imported(f"{raw} weighting_scheme=cosmap")["settings"] == imported(raw)["settings"]  # without a weighting
+    for config in (TrainConfig(), TrainConfig(noise="uniform")):
+        assert export_settings("kohya", config, "flux")["settings"]["model_prediction_type"] == "raw"
+
+
+def test_weightings_and_ends():
+    assert imported("onetrainer sd15 loss_weight_fn=MIN_SNR_GAMMA loss_weight_strength=3")["settings"] == {
+        "noise": "uniform", "weighting": "min-snr", "gamma": 3.0
+    }  # fmt: skip
+    assert imported("onetrainer flux loss_weight_fn=CONSTANT loss_weight_strength=3")["settings"] == {
+        "noise": "uniform"
+    }
+    assert imported("ai-toolkit flux max_denoising_steps=1000")["settings"]["noise"] == "logit-normal"
 
 
 def test_what_cannot_be_exported():
@@ -318,6 +377,14 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "export", "diffusers", "--architecture", "sd3", "--json")
     told = json.loads(out.splitlines()[-1])
     assert code == 0 and told["settings"]["weighting_scheme"] == "logit_normal" and "logit_mean = -1.9" in err
+    recipe = tmp_path / "shifted.toml"
+    settings = ("timestep_type=shift", "--architecture", "flux", "--out", str(recipe))
+    assert run(monkeypatch, capsys, "import", "ai-toolkit", *settings)[0] == 0
+    code, out, _ = run(monkeypatch, capsys, "export", "ai-toolkit", "--recipe", str(recipe))
+    assert code == 0 and 'timestep_type = "shift"' in out
+    for small in (("--base", "mini-sd3"), ("--size", "128")):
+        code, _, err = run(monkeypatch, capsys, "export", "ai-toolkit", "--recipe", str(recipe), *small)
+        assert code == 2 and "its flux shift is 1.596 at 128 px" in err
     code, _, err = run(monkeypatch, capsys, "import", "kohya", "learning_rate=1")
     assert code == 2 and err.startswith("impasto: error: ") and len(err.splitlines()) == 1
     code, _, err = run(monkeypatch, capsys, "shw")

@@ -19,7 +19,8 @@ from impasto.noise.schedule import VariancePreserving, per_item
 def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
     """Leading spacing with an offset of 1 (50 steps: t = 1, 21, .., 981), from t = 0 on: (steps + 1,), float64.
 
-    t = 0 is the picture's own level (`set_alpha_to_one` False). Raises UserError for more steps than the model has.
+    t = 0 is the picture's own level (`set_alpha_to_one` False). Steps that do not divide the model's 1000 stop short of
+    noise, as the spacing is cut to whole numbers: 300 end at t = 898. Raises UserError for more steps than it has.
     """
     schedule = family.schedule
     assert isinstance(schedule, VariancePreserving)

@@ -37,16 +37,21 @@ def style_friendly(
 ) -> dict[str, nn.Parameter]:
     """Train a LoRA on `family.denoiser` and return its parameters.
 
-    prepared: the latents x_NCHW of the references in one tensor, and row by row the conditions of their captions.
+    prepared: `prepare_items` of pictures of one shape; each view with its caption counts alike.
     """
-    x_NCHW, cond = prepared.x, next(iter(prepared.conds.values()))
+    rows = [(view, pair.caption) for pair in prepared.all_pairs for view in pair.views * pair.repeats]
+    x_NCHW = torch.stack([prepared.x[view] for view, _ in rows]).to(family.device)
+    cond = {
+        name: torch.stack([of_captions[caption] for _, caption in rows]).to(family.device)
+        for name, of_captions in next(iter(prepared.conds.values())).items()
+    }
     theta = lora.add(family, rank=rank, alpha=rank, targets=targets, seed=seed)
     adam = torch.optim.Adam(theta.values(), lr=lr, betas=(0.9, 0.999))
     for step in range(1, steps + 1):
         own = generators(seed, step, range(draws))
         i = torch.cat([torch.randint(len(x_NCHW), (1,), generator=g) for g in own])
-        lam = law(mean, std)(own)
-        eps = torch.stack([torch.randn(x_NCHW.shape[1:], generator=g) for g in own])
+        lam = law(mean, std)(own).to(family.device)
+        eps = torch.stack([torch.randn(x_NCHW.shape[1:], generator=g) for g in own]).to(family.device)
         x_0, y = x_NCHW[i], {name: rows[i] for name, rows in cond.items()}
         v = family.predict(mix(family.schedule, x_0, eps, lam), lam, y)
         loss = (v - (eps - x_0)).square().mean()

@@ -150,6 +150,12 @@ def calibrate(
     started = time.perf_counter()
     family = families.load(base, device=device, precision=precision)
     measure, judged = measure_of(base, family, by, clip, judges, encoder)
+    fewest = FEWEST_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
+    if prompts is not None and prompts < fewest:
+        raise UserError(
+            f"scored by pictures, every style needs two subjects: at least {fewest} --prompts, or fewer styles"
+        )
+    n_prompts = max(n_prompts, fewest)
     asks = list(art_world_asks(n_prompts, seed) if judged else text_asks(n_prompts, seed, styles, subjects))
     if judged and (styles or subjects):
         raise UserError(
@@ -172,7 +178,7 @@ def calibrate(
     }
     folder = cache_dir("calibration", key(family.hash, settings, asks[0], styles, subjects))
     try:
-        rows = draw.all(asks, chosen, folder, minutes, progress)
+        rows = draw.all(asks, chosen, folder, minutes, fewest, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is drawn is kept: the same command goes on") from None
     asks = asks[: len(rows["nowhere"])]
@@ -306,9 +312,10 @@ class Drawing:
         steps: Sequence[int],
         folder: Path,
         minutes: float | None,
+        fewest: int,
         progress: Callable[[int, int], None] | None,
     ) -> Rows:
-        """The features of all variants, batch by batch of prompts, so that it can stop at any prompt."""
+        """The features of all variants, batch by batch of prompts, so that it can stop at any prompt from `fewest`."""
         variants = ["everywhere", "nowhere", *(f"{way}-{k}" for k in steps for way in ("until", "since"))]
         rows: Rows = {variant: [] for variant in variants}
         batch, started = self.sampling.batch, time.perf_counter()
@@ -320,7 +327,7 @@ class Drawing:
                 if progress:
                     progress(start * len(variants) + (i + 1) * len(some), len(asks) * len(variants))
             done, spent = start // batch + 1, (time.perf_counter() - started) / 60
-            if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= FEWEST_PROMPTS:
+            if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= fewest:
                 break
         return rows
 

@@ -1,7 +1,7 @@
 """`impasto noise <action>`: each action is a function of its flags; ACTIONS is the table of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,10 +77,14 @@ def export(args: list[str]) -> Result:
 
         tool: Annotated[str, tyro.conf.Positional] = ""
         """kohya, ai-toolkit, onetrainer, simpletuner or diffusers."""
+        base: str = ""
+        """Base model, for its schedule, size and recipe; without one mini-sd3's recipe, and 1024 px as in `import`."""
         architecture: Architecture = "flux"
         """What is trained with it: some tools mean another thing for each."""
 
     flags = parse(Export, args, "noise export")
+    if not flags.base:
+        flags = replace(flags, base=LawFlags.base, size=flags.size or 1024)
     result = export_settings(flags.tool, flags.config(), flags.architecture)
     print(lines(result))
     return result

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from impasto import families
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
+from impasto.families import mini
 from impasto.noise.emergence import matched
 from impasto.noise.laws import PARAMETERS, Law, Truncated, within
 from impasto.noise.schedule import RectifiedFlow
@@ -70,26 +71,39 @@ class Band:
     source: str
 
 
-def band(config: TrainConfig, calibration: Path | None, latents: int) -> Band:
+def band(config: TrainConfig, calibration: Path | None, latents: int, base_hash: str | None) -> Band:
     """A base's measured band (`calibration`, or where `calibrate` puts it by default), else the published one.
 
-    Raises UserError when a file that was asked for is none of `impasto noise calibrate`.
+    The file of the default place counts only at this number of latents, and with these weights where `base_hash` is
+    known. Raises UserError when a file that was asked for is none of `impasto noise calibrate`.
     """
-    file = calibration or Path("runs/calibration") / Path(config.base).name / "calibration.json"
+    file, other = calibration or default_file(config.base), ""
     if calibration or file.is_file():
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             low, high = (float(found["points"][share]["log_snr"]) for share in ("10%", "90%"))
-            at = f"{found['latent_positions']:,} latents of {found['base']}"
+            measured, measured_hash = int(found["latent_positions"]), str(found["base_hash"])
+            at = f"{measured:,} latents of {found['base']}"
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{str(file)!r} is no calibration.json of `impasto noise calibrate`") from None
-        return Band(low, high, f"10 to 90 % of the style decided, measured at {at} ({file})")
+        if calibration is None and measured != latents:
+            other = f"; {file} is left out: measured at {measured:,} latents, not {latents:,}"
+        elif calibration is None and base_hash not in (None, measured_hash):
+            other = f"; {file} is left out: measured with other weights of {found['base']}"
+        else:
+            unsure = "" if calibration or base_hash else "; whether with the same weights is not known here"
+            return Band(low, high, f"10 to 90 % of the style decided, measured at {at} ({file}){unsure}")
     high = matched(PUBLISHED, latents)
     moved = high - PUBLISHED
     said = f"published for FLUX at 1024 px: below {PUBLISHED}"
     if moved:
         said += f"; moved by {moved:+.2f} to {latents:,} latents, by SD3's rule: `impasto noise calibrate` measures it"
-    return Band(-math.inf, high, said)
+    return Band(-math.inf, high, said + other)
+
+
+def default_file(base: str) -> Path:
+    """Where `calibrate` writes when not told otherwise."""
+    return Path("runs/calibration") / Path(base).name / "calibration.json"
 
 
 def show(config: TrainConfig, calibration: Path | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -99,7 +113,10 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     """
     law = within(noise_law(config), families.schedule(config.base))
     family = families.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
-    where = band(config, calibration, positions(config.size, family))
+    known = family.hash if family else None
+    if config.base in mini.names() and default_file(config.base).is_file():
+        known = families.folder_hash(mini.ensure(config.base))
+    where = band(config, calibration, positions(config.size, family), known)
     p = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
     lam = law.quantile(p)
     t = RectifiedFlow().timestep(lam)

@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from impasto.config import TrainConfig
 from impasto.errors import UserError, nearest
 from impasto.noise.laws import Law, LogitNormal, StyleFriendly, Uniform, of
@@ -161,6 +163,18 @@ def no_counterpart(scheme: str) -> UserError:
     """For a weighting_scheme of diffusers' scripts, whose names kohya's took over, that no law of ours has."""
     why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
     return UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
+
+
+def squared_sigma(law: Law) -> str:
+    """What it does to compare x_0 instead of the velocity, where `law` is drawn: the loss is sigma^2 times as much."""
+    lam = law.quantile((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
+    t = torch.sigmoid(-lam / 2)
+    share = t.square().cumsum(0) / t.square().sum()
+    i, j = len(lam) // 2, int((share < 0.5).sum())
+    return (
+        f"weighs the loss by sigma^2: in effect the median t is {t[j]:.2f}, log-SNR {lam[j]:.1f}, "
+        f"instead of {t[i]:.2f}, {lam[i]:.1f}"
+    )
 
 
 def words(law: Law) -> str:

@@ -28,6 +28,10 @@ KEYS: dict[str, Any] = {
     "noise_multiplier": 1.0,
     "random_noise_shift": 0.0,
     "random_noise_multiplier": 0.0,
+    "do_signal_correction_noise": False,
+    "do_batch_noise_correction": False,
+    "blended_blur_noise": False,
+    "loss_target": "noise",
     "snr_gamma": 0.0,
     "min_snr_gamma": 0.0,
 }
@@ -44,8 +48,11 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
                 else ""
             )
         )
+    if given.number("max_denoising_steps") > 999:
+        given["max_denoising_steps"] = 999  # as the tool does, whose examples say 1000
     given.refuse("min_denoising_steps", "max_denoising_steps", why="cuts the times off, which has no counterpart here")
     given.refuse("linear_timesteps", "linear_timesteps2", why="weighs the loss, which has no counterpart here")
+    given.refuse("do_signal_correction_noise", "do_batch_noise_correction", "blended_blur_noise", "loss_target")
     given.refuse("dynamic_noise_offset", "noise_multiplier", "random_noise_multiplier", "snr_gamma")
     both = given.number("noise_offset") ** 2 + given.number("random_noise_shift") ** 2  # two normal shifts of a channel
     offset = {"offset_noise": both**0.5 or None}
@@ -67,7 +74,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
 
 
 def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
-    rest = {"noise_offset": offset} if offset else {}
+    rest, own = {"noise_offset": offset} if offset else {}, None
     if not s.flow:
         uniform_in_time(law, "ai-toolkit")
         return {"content_or_style": "balanced"} | rest
@@ -79,4 +86,5 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
             return {"timestep_type": "shift", "content_or_style": "balanced"} | rest
     elif logit(law, "ai-toolkit") == logit(LogitNormal(), ""):
         return {"timestep_type": "sigmoid", "content_or_style": "balanced"} | rest
-    raise UserError(f"ai-toolkit has no mean, standard deviation or shift to set: no counterpart of {law}")
+    told = f"; its {s.architecture} shift is {own:.4g} at {s.size} px" if own else ""
+    raise UserError(f"ai-toolkit has no mean, standard deviation or shift to set: no counterpart of {law}{told}")

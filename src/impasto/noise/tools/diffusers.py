@@ -3,6 +3,8 @@
 weighting_scheme  logit_normal  logit(u) ~ N(logit_mean, logit_std^2);  none  u ~ U(0, 1)
 flux  t = 1 - u                          logit(t) ~ N(-logit_mean, logit_std^2)   (shifted when it draws only)
 sd3   t = 3 (1-u) / (1 + 2 (1-u))        logit(t) ~ N(log 3 - logit_mean, logit_std^2)
+      precondition_outputs (1 by default) compares x_0, which weighs the loss by sigma^2; sigma_sqrt draws u ~ U(0, 1)
+      and weighs by 1 / sigma^2: with precondition_outputs no weighting is left
 sd15, sdxl  the time uniform; noise_offset in the text-to-image scripts
 """
 
@@ -10,12 +12,12 @@ import math
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.noise.laws import Law, Uniform
-from impasto.noise.tools import Given, Situation, logit, no_counterpart, uniform_in_time
+from impasto.noise.laws import Law, Uniform, of
+from impasto.noise.tools import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
 
 SOURCE = (
     "huggingface/diffusers 58eb52c0, examples/dreambooth/train_dreambooth_lora_flux.py 1766-1776, "
-    "train_dreambooth_lora_sd3.py 1784-1796, src/diffusers/training_utils.py 365-389, "
+    "train_dreambooth_lora_sd3.py 1784-1843, src/diffusers/training_utils.py 365-407, "
     "schedulers/scheduling_flow_match_euler_discrete.py 128-137"
 )
 KEYS: dict[str, Any] = {
@@ -23,6 +25,7 @@ KEYS: dict[str, Any] = {
     "logit_mean": 0.0,
     "logit_std": 1.0,
     "mode_scale": 1.29,
+    "precondition_outputs": 1,
     "noise_offset": 0.0,
     "input_perturbation": 0.0,
     "snr_gamma": 0.0,
@@ -41,17 +44,20 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     assert s.architecture is not None
     shift = SHIFT[s.architecture]
     scheme = given.word("weighting_scheme") or DEFAULT[s.architecture]
+    weighed = s.architecture == "sd3" and given.number("precondition_outputs") != 0
+    uniform = {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
+    if weighed and scheme == "sigma_sqrt":
+        return uniform
     if scheme == "logit_normal":
-        mean = -given.number("logit_mean") + 0.0
-        return {
-            "noise": "logit-normal",
-            "noise_mean": mean,
-            "noise_std": given.number("logit_std"),
-            "noise_shift": shift,
-        }
-    if scheme == "none":
-        return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
-    raise no_counterpart(scheme)
+        mean, std = -given.number("logit_mean") + 0.0, given.number("logit_std")
+        ours = {"noise": "logit-normal", "noise_mean": mean, "noise_std": std, "noise_shift": shift}
+    elif scheme == "none":
+        ours = uniform
+    else:
+        raise no_counterpart(scheme)
+    if weighed:
+        s.notes.append(f"precondition_outputs = 1 {squared_sigma(of(ours))}; this is not carried over")
+    return ours
 
 
 def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
@@ -63,8 +69,11 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
     if offset:
         s.notes.append(f"offset_noise {offset:g} is not carried over: the scripts for FLUX and SD3 have none")
     if isinstance(law, Uniform):
-        if law.shift != shift or s.architecture == "sd3":  # whose script has no "none"
+        if law.shift != shift:
             raise UserError(f"diffusers' script for {s.architecture} has no counterpart of {law}")
+        if s.architecture == "sd3":  # whose script has no "none"
+            return {"weighting_scheme": "sigma_sqrt", "precondition_outputs": 1}
         return {"weighting_scheme": "none"}
     mean, std = logit(law, "diffusers")
-    return {"weighting_scheme": "logit_normal", "logit_mean": math.log(shift) - mean + 0.0, "logit_std": std}
+    even = {"precondition_outputs": 0} if s.architecture == "sd3" else {}
+    return {"weighting_scheme": "logit_normal", "logit_mean": math.log(shift) - mean + 0.0, "logit_std": std} | even

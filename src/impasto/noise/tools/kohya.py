@@ -5,20 +5,24 @@ flux  timestep_sampling  sigma     u as below, t = k (1-u) / (1 + (k-1) (1-u)), 
                          shift     logit(t) ~ N(log discrete_flow_shift, sigmoid_scale^2)
                          flux_shift  the same with FLUX's own shift by resolution
       weighting_scheme   logit_normal  logit(u) ~ N(logit_mean, logit_std^2), of timestep_sampling = sigma alone
-sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed
+      model_prediction_type  raw compares the velocity, with no weighting; sigma_scaled (the default) and additive
+                         compare something else with it
+sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed; always compares x_0, which weighs the loss
+      by sigma^2; weighting_scheme sigma_sqrt draws u ~ U(0, 1) and weighs by 1 / sigma^2: no weighting is left
 sd15, sdxl  the time uniform; offset noise (the other two never add it)
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.noise.laws import Law, Uniform
-from impasto.noise.tools import Given, Situation, logit, no_counterpart, uniform_in_time
+from impasto.noise.laws import Law, Uniform, of
+from impasto.noise.tools import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
 
 SOURCE = (
-    "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-530, library/sd3_train_utils.py 877-945, "
-    "library/train_util.py 6062-6110"
+    "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-549, library/sd3_train_utils.py 877-945, "
+    "sd3_train_network.py 358-367, library/train_util.py 6062-6110"
 )
 KEYS: dict[str, Any] = {
     "timestep_sampling": "sigma",
@@ -28,6 +32,7 @@ KEYS: dict[str, Any] = {
     "logit_mean": 0.0,
     "logit_std": 1.0,
     "mode_scale": 1.29,
+    "model_prediction_type": "sigma_scaled",
     "training_shift": 1.0,
     "min_timestep": 0,
     "max_timestep": 1000,
@@ -39,6 +44,7 @@ KEYS: dict[str, Any] = {
     "min_snr_gamma": 0.0,
     "debiased_estimation_loss": False,
     "v_pred_like_loss": 0.0,
+    "scale_v_pred_loss_like_noise_pred": False,
 }
 
 
@@ -46,6 +52,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     if s.architecture is None:
         s.architecture = "sd3" if "training_shift" in given else "flux" if "timestep_sampling" in given else None
     given.refuse("multires_noise_iterations", "ip_noise_gamma", "debiased_estimation_loss", "v_pred_like_loss")
+    given.refuse("scale_v_pred_loss_like_noise_pred")
     if not s.flow:
         given.refuse("min_timestep", "max_timestep", "noise_offset_random_strength", "adaptive_noise_scale")
         gamma = given.number("min_snr_gamma")
@@ -55,7 +62,14 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         s.notes.append("noise_offset is left out: sd-scripts' FLUX and SD3 training does not use it")
     if s.architecture == "sd3":
         given.refuse("min_timestep", "max_timestep", why="squeezes u into a part of its range, which no law here does")
-        return drawn(given, given.number("training_shift"), sign=1)
+        shift = given.number("training_shift")
+        ours = drawn(given, shift, 1, ("sigma_sqrt",))
+        if given.word("weighting_scheme") != "sigma_sqrt":
+            s.notes.append(f"sd-scripts' SD3 training {squared_sigma(of(ours))}; this is not carried over")
+        return ours
+    told = given.word("model_prediction_type")
+    if told != "raw":
+        s.notes.append(f"model_prediction_type {told} is not carried over: here the velocity itself is compared (raw)")
     how = given.word("timestep_sampling")
     if how != "sigma" and given.word("weighting_scheme") == "logit_normal":
         s.notes.append(f"logit_mean and logit_std are left out: timestep_sampling {how} does not use them")
@@ -69,16 +83,16 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": scale, "noise_shift": shift}
     if how != "sigma":
         raise UserError(f"timestep_sampling = {how} is none of sigma, uniform, sigmoid, shift, flux_shift")
-    return drawn(given, given.number("discrete_flow_shift"), sign=-1)
+    return drawn(given, given.number("discrete_flow_shift"), -1, ("sigma_sqrt", "cosmap") if told == "raw" else ())
 
 
-def drawn(given: Given, shift: float, sign: int) -> dict[str, Any]:
-    """The law of `weighting_scheme`, u or 1 - u by `sign`, then the shift."""
+def drawn(given: Given, shift: float, sign: int, even: Sequence[str]) -> dict[str, Any]:
+    """The law of `weighting_scheme`, u or 1 - u by `sign`, then the shift. even: schemes that leave no weighting."""
     scheme = given.word("weighting_scheme")
     if scheme == "logit_normal":
         mean, std = sign * given.number("logit_mean"), given.number("logit_std")
         return {"noise": "logit-normal", "noise_mean": mean + 0.0, "noise_std": std, "noise_shift": shift}
-    if scheme in ("uniform", "none"):
+    if scheme in ("uniform", "none", *even):
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
     raise no_counterpart(scheme)
 
@@ -89,11 +103,13 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
         return {"noise_offset": offset} if offset else {"min_timestep": 0, "max_timestep": 1000}
     if offset:
         s.notes.append(f"offset_noise {offset:g} is not carried over: sd-scripts' FLUX and SD3 training has none")
+    raw = {"model_prediction_type": "raw"}
     if isinstance(law, Uniform):
         if s.architecture == "sd3":
-            return {"weighting_scheme": "uniform", "training_shift": law.shift}
-        return {"timestep_sampling": "sigma", "weighting_scheme": "uniform", "discrete_flow_shift": law.shift}
+            return {"weighting_scheme": "sigma_sqrt", "training_shift": law.shift}
+        return {"timestep_sampling": "sigma", "weighting_scheme": "uniform", "discrete_flow_shift": law.shift} | raw
     mean, std = logit(law, "kohya")
     if s.architecture == "sd3":
+        s.notes.append(f"sd-scripts' SD3 training {squared_sigma(law)}; nothing there takes that away")
         return {"weighting_scheme": "logit_normal", "logit_mean": mean, "logit_std": std, "training_shift": 1.0}
-    return {"timestep_sampling": "shift", "sigmoid_scale": std, "discrete_flow_shift": math.exp(mean)}
+    return {"timestep_sampling": "shift", "sigmoid_scale": std, "discrete_flow_shift": math.exp(mean)} | raw

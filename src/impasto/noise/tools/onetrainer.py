@@ -12,7 +12,8 @@ from impasto.noise.tools import Given, Situation, logit, uniform_in_time
 
 SOURCE = (
     "Nerogar/OneTrainer 23df3832, modules/modelSetup/mixin/ModelSetupNoiseMixin.py 72-255, "
-    "modules/modelSetup/mixin/ModelSetupFlowMatchingMixin.py 14-43, modules/modelSetup/BaseFluxSetup.py 211-221"
+    "modules/modelSetup/mixin/ModelSetupFlowMatchingMixin.py 14-43, modules/modelSetup/BaseFluxSetup.py 211-221, "
+    "ModelSetupDiffusionLossMixin.py 210-342"
 )
 KEYS: dict[str, Any] = {
     "timestep_distribution": "UNIFORM",
@@ -25,6 +26,8 @@ KEYS: dict[str, Any] = {
     "offset_noise_weight": 0.0,
     "generalized_offset_noise": False,
     "perturbation_noise_weight": 0.0,
+    "loss_weight_fn": "CONSTANT",
+    "loss_weight_strength": 5.0,
 }
 
 
@@ -32,6 +35,11 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     given.refuse("min_noising_strength", "max_noising_strength", why="squeezes u, which no law here does")
     given.refuse("perturbation_noise_weight")
     offset = {"offset_noise": given.number("offset_noise_weight") or None}
+    if s.flow or given.word("loss_weight_fn").upper() != "MIN_SNR_GAMMA":
+        given.refuse("loss_weight_fn", why="weighs the loss as nothing here does")
+        weighting = {}
+    else:
+        weighting = {"weighting": "min-snr", "gamma": given.number("loss_weight_strength")}
     shift = given.number("timestep_shift")
     if given.on("dynamic_timestep_shifting") and s.flow:
         if s.architecture == "sd3":
@@ -44,7 +52,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         given.refuse("generalized_offset_noise")
         if how != "UNIFORM" or shift != 1:
             raise UserError(f"{how} with shift {shift:g} draws the time of a U-Net as no law here does")
-        return {"noise": "uniform"} | offset
+        return {"noise": "uniform"} | offset | weighting
     if how == "UNIFORM":
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None} | offset
     if how == "LOGIT_NORMAL":
