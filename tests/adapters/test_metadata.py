@@ -166,6 +166,17 @@ def test_out_is_not_overwritten_unasked(tmp_path):
     assert export_style(style, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
 
 
+def test_a_style_given_as_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    """Also where the weights are a link to another place, as in the Hub's cache."""
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    (tmp_path / "blobs").mkdir()
+    (style / WEIGHTS).rename(tmp_path / "blobs" / "0123")
+    (style / WEIGHTS).symlink_to(tmp_path / "blobs" / "0123")
+    monkeypatch.chdir(style)
+    for given in (".", WEIGHTS):
+        assert export_style(given, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
+
+
 def test_files_that_are_no_style(tmp_path, tiny_sd3):
     style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
     data = (style / WEIGHTS).read_bytes()

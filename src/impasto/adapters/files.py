@@ -43,7 +43,7 @@ def export_style(
     if format not in LAYOUTS:
         raise UserError(f"unknown format {format!r}: {nearest(format, LAYOUTS)}")
     adapter, told = open_style(style, base=base)
-    here = told.file.parent if told.file.name == WEIGHTS else told.file
+    here = told.file.parent.resolve() if told.file.name == WEIGHTS else told.file
     out = out or here.with_name(f"{told.name}-{format}.safetensors")
     if out.is_dir() or out.suffix != ".safetensors":
         raise UserError(f"--out {str(out)!r} must be a file whose name ends in .safetensors")

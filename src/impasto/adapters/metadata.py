@@ -51,7 +51,7 @@ class About:
     @property
     def name(self) -> str:
         """The folder's name, or the file's."""
-        return self.file.resolve().parent.name if self.file.name == WEIGHTS else self.file.stem
+        return self.file.parent.resolve().name if self.file.name == WEIGHTS else self.file.stem
 
     @property
     def base(self) -> str | None:
