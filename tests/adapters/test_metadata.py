@@ -1,7 +1,9 @@
 """What files say of themselves: kohya's and modelspec's keys, ours, and nothing about this machine when asked."""
 
+import errno
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from impasto.adapters import files
 from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
 from impasto.adapters.io import WEIGHTS
 from impasto.errors import UserError
+from impasto.modelcard import made_card
 
 RECIPE = """
 base = "{base}"
@@ -175,6 +179,67 @@ def test_a_style_given_as_the_folder_that_one_is_in(tmp_path, monkeypatch):
     monkeypatch.chdir(style)
     for given in (".", WEIGHTS):
         assert export_style(given, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
+
+
+def test_overwriting_loses_nothing(tmp_path, monkeypatch):
+    """A disk that is full leaves the old style as it was; other files in the folder, or behind a link, stay."""
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    resize_style(style, 2, tmp_path / "real")
+    (tmp_path / "real" / "notes.txt").write_text("mine")
+    (tmp_path / "small").symlink_to(tmp_path / "real")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "real").iterdir()}
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(files, "write_tensors", full)
+        resize_style(style, 3, tmp_path / "small", overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "real").iterdir()} == before
+    resize_style(style, 3, tmp_path / "small", overwrite=True)
+    assert told(tmp_path / "real" / WEIGHTS)["ss_network_dim"] == "3"
+    assert "at rank 3" in (tmp_path / "real" / "README.md").read_text()
+    assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
+
+
+def test_a_made_card_s_code_opens_the_base(tmp_path, tiny_sd3):
+    """An embedded base is a folder in the cache to plain diffusers, a single file is read as one."""
+    embedded = write_style(tmp_path / "ink", "mini-sd3", "transformer.transformer_blocks.0.attn.to_q")
+    resize_style(embedded, 2, tmp_path / "small")
+    code = re.search(r'DiffusionPipeline.from_pretrained\("(.*)"\)', (tmp_path / "small" / "README.md").read_text())
+    assert code and (Path(code[1]) / "model_index.json").is_file()
+    assert "--base mini-sd3 " in (tmp_path / "small" / "README.md").read_text()
+    save_file({"x": torch.ones(1)}, tmp_path / "sd3.safetensors")
+    card = made_card("ink", "Made.", "ink", str(tmp_path / "sd3.safetensors"), {}, "sd3", None)
+    assert f'StableDiffusion3Pipeline.from_single_file("{tmp_path / "sd3.safetensors"}")' in card
+    assert "from diffusers import StableDiffusion3Pipeline\n" in card
+    assert f'.from_pretrained("{tiny_sd3}")' in made_card("ink", "Made.", "ink", str(tiny_sd3), {}, "sd3", None)
+
+
+def test_pefts_own_files_have_alpha_beside_them(tmp_path):
+    """adapter_model.safetensors with adapter_config.json, as `PeftModel.save_pretrained` writes them."""
+    from peft import LoraConfig, get_peft_model
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x_embedder = torch.nn.Linear(6, 5)
+
+    def save(name, **changes):
+        config = LoraConfig(target_modules=["x_embedder"], init_lora_weights=False, r=4, lora_alpha=16, **changes)
+        get_peft_model(Model(), config).save_pretrained(tmp_path / name)
+        return tmp_path / name / "adapter_model.safetensors"
+
+    scale = lambda file: files.open_style(file, architecture="flux")[0].layers["transformer.x_embedder"].scale  # noqa: E731
+    assert scale(save("plain")) == 4 and scale(save("rooted", use_rslora=True)) == 8
+    with pytest.raises(UserError, match="DoRA"):
+        scale(save("dora", use_dora=True))
+    (tmp_path / "rooted" / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"adapter_config.json is damaged"):
+        scale(tmp_path / "rooted" / "adapter_model.safetensors")
+    (tmp_path / "plain" / "adapter_config.json").unlink()
+    with pytest.warns(UserWarning, match="says no alpha"):
+        assert scale(tmp_path / "plain" / "adapter_model.safetensors") == 1
 
 
 def test_files_that_are_no_style(tmp_path, tiny_sd3):
