@@ -129,7 +129,8 @@ def open_style(
         raise UserError(f"unknown architecture {architecture!r}: {nearest(architecture, list(PIPELINES))}")
     tensors, metadata = read_file(file)
     told = about(file, metadata)
-    if ADAPTER_METADATA not in metadata and any(key.startswith(PEFT) for key in tensors):
+    of_peft = any(key.startswith(PEFT) for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
+    if of_peft and ADAPTER_METADATA not in metadata:
         metadata |= peft_metadata(file)
     known = architecture or architecture_of(base or told.base)
     with naming(file):
