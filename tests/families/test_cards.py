@@ -4,6 +4,7 @@ import json
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from impasto import families
 from impasto.config import resolve
@@ -23,7 +24,7 @@ def cached(root, base, **content):
 
 def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
     """As the hub's cache tells it, else the hub, which is asked once; where neither does, that is said."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     asked = []
 
     def download(base, name):
@@ -50,7 +51,7 @@ def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
 
 
 def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for guided, steps, length in ((True, 28, "512"), (False, 4, "256")):
         index, config = {"_class_name": "FluxPipeline"}, {"guidance_embeds": guided}
         cached(tmp_path / "hub", f"owner/{guided}", model_index=index, transformer__config=config)

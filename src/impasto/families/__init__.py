@@ -86,9 +86,8 @@ def card(base: str) -> dict[str, Any]:
         return card(base_card(folder)) | {"license": "other"}
     if not folder.is_dir():
         own, name = {}, base
-        pipeline = (
-            known[base]["pipeline"] if base in known else part_config(base, "model_index.json").get("_class_name")
-        )
+        told = known.get(base) or part_config(base, "model_index.json")
+        pipeline = told.get("pipeline") or told.get("_class_name", "")
     else:
         file = folder / "impasto.json"
         own = json.loads(file.read_text()) if file.is_file() else {}
