@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from impasto import cli
 from impasto.adapters.io import WEIGHTS
+from impasto.adapters.metadata import About
 from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.hub import check_access, publish
+from impasto.hub import check_access, hub_card, publish
 from impasto.train import train
 
 RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'
@@ -148,6 +149,15 @@ def test_the_repository_holds_weights_card_and_pictures(hub, style, tiny_flux, t
 def test_another_format_lies_beside(hub, style):
     assert publish(style, "me/ink", "comfyui")["files"][1:3] == ["ink-comfyui.safetensors", "previews/0.png"]
     assert "`ink-comfyui.safetensors`" in hub.files["README.md"].decode()
+
+
+def test_a_base_of_any_name(style, tmp_path):
+    """What stands for this machine's folder is not read as a pattern."""
+    base = tmp_path / "模型 \\g<1>"
+    base.mkdir()
+    (style / "README.md").write_text(CARD.format(base="BASE"))
+    card = hub_card(About(style / WEIGHTS), str(base), "flux", "me/ink", [])
+    assert "from_pretrained(" + json.dumps(base.name, ensure_ascii=False) in card and f"--base {base.name} " in card
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,10 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
         text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger)
     name = Path(base).name if base and Path(base).exists() else base or "its base model"
     text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)
-    text = re.sub(r'from_pretrained\("[^"]*"\)', f"from_pretrained({json.dumps(name)})", text)
+    quoted = json.dumps(name, ensure_ascii=False)
+    text = re.sub(r'from_(pretrained|single_file)\("[^"]*"\)', lambda found: f"from_{found[1]}({quoted})", text)
     text = re.sub(r"--style \S+?(?=[:`\s])", f"--style {repo.partition('/')[2]}", text)
-    text = re.sub(r"--base \S+", f"--base {name}", text)
+    text = re.sub(r"--base \S+", lambda _: f"--base {name}", text)
     if base and name != base:
         text = text.replace(f"`{base}`", f"`{name}`")
     if not REPO.fullmatch(name):  # the Hub links base_model, and refuses what is no repository

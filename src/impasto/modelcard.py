@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from impasto.adapters.io import WEIGHTS
-from impasto.adapters.layouts import ARCHITECTURES
+from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.config import TrainConfig
-from impasto.families import pipeline_class
+from impasto.families import mini, pipeline_class
 from impasto.families.base import Family
 from impasto.noise.laws import within
 from impasto.paths import atomic
@@ -74,10 +74,9 @@ MADE_TEXT = """---
 {how}
 
 ```python
-import torch
-from diffusers import DiffusionPipeline
+from diffusers import {opener}
 
-pipe = DiffusionPipeline.from_pretrained({base})
+pipe = {opener}.{opening}
 pipe.load_lora_weights("{path}", weight_name="{weights}")
 ```
 
@@ -120,11 +119,17 @@ def made_card(
     trigger: str | None,
 ) -> str:
     """The card of a style that was imported, merged or resized. how: one sentence on where it comes from."""
+    opener, method, where = "DiffusionPipeline", "from_pretrained", base or "its base model"
+    if base in mini.names():
+        where = str(mini.ensure(base))
+    elif Path(where).is_file():  # what it does not hold is not known here; diffusers says it
+        opener, method = PIPELINES[architecture], "from_single_file"
     return MADE_TEXT.format(
         front=front_matter(base, known, architecture, trigger),
         name=name,
         how=how,
-        base=json.dumps(base or "its base model"),
+        opener=opener,
+        opening=f"{method}({json.dumps(where, ensure_ascii=False)})",
         shell_base=base or "BASE",
         path=path,
         weights=WEIGHTS,

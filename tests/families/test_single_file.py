@@ -1,11 +1,13 @@
 """Single-file checkpoints: what they are, what they become, and what is refused."""
 
+import errno
 import json
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,58 @@ def test_a_file_becomes_the_folder_that_it_was(original):
     assert convert(original.file, original.tokenizers, original.configs) == folder
     assert (folder / "model_index.json").stat().st_mtime_ns == before
     assert json.loads((folder / "impasto.json").read_text())["name"] == BASES[ARCHITECTURE[original.name]]
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("mixed", "float32")])
+def test_a_file_of_16_bits_stays_so(sd15, tmp_path, monkeypatch, kind, stored):
+    """So does what is asked of the disk; a schedule in float32 beside the weights changes nothing, a component does."""
+    dtype = getattr(torch, "bfloat16" if kind == "mixed" else kind)
+    halves = {key: v.to(dtype) if v.is_floating_point() else v for key, v in sd15.state.items()}
+    if kind == "mixed":
+        halves |= {key: sd15.state[key] for key in halves if key.startswith("first_stage_model.")}
+    halves |= {"alphas_cumprod": torch.ones(1000), "model_ema.x": torch.ones(9)}
+    save_file(halves, tmp_path / f"{kind}.safetensors")
+    asked = []
+    monkeypatch.setattr(single_file, "room", lambda file, folder, need: asked.append(need))
+    folder = convert(tmp_path / f"{kind}.safetensors", sd15.tokenizers, sd15.configs)
+    written = 0
+    for part in sd15.folder.glob("*/*.safetensors"):
+        expected, found = load_file(part), load_file(next((folder / part.parent.name).glob("*.safetensors")))
+        wide = kind == "mixed" and part.parent.name == "vae"
+        for key, tensor in expected.items():
+            if tensor.is_floating_point():
+                assert found[key].dtype == getattr(torch, stored), key
+                assert torch.equal(found[key], (tensor if wide else tensor.to(dtype)).to(found[key].dtype)), key
+        written += sum(v.numel() * v.element_size() for v in found.values())
+    assert asked == [pytest.approx(written, rel=0.02)]
+
+
+def test_links_whose_targets_moved_are_made_again(sd15, tmp_path):
+    """The tokenisers lay elsewhere when the file was converted; another configuration makes another folder."""
+    shutil.copy(sd15.file, tmp_path / "moved.safetensors")
+    shutil.copytree(sd15.tokenizers, tmp_path / "old")
+    folder = convert(tmp_path / "moved.safetensors", tmp_path / "old", sd15.configs)
+    before = (folder / "model_index.json").stat().st_mtime_ns
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert convert(tmp_path / "moved.safetensors", tmp_path / "new", sd15.configs) == folder
+    assert (folder / "model_index.json").stat().st_mtime_ns == before
+    linked = list((folder / "tokenizer").iterdir())
+    assert linked and all(file.is_file() and not file.name.startswith(".") for file in linked)
+    configs = shutil.copytree(sd15.configs, tmp_path / "configs")
+    scheduler = configs / "sd15" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"steps_offset": 7}))
+    assert convert(tmp_path / "moved.safetensors", tmp_path / "new", configs) != folder
+
+
+def test_a_disk_that_fills_up_is_no_damage(sd15, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(diffusers.AutoencoderKL, "save_pretrained", full)
+    shutil.copy(sd15.file, tmp_path / "full.safetensors")
+    with pytest.raises(OSError, match="No space left"):
+        convert(tmp_path / "full.safetensors", sd15.tokenizers, sd15.configs)
+    assert not list(single_file.cache_dir("bases").glob("*full*"))
 
 
 def test_the_tokenisers_must_come_from_somewhere(original):

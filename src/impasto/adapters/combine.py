@@ -85,8 +85,9 @@ def product_norm(a: Tensor, b: Tensor) -> float:
 
 
 def truncated(lora: Lora, rank: int) -> Lora:
-    """The first `rank` singular values of s B A, float32, alpha = rank."""
+    """The first `rank` singular values of s B A (all, where a side is smaller), float32, alpha = rank."""
     a, b = halves(lora)
+    rank = min(rank, *a.shape, *b.shape)
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, values, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)

@@ -5,7 +5,7 @@ states alpha = rank or an alpha per layer, so that no reader can get its strengt
 """
 
 import json
-import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from impasto.adapters import combine
-from impasto.adapters.convert import Adapter, write
+from impasto.adapters.convert import ADAPTER_METADATA, Adapter, write
 from impasto.adapters.io import WEIGHTS, check_fits, read_file, style_file, write_tensors
 from impasto.adapters.layouts import DENOISER, LAYOUTS, PIPELINES
 from impasto.adapters.metadata import About, about, architecture_of, describe, known_card, layers_per_block
-from impasto.adapters.parse import read
+from impasto.adapters.parse import PEFT, read
 from impasto.errors import UserError, nearest
 from impasto.families import check_name
 from impasto.paths import atomic
@@ -43,7 +43,7 @@ def export_style(
     if format not in LAYOUTS:
         raise UserError(f"unknown format {format!r}: {nearest(format, LAYOUTS)}")
     adapter, told = open_style(style, base=base)
-    here = told.file.parent if told.file.name == WEIGHTS else told.file
+    here = told.file.parent.resolve() if told.file.name == WEIGHTS else told.file
     out = out or here.with_name(f"{told.name}-{format}.safetensors")
     if out.is_dir() or out.suffix != ".safetensors":
         raise UserError(f"--out {str(out)!r} must be a file whose name ends in .safetensors")
@@ -129,6 +129,9 @@ def open_style(
         raise UserError(f"unknown architecture {architecture!r}: {nearest(architecture, list(PIPELINES))}")
     tensors, metadata = read_file(file)
     told = about(file, metadata)
+    of_peft = any(key.startswith(PEFT) for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
+    if of_peft and ADAPTER_METADATA not in metadata:
+        metadata |= peft_metadata(file)
     known = architecture or architecture_of(base or told.base)
     with naming(file):
         adapter = read(
@@ -139,6 +142,21 @@ def open_style(
             denoiser_only=denoiser_only,
         )
     return adapter, told
+
+
+def peft_metadata(file: Path) -> dict[str, str]:
+    """What peft says of its own files (alpha, rsLoRA, DoRA), in `adapter_config.json` beside them, as diffusers says
+    it in a file's metadata. Without that file {}, and a warning. UserError when it cannot be read."""
+    config = file.parent / "adapter_config.json"
+    if not config.is_file():
+        message = f"{file} says no alpha, nor does {config.name} beside it: taken as the rank (a strength of 1)"
+        warnings.warn(message, stacklevel=3)
+        return {}
+    try:
+        stated = json.loads(config.read_text()).items()
+    except (ValueError, AttributeError):
+        raise UserError(f"{config} is damaged: it is not a JSON object") from None
+    return {ADAPTER_METADATA: json.dumps({f"{part}.{k}": v for part in set(DENOISER.values()) for k, v in stated})}
 
 
 @contextmanager
@@ -184,7 +202,10 @@ def skeleton(folder: Path, component: str) -> Any:
 
 
 def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how: str, overwrite: bool) -> None:
-    """A style folder: the weights in diffusers' layout, and a model card that says where they come from."""
+    """A style folder: the weights in diffusers' layout, and a model card that says where they come from.
+
+    One that is there already keeps its weights until the new ones are written, and whatever else lies in it.
+    """
     from impasto.modelcard import made_card
 
     check_out(out, overwrite)
@@ -192,14 +213,11 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
     metadata = (
         describe(adapter, told) | ({"impasto.base": base} if base else {}) | {"modelspec.title": out.resolve().name}
     )
-    if out.is_dir():
-        shutil.rmtree(out)
     writable_folder(out)
     known, trigger = known_card(base, adapter.architecture), (told.captions or [None])[0]
-    with atomic(out / "README.md") as file:
-        file.write_text(made_card(out.resolve().name, how, str(out), base, known, adapter.architecture, trigger))
-    with atomic(out / WEIGHTS) as file:
+    with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
+        card.write_text(made_card(out.resolve().name, how, str(out), base, known, adapter.architecture, trigger))
 
 
 def check_out(out: Path, overwrite: bool) -> None:

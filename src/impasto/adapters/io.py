@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Module
 
 from impasto.adapters import text
 from impasto.errors import UserError
@@ -95,24 +97,40 @@ def style_hash(path: Path | str) -> str:
 def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
     """Put a style into a plain diffusers pipeline, on top of those that are there; returns the call's extra arguments.
 
-    For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Raises
-    UserError when the file is damaged, when it belongs to another base, or when any of its tensors is not used.
+    For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Adapters that
+    are active, also those that you loaded yourself, stay so, at the strengths that they have. Raises UserError when
+    the file is damaged, when it belongs to another base, or when any of its tensors is not used.
     """
     file = style_file(folder)
     shapes = read_shapes(file)
     check_fits(pipe, shapes, file)
-    styles: dict[str, float] = pipe.__dict__.setdefault("impasto_styles", {})
-    name = f"style{len(styles)}"
+    taken = {known for names in pipe.get_list_adapters().values() for known in names}
+    name = next(free for n in count() if (free := f"style{n}") not in taken)
+    before = [(layer, dict(layer.scaling)) for layer in lora_layers(pipe)]
+    active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
     with quiet():  # what is missing or unused is said below, as an error
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
+    strengths = dict.fromkeys(active, 1.0) | {name: strength}
+    if loaded != there:
+        pipe.delete_adapters(name)
+        del strengths[name]
+    if strengths:
+        pipe.set_adapters(list(strengths), list(strengths.values()))
+    for layer, scaling in before:  # the strengths as they were, which can differ by layer
+        layer.scaling.update(scaling)
     if loaded != there:
         missing, unused = sorted(loaded - there), sorted(there - loaded)
-        pipe.delete_adapters(name)
         raise UserError(f"style {str(folder)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
-    styles[name] = strength
-    pipe.set_adapters(list(styles), list(styles.values()))
     return {}
+
+
+def lora_layers(pipe: Any) -> list[Any]:
+    """Layers of the pipeline's parts that carry adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    parts = [part for part in pipe.components.values() if isinstance(part, Module)]
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:

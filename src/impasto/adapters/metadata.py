@@ -20,7 +20,8 @@ from impasto.adapters.convert import Adapter
 from impasto.adapters.io import WEIGHTS, check_file, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.errors import UserError
-from impasto.families import card, cards, embedded, pipeline_class
+from impasto.families import card, cards, embedded, part_config, pipeline_class
+from impasto.families.single_file import read_header
 from impasto.noise.laws import PARAMETERS
 
 IMPLEMENTATION = {
@@ -29,7 +30,7 @@ IMPLEMENTATION = {
     "sdxl": "https://github.com/Stability-AI/generative-models",
     "sd15": "diffusers",
 }
-BASE_VERSION = {"flux": "flux1", "sd3": "sd3m", "sdxl": "sdxl_base_v1-0", "sd15": "sd_v1"}
+BASE_VERSION = {"flux": "flux1", "sdxl": "sdxl_base_v1-0"}
 NETWORK = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sdxl": "networks.lora", "sd15": "networks.lora"}
 KEPT = ("modelspec.", "ss_", "sshs_", "impasto.")
 """Beginnings of the keys that go from one file of a style to the next."""
@@ -51,7 +52,7 @@ class About:
     @property
     def name(self) -> str:
         """The folder's name, or the file's."""
-        return self.file.resolve().parent.name if self.file.name == WEIGHTS else self.file.stem
+        return self.file.parent.resolve().name if self.file.name == WEIGHTS else self.file.stem
 
     @property
     def base(self) -> str | None:
@@ -145,9 +146,11 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     local = bool(style.base) and Path(style.base or "").exists()
     size = recipe.get("size") or (known.get("size") if style.base else None)
     told = style.metadata if not style.base else {}  # a file of another tool may know its base better than we do
+    predicts = prediction(style.base, known) if adapter.architecture in ("sdxl", "sd15") else None
+    model = base_model(adapter, known, predicts)
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": told.get("modelspec.architecture", f"{known.get('modelspec', adapter.architecture)}/lora"),
+        "architecture": told.get("modelspec.architecture", f"{model}/lora" if model else None),
         "implementation": IMPLEMENTATION[adapter.architecture],
         "title": style.name,
         "resolution": f"{size}x{size}" if size else None,
@@ -156,12 +159,12 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
         "license": told.get("modelspec.license", known.get("license_name") or known.get("license")),
         "trigger_phrase": trigger,
         "usage_hint": f"Name the style as its captions did: {trigger}" if trigger else None,
-        "prediction_type": "epsilon" if adapter.architecture in ("sdxl", "sd15") else None,
+        "prediction_type": predicts,
         "tags": "style",
     }
     kohya = {
-        "v2": "False",
-        "base_model_version": told.get("ss_base_model_version", base_version(known, adapter.architecture)),
+        "v2": told.get("ss_v2", str(is_sd2(adapter, known))),
+        "base_model_version": told.get("ss_base_model_version", base_version(adapter, known, predicts)),
         "network_module": NETWORK[adapter.architecture],
         "network_dim": ranks[0] if len(ranks) == 1 else "Dynamic",
         "network_alpha": alphas[0] if len(alphas) == 1 else "Dynamic",
@@ -188,12 +191,47 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     return without_paths(result) if private else result
 
 
-def base_version(known: Mapping[str, Any], architecture: str) -> str:
-    """ss_base_model_version as sd-scripts says it: for SD3 the size ("5-large"), for SD2 "sd_v2"."""
+def prediction(base: str | None, known: Mapping[str, Any]) -> str | None:
+    """ "epsilon" or "v_prediction", as far as a U-Net base tells: by the mark in a single file, its card, or its
+    scheduler's configuration."""
+    if not base:
+        return None
+    if Path(base).is_file():
+        try:
+            return "v_prediction" if "v_pred" in read_header(Path(base))[0] else "epsilon"
+        except UserError:
+            return None
+    if "predicts" in known and not Path(base).is_dir():
+        return known["predicts"]
+    config = part_config(base, "scheduler/scheduler_config.json")
+    return config.get("prediction_type", "epsilon") if config else None
+
+
+def is_sd2(adapter: Adapter, known: Mapping[str, Any]) -> bool:
+    """SD2's U-Net has SD1's layers, but reads a text encoder that is 1024 wide, not 768."""
+    widths = {
+        lora.down.shape[1] for name, lora in adapter.layers.items() if name.endswith(("attn2.to_k", "attn2.to_v"))
+    }
     spec = known.get("modelspec", "")
-    if architecture == "sd3" and spec.startswith("stable-diffusion-3-"):
-        return spec.removeprefix("stable-diffusion-3-")
-    return "sd_v2_v" if spec == "stable-diffusion-v2-768-v" else BASE_VERSION[architecture]
+    return adapter.architecture == "sd15" and (1024 in widths or spec.startswith("stable-diffusion-v2"))
+
+
+def base_model(adapter: Adapter, known: Mapping[str, Any], predicts: str | None) -> str | None:
+    """modelspec.architecture without "/lora"; None for an SD2 that does not tell which one it is."""
+    spec = known.get("modelspec", adapter.architecture)
+    if is_sd2(adapter, known) and not spec.startswith("stable-diffusion-v2"):
+        return {"v_prediction": "stable-diffusion-v2-768-v", "epsilon": "stable-diffusion-v2-512"}.get(predicts or "")
+    return spec
+
+
+def base_version(adapter: Adapter, known: Mapping[str, Any], predicts: str | None) -> str | None:
+    """ss_base_model_version as sd-scripts says it: for SD3 the size ("5-large"), None where that is not known."""
+    spec = known.get("modelspec", "")
+    if adapter.architecture == "sd3":
+        return spec.removeprefix("stable-diffusion-3-") if spec.startswith("stable-diffusion-3-") else None
+    if adapter.architecture == "sd15":
+        return ("sd_v2_v" if predicts == "v_prediction" else "sd_v2") if is_sd2(adapter, known) else "sd_v1"
+    return BASE_VERSION[adapter.architecture]
 
 
 def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str, Any]:

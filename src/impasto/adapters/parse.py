@@ -30,6 +30,8 @@ ROLES = {
 }
 ENDINGS = {f".{ending}": role for role, endings in ROLES.items() for ending in endings}
 ENDINGS |= {"_lora.down.weight": "down", "_lora.up.weight": "up"}  # diffusers before 0.22: "processor.to_q_lora.down"
+PEFT = ("base_model.model.", "unet.base_model.model.")
+"""How names begin in peft's own files, which say their alpha in adapter_config.json."""
 PLAIN = "diffusers' pipelines load plain LoRA"
 REFUSED = {
     r"dora_scale|lora_magnitude_vector(\..+)?": f"DoRA: it rescales the base's own weights ({PLAIN})",
@@ -144,7 +146,7 @@ def split(stem: str, architecture: str) -> tuple[str, str]:
     """(component, layer) of a layer's name in a file; the component is "t5" or "" where diffusers has none."""
     denoiser = DENOISER[architecture]
     stem = stem.replace(".processor.", ".")  # diffusers before 0.22
-    for prefix in ("base_model.model.", "unet.base_model.model.", "diffusion_model.", f"{denoiser}.", "lora_unet_"):
+    for prefix in (*PEFT, "diffusion_model.", f"{denoiser}.", "lora_unet_"):
         if stem.startswith(prefix):
             return denoiser, before_022(stem.removeprefix(prefix))
     if stem.startswith("lora_transformer_"):  # OneTrainer

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
+import warnings
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from impasto.noise.schedule import Schedule
 
 LARGE = 64_000_000  # bytes; hashing less takes no time
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
     "StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3"),
@@ -48,13 +50,19 @@ def pipeline_class(folder: Path) -> str:
         raise UserError(f"{folder}/model_index.json cannot be read") from None
 
 
+def check_class(base: str, name: str | None) -> None:
+    """Raise UserError when the pipeline class of `base` is known and none that impasto speaks."""
+    if name and name not in FAMILIES:
+        raise UserError(f"{base!r} is a {name}, which impasto does not speak yet; known: {', '.join(FAMILIES)}")
+
+
 def check_name(base: str) -> None:
     """Raise UserError unless `base` is a folder, a safetensors file, embedded, or at least written like a hub id."""
     from impasto.families.single_file import is_file
 
     if Path(base).is_dir() or base in embedded() or is_file(base):
         return
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if not HUB_ID.fullmatch(base):
         raise UserError(
             f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, a .safetensors file, "
             "or a hub id as owner/name"
@@ -62,10 +70,12 @@ def check_name(base: str) -> None:
 
 
 def card(base: str) -> dict[str, Any]:
-    """What is known about `base` without loading or downloading it: the class's card, the base's, the folder's own.
+    """What is known about `base` without loading it: the class's card, the base's, the folder's own.
 
-    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card. Raises UserError
-    when `base` is none of a folder, an embedded name and a hub id.
+    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card. A hub id that is
+    no entry is asked for its class alone (see `part_config`); nothing is known where that cannot be had. FLUX without
+    an input for guidance goes by schnell's card, but for its licence. Raises UserError when `base` is none of a
+    folder, an embedded name and a hub id.
     """
     check_name(base)
     folder = Path(base)
@@ -76,13 +86,48 @@ def card(base: str) -> dict[str, Any]:
         return card(base_card(folder)) | {"license": "other"}
     if not folder.is_dir():
         own, name = {}, base
-        pipeline = known.get(base, {}).get("pipeline", "")
+        told = known.get(base) or part_config(base, "model_index.json")
+        pipeline = told.get("pipeline") or told.get("_class_name", "")
     else:
         file = folder / "impasto.json"
         own = json.loads(file.read_text()) if file.is_file() else {}
         name, pipeline = own.get("name", ""), pipeline_class(folder)
     named = known.get(name, {})
+    if pipeline == "FluxPipeline" and not named:
+        transformer = part_config(base, "transformer/config.json")
+        if transformer and not transformer.get("guidance_embeds", False):
+            named = known["black-forest-labs/FLUX.1-schnell"] | {"license": "other"}
     return known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named | own
+
+
+def part_config(base: str, name: str) -> dict[str, Any]:
+    """A configuration of a diffusers folder or a hub id, such as "unet/config.json"; {} where it cannot be had.
+
+    A hub id's is looked up in the hub's cache, else fetched (a few kB).
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    file = None
+    try:
+        if Path(base).is_dir():
+            file = Path(base, name)
+        elif HUB_ID.fullmatch(base):
+            found = try_to_load_from_cache(base, name)
+            file = Path(found) if isinstance(found, str) else fetched(base, name)
+        return json.loads(file.read_text()) if file else {}
+    except (OSError, ValueError):  # a damaged one, or what the hub does not take for an id, such as "../x"
+        return {}
+
+
+@cache
+def fetched(base: str, name: str) -> Path | None:
+    """One file of a hub id; None when it cannot be had, for which nobody is asked twice."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(base, name))
+    except Exception:  # hub, http and file system errors have no common class; who needs the base is told by `download`
+        return None
 
 
 def locate(base: str, components: Path | None = None) -> Path:
@@ -142,13 +187,21 @@ def chain(error: BaseException) -> list[BaseException]:
 def schedule(base: str) -> "Schedule":
     """The noise schedule of `base` as far as it is known without loading or downloading it.
 
-    A folder's own; else by the card's `betas` (scaled-linear); a rectified flow where the card has none.
+    A folder's own; else by the card's `betas` (scaled-linear); a rectified flow where the card has none. Warns when
+    nothing at all is known of the base.
     """
     from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
     known = card(base)
     if Path(base).is_dir():
         return load(base, device="cpu", precision="fp32").schedule
+    if not known:
+        check_class(base, part_config(base, "model_index.json").get("_class_name"))
+        warnings.warn(
+            f"base {base!r} is not here, and the hub does not tell what it is: its family, its size and the levels at "
+            "which its noise law ends are unknown until it is; shown is what a rectified flow would have",
+            stacklevel=2,
+        )
     return VariancePreserving.scaled_linear(*known["betas"]) if "betas" in known else RectifiedFlow()
 
 
@@ -234,8 +287,7 @@ def load(base: str, *, device: str = "auto", precision: str = "auto", components
     """The family of `base`, its weights not read yet. device, precision: see `place`; components: see `locate`."""
     folder = locate(base, components)
     name = pipeline_class(folder)
-    if name not in FAMILIES:
-        raise UserError(f"{base!r} is a {name}, which impasto does not speak yet; known: {', '.join(FAMILIES)}")
+    check_class(base, name)
     device, precision = place(device, precision)
     module, cls = FAMILIES[name]
     known = cards().get(name, {}) | card(base)

@@ -238,14 +238,18 @@ def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
 
 @contextmanager
 def damage(folder: Path, part: str = "") -> Iterator[None]:
-    """Whatever the libraries raise about files that they cannot read, as one line."""
+    """Whatever the libraries raise about files that they cannot read, as one line; a full disk is told as that."""
     from safetensors import SafetensorError
+
+    from impasto.trouble import disk_full
 
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if disk_full(error):
+            raise
         said = str(error).strip().splitlines()
         of = f"{part} of the base" if part else "the base"
         raise UserError(

@@ -7,9 +7,11 @@ the contents of both, and is read like any other base.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ HOLDS = {  # pipeline class: where a file that holds a component has it
 }
 VAE = ("first_stage_model.", "vae.")
 OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -56,20 +59,24 @@ def is_file(base: str) -> bool:
     return True
 
 
-def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """Names with shapes, and the types, of a file's tensors. Raises UserError when it cannot be read."""
+def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Names with shapes, and names with types, of a file's tensors. Raises UserError when it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: tuple(s.get_shape()) for name, s in slices.items()}, {s.get_dtype() for s in slices.values()}
+            shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+            return shapes, {name: s.get_dtype() for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"base {str(file)!r} is damaged, or no safetensors file: {error}; fetch it again") from None
 
 
 def architecture(shapes: Shapes, file: Path | str = "") -> str:
-    """One of BASES by the names of the tensors. Raises UserError for anything else, saying what it is if known."""
+    """One of BASES by the names of the tensors; FLUX.1-Kontext has dev's, and is taken for dev.
+
+    Raises UserError for anything else, saying what it is if known.
+    """
 
     def refuse(what: str) -> UserError:
         return UserError(f"base {str(file)!r} is {what}: impasto reads FLUX.1, SD3, SD3.5, SDXL and SD1.5 files")
@@ -83,7 +90,7 @@ def architecture(shapes: Shapes, file: Path | str = "") -> str:
         if "distilled_guidance_layer.in_proj.bias" in names or "single_stream_modulation.lin.weight" in names:
             raise refuse("a relative of FLUX.1 (Chroma or FLUX.2)")
         if names["img_in.weight"][1] != names["final_layer.linear.weight"][0]:
-            raise refuse("a FLUX.1 that takes a picture (Fill, Depth, Canny, Kontext)")
+            raise refuse("a FLUX.1 that takes a picture (Fill, Depth, Canny)")
         return "flux-dev" if "guidance_in.in_layer.weight" in names else "flux-schnell"
     if "joint_blocks.0.context_block.attn.qkv.weight" in names:
         if "joint_blocks.0.x_block.attn2.qkv.weight" in names:
@@ -120,16 +127,21 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
     config = (configs or CONFIGS) / name
     index = json.loads((config / "model_index.json").read_text())
     inside, outside = split(file, shapes, index, components)
-    told = {"file": file_hash(file), "architecture": name}
+    used = own_weights(shapes, index)
+    precision = stored_as({types[key] for key in used})
+    told = {"file": file_hash(file), "architecture": name, "precision": precision}
+    told |= {"configs": {f.relative_to(config).as_posix(): file_hash(f) for f in files(config)}}
     told |= {part: {f.name: file_hash(f) for f in files(folder)} for part, folder in outside.items()}
     key = json.dumps(told, sort_keys=True)
     folder = cache_dir("bases", f"{file.stem}-{digest(key)[:12]}")
-    if not (folder / "model_index.json").exists():
-        room(file, folder)
+    if (folder / "model_index.json").exists():
+        link_again(folder, outside)
+    else:
+        room(file, folder, sum(math.prod(shapes[key]) for key in used) * BYTES[precision])
         scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            write(scratch, file, config, index, inside, outside, shapes, types)
+            write(scratch, file, config, index, inside, outside, shapes, precision)
             scratch.rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -159,6 +171,21 @@ def split(
     return inside, dict(sorted(outside.items()))
 
 
+def own_weights(shapes: Shapes, index: Mapping[str, Any]) -> list[str]:
+    """The tensors that components are made of: no noise schedule, no second (averaged) U-Net."""
+    if not any(key.startswith(PREFIX) for key in shapes):  # the denoiser alone, under its bare names
+        return list(shapes)
+    return [key for key in shapes if key.startswith((PREFIX, *VAE, *HOLDS[index["_class_name"]].values()))]
+
+
+def stored_as(types: AbstractSet[str]) -> str:
+    """The type that weights are converted to: their own where it is one of 16 bits, bfloat16 for 8, else float32."""
+    floats = {"F8" if kind.startswith("F8") else kind for kind in types if kind.startswith(("F", "BF"))}
+    if "F8" in floats or floats == {"BF16"}:
+        return "bfloat16"
+    return "float16" if floats == {"F16"} else "float32"
+
+
 def write(
     folder: Path,
     file: Path,
@@ -167,9 +194,9 @@ def write(
     inside: set[str],
     outside: Mapping[str, Path],
     shapes: Shapes,
-    types: set[str],
+    precision: str,
 ) -> None:
-    """Convert what is inside, link what is outside, and say so in `model_index.json`, written last."""
+    """Convert what is inside to `precision`, link what is outside, and say so in `model_index.json`, written last."""
     import diffusers
     import torch
 
@@ -177,7 +204,7 @@ def write(
     from impasto.families.folder import damage
 
     parts = {name for name, value in index.items() if isinstance(value, list)}
-    dtype = torch.bfloat16 if any(t.startswith("F8") for t in types) else None
+    dtype = getattr(torch, precision)
     with quiet(), damage(file):
         try:
             pipe = getattr(diffusers, index["_class_name"]).from_single_file(
@@ -222,10 +249,21 @@ def link(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def room(file: Path, folder: Path) -> None:
-    """Raise UserError unless the cache's disk has room for a second copy of the file."""
+def link_again(folder: Path, outside: Mapping[str, Path]) -> None:
+    """Put right the links of a converted folder whose targets have moved. outside: components of the same contents."""
+    for name, source in outside.items():
+        for part_file in files(source):
+            target = folder / name / part_file.relative_to(source)
+            if not target.exists():
+                fresh = target.with_name(f".{os.getpid()}.{target.name}")
+                link(part_file, fresh)
+                fresh.replace(target)
+
+
+def room(file: Path, folder: Path, need: int) -> None:
+    """Raise UserError unless the cache's disk has room for `need` bytes, and a little more."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    need, free = file.stat().st_size, shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(folder.parent).free
     if free < 1.05 * need:
         raise UserError(
             f"base {str(file)!r} needs {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f}: make room, "
