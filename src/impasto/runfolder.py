@@ -124,10 +124,31 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return (info, load(data)) if hashlib.sha256(data).hexdigest() == info["sha256"] else None
 
 
-def saved_states(folder: Path) -> dict[int, dict[str, Any]]:
-    """The tensors of all good states by their steps, first to last."""
-    found = [read_state(file) for file in sorted(folder.glob("step-*.json"))]
-    return {info["step"]: tensors for info, tensors in filter(None, found)}
+def saved_states(folder: Path) -> dict[int, Path]:
+    """The files of all good states' tensors by their steps, first to last."""
+    found = {}
+    for file in sorted(folder.glob("step-*.json")):
+        tensors = file.with_suffix(".safetensors")
+        try:
+            info = json.loads(file.read_text())
+            with tensors.open("rb") as stream:
+                good = hashlib.file_digest(stream, "sha256").hexdigest() == info["sha256"]
+        except (OSError, ValueError):
+            continue
+        if good:
+            found[info["step"]] = tensors
+    return found
+
+
+def read_adapter(file: Path) -> dict[str, Any]:
+    """What a state's style would be, by the names of its weights: the moving average where there is one. The rest of
+    the state, the optimiser's moments most of all, is not read."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as state:
+        names = list(state.keys())
+        own = "average/" if any(name.startswith("average/") for name in names) else "adapter/"
+        return {name.removeprefix(own): state.get_tensor(name) for name in names if name.startswith(own)}
 
 
 def writable_folder(folder: Path, asked: Path | None = None) -> None:
