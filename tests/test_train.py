@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +65,7 @@ def stop_at(step):
 
 
 def test_a_run_leaves_a_whole_style_folder(config):
-    config = replace(config, preview=True, preview_every=3, tensorboard=True)
+    config = replace(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
     result = train(config)
     assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
     names = {str(file.relative_to(config.out)) for file in config.out.rglob("*") if file.is_file()}
@@ -76,7 +78,15 @@ def test_a_run_leaves_a_whole_style_folder(config):
     assert any((config.out / "tensorboard").iterdir())
     assert Image.open(config.out / "reference.png").size == (40, 40)
     card = (config.out / "README.md").read_text()
-    for text in ("base_model:", "<Gallery />", "load_lora_weights", "log-SNR", CAPTION, "previews/step-000006-0.png"):
+    for text in (
+        "base_model:",
+        "<Gallery />",
+        "load_lora_weights",
+        "log-SNR",
+        CAPTION,
+        f"--components {config.base}",
+        "previews/step-000006-0.png",
+    ):
         assert text in card
 
 
@@ -168,6 +178,26 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
     with pytest.raises(UserError, match="references_sha256"):
         train(replace(config, image=(tmp_path / "other.png",)))
     assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
+
+
+def test_what_is_not_the_run_s_own_is_not_overwritten(config, tmp_path):
+    out, pictures = config.out, tmp_path / "pictures"
+    for name in (WEIGHTS, "README.md", "reference.png"):
+        out.mkdir(), (out / name).write_text("mine")
+        with pytest.raises(UserError, match=f"holds {name}, but no run: it would be overwritten"):
+            train(config)
+        assert [file.read_text() for file in out.iterdir()] == ["mine"]
+        shutil.rmtree(out)
+    (out / "previews").mkdir(parents=True), pictures.mkdir()
+    (out / "recipe.toml").touch()
+    for image in (out / "reference-1.png", out / "previews" / "step-000006-0.png"):
+        Image.new("RGB", (40, 40)).save(image)
+        with pytest.raises(UserError, match=r"is what a run in --out .* writes"):
+            train(replace(config, image=(image,)))
+    for inside in (pictures, pictures / "run"):
+        with pytest.raises(UserError, match=r"lies in --image .*: its previews would be trained on"):
+            train(replace(config, image=(pictures,), out=inside))
+    assert not list(pictures.iterdir())
 
 
 def test_a_run_that_never_came_to_a_state_binds_nobody(config):

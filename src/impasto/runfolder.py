@@ -10,6 +10,7 @@ No pickles anywhere. A state counts when its JSON is there and names the sha256 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -17,9 +18,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from impasto.adapters.io import WEIGHTS
 from impasto.config import FREE, TrainConfig, as_dict
 from impasto.errors import UserError
 from impasto.paths import atomic
+
+
+def check_out(config: TrainConfig) -> None:
+    """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew."""
+    out = config.out.resolve()
+    others = [name for name in (WEIGHTS, "README.md", "reference.png") if (out / name).exists()]
+    if others and not (out / "recipe.toml").exists():
+        raise UserError(
+            f"--out {str(config.out)!r} holds {others[0]}, but no run: it would be overwritten; use another --out"
+        )
+    for image in config.image:
+        place = image.resolve()
+        if image.is_dir() and out.is_relative_to(place):
+            raise UserError(
+                f"--out {str(config.out)!r} lies in --image {str(image)!r}: its previews would be trained on; "
+                "use an --out beside that folder"
+            )
+        drawn = place.is_relative_to(out / "previews")
+        if drawn or (place.parent == out and re.fullmatch(r"reference(-\d+)?\.png", place.name)):
+            raise UserError(
+                f"--image {str(image)!r} is what a run in --out {str(config.out)!r} writes: use another --out"
+            )
 
 
 class RunFolder:
