@@ -108,7 +108,9 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
     assert about["base_sha256"] == families.load(config.base).hash and len(about["references_sha256"][0]) == 64
     assert {"torch", "diffusers", "peft", "impasto"} <= about.keys()
     again = resolve(str(config.out / "recipe.toml"), config.base, out=str(config.out))
-    assert replace(again, recipe=config.recipe) == replace(config, quantize="none")  # what auto came to
+    assert replace(again, recipe=config.recipe) == replace(
+        config, quantize="none", precision="fp32"
+    )  # what auto came to
 
 
 def test_the_adapter_learns(config):
@@ -174,10 +176,17 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
         train(replace(config, rank=8))
     with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
         train(replace(config, noise_std=None))
+    with pytest.raises(UserError, match=r"precision: fp32 -> bf16"):  # as auto on another device would have it
+        train(replace(config, precision="bf16"))
     Image.new("RGB", (40, 40), "red").save(tmp_path / "other.png")
     with pytest.raises(UserError, match="references_sha256"):
         train(replace(config, image=(tmp_path / "other.png",)))
+    recipe = config.out / "recipe.toml"
+    recipe.write_text(
+        recipe.read_text().replace('precision = "fp32"', 'precision = "auto"')
+    )  # as older versions kept it
     assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
+    assert 'precision = "fp32"' in recipe.read_text()
 
 
 def test_what_is_not_the_run_s_own_is_not_overwritten(config, tmp_path):

@@ -211,6 +211,8 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     about = before.pop("impasto", {})
     older = as_dict(TrainConfig(quantize="none"))  # what a run did whose recipe does not know a key yet
     before, now = older | before, as_dict(config)
+    if before["precision"] == "auto":  # an older run's: what it came to was not kept
+        before["precision"] = now["precision"]
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256", "data_sha256"):

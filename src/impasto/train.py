@@ -78,7 +78,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         text.check(config, family, team.shards)
         levels = within(levels, family.schedule)
         running = memory.plan(config, family, family.device, family.precision)
-        config = replace(config, quantize=running.quantize)
+        config = replace(config, quantize=running.quantize, precision=family.precision)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
     resolved = data.told(config, items)
     done, state = run.resume()

@@ -165,7 +165,7 @@ def test_nothing_is_paired_wrongly_however_it_is_shuffled(tiny_sd3, folder, monk
 
 
 def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
-    """Size, crop, mirror, mask and caption: a second preparation with one of them changed encodes anew."""
+    """Size, crop, mirror, mask, caption and precision: a second preparation with one of them changed encodes anew."""
     family = load(str(tiny_sd3), device="cpu")
 
     def files():
@@ -180,6 +180,9 @@ def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
     assert new_files() == 0
     assert new_files(size=24) > 0 and new_files(flip=True) == 6 and new_files(crops=2) == 5  # no room in 16 x 16
     assert new_files(caption_prefix="new,") == 12
+    before = files()
+    prepare_items(load(str(tiny_sd3), device="cpu", precision="bf16"), items_of(folder))
+    assert len(files() - before) == 12  # the captions: the autoencoder computes in float32 all the same
     for i, value in enumerate((255, 100)):
         Image.new("L", (64, 64), value).save(folder / "5.mask.png")
         assert new_files(mask="files") == 2, i  # the mask's facts, and the latents with it

@@ -1,6 +1,7 @@
 """Preparing: pictures to latents and captions to embeddings, once, kept in the cache under the hash of what they show.
 
-A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt and length; base weights), and
+A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt, length and precision of the
+text encoders; base weights; the autoencoder always computes in float32), and
 a pair is made from what the two were asked for, never from their places in two lists. Latents are made one by one, so
 that they do not depend on what they would share a batch with; memory holds one decoded picture at a time.
 """
@@ -173,7 +174,7 @@ def cut(
 
 def text(family: Family, prompt: str, length: int) -> Condition:
     """The condition of one prompt, one row."""
-    key = {"prompt": prompt, "length": length, "base": family.hash}
+    key = {"prompt": prompt, "length": length, "base": family.hash, "precision": family.precision}
     return cached(key, lambda: {name: t.float() for name, t in family.encode_prompt([prompt], length).items()})
 
 
