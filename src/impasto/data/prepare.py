@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from impasto.data.buckets import View
@@ -151,12 +151,13 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
 
 
 def mask_image(item: Item) -> Image.Image:
-    """The mask file of an item, 8 bits grey. Raises UserError when it is not any more what was looked at."""
+    """The mask file of an item, 8 bits grey; what is transparent in it counts as black. Raises UserError when it is not any more what was looked at."""
     assert isinstance(item.mask, Path)
     reference = load(item.mask)
     if reference.sha256 != item.mask_sha256:
         raise UserError(f"the mask {str(item.mask)!r} was changed while it was read: start again")
-    return reference.image.convert("L")
+    grey = reference.image.convert("L")  # on white: a v + 255 - a
+    return ImageChops.subtract(grey, ImageChops.invert(reference.alpha)) if reference.alpha else grey
 
 
 def weighted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
