@@ -151,7 +151,10 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
 
 
 def mask_image(item: Item) -> Image.Image:
-    """The mask file of an item, 8 bits grey; what is transparent in it counts as black. Raises UserError when it is not any more what was looked at."""
+    """The mask file of an item, 8 bits grey; what is transparent in it counts as black.
+
+    Raises UserError when it is not any more what was looked at.
+    """
     assert isinstance(item.mask, Path)
     reference = load(item.mask)
     if reference.sha256 != item.mask_sha256:
