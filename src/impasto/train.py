@@ -77,7 +77,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         )
         text.check(config, family, team.shards)
         levels = within(levels, family.schedule)
-        running = memory.plan(config, family, family.device, family.precision)
+    running = team.first(memory.plan(config, family, family.device, family.precision))  # its GPU's memory decides
+    with team.state.main_process_first():
         config = replace(config, quantize=running.quantize, precision=family.precision)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
     resolved = data.told(config, items)
