@@ -1,6 +1,7 @@
 """Training, whole: prepare, train, save, go on, refuse, stop."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from impasto import families
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
 from impasto.moving import Moving, learning_rate
+from impasto.runfolder import recipe_text
 from impasto.train import Draws, interruptible, noise_law, train
 
 CAPTION = "a rocket in pixel art style"
@@ -111,6 +113,12 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
     assert replace(again, recipe=config.recipe) == replace(
         config, quantize="none", precision="fp32"
     )  # what auto came to
+
+
+def test_a_recipe_without_an_end_is_toml(config):
+    config = replace(config, clip=math.inf, noise_low=-math.inf)
+    kept = tomllib.loads(recipe_text(config, {"processes": 1}))
+    assert kept["clip"] == math.inf and kept["noise_low"] == -math.inf and kept["impasto"] == {"processes": 1}
 
 
 def test_the_adapter_learns(config):

@@ -9,6 +9,7 @@ No pickles anywhere. A state counts when its JSON is there and names the sha256 
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -191,9 +192,15 @@ def writable_folder(folder: Path, asked: Path | None = None) -> None:
 def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
     """TOML: the settings at the top, so that the file is a recipe itself, and [impasto] for what they met."""
     config = replace(config, push_to_hub=None, hub_private=False)  # a recipe used again shall publish nothing
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in as_dict(config).items()]
-    about = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in inputs.items()]
+    lines = [f"{key} = {toml(value)}" for key, value in as_dict(config).items()]
+    about = [f"{key} = {toml(value)}" for key, value in inputs.items()]
     return "\n".join([*lines, "", "[impasto]", *about, ""])
+
+
+def toml(value: Any) -> str:
+    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite."""
+    endless = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if endless else json.dumps(value, ensure_ascii=False)
 
 
 def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
