@@ -1,9 +1,9 @@
 """Preparing: pictures to latents and captions to embeddings, once, kept in the cache under the hash of what they show.
 
-A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt, length and precision of the
-text encoders; base weights; the autoencoder always computes in float32), and
-a pair is made from what the two were asked for, never from their places in two lists. Latents are made one by one, so
-that they do not depend on what they would share a batch with; memory holds one decoded picture at a time.
+A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt, length and the precision of
+the text encoders, where the autoencoder always has float32; base weights), and a pair is made from what the two were
+asked for, never from their places in two lists. Latents are made one by one, so that they do not depend on what they
+would share a batch with; memory holds one decoded picture at a time.
 """
 
 from collections.abc import Callable, Sequence
