@@ -81,6 +81,15 @@ def test_train(case, tiny_sd3, picture, tmp_path, monkeypatch, capsys):
     assert not (made["OUT"] / "pytorch_lora_weights.safetensors").exists()
 
 
+def test_a_file_that_cannot_be_used(tmp_path, monkeypatch, capsys):
+    """As report --out FOLDER meets it; an OSError that names no file is a defect, and stays one."""
+    monkeypatch.setitem(cli.COMMANDS, "report", lambda args: tmp_path.read_text())
+    assert f"{str(tmp_path)!r} cannot be used: Is a directory" in refused(monkeypatch, capsys, ["report"])
+    monkeypatch.setitem(cli.COMMANDS, "report", lambda args: io.BytesIO().fileno())
+    with pytest.raises(OSError, match="fileno"):
+        cli.main()
+
+
 FOLDERS = {
     "corrupt picture": ("b.png", lambda data: data[: len(data) // 2], r"b.png' is damaged"),
     "empty caption file": ("b.txt", lambda data: b" \n", "b.txt' is empty: say what b.png shows"),

@@ -1,15 +1,18 @@
 """Checkpoint x strength: the right adapter at the right strength in each cell."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto import checkpoints
+from impasto import checkpoints, families
 from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.generate import Sampling, generate
+from impasto.runfolder import read_adapter
 from impasto.train import train
 
 
@@ -57,13 +60,62 @@ def test_the_sheet_itself_by_command(run, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "x.png").width > 112
 
 
+@pytest.fixture(scope="module")
+def folder_run(tiny_sd3, picture, tmp_path_factory):
+    """Of a folder whose captions lie beside its pictures, the CLIPs trained as well."""
+    home = tmp_path_factory.mktemp("folder")
+    (home / "pictures").mkdir()
+    for name in ("a", "b"):
+        (home / "pictures" / f"{name}.png").write_bytes(picture.read_bytes())
+        (home / "pictures" / f"{name}.txt").write_text(f"a {name} in [trigger]")
+    keys = {"image": [str(home / "pictures")], "trigger": "ink style", "caption_prefix": "one,", "rank": 2, "lr": 0.2}
+    keys |= {"steps": 2, "checkpoint_every": 1, "keep": 0, "preview": False, "tensorboard": False, "batch": 1}
+    keys |= {"text_encoder_lora": True, "components": str(tiny_sd3)}
+    config = resolve("style-friendly", str(tiny_sd3), out=str(home / "run"), **keys)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # T5 stays, the pictures are alike
+        train(config)
+    return config
+
+
+def test_text_encoders_and_captions_are_the_run_s_own(folder_run, monkeypatch):
+    cells, asked, load = {}, {}, families.load
+    monkeypatch.setattr(
+        checkpoints, "sheet", lambda rows, *args, **more: cells.update(rows) or Image.new("RGB", (9, 9))
+    )
+    monkeypatch.setattr(families, "load", lambda base, **more: asked.update(more) or load(base, **more))
+    result = checkpoints.checkpoint_sheet(folder_run.out, (), (0.5,), seed=7)
+    assert asked["components"] == folder_run.components
+    assert result["prompts"] == ["one, a a in ink style", "one, a b in ink style"]
+    style = f"{folder_run.out}:0.5"
+    ((true, _),) = generate(folder_run.base, result["prompts"][:1], styles=[style], seed=7, sampling=Sampling(size=16))
+    (picture,) = cells["step 2, 1"]
+    assert max(abs(a - b) for a, b in zip(picture.tobytes(), true.tobytes(), strict=True)) <= 1
+    (earlier,) = cells["step 1, 1"]
+    assert earlier.tobytes() != picture.tobytes()
+
+
+def test_prompts_of_a_run(folder_run, tmp_path):
+    given = replace(folder_run, caption=("a cat in [trigger]",))
+    assert checkpoints.own_prompts(tmp_path, given) == ["one, a cat in ink style"]
+    given = replace(given, preview_prompt=("a star in [trigger]",))
+    assert checkpoints.own_prompts(tmp_path, given) == ["a star in ink style"]
+    with pytest.raises(UserError, match="not there any more: give a --prompt"):
+        checkpoints.own_prompts(tmp_path, replace(folder_run, image=(tmp_path / "gone",)))
+
+
 def test_refusals(run, tmp_path):
     with pytest.raises(UserError, match="is no style folder"):
         checkpoints.checkpoint_sheet(tmp_path)
     (tmp_path / "recipe.toml").write_text((run.out / "recipe.toml").read_text())
     with pytest.raises(UserError, match="holds no saved state"):
         checkpoints.checkpoint_sheet(tmp_path)
-    tensors = load_file(run.out / "state" / "step-000004.safetensors")
-    named = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("adapter/")}
-    with pytest.raises(UserError, match="of another adapter"):
-        checkpoints.put(named, {}, "x")  # type: ignore[arg-type]
+    for out in (tmp_path, tmp_path / "x.json"):
+        with pytest.raises(UserError, match="is no name for a picture"):
+            checkpoints.checkpoint_sheet(run.out, out=out)
+    file = run.out / "state" / "step-000004.safetensors"
+    named, average = read_adapter(file), {k: t for k, t in load_file(file).items() if k.startswith("average/")}
+    assert average and all((named[name.removeprefix("average/")] == t).all() for name, t in average.items())
+    for wrong, why in (({}, "is missing"), (named | {"text_encoder.x": named[min(named)]}, "text_encoder.x has no")):
+        with pytest.raises(UserError, match=f"of another adapter: .*{why}"):
+            checkpoints.put(named, wrong, "x")  # type: ignore[arg-type]

@@ -80,6 +80,24 @@ def test_the_flags_and_the_recipe_of_data(tmp_path):
     assert resolve(str(tmp_path / "recipe.toml")).repeats == (1, 20)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags", "lr"),
+    [
+        ('optimizer = "prodigy"', {}, 1.0),
+        ('optimizer = "prodigy"\nlr = 0.5', {}, 0.5),
+        ('optimizer = "prodigy"\nlr = 0.5', {"optimizer": "adamw"}, 1e-3),  # the base's: its card says so
+        ('optimizer = "prodigy"\nlr = 0.5', {"optimizer": "adamw", "lr": 2e-4}, 2e-4),
+        ("lr = 3e-4", {}, 3e-4),
+        ("lr = 3e-4", {"optimizer": "muon"}, 3e-4),
+        ("lr = 3e-4", {"optimizer": "prodigy"}, 1.0),
+        ("", {}, 1e-3),
+    ],
+)
+def test_a_learning_rate_belongs_to_its_optimiser(tmp_path, tiny_sd3, recipe, flags, lr):
+    (tmp_path / "own.toml").write_text(recipe)
+    assert resolve(str(tmp_path / "own.toml"), str(tiny_sd3), **flags).lr == lr
+
+
 def test_unknown_names():
     with pytest.raises(UserError, match="did you mean 'style-friendly'"):
         resolve("style-frendly")

@@ -20,7 +20,7 @@ from impasto.adapters.lora import add
 from impasto.config import GenerateConfig, resolve
 from impasto.errors import UserError
 from impasto.families import load
-from impasto.generate import Sampling, generate, generate_folder, split_strength
+from impasto.generate import Sampling, generate, generate_folder, read_prompts, split_strength
 from impasto.train import train
 
 
@@ -120,6 +120,26 @@ def test_a_folder_of_pictures_that_say_how_they_were_made(config, style):
     assert told[1]["styles"][0]["strength"] == 0.8 and told[1]["styles"][0]["hash"] == io.style_hash(style)
     human = Image.open(config.out / "0001.png").text["parameters"]
     assert human.startswith("a cat in ink style <lora:ink:0.8>\nSteps: 4, CFG scale: 3, Seed: 8, Size: 16x16")
+
+
+def test_what_an_earlier_longer_command_left_is_removed(config):
+    """Its pictures and their scores; not what it did not write, whatever its name."""
+    config = replace(config, style=(), prompts=None, count=3, steps=1)
+    assert "removed" not in generate_folder(config)
+    for name in ("0007.png", "7.png", "photo.png"):
+        Image.new("RGB", (9, 9)).save(config.out / name)
+    (config.out / "scores.json").write_text('{"images_scored": 3}')
+    (config.out / "scores-of-mine.json").write_text('{"images_scored": 3}')
+    assert generate_folder(replace(config, count=1))["removed"] == ["0001.png", "0002.png", "scores.json"]
+    left = {"0000.png", "0007.png", "7.png", "photo.png", "scores-of-mine.json"}
+    assert {file.name for file in config.out.iterdir()} == left
+    (config.out / "scores.json").write_text('{"mine": 3}')
+    assert "removed" not in generate_folder(replace(config, count=1))
+
+
+def test_a_prompts_file_as_windows_writes_it(config, tmp_path):
+    (tmp_path / "bom.txt").write_bytes("\ufeffa cat\r\na star\r\n".encode())
+    assert read_prompts(replace(config, prompt=(), prompts=tmp_path / "bom.txt")) == ["a cat", "a star"]
 
 
 def test_a_picture_can_be_made_again_from_what_it_says(config):

@@ -100,6 +100,24 @@ def test_each_trade_saves_and_costs(flux):
     )
 
 
+def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package):
+    """Prior preservation: as many activations as that much more batch, and a forward pass; DCO: that pass alone."""
+    of, forward, plain = card(141), flux.linear + flux.attention, Running()
+    train = 2 * flux.linear + 3.5 * flux.attention
+    once = memory.seconds(flux, CONFIG, plain, of)
+    for batch, more in ((1, 1), (4, 2)):
+        prior = replace(CONFIG, batch=batch, prior_weight=1.0)
+        assert memory.memory(flux, prior, plain) == memory.memory(flux, replace(CONFIG, batch=batch + more), plain)
+        cost = (batch + more) * train + more * forward
+        assert memory.seconds(flux, prior, plain, of) == pytest.approx(once * cost / train)
+    dco = replace(CONFIG, objective="dco")
+    assert memory.memory(flux, dco, plain) == memory.memory(flux, CONFIG, plain)
+    assert memory.seconds(flux, dco, plain, of) == pytest.approx(once * (1 + forward / train))
+    fetched, both = (memory.seconds(flux, c, Running(1.0, offload=True), of) for c in (CONFIG, dco))
+    assert both - fetched == pytest.approx(4 * (forward / (0.5 * of.peak) + 2 * flux.block_weights / 20e9))
+    assert choose(replace(CONFIG, prior_weight=1.0), card(80), flux, "bf16").checkpointing > 0.25
+
+
 def test_what_is_not_known_is_said(flux):
     assert peak("NVIDIA H100 80GB HBM3") == 989e12 and peak("NVIDIA L40S") == 362e12 and peak("Some GPU") is None
     unknown = choose(CONFIG, card(141, "Some GPU"), flux, "bf16")

@@ -25,6 +25,11 @@ from impasto.errors import UserError
 from impasto.train import train
 import diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3, peft, safetensors.torch  # before the fork
 
+from accelerate import PartialState
+from impasto import memory
+plan = memory.plan
+memory.plan = lambda *args: replace(plan(*args), why=(f"by process {PartialState().process_index}",))
+
 base, picture, out = sys.argv[1:]
 keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=False, tensorboard=False, device="cpu")
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
@@ -82,6 +87,8 @@ def test_two_processes_are_one_with_the_double_batch(runs):
         check_same(folder / "one", folder / name)
         assert [(folder / f"{name}-{rank}.json").is_file() for rank in (0, 1)] == [True, True]
     assert "processes: 2 -> 1" in said
+    told = [json.loads((folder / f"team-{rank}.json").read_text())["running"] for rank in (0, 1)]
+    assert told == ["by process 0"] * 2
 
 
 def test_text_encoders_are_trained_by_two_processes_as_by_one(runs):

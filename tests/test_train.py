@@ -1,10 +1,13 @@
 """Training, whole: prepare, train, save, go on, refuse, stop."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from impasto import families
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
 from impasto.moving import Moving, learning_rate
+from impasto.runfolder import recipe_text
 from impasto.train import Draws, interruptible, noise_law, train
 
 CAPTION = "a rocket in pixel art style"
@@ -63,7 +67,7 @@ def stop_at(step):
 
 
 def test_a_run_leaves_a_whole_style_folder(config):
-    config = replace(config, preview=True, preview_every=3, tensorboard=True)
+    config = replace(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
     result = train(config)
     assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
     names = {str(file.relative_to(config.out)) for file in config.out.rglob("*") if file.is_file()}
@@ -76,7 +80,15 @@ def test_a_run_leaves_a_whole_style_folder(config):
     assert any((config.out / "tensorboard").iterdir())
     assert Image.open(config.out / "reference.png").size == (40, 40)
     card = (config.out / "README.md").read_text()
-    for text in ("base_model:", "<Gallery />", "load_lora_weights", "log-SNR", CAPTION, "previews/step-000006-0.png"):
+    for text in (
+        "base_model:",
+        "<Gallery />",
+        "load_lora_weights",
+        "log-SNR",
+        CAPTION,
+        f"--components {config.base}",
+        "previews/step-000006-0.png",
+    ):
         assert text in card
 
 
@@ -98,7 +110,15 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
     assert about["base_sha256"] == families.load(config.base).hash and len(about["references_sha256"][0]) == 64
     assert {"torch", "diffusers", "peft", "impasto"} <= about.keys()
     again = resolve(str(config.out / "recipe.toml"), config.base, out=str(config.out))
-    assert replace(again, recipe=config.recipe) == replace(config, quantize="none")  # what auto came to
+    assert replace(again, recipe=config.recipe) == replace(
+        config, quantize="none", precision="fp32"
+    )  # what auto came to
+
+
+def test_a_recipe_without_an_end_is_toml(config):
+    config = replace(config, clip=math.inf, noise_low=-math.inf)
+    kept = tomllib.loads(recipe_text(config, {"processes": 1}))
+    assert kept["clip"] == math.inf and kept["noise_low"] == -math.inf and kept["impasto"] == {"processes": 1}
 
 
 def test_the_adapter_learns(config):
@@ -164,10 +184,37 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
         train(replace(config, rank=8))
     with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
         train(replace(config, noise_std=None))
+    with pytest.raises(UserError, match=r"precision: fp32 -> bf16"):  # as auto on another device would have it
+        train(replace(config, precision="bf16"))
     Image.new("RGB", (40, 40), "red").save(tmp_path / "other.png")
     with pytest.raises(UserError, match="references_sha256"):
         train(replace(config, image=(tmp_path / "other.png",)))
+    recipe = config.out / "recipe.toml"
+    recipe.write_text(
+        recipe.read_text().replace('precision = "fp32"', 'precision = "auto"')
+    )  # as older versions kept it
     assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
+    assert 'precision = "fp32"' in recipe.read_text()
+
+
+def test_what_is_not_the_run_s_own_is_not_overwritten(config, tmp_path):
+    out, pictures = config.out, tmp_path / "pictures"
+    for name in (WEIGHTS, "README.md", "reference.png"):
+        out.mkdir(), (out / name).write_text("mine")
+        with pytest.raises(UserError, match=f"holds {name}, but no run: it would be overwritten"):
+            train(config)
+        assert [file.read_text() for file in out.iterdir()] == ["mine"]
+        shutil.rmtree(out)
+    (out / "previews").mkdir(parents=True), pictures.mkdir()
+    (out / "recipe.toml").touch()
+    for image in (out / "reference-1.png", out / "previews" / "step-000006-0.png"):
+        Image.new("RGB", (40, 40)).save(image)
+        with pytest.raises(UserError, match=r"is what a run in --out .* writes"):
+            train(replace(config, image=(image,)))
+    for inside in (pictures, pictures / "run"):
+        with pytest.raises(UserError, match=r"lies in --image .*: its previews would be trained on"):
+            train(replace(config, image=(pictures,), out=inside))
+    assert not list(pictures.iterdir())
 
 
 def test_a_run_that_never_came_to_a_state_binds_nobody(config):

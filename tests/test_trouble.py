@@ -13,7 +13,7 @@ from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.objectives import denoise as objective
 from impasto.train import train
-from impasto.trouble import disk_full, out_of_memory, told
+from impasto.trouble import disk_full, in_words, out_of_memory, told
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -88,6 +88,15 @@ def test_what_is_known_as_trouble(tmp_path):
         raise KeyError("a defect stays a defect")
     with pytest.raises(UserError, match="no state was saved yet; try this"), told(tmp_path, "try this"):
         raise torch.OutOfMemoryError("x")
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "a").touch(), (tmp_path / "folder").mkdir()
+    for act, name in ((lambda: (tmp_path / "a").replace(tmp_path / "folder"), "folder"), (tmp_path.read_text, "")):
+        with pytest.raises(IsADirectoryError) as error:
+            act()
+        assert in_words(error.value) == f"{str(tmp_path / name)!r} cannot be used: Is a directory"
+    assert in_words(OSError("no file in it")) is None and in_words(KeyError("a defect")) is None
 
 
 def test_all_states_are_kept_when_asked(config, tmp_path):

@@ -6,6 +6,7 @@ an early one at 1. Everything is drawn by the code of `generate`.
 
 import json
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from PIL import Image
 
 from impasto import adapters, families
+from impasto.adapters import text
 from impasto.config import TrainConfig, check_keys
+from impasto.data import captions, items
 from impasto.errors import UserError
+from impasto.families.base import Condition
 from impasto.generate import Sampling, encoder, sample
 from impasto.paths import atomic
-from impasto.runfolder import saved_states
+from impasto.runfolder import read_adapter, saved_states, writable_folder
 from impasto.sheet import sheet
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -39,7 +43,7 @@ def checkpoint_sheet(
     """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
 
     A row per saved state (and prompt), a column per strength; the moving average where the run had one, as its style
-    has. Raises UserError when the folder holds no run or no saved state.
+    has. Raises UserError when the folder holds no run or no saved state, before anything is drawn.
     """
     config = read_run(run)
     states = saved_states(run / "state")
@@ -47,18 +51,28 @@ def checkpoint_sheet(
         raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
     if not strengths:
         raise UserError("no strength: give some with --strength 0.5 1")
-    prompts = list(prompts or config.preview_prompt or dict.fromkeys(config.caption))
+    prompts = list(prompts) or own_prompts(run, config)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
-    family = families.load(config.base, device=device, precision=precision)
+    if out.is_dir() or out.suffix == ".json":
+        raise UserError(f"--out {str(out)!r} is no name for a picture: give one such as sheet.png")
+    writable_folder(out.parent, out)
+    family = families.load(config.base, device=device, precision=precision, components=config.components)
+    named = text.add(config, family)
+    clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
     add = adapters.adapter(config.adapter)
-    named = add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
-    pipe = family.pipeline(**{family.part: family.denoiser})
-    encode, sampling = encoder(family, pipe), Sampling(steps=steps, size=config.size).on(family)
+    named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+    pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
+    known, sampling = encoder(family, pipe), Sampling(steps=steps, size=config.size).on(family)
+
+    @torch.no_grad()
+    def encode(prompt: str) -> Condition:
+        return text.current(family, [prompt], known(prompt))
+
     pictures: dict[tuple[int, float], list[Image.Image]] = {}
-    for step, tensors in states.items():
-        put(named, tensors, f"{run}, step {step}")
+    for step, file in states.items():
+        put(named, read_adapter(file), f"{run}, step {step}")
         for strength in strengths:
-            family.denoiser.set_adapters(["default"], [strength])
+            pipe.set_adapters(["default"], [strength])
             jobs = [(prompt, seed) for prompt in prompts]
             pictures[step, strength] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {})]
             if progress:
@@ -89,10 +103,30 @@ def read_run(run: Path) -> TrainConfig:
     return TrainConfig(**check_keys(content, f"{run}/recipe.toml"))
 
 
+def own_prompts(run: Path, config: TrainConfig) -> list[str]:
+    """The prompts of a run's previews, else its first captions, filled in as they were trained. Raises UserError."""
+    if config.preview_prompt:
+        return [captions.fill(prompt, trigger=config.trigger) for prompt in config.preview_prompt]
+    if config.caption:
+        return list(dict.fromkeys(items.fill(caption, config) for caption in config.caption))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training said it
+            found = [entry.caption or "" for entry in items.entries(config)]
+    except UserError:
+        raise UserError(
+            f"the captions of {str(run)!r} lay beside its pictures, and are not there any more: give a --prompt"
+        ) from None
+    return list(dict.fromkeys(found))[: items.PREVIEWS]
+
+
 def put(named: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor], where: str) -> None:
-    """The adapter of a saved state into the model."""
+    """The adapter of a saved state into the model. Raises UserError unless they are the same weights, all of them."""
+    wrong = named.keys() ^ tensors.keys()
+    wrong |= {name for name in named.keys() & tensors.keys() if named[name].shape != tensors[name].shape}
+    if wrong:
+        name = min(wrong)
+        what = "is missing" if name not in tensors else "is of another shape" if name in named else "has no place"
+        raise UserError(f"the state of {where} is of another adapter: {name} {what}")
     for name, p in named.items():
-        tensor = tensors.get(f"average/{name}", tensors.get(f"adapter/{name}"))
-        if tensor is None or tensor.shape != p.shape:
-            raise UserError(f"the state of {where} is of another adapter: {name} is missing or of another shape")
-        p.data.copy_(tensor)
+        p.data.copy_(tensors[name])

@@ -5,6 +5,7 @@ Who wins: a flag beats what the base's card says for this recipe, that beats the
 """
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import log
 from pathlib import Path
@@ -277,11 +278,21 @@ def resolve(recipe: str = "style-friendly", base: str = "mini-sd3", **explicit: 
     keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
     if explicit.get("noise", keys.get("noise")) != keys.get("noise"):  # another law: its own parameters
         keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
-    if explicit.get("optimizer", keys.get("optimizer")) != keys.get("optimizer"):  # likewise
-        rate = OWN_RATES.get(explicit["optimizer"])
-        keys |= {} if rate is None else {"lr": rate}
+    optimizer = explicit.get("optimizer", keys.get("optimizer", TrainConfig.optimizer))
+    keys["lr"] = rate(optimizer, (train, content, special))
     keys |= check_keys(explicit, "settings")
     return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
+
+
+def rate(optimizer: str, said: Sequence[Mapping[str, Any]]) -> float:
+    """The learning rate for `optimizer` in what is said one after the other, the last one counting; one that was said
+    for optimisers of the other kind (OWN_RATES, or the base's) does not count."""
+    found, current = OWN_RATES.get(optimizer, TrainConfig.lr), TrainConfig.optimizer
+    for keys in said:
+        current = keys.get("optimizer", current)
+        if "lr" in keys and OWN_RATES.get(current) == OWN_RATES.get(optimizer):
+            found = float(keys["lr"])
+    return found
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

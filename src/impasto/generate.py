@@ -250,7 +250,9 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     prompts = list(config.prompt)
     if config.prompts is not None:
         try:
-            prompts += [line.strip() for line in config.prompts.read_text().splitlines() if line.strip()]
+            prompts += [
+                line.strip() for line in config.prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
     prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]
@@ -278,7 +280,8 @@ def alignment(config: GenerateConfig) -> StyleAligned | None:
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Write `0000.png` on to `config.out`, in the order of the prompts; returns what was written.
+    """Write `0000.png` on to `config.out`, in the order of the prompts; returns what was written, and what was removed
+    of an earlier command's, see `clear_leftovers`.
 
     progress: called with (pictures done, pictures in all). Raises UserError on bad input.
     """
@@ -310,4 +313,36 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         told = {key: info[key] for key in ("log_snr", "prompt_of_step", "switch_share") if key in info}
         if progress:
             progress(i + 1, total)
+    if gone := clear_leftovers(config.out, total):
+        told["removed"] = gone
     return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told
+
+
+def clear_leftovers(folder: Path, total: int) -> list[str]:
+    """Remove what an earlier command left behind `total` new pictures: its own pictures of higher numbers, and the
+    scores of those that were here before; returns their names. What impasto did not write stays."""
+    found = [file for file in folder.glob("*.png") if file.stem.isdecimal() and int(file.stem) >= total]
+    gone = [file for file in sorted(found) if file.name == f"{int(file.stem):04d}.png" and drawn_here(file)]
+    gone += [folder / "scores.json"] if scored_here(folder / "scores.json") else []
+    for file in gone:
+        file.unlink()
+    return [file.name for file in gone]
+
+
+def drawn_here(file: Path) -> bool:
+    """Whether a PNG says that `generate` drew it."""
+    try:
+        with Image.open(file) as image:
+            info = json.loads(image.info.get("impasto", "null"))
+    except (OSError, ValueError, TypeError, SyntaxError):
+        return False
+    return isinstance(info, dict) and {"prompt", "seed", "base_hash"} <= info.keys()
+
+
+def scored_here(file: Path) -> bool:
+    """Whether a file is what `evaluate` writes."""
+    try:
+        scores = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(scores, dict) and "images_scored" in scores

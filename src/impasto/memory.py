@@ -10,10 +10,12 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
     text encoders with --text-encoder-lora the CLIPs stay: their weights, never quantised nor computed again, their
                   LoRA as the adapter, n 34 T D L of activations (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2
                   without the attention matrix, which is not kept)
+    prior         with --prior-weight n counts its pictures as well: both passes are held until the backward one
     overhead      1.5 GB (context, workspaces, the allocator's gaps) + 3 % of the rest
     time          n (2 F_lin + 3.5 F_att + s (F_lin + F_att)) / (.5 peak): F_lin = 2 sum of weights x tokens, F_att =
                   4 T^2 D L forward; backward costs as much again (attention 2.5 times), as frozen weights need no
-                  gradient; half of the matmul peak is what is sustained
+                  gradient; half of the matmul peak is what is sustained. Every picture of the prior, and with
+                  DCO of the batch, costs F_lin + F_att more: the base's own prediction
 
 60 bytes is what SimpleTuner's published table shows for SD3-medium at 1024 px (34.6 GiB without, 7.7 GiB with full
 checkpointing, 24 blocks, batch 3), and gives SDXL 6.6 GiB, where that table shows 6.5; see docs/training.md. Of a
@@ -235,19 +237,27 @@ def memory(size: Size, config: TrainConfig, running: Running, precision: str = "
         rest, blocks = 0.0, 2 * blocks / size.blocks
     per_weight = 12 + optimizers.choice(config.optimizer).state_bytes + (4 if config.ema else 0)
     kept = (1 - s) * size.activations + s * size.inputs + (size.activations / size.blocks if s else 0)
-    kept += size.clip_activations
+    activations = (config.batch + prior_pictures(config)) * kept + config.batch * size.clip_activations
     rest += size.clip_weights * 2 * unit
-    return 1.03 * (rest + blocks + size.adapter * per_weight + config.batch * unit * kept) + 1.5 * GB
+    return 1.03 * (rest + blocks + size.adapter * per_weight + unit * activations) + 1.5 * GB
+
+
+def prior_pictures(config: TrainConfig) -> int:
+    """Pictures of the base that go through beside a batch, see `objectives.prior`."""
+    return min(config.prior_batch, config.batch) if config.prior_weight else 0
 
 
 def seconds(size: Size, config: TrainConfig, running: Running, of: Device) -> float | None:
     """Seconds of an optimiser step, None on a device that is not known. Offloading adds the way over PCIe (20 GB/s)."""
     if of.peak is None:
         return None
-    s, pictures = running.checkpointing, config.batch * config.accumulate
-    flop = 2 * (size.linear + size.clip_flop) + 3.5 * size.attention + s * (size.linear + size.attention)
-    moved = config.accumulate * (1 + s) * 2 * size.block_weights / 20e9 if running.offload else 0.0
-    return pictures * flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved
+    s, n, prior, dco = running.checkpointing, config.batch, prior_pictures(config), config.objective == "dco"
+    forward = size.linear + size.attention
+    flop = (n + prior) * (2 * size.linear + 3.5 * size.attention + s * forward) + n * 2 * size.clip_flop
+    flop += (prior + n * dco) * forward
+    passes = (1 + s) * (1 + (prior > 0)) + (prior > 0) + dco
+    moved = passes * 2 * size.block_weights / 20e9 if running.offload else 0.0
+    return config.accumulate * (flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved)
 
 
 def candidates(config: TrainConfig, of: Device) -> list[Running]:

@@ -38,7 +38,7 @@ image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
 The same picture from the command line:
 
 ```
-impasto generate --base {base} --style {path} --prompt {prompt} --seed 0 --out pictures
+impasto generate --base {base}{components} --style {path} --prompt {prompt} --seed 0 --out pictures
 ```
 
 A strength below 1 keeps more of the base: `--style {path}:0.7`, or `pipe.set_adapters(..., 0.7)`.
@@ -146,6 +146,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
+        components=f" --components {config.components}" if config.components else "",
         folder=family.folder if family.card.get("embedded") or Path(config.base).is_file() else config.base,
         path=config.out,
         pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",

@@ -1,8 +1,9 @@
 """Several processes, one run: each takes its share of the same draws, and their gradients are averaged once per step.
 
 With W processes and a batch of n, forward pass m of process r takes the draws n (W m + r) on: those that one process
-with a batch of W n would take there. Only the adapter's gradients are exchanged, in one piece, after the last backward
-pass; the frozen base is on every device (or sharded, see docs/training.md). `accelerate launch` says who is who.
+with a batch of W n would take there (the prior's pictures, see `objectives.prior`, are per process). Only the
+adapter's gradients are exchanged, in one piece, after the last backward pass; the frozen base is on every device (or
+sharded, see docs/training.md). `accelerate launch` says who is who.
 """
 
 import os
@@ -67,6 +68,14 @@ class Team:
 
         result: Any = gather(torch.tensor(values, dtype=torch.float32, device=self.state.device))
         return result.tolist()
+
+    def first(self, value: Any) -> Any:
+        """The first process's value, in all of them."""
+        if self.size == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def wait(self) -> None:
         self.state.wait_for_everyone()

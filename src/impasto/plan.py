@@ -95,8 +95,10 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     from impasto import adapters, families, memory, objectives, optimizers
     from impasto.config import check_ranges
     from impasto.data import advice, items
+    from impasto.runfolder import check_out
 
     check_ranges(config)
+    check_out(config)
     adapters.adapter(config.adapter)
     objectives.check(config)
     optimizers.choice(config.optimizer)

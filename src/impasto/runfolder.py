@@ -9,7 +9,9 @@ No pickles anywhere. A state counts when its JSON is there and names the sha256 
 
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -17,9 +19,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from impasto.adapters.io import WEIGHTS
 from impasto.config import FREE, TrainConfig, as_dict
 from impasto.errors import UserError
 from impasto.paths import atomic
+
+
+def check_out(config: TrainConfig) -> None:
+    """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew."""
+    out = config.out.resolve()
+    others = [name for name in (WEIGHTS, "README.md", "reference.png") if (out / name).exists()]
+    if others and not (out / "recipe.toml").exists():
+        raise UserError(
+            f"--out {str(config.out)!r} holds {others[0]}, but no run: it would be overwritten; use another --out"
+        )
+    for image in config.image:
+        place = image.resolve()
+        if image.is_dir() and out.is_relative_to(place):
+            raise UserError(
+                f"--out {str(config.out)!r} lies in --image {str(image)!r}: its previews would be trained on; "
+                "use an --out beside that folder"
+            )
+        drawn = place.is_relative_to(out / "previews")
+        if drawn or (place.parent == out and re.fullmatch(r"reference(-\d+)?\.png", place.name)):
+            raise UserError(
+                f"--image {str(image)!r} is what a run in --out {str(config.out)!r} writes: use another --out"
+            )
 
 
 class RunFolder:
@@ -124,10 +149,31 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return (info, load(data)) if hashlib.sha256(data).hexdigest() == info["sha256"] else None
 
 
-def saved_states(folder: Path) -> dict[int, dict[str, Any]]:
-    """The tensors of all good states by their steps, first to last."""
-    found = [read_state(file) for file in sorted(folder.glob("step-*.json"))]
-    return {info["step"]: tensors for info, tensors in filter(None, found)}
+def saved_states(folder: Path) -> dict[int, Path]:
+    """The files of all good states' tensors by their steps, first to last."""
+    found = {}
+    for file in sorted(folder.glob("step-*.json")):
+        tensors = file.with_suffix(".safetensors")
+        try:
+            info = json.loads(file.read_text())
+            with tensors.open("rb") as stream:
+                good = hashlib.file_digest(stream, "sha256").hexdigest() == info["sha256"]
+        except (OSError, ValueError):
+            continue
+        if good:
+            found[info["step"]] = tensors
+    return found
+
+
+def read_adapter(file: Path) -> dict[str, Any]:
+    """What a state's style would be, by the names of its weights: the moving average where there is one. The rest of
+    the state, the optimiser's moments most of all, is not read."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as state:
+        names = list(state.keys())
+        own = "average/" if any(name.startswith("average/") for name in names) else "adapter/"
+        return {name.removeprefix(own): state.get_tensor(name) for name in names if name.startswith(own)}
 
 
 def writable_folder(folder: Path, asked: Path | None = None) -> None:
@@ -146,9 +192,15 @@ def writable_folder(folder: Path, asked: Path | None = None) -> None:
 def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
     """TOML: the settings at the top, so that the file is a recipe itself, and [impasto] for what they met."""
     config = replace(config, push_to_hub=None, hub_private=False)  # a recipe used again shall publish nothing
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in as_dict(config).items()]
-    about = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in inputs.items()]
+    lines = [f"{key} = {toml(value)}" for key, value in as_dict(config).items()]
+    about = [f"{key} = {toml(value)}" for key, value in inputs.items()]
     return "\n".join([*lines, "", "[impasto]", *about, ""])
+
+
+def toml(value: Any) -> str:
+    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite."""
+    endless = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if endless else json.dumps(value, ensure_ascii=False)
 
 
 def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
@@ -166,6 +218,8 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     about = before.pop("impasto", {})
     older = as_dict(TrainConfig(quantize="none"))  # what a run did whose recipe does not know a key yet
     before, now = older | before, as_dict(config)
+    if before["precision"] == "auto":  # an older run's: what it came to was not kept
+        before["precision"] = now["precision"]
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256", "data_sha256"):

@@ -39,7 +39,7 @@ from impasto.objectives import Objective
 from impasto.parallel import Team
 from impasto.plan import noise_law
 from impasto.preview import Previews
-from impasto.runfolder import RunFolder
+from impasto.runfolder import RunFolder, check_out
 from impasto.running import Running, place, start
 from impasto.trouble import interruptible, out_of_memory, told
 
@@ -59,6 +59,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     """
     started = time.perf_counter()
     check_ranges(config)
+    check_out(config)
     if config.push_to_hub:
         hub.check_access(config.push_to_hub)
     team = Team(config.device)
@@ -76,8 +77,9 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         )
         text.check(config, family, team.shards)
         levels = within(levels, family.schedule)
-        running = memory.plan(config, family, family.device, family.precision)
-        config = replace(config, quantize=running.quantize)
+    running = team.first(memory.plan(config, family, family.device, family.precision))  # its GPU's memory decides
+    with team.state.main_process_first():
+        config = replace(config, quantize=running.quantize, precision=family.precision)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
     resolved = data.told(config, items)
     done, state = run.resume()

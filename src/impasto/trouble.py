@@ -48,11 +48,14 @@ def disk_full(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException) -> str | None:
-    """A full disk or a device out of memory in one line, for commands that have no state to go on from; else None."""
+    """A full disk, a device out of memory or a file that cannot be used in one line, for commands that have no state to
+    go on from; else None."""
     if disk_full(error):
         return "the disk is full: make room and give the same command again; what is whole on it stays"
     if out_of_memory(error):
         return "out of memory: try a smaller --batch or --size, or --precision bf16, where the command has them"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename2 or error.filename)!r} cannot be used: {error.strerror}"
     return None
 
 

@@ -19,7 +19,7 @@ from impasto.config import check_ranges, resolve
 from impasto.data.prepare import text as cached_text
 from impasto.errors import UserError
 from impasto.generate import generate
-from impasto.runfolder import saved_states
+from impasto.runfolder import read_adapter, saved_states
 from impasto.train import train
 
 CAPTION = "a rocket in pixel art style"
@@ -70,8 +70,9 @@ def test_train_save_and_draw(base, request, picture, tmp_path):
     for clip in clips:
         assert any(value > 0 for name, value in moved.items() if name.startswith(clip))
     assert not any(name.startswith("text_encoder_3.") for name in tensors)
-    states = saved_states(config.out / "state")
-    assert any(name.startswith("average/text_encoder.") for name in states[4])
+    averages = read_adapter(saved_states(config.out / "state")[4])
+    assert any(name.startswith("text_encoder.") for name in averages)
+    assert not any(name.startswith(("adapter/", "average/")) for name in averages)
 
     pipe = plain(folder)
     bare = draw(pipe)

@@ -3,6 +3,7 @@
 import random
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from fakes import prepare
@@ -12,7 +13,7 @@ from impasto.config import TrainConfig
 from impasto.data import items, references
 from impasto.data.draws import Draws
 from impasto.data.pictures import Picture
-from impasto.data.prepare import cached, prepare_items
+from impasto.data.prepare import cached, mask_image, prepare_items
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.noise.laws import law
@@ -165,7 +166,7 @@ def test_nothing_is_paired_wrongly_however_it_is_shuffled(tiny_sd3, folder, monk
 
 
 def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
-    """Size, crop, mirror, mask and caption: a second preparation with one of them changed encodes anew."""
+    """Size, crop, mirror, mask, caption and precision: a second preparation with one of them changed encodes anew."""
     family = load(str(tiny_sd3), device="cpu")
 
     def files():
@@ -180,6 +181,9 @@ def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
     assert new_files() == 0
     assert new_files(size=24) > 0 and new_files(flip=True) == 6 and new_files(crops=2) == 5  # no room in 16 x 16
     assert new_files(caption_prefix="new,") == 12
+    before = files()
+    prepare_items(load(str(tiny_sd3), device="cpu", precision="bf16"), items_of(folder))
+    assert len(files() - before) == 12  # the captions: the autoencoder computes in float32 all the same
     for i, value in enumerate((255, 100)):
         Image.new("L", (64, 64), value).save(folder / "5.mask.png")
         assert new_files(mask="files") == 2, i  # the mask's facts, and the latents with it
@@ -201,6 +205,17 @@ def test_masks_are_shares_of_area_with_mean_one(tiny_sd3, folder):
     assert torch.allclose(prepared.masks[0], expected, atol=1e-6)
     assert torch.allclose(prepared.masks[1], expected.flip(2), atol=1e-6)
     assert prepared.masks[0].mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("under", [0, 255])
+def test_a_mask_on_a_transparent_ground(tiny_sd3, folder, under):
+    """White on nothing is white on black, whatever colour the transparent pixels have."""
+    mask = Image.new("RGBA", (64, 64), (under, under, under, 0))
+    mask.paste((255, 255, 255, 255), (48, 0, 64, 64)), mask.paste((255, 255, 255, 51), (0, 0, 16, 64))
+    mask.save(folder / "5.mask.png")
+    (one,) = [one for one in items_of(folder, mask="files") if one.mask]
+    grey = np.asarray(mask_image(one))
+    assert (grey[:, :16] == 51).all() and (grey[:, 16:48] == 0).all() and (grey[:, 48:] == 255).all()
 
 
 def test_the_alpha_channel_as_a_mask(tiny_sd3, folder):

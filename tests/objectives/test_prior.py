@@ -62,6 +62,8 @@ def test_they_are_drawn_once(config, monkeypatch):
     family = load(config.base, device="cpu")
     monkeypatch.setattr(type(family), "pipeline", None)
     assert torch.equal(objectives.build(config, family).x, first.x)
+    with pytest.raises(TypeError):  # in another precision they are others
+        objectives.build(config, load(config.base, device="cpu", precision="bf16"))
 
 
 def test_it_is_zero_at_the_start_and_adds_up(config, parts):

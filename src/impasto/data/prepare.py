@@ -1,8 +1,9 @@
 """Preparing: pictures to latents and captions to embeddings, once, kept in the cache under the hash of what they show.
 
-A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt and length; base weights), and
-a pair is made from what the two were asked for, never from their places in two lists. Latents are made one by one, so
-that they do not depend on what they would share a batch with; memory holds one decoded picture at a time.
+A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt, length and the precision of
+the text encoders, where the autoencoder always has float32; base weights), and a pair is made from what the two were
+asked for, never from their places in two lists. Latents are made one by one, so that they do not depend on what they
+would share a batch with; memory holds one decoded picture at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from impasto.data.buckets import View
@@ -150,12 +151,16 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
 
 
 def mask_image(item: Item) -> Image.Image:
-    """The mask file of an item, 8 bits grey. Raises UserError when it is not any more what was looked at."""
+    """The mask file of an item, 8 bits grey; what is transparent in it counts as black.
+
+    Raises UserError when it is not any more what was looked at.
+    """
     assert isinstance(item.mask, Path)
     reference = load(item.mask)
     if reference.sha256 != item.mask_sha256:
         raise UserError(f"the mask {str(item.mask)!r} was changed while it was read: start again")
-    return reference.image.convert("L")
+    grey = reference.image.convert("L")  # on white: a v + 255 - a
+    return ImageChops.subtract(grey, ImageChops.invert(reference.alpha)) if reference.alpha else grey
 
 
 def weighted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -173,7 +178,7 @@ def cut(
 
 def text(family: Family, prompt: str, length: int) -> Condition:
     """The condition of one prompt, one row."""
-    key = {"prompt": prompt, "length": length, "base": family.hash}
+    key = {"prompt": prompt, "length": length, "base": family.hash, "precision": family.precision}
     return cached(key, lambda: {name: t.float() for name, t in family.encode_prompt([prompt], length).items()})
 
 

@@ -115,6 +115,7 @@ def calibrate(
     base: str = "mini-sd3",
     out: Path | None = None,
     *,
+    components: Path | None = None,
     size: str = "standard",
     levels: int | None = None,
     prompts: int | None = None,
@@ -148,7 +149,7 @@ def calibrate(
     out = out if out is not None else Path("runs/calibration") / Path(base).name
     writable_folder(out)
     started = time.perf_counter()
-    family = families.load(base, device=device, precision=precision)
+    family = families.load(base, device=device, precision=precision, components=components)
     measure, judged = measure_of(base, family, by, clip, judges, encoder)
     fewest = FEWEST_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
     if prompts is not None and prompts < fewest:

@@ -12,6 +12,7 @@ def calibrate(args: list[str]) -> Result:
 
     def calibrate(
         base: str = "mini-sd3",
+        components: Path | None = None,
         out: Path | None = None,
         size: Literal["quick", "standard", "thorough"] = "standard",
         levels: int | None = None,
@@ -38,6 +39,7 @@ def calibrate(args: list[str]) -> Result:
 
         Args:
             base: Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id.
+            components: A diffusers folder for what a .safetensors checkpoint does not hold.
             out: Folder of calibration.json and calibration.png; runs/calibration/<base> when not given.
             size: How much is drawn: quick (6 levels, 12 prompts), standard (10, 36), thorough (14, 192).
             levels: Log-SNRs at which the prompt is switched; the size's own when not given.
@@ -68,6 +70,7 @@ def calibrate(args: list[str]) -> Result:
             result = calibrate(
                 base,
                 out,
+                components=components,
                 size=size,
                 levels=levels,
                 prompts=prompts,

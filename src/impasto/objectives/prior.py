@@ -83,6 +83,7 @@ class Artist:
         """(1, C, h, w): the base's picture of `prompt` from `seed`."""
         key: dict[str, Any] = {"picture of": prompt, "seed": seed, "base": self.family.hash}
         key |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance, "size": self.sampling.size}
+        key |= {"precision": self.family.precision}
         return cached(key, lambda: {"x": self.draw(prompt, seed)})["x"]
 
     def draw(self, prompt: str, seed: int) -> Tensor:
