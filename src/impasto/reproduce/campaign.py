@@ -60,12 +60,13 @@ class Campaign:
         """With these arms as well, or instead of those of the same name."""
         left_out, specs, own = dict(self.left_out), dict(self.specs), dict(self.arms)
         for name, arm in arms.items():
-            left_out.pop(name, None), specs.pop(name, None)
+            for told in (left_out, specs):
+                told.pop(name, None)
             own[name] = arm
             try:
                 settings = store.settings_of(arm, self.family, self.place.base)
-                specs[name], told = on_grid(settings, self.family)
-                own[name] = replace(arm, what=arm.what + told)
+                specs[name], more = on_grid(settings, self.family)
+                own[name] = replace(arm, what=arm.what + more)
             except UserError as error:
                 left_out[name] = str(error)
         return replace(self, arms=own, left_out=left_out, specs=specs)
