@@ -162,7 +162,11 @@ def base_line(campaign: "Campaign") -> str:
     made, share = told["generated"], told.get("style_share")
     top5 = made.get("concept_top5")
     line = f"Base: {name}, sha256 `{sha}`. Its card: concept top-5 {number(top5)}, "
-    line += f"style as a share of the true pictures' {number(share)}.{ranks(campaign)}"
+    line += f"style as a share of the true pictures' {number(share)}"
+    if told.get("true_unseen"):  # the judges remember the others
+        share = made["style_accuracy"] / told["true_unseen"]["style_accuracy"]
+        line += f", of true pictures that the judge was not trained on {number(share)}"
+    line += f".{ranks(campaign)}"
     if (top5 or 0) < GATE["concept_top5"] or (share or 0) < GATE["style_share"]:
         line += " **It is below its first gate (.70 and .90): the verdicts are those of a weak base.**"
     return line
