@@ -126,6 +126,15 @@ The report has the whole trade-off over strength; `runs/demo/strengths.json` its
 """
 
 
+def nowhere(value: Any) -> Any:
+    """Without the folders of this machine: absolute paths by their last part."""
+    if isinstance(value, dict):
+        return {key: nowhere(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nowhere(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
 def main() -> None:
     """Write whichever page there is something for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +154,7 @@ def main() -> None:
     if args.demo:
         scores = json.loads((args.demo / "scores.json").read_text())
         (RESULTS / "demo.md").write_text(demo_page(scores))
-        (RESULTS / "demo.json").write_text(json.dumps(scores, indent=1) + "\n")
+        (RESULTS / "demo.json").write_text(json.dumps(nowhere(scores), indent=1) + "\n")
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
 
 
