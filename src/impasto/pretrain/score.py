@@ -87,7 +87,8 @@ def judge_unseen(judges: Judges, world: ArtWorld, styles: np.ndarray) -> dict[st
     cells, weighted by its share of `styles` [n]; styles without such cells are left out.
     """
     held, rgb = np.flatnonzero(held_out(world)[0]), world.rgb()
-    told, total = dict.fromkeys(("style_accuracy", "style_probability", "concept_top1", "concept_top5"), 0.0), 0
+    told: dict[str, float] = {"style_accuracy": 0.0, "style_probability": 0.0, "concept_top1": 0.0, "concept_top5": 0.0}
+    total = 0
     for style, count in zip(*np.unique(styles, return_counts=True), strict=True):
         own = held[world.style_id[held] == style]
         if len(own):
