@@ -33,6 +33,7 @@ from impasto.generate import encoder as prompt_encoder
 from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.noise.emergence import Rule, Scores, emergence, published
 from impasto.noise.emergence_plot import plot
+from impasto.noise.show import default_file
 from impasto.paths import atomic, cache_dir
 from impasto.plan import positions
 from impasto.runfolder import writable_folder
@@ -146,7 +147,7 @@ def calibrate(
     where it stopped, and another number of levels or prompts takes over what it shares. Raises UserError.
     """
     n_levels, n_prompts = sizes(size, levels, prompts)
-    out = out if out is not None else Path("runs/calibration") / Path(base).name
+    out = out if out is not None else default_file(base).parent
     writable_folder(out)
     started = time.perf_counter()
     family = families.load(base, device=device, precision=precision, components=components)

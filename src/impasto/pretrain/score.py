@@ -68,14 +68,24 @@ def random_cells(world: ArtWorld, n: int, seed: int) -> np.ndarray:
 
 
 def judge(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndarray) -> dict[str, float]:
-    """Style accuracy, mean probability of the style, concept top-1 and top-5 of pictures [n] against ids [n]."""
+    """The means of `judged` over the pictures."""
+    return means(judged(judges, rgb, styles, concepts))
+
+
+def means(rows: Mapping[str, np.ndarray], where: np.ndarray | slice = slice(None)) -> dict[str, float]:
+    """The mean of each row over the pictures at `where`."""
+    return {key: float(row[where].mean()) for key, row in rows.items()}
+
+
+def judged(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndarray) -> dict[str, np.ndarray]:
+    """Style accuracy, probability of the style, concept top-1 and top-5 of each picture [n] against ids [n]."""
     style = judges.style(tensor(rgb)).numpy()
     order = np.argsort(-judges.concept(tensor(rgb)).numpy(), axis=1)[:, :5]
     return {
-        "style_accuracy": float((style.argmax(1) == styles).mean()),
-        "style_probability": float(style[np.arange(len(rgb)), styles].mean()),
-        "concept_top1": float((order[:, 0] == concepts).mean()),
-        "concept_top5": float((order == concepts[:, None]).any(1).mean()),
+        "style_accuracy": style.argmax(1) == styles,
+        "style_probability": style[np.arange(len(rgb)), styles],
+        "concept_top1": order[:, 0] == concepts,
+        "concept_top5": (order == concepts[:, None]).any(1),
     }
 
 
@@ -86,16 +96,11 @@ def judge_unseen(judges: Judges, world: ArtWorld, styles: np.ndarray) -> dict[st
     cells held out from them); a generated picture is always a new one to them. Each style's mean over its held-out
     cells, weighted by its share of `styles` [n]; styles without such cells are left out.
     """
-    held, rgb = np.flatnonzero(held_out(world)[0]), world.rgb()
-    told: dict[str, float] = {"style_accuracy": 0.0, "style_probability": 0.0, "concept_top1": 0.0, "concept_top5": 0.0}
-    total = 0
-    for style, count in zip(*np.unique(styles, return_counts=True), strict=True):
-        own = held[world.style_id[held] == style]
-        if len(own):
-            found = judge(judges, rgb[own], world.style_id[own], world.concept_id[own])
-            told = {key: told[key] + int(count) * found[key] for key in told}
-            total += int(count)
-    return {"pictures": len(held)} | {key: value / max(total, 1) for key, value in told.items()}
+    held = np.flatnonzero(held_out(world)[0])
+    of = world.style_id[held]
+    weight = np.bincount(styles, minlength=of.max(initial=0) + 1)[of] / np.bincount(of)[of]
+    rows = judged(judges, world.rgb()[held], of, world.concept_id[held])
+    return {"pictures": len(held)} | {key: float(row @ weight / max(weight.sum(), 1.0)) for key, row in rows.items()}
 
 
 def score_base(
@@ -119,13 +124,13 @@ def score_base(
     ]
     pictures = sample_images(pipe, prompts, seed, guidance=guidance, progress=progress, call=call)
     judges = judges or Judges.load()
-    made = judge(judges, pictures, styles, concepts)
+    drawn = judged(judges, pictures, styles, concepts)
+    made = means(drawn)
     true = judge(judges, world.rgb()[rows], styles, concepts)
     by_style: dict[str, dict[str, Any]] = {}
     for style in np.unique(styles):
         own = styles == style
-        told = judge(judges, pictures[own], styles[own], concepts[own])
-        by_style[meta["style_names"][style]] = {"prompts": int(own.sum()), **told}
+        by_style[meta["style_names"][style]] = {"prompts": int(own.sum()), **means(drawn, own)}
     unseen = judge_unseen(judges, world, styles)
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
     settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}

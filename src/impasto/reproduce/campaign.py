@@ -24,7 +24,7 @@ from impasto.reproduce.page import write_page
 from impasto.reproduce.paper import CLIP, DINO, PaperWorld
 from impasto.reproduce.runner import Place, World, on_grid, run_cell, whole_spec
 from impasto.reproduce.small_world import SmallWorld
-from impasto.reproduce.style_friendly import is_of
+from impasto.reproduce.style_friendly import proposal
 from impasto.runfolder import writable_folder
 
 GROUPS = {"style-friendly": "impasto.reproduce.style_friendly", "calibration": "impasto.reproduce.calibration"}
@@ -169,7 +169,7 @@ def kept(out: Path, base_hash: str, told: Callable[[str], None]) -> Path | None:
     file = out / CALIBRATION
     if not file.is_file():
         return None
-    if not is_of(file, base_hash):
+    if proposal(file)[0] != base_hash:
         told(f"{file} is of another base and is not used: give --calibration")
         return None
     return file

@@ -111,27 +111,21 @@ def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]
 
 def calibrated(file: Path, base_hash: str) -> Arm:
     """The law that `impasto noise calibrate` proposes. Raises UserError unless the file is one of its, of this base."""
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        base, proposed = told["base_hash"], told["proposal"]
-        mean, std = float(proposed["noise_mean"]), float(proposed["noise_std"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} is no calibration.json of `impasto noise calibrate` ({why})") from None
+    base, mean, std = proposal(file)
     if base != base_hash:
-        raise UserError(f"{file} is of another base ({str(base)[:12]}, not {base_hash[:12]}): calibrate this one")
+        raise UserError(f"{file} is of another base ({base[:12]}, not {base_hash[:12]}): calibrate this one")
     return normal(mean, std, f"calibrated: log-SNR ~ N({mean:g}, {std:g}²)")
 
 
-def is_of(file: Path, base_hash: str) -> bool:
-    """Whether a calibration file is of this base. Raises UserError where it is none."""
+def proposal(file: Path) -> tuple[str, float, float]:
+    """(hash of the base, mean, std) of a calibration file. Raises UserError where it is none."""
     try:
-        calibrated(file, base_hash)
-    except UserError as error:
-        if "is of another base" not in str(error):
-            raise
-        return False
-    return True
+        told = json.loads(file.read_text(encoding="utf-8"))
+        law = told["proposal"]
+        return str(told["base_hash"]), float(law["noise_mean"]), float(law["noise_std"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is no calibration.json of `impasto noise calibrate` ({why})") from None
 
 
 def is_matched(name: str) -> bool:
