@@ -278,6 +278,8 @@ def pretrain(args: list[str]) -> Result:
         compile: bool = False,
         text: str | None = None,
         plain: float | None = None,
+        teacher: str | None = None,
+        teacher_share: float = 0.75,
         export: bool = False,
     ) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
@@ -294,6 +296,8 @@ def pretrain(args: list[str]) -> Result:
             compile: torch.compile the training step: a minute at the start, then about 15 % faster on CPU.
             text: The text tower: frozen, along (it is trained too) or new (begun anew); as before when not given.
             plain: Share of single things on white among the pictures; .55 when not given, .85 to begin with.
+            teacher: A packaged base that has learnt (mini-sd3) and teaches this one; for the first sessions.
+            teacher_share: Share of its predictions in what is learnt, the rest is the pictures themselves.
             export: Write weights and card into the package.
         """
         from impasto.pretrain import pretrain
@@ -310,6 +314,8 @@ def pretrain(args: list[str]) -> Result:
             compiled=compile,
             text=text,
             plain=plain,
+            teacher=teacher,
+            teacher_share=teacher_share,
             export=export,
         )
 

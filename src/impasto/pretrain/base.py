@@ -65,8 +65,23 @@ class Denoiser(Protocol):
         """Noise levels [n] from standard normal numbers [n]."""
         ...
 
-    def loss(self, model: Any, x0: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss of latents [n, 16, 16, 16] with noise eps at levels t [n]."""
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) [n] of levels t [n]: the noisy picture is alpha x0 + sigma eps."""
+        ...
+
+    def loss(
+        self,
+        model: Any,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        taught: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The mean loss of latents [n, 16, 16, 16] with noise eps at levels t [n].
+
+        taught: (x0', eps') that make the target in place of x0 and eps, see `teacher.py`.
+        """
         ...
 
 

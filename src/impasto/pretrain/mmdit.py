@@ -69,8 +69,24 @@ class MMDiT:
     def levels(self, z: Tensor) -> Tensor:
         return torch.sigmoid(0.2 + z)
 
-    def loss(self, model: Any, x0: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """mean |v(x_t, t, c) - (eps - x0)|^2; t [n] in (0, 1), the model is told 1000 t."""
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def predict(self, model: Any, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """v(x_t, t, c); t [n] in (0, 1), the model is told 1000 t."""
+        return model(hidden_states=x_t, timestep=1000 * t, return_dict=False, **cond)[0]
+
+    def loss(
+        self,
+        model: Any,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        taught: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """mean |v(x_t, t, c) - (eps - x0)|^2, or with the taught x0 and eps in the target."""
         t_ = t[:, None, None, None]
-        v = model(hidden_states=(1 - t_) * x0 + t_ * eps, timestep=1000 * t, return_dict=False, **cond)[0]
+        v = self.predict(model, (1 - t_) * x0 + t_ * eps, t, cond)
+        x0, eps = taught or (x0, eps)
         return (v.float() - (eps - x0)).pow(2).mean()

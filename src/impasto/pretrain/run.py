@@ -37,6 +37,7 @@ from impasto.pretrain.base import Denoiser
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.pool import build_pool, train_world
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+from impasto.pretrain.teacher import Teacher
 from impasto.pretrain.text import MODES, new_tower, write_text
 from impasto.pretrain.unet import UNet
 
@@ -61,6 +62,8 @@ def pretrain(
     compiled: bool = False,
     text: str | None = None,
     plain: float | None = None,
+    teacher: str | None = None,
+    teacher_share: float = 0.75,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -76,6 +79,7 @@ def pretrain(
     compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
     weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
     0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
+    teacher: a packaged base whose predictions make `teacher_share` of this session's targets, see `teacher.py`.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -92,6 +96,8 @@ def pretrain(
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts), shared.shares_of(plain)
     run = Session(base, folder, device, size, lr, seed, text)
+    if teacher:
+        run.learn_from(teacher, teacher_share)
     if minutes is None or minutes > 0:
         run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares)
     if run.stopped:
@@ -173,9 +179,17 @@ class Session:
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizers = shared.optimizers(self.net, self.model, lr, self.tower if self.along else None)
         self.stopped = False
+        self.teacher: Teacher | None = None
         # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
         self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
-        self.seen: dict[str, Any] = {"step": 0, "pictures": 0, "seconds": 0.0, "sessions": 0, "devices": []}
+        self.seen: dict[str, Any] = {
+            "step": 0,
+            "pictures": 0,
+            "seconds": 0.0,
+            "sessions": 0,
+            "devices": [],
+            "teachers": [],
+        }
         self._begin(shape)
         self.seen["text_tower"] = "trained along" if self.along else "frozen"
 
@@ -220,7 +234,7 @@ class Session:
         held = self.parts if self.loads_text else {k: v for k, v in self.parts.items() if not k.startswith("tower")}
         meta = load_state(self.folder, held, self.device)
         if meta is not None:
-            self.seen |= {key: meta[key] for key in self.seen}
+            self.seen |= {key: meta[key] for key in self.seen if key in meta}
         elif packaged.is_dir():
             if packaged_shape(self.base) != shape:
                 there, here = ("x".join(map(str, s)) for s in (packaged_shape(self.base) or (), shape))
@@ -232,7 +246,13 @@ class Session:
             self.model.load_state_dict(start.state_dict())
             self.ema.load_state_dict(start.state_dict())
             card = mini.card(self.base)
-            self.seen |= {key: card["training"][key] for key in self.seen}
+            self.seen |= {key: card["training"][key] for key in self.seen if key in card["training"]}
+
+    def learn_from(self, name: str, share: float) -> None:
+        """Let the packaged base `name` teach in this session. Raises UserError where it hears another text tower."""
+        if self.along:
+            raise UserError("a teacher hears the packaged text tower: not with one that is trained along")
+        self.teacher = Teacher(name, share, self.tower, self.device)
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""
@@ -254,6 +274,8 @@ class Session:
         self.seen["sessions"] = session + 1
         if (name := device_name(self.device)) not in self.seen["devices"]:
             self.seen["devices"].append(name)
+        if self.teacher and (told := f"{self.teacher.name} {self.teacher.share:g}") not in self.seen["teachers"]:
+            self.seen["teachers"] = [*self.seen["teachers"], told]
         seed = self.seed + 1000 * session
         pool = build_pool(known, seed=seed)
         self._log(
@@ -312,7 +334,9 @@ class Session:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
             with torch.set_grad_enabled(self.along):
                 cond = self.net.text(self.tower, ids, long)
-            loss = objective(x0, eps, self.net.levels(z), cond)
+            levels = self.net.levels(z)
+            taught = self.teacher and self.teacher(x0, eps, *self.net.signal(levels), ids)
+            loss = objective(x0, eps, levels, cond, taught)
             loss.backward()
         torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
         for optimizer in self.optimizers:

@@ -77,9 +77,22 @@ class UNet:
         """Uniform in 0..999: the normal's distribution function, in steps."""
         return (1000 * torch.special.ndtr(z)).long().clamp(0, 999)
 
-    def loss(self, model: Any, x0: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        ac = self.alphas_cumprod.to(x0.device)[t]
-        ac_ = ac[:, None, None, None]
-        out = model(ac_.sqrt() * x0 + (1 - ac_).sqrt() * eps, t, return_dict=False, **cond)[0]
-        snr = ac / (1 - ac)
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ac = self.alphas_cumprod.to(t.device)[t]
+        return ac.sqrt(), (1 - ac).sqrt()
+
+    def loss(
+        self,
+        model: Any,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        taught: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        alpha, sigma = self.signal(t)
+        noisy = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * eps
+        out = model(noisy, t, return_dict=False, **cond)[0]
+        _, eps = taught or (x0, eps)
+        snr = (alpha / sigma) ** 2
         return ((out.float() - eps).pow(2).mean((1, 2, 3)) * snr.clamp(max=GAMMA) / snr).mean()
