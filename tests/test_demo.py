@@ -9,8 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from impasto import demo as module
-from impasto.demo import RECIPES, demo
+from impasto.demo import GUIDED, RECIPES, demo
 from impasto.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
 
 
 def run(out, base, **more):
@@ -51,7 +53,7 @@ def test_everything_is_there(finished):
     assert Image.open(out / "reference.png").size == (128, 128)
 
 
-def test_both_recipes_have_equal_steps_prompts_and_seeds(finished):
+def test_all_recipes_have_equal_steps_prompts_and_seeds(finished):
     out, result = finished
     assert len(set(result["about"]["steps"].values())) == 1
     metas = [
@@ -59,7 +61,9 @@ def test_both_recipes_have_equal_steps_prompts_and_seeds(finished):
         for name in ("base", *RECIPES)
     ]
     seen = [[(meta["prompt"], meta["seed"], meta["guidance"], meta["steps"]) for meta in one] for one in metas]
-    assert seen[0] == seen[1] == seen[2]
+    assert all(one == seen[0] for one in seen) and len(seen) == 4
+    guided = [meta[0].get("style_guidance") for meta in metas]
+    assert guided == [None, *(GUIDED.get(name) for name in RECIPES)] and any(guided)
     assert metas[0][0]["prompt"].endswith(", 16 by 16 black and white pixel art")
     assert metas[0][0]["styles"] == [] and metas[1][0]["styles"][0]["strength"] == 1.0
     assert result["about"]["caption"] == "rabbit face, 16 by 16 black and white pixel art"
@@ -85,7 +89,6 @@ def test_second_run_reuses_what_is_there(finished, tiny_sd3, monkeypatch):
     assert {k: v for k, v in first.items() if k != "about"} == {k: v for k, v in second.items() if k != "about"}
 
 
-@pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
 def test_other_settings_start_afresh(tmp_path, tiny_sd3):
     run(tmp_path / "runs", tiny_sd3)
     result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, seed=7, strengths=())

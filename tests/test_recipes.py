@@ -10,6 +10,7 @@ from impasto.adapters.lora import endings
 from impasto.config import TrainConfig, check_ranges, read_recipe, recipes, resolve
 from impasto.errors import UserError
 from impasto.noise.laws import within
+from impasto.objectives import prior
 from impasto.plan import noise_law
 
 CANNOT = {
@@ -25,6 +26,7 @@ def named(request):
     return request.param, families.load(str(folder), device="cpu", precision="fp32")
 
 
+@pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny bases' tokenizers of letters
 def test_every_recipe_on_every_family(named):
     """Law, layers and objective, as `train` takes them; or one line that says why not, and what there is."""
     name, family = named
@@ -39,6 +41,12 @@ def test_every_recipe_on_every_family(named):
         else:
             assert endings(family, config.targets)
         objectives.build(config, family)
+
+
+@pytest.fixture(autouse=True)
+def _priors_without_drawing(monkeypatch):
+    """What prior preservation keeps is drawn in tests/objectives: here it is taken for granted."""
+    monkeypatch.setattr(prior.Artist, "latent", lambda self, prompt, seed: torch.zeros(1, 4, 8, 8))
 
 
 def test_every_recipe_says_what_it_is():
@@ -77,6 +85,14 @@ def test_the_matched_means_are_sd3_s_rule():
     for raw, matched in (("style-friendly", "style-friendly-128px"), ("sd3-sampler", "sd3-128px")):
         one, two = (noise_law(resolve(name)).quantile(torch.tensor(0.5)).item() for name in (raw, matched))
         assert two - one == pytest.approx(move, abs=2e-3)
+
+
+def test_keep_content_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s_law():
+    for base in (SD35, FLUX):
+        one, two = vars(resolve("keep-content", base)), vars(resolve("style-friendly", base))
+        assert {key for key in one if one[key] != two[key]} == {"recipe", "prior_weight", "prior_prompt"}
+    small, plain = vars(resolve("keep-content", "mini-sd3")), vars(resolve("sd3-sampler", "mini-sd3"))
+    assert {k for k in small if small[k] != plain[k]} == {"recipe", "prior_weight", "prior_batch", "lr"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""`make demo`: one picture of a style that the base never saw, two recipes with equal steps, and what the judges say.
+"""`make demo`: one picture of a style that the base never saw, three recipes with equal steps, and what the judges say.
 
-    slice -> reference.png -> train x 2 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
+    slice -> reference.png -> train x 3 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
 
 The same command again reuses what is there, as long as base, reference and settings are the same.
 """
@@ -33,11 +33,14 @@ from impasto.report import report
 from impasto.sheet import sheet
 from impasto.train import train
 
-RECIPES = ("style-friendly", "sd3-sampler")
+RECIPES = ("style-friendly", "sd3-sampler", "keep-content")
+GUIDED = {"keep-content": 6.0}
+"""Style guidance that a recipe's pictures are drawn with; chosen with its settings, see docs/keep-content.md."""
 # The concept judge can name this style's *true* pictures (.76 top-5 by the first judges; unifont: .29): content that is
 # lost can only be seen where it can be named. Chosen before any picture was generated.
 STYLE = "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
+ROWS = ("base", "sd3-sampler", "style-friendly", "keep-content")
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
 STRENGTHS = (0.5, 0.75, 1.0)
 COUNT = 24
@@ -47,7 +50,7 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the demo does: the reference, the prompts and the seed; equal for both recipes and the base."""
+    """What the demo does: the reference, the prompts and the seed; equal for all recipes and the base."""
 
     out: Path
     base: str
@@ -86,7 +89,7 @@ def demo(
     """Run the demo into `out` and return what scores.json holds: {recipe: scores, "base", "true", "about"}.
 
     style: a held-out style of the packaged slice. concept: label of the reference's object (a reference concept).
-    steps: training steps of both recipes; default the base's own. strengths: for the trade-off picture; 1 is always
+    steps: training steps of every recipe; default the base's own. strengths: for the trade-off picture; 1 is always
     among them. count: evaluation concepts. judges, encoder: default the packaged ones.
     UserError when style or concept is not in the slice, or when `out` holds something that is not a demo.
     """
@@ -139,7 +142,7 @@ def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, 
 
 
 def config_of(plan: Plan, recipe: str, steps: int | None) -> TrainConfig:
-    """The resolved recipe; only the recipe's own keys differ between the two runs."""
+    """The resolved recipe; only the recipe's own keys differ between the runs."""
     given: dict[str, Any] = {
         "image": (plan.out / "reference.png",),
         "caption": (plan.prompt(plan.concept),),
@@ -183,7 +186,14 @@ def draw(plan: Plan, name: str, strength: float, tick: Tick) -> None:
     if folder.is_dir() and drawn(folder) == prompts:
         return tick(len(prompts), len(prompts))
     shutil.rmtree(folder, ignore_errors=True)
-    settings = GenerateConfig(base=plan.base, prompt=tuple(prompts), style=styles, seed=plan.seed, out=folder)
+    settings = GenerateConfig(
+        base=plan.base,
+        prompt=tuple(prompts),
+        style=styles,
+        style_guidance=GUIDED.get(name),
+        seed=plan.seed,
+        out=folder,
+    )
     generate_folder(settings, tick)
     return None
 
@@ -231,16 +241,17 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
         "concepts": [meta["concepts"][i]["label"] for i in plan.prompts_for],
         "steps": {name: config.steps for name, config in configs.items()},
         "strength": 1.0,
+        "style_guidance": GUIDED,
         "seed": plan.seed,
     }
 
 
 def grid(plan: Plan) -> Image.Image:
-    """The reference, then true pictures, base and both recipes, a column per concept."""
+    """The reference, then true pictures, base and the recipes, a column per concept."""
     truths = true_pictures(plan.style, plan.prompts_for)
     labels = [load_meta()["concepts"][i]["label"] for i in plan.prompts_for]
     rows: dict[str, list[Image.Image | None]] = {"true": [truths.get(i) for i in plan.prompts_for]}
-    for name in ("base", "sd3-sampler", "style-friendly"):
+    for name in ROWS:
         rows[name] = [sample.image for sample in read_folder(plan.folder(name, 1.0))]
     title = f"one reference: {plan.prompt(plan.concept)}"
     return sheet(rows, labels, title=title, reference=open_image(plan.out / "reference.png")[0])
@@ -260,7 +271,7 @@ def page(plan: Plan) -> None:
 
 def show(console: Console, plan: Plan, results: dict[str, Any]) -> None:
     """The table on the terminal and where to look."""
-    order = {"base": "base", "sd3-sampler": "SD3 sampler", "style-friendly": "style-friendly", "true": "true"}
+    order = {name: name for name in (*ROWS, "true")}
     title = f"{results['about']['style']} from one {results['about']['reference']}, mean [95 %]"
     console.print(scores_table({order[key]: results[key] for key in order}, title, TABLE))
     shares = results["about"]["concept_top5_of_base"].items()
