@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choose_settings import SEED, concepts_for
+from choose_settings import SEED, base_scores, concepts_for
 from PIL import Image
 
 from impasto import families
@@ -104,15 +104,15 @@ def trial(base: str, style: int, arm: str, lr: float, weights: list[float], judg
     def scores(pictures: np.ndarray) -> dict[str, float]:
         return judge(judges, pictures, np.full(len(asked), style), np.array(asked))
 
-    def drawn(styles: tuple[str, ...], sampling: Sampling) -> np.ndarray:
-        pictures = generate(base, prompts, styles=styles, seed=SEED, sampling=sampling)
+    def drawn(sampling: Sampling) -> np.ndarray:
+        pictures = generate(base, prompts, styles=(str(out),), seed=SEED, sampling=sampling)
         return np.stack([np.asarray(image) for image, _ in pictures])
 
     truth = scores(np.stack([world.rgb()[world.index(style, c)] for c in asked]))
-    alone = scores(drawn((), Sampling()))
+    alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
     rows = []
     for weight in (None, *weights):
-        made = scores(drawn((str(out),), Sampling(style_guidance=weight)))
+        made = scores(drawn(Sampling(style_guidance=weight)))
         style_share = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
         kept = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))
         rows.append({"style_guidance": weight, "style": style_share, "kept": kept, **made})
