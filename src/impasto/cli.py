@@ -280,6 +280,7 @@ def pretrain(args: list[str]) -> Result:
         plain: float | None = None,
         teacher: str | None = None,
         teacher_share: float = 0.75,
+        offset: float = 0.0,
         export: bool = False,
     ) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
@@ -298,6 +299,7 @@ def pretrain(args: list[str]) -> Result:
             plain: Share of single things on white among the pictures; .55 when not given, .85 to begin with.
             teacher: A packaged base that has learnt (mini-sd3) and teaches this one; for the first sessions.
             teacher_share: Share of its predictions in what is learnt, the rest is the pictures themselves.
+            offset: Scale of offset noise, for mini-sd15: .15 gives white grounds; not with a teacher.
             export: Write weights and card into the package.
         """
         from impasto.pretrain import pretrain
@@ -316,6 +318,7 @@ def pretrain(args: list[str]) -> Result:
             plain=plain,
             teacher=teacher,
             teacher_share=teacher_share,
+            offset=offset,
             export=export,
         )
 

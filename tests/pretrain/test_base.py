@@ -32,6 +32,15 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert bool((bank.ids != 1).any(-1).all())  # dropping a caption does not write into the bank
 
 
+def test_offset_noise_shifts_whole_channels_and_changes_nothing_else():
+    bank = _bank()
+    plain, shifted = base.draw(bank, 64, 0, 5, {}), base.draw(bank, 64, 0, 5, {}, offset=0.5)
+    assert all(torch.equal(x, y) for x, y in zip(plain[:3], shifted[:3], strict=True))
+    by = shifted[3] - plain[3]
+    assert torch.allclose(by, by.mean((2, 3), keepdim=True).expand_as(by), atol=1e-5)
+    assert float(by.mean((2, 3)).std()) == pytest.approx(0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(("net", "shape"), [(MMDiT(), (2, 1)), (UNet(), (32, 32, 32))])
 def test_every_parameter_is_in_one_optimiser(net, shape):
     model = net.new(shape)

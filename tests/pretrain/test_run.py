@@ -153,5 +153,9 @@ def test_unknown_names_are_refused():
         run.pretrain("mini-sd1")
     with pytest.raises(UserError, match="core_concepts"):
         run.pretrain("mini-sd3", concepts="core_concept", resume=True)
+    with pytest.raises(UserError, match="leave out --teacher or --offset"):
+        run.pretrain("mini-sd15", teacher="mini-sd3", offset=0.1, resume=True)
+    with pytest.raises(UserError, match="from 0 to 1"):
+        run.pretrain("mini-sd15", offset=-1.0, resume=True)
     with pytest.raises(UserError, match="did you mean 'along'"):
         run.pretrain("mini-sd3", text="alon", resume=True)

@@ -134,9 +134,12 @@ def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device:
 
 
 def draw(
-    bank: Bank, n: int, seed: int, step: int, shares: Mapping[str, float]
+    bank: Bank, n: int, seed: int, step: int, shares: Mapping[str, float], offset: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x0, token ids, standard normal numbers [n], eps) of a batch, a function of (seed, step)."""
+    """(x0, token ids, standard normal numbers [n], eps) of a batch, a function of (seed, step).
+
+    offset: scale of offset noise in eps, see `noise.offset`; it is drawn last, so that it changes nothing else.
+    """
     rng = np.random.default_rng((seed, step))
     rows = torch.from_numpy(bank.pool.draw(n, shares, rng)).to(bank.latents.device)
     which = torch.from_numpy(rng.integers(CAPTIONS, size=n)).to(rows.device)
@@ -146,7 +149,10 @@ def draw(
     g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
     z = torch.randn(n, generator=g, device=device)
     x0 = bank.latents[rows].float()
-    return x0, ids, z, torch.randn(x0.shape, generator=g, device=device)
+    eps = torch.randn(x0.shape, generator=g, device=device)
+    if offset:
+        eps = eps + offset * torch.randn(*x0.shape[:2], 1, 1, generator=g, device=device)
+    return x0, ids, z, eps
 
 
 def optimizers(

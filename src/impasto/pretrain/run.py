@@ -64,6 +64,7 @@ def pretrain(
     plain: float | None = None,
     teacher: str | None = None,
     teacher_share: float = 0.75,
+    offset: float = 0.0,
     grid_minutes: float = 30,
     score: int = 500,
     seed: int = 0,
@@ -80,6 +81,10 @@ def pretrain(
     weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
     0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
     teacher: a packaged base whose predictions make `teacher_share` of this session's targets, see `teacher.py`.
+    offset: scale of offset noise. The schedule of SD1.5 ends at a log-SNR of -5.4: the mean of a noisy latent still
+    tells how bright the picture is, and sampling, which begins with noise alone, then gets grey grounds for white
+    ones. An offset of .15 hides it (a latent's mean is 1.4 +- .6, times alpha = .09 where sampling begins, beside
+    1/16 of white noise). Not with a teacher, which does not know such noise.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
     Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
@@ -96,10 +101,14 @@ def pretrain(
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts), shared.shares_of(plain)
     run = Session(base, folder, device, size, lr, seed, text)
+    if not 0 <= offset <= 1:
+        raise UserError(f"offset noise has a scale from 0 to 1 (.15), not {offset}")
+    if teacher and offset:
+        raise UserError("a teacher does not know offset noise: leave out --teacher or --offset")
     if teacher:
         run.learn_from(teacher, teacher_share)
     if minutes is None or minutes > 0:
-        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares)
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares, offset)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
     scores = run.score(train_world(known), score) if score else None
@@ -267,6 +276,7 @@ class Session:
         grid_minutes: float,
         compiled: bool = False,
         shares: Mapping[str, float] = shared.SHARES,
+        offset: float = 0.0,
     ) -> None:
         """Train for `minutes`, the making of the pool and the grids included. shares: of the kinds of pictures."""
         clock = Clock(minutes)
@@ -282,6 +292,7 @@ class Session:
             {
                 "pool": {k: len(r) for k, r in pool.rows.items()},
                 "shares": dict(shares),
+                "offset": offset,
                 "minutes": round(clock.session / 60, 2),
             }
         )
@@ -295,7 +306,7 @@ class Session:
                 step = self.seen["step"]
                 long = self.net.long_text and step % 20 == 19
                 n = batch // 4 if long else batch
-                x0, ids, z, eps = shared.draw(bank, n, seed, step, shares)
+                x0, ids, z, eps = shared.draw(bank, n, seed, step, shares, offset)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 loss = self.update(objective, x0, ids, z, eps, long, ema)
                 self.seen["seconds"] = before + clock.session
