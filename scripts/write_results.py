@@ -1,4 +1,4 @@
-"""Write docs/results/{base,demo}.md and docs/images/*.png from the base's card and a finished demo.
+"""Write docs/results/{base,base-mini-sd15,demo}.md and docs/images/*.png from the base's card and a finished demo.
 
 impasto pretrain mini-sd3 --resume --minutes 0 --export    # scores and exports what was trained
 impasto demo                                               # runs/demo
@@ -13,11 +13,13 @@ from typing import Any
 
 from PIL import Image
 
+from impasto.demo import ROWS
 from impasto.families import mini
 from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
 from impasto.sheet import sheet
 
 ROOT = Path(__file__).parents[1]
+PAGES = {"mini-sd3": "base.md", "mini-sd15": "base-mini-sd15.md"}
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 
 
@@ -41,15 +43,19 @@ def base_page(card: dict[str, Any]) -> str:
         f"First gate: concept top-5 >= .70 **{met(made['concept_top5'], 0.7)}**, style >= .90 of the true pictures'\n"
         f"**{met(scores['style_share'], 0.9)}**, of true pictures that are new to the judge **{fair}**."
     )
-    return f"""# mini-sd3
+    base = card["name"]
+    teachers = training.get("teachers")
+    taught = f"Taught for a part of them (teacher and its share: {', '.join(teachers)}). " if teachers else ""
+    return f"""# {base}
 
-`impasto pretrain mini-sd3 --resume`, then `impasto pretrain mini-sd3 --resume --minutes 0 --export`; the numbers are
-those of [its card](../../src/impasto/models/mini-sd3/card.json), {card["date"]}. The sessions' own flags (`--text`,
-`--plain`) are in [the log](../LOG.md).
+`impasto pretrain {base} --resume`, then `impasto pretrain {base} --resume --minutes 0 --export`; the numbers are
+those of [its card](../../src/impasto/models/{base}/card.json), {card["date"]}. The sessions' own flags (`--text`,
+`--plain`, `--teacher`, `--offset`) are in [the log](../LOG.md).
 
 {card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler {card["scheduler"]["_class_name"]}. Seen:
 {training["pictures"]:,} pictures in {training["seconds"] / 60:.0f} minutes and {training["sessions"]} sessions on
-{"; ".join(training["devices"])}. It knows {len(card["concepts"])} concepts in {len(card["train_styles"])} styles.
+{"; ".join(training["devices"])}. {taught}It knows {len(card["concepts"])} concepts in
+{len(card["train_styles"])} styles.
 Weights: sha256 `{card["weights_sha256"]}`; as a folder, which is what campaigns and runs name:
 `{card.get("folder_sha256", "not stated")}`.
 
@@ -63,7 +69,7 @@ steps, guidance {scores["guidance"]:g}, seed {scores["seed"]}, by the judges:
 Style as a share of what the judge gives the true pictures: **{share(scores["style_share"])}**.
 {beside_unseen(made, scores.get("true_unseen"))}{gates}
 {by_style(scores.get("by_style", {}))}
-![{len(GRID_STYLES)} styles x {len(GRID_THINGS)} things](../images/mini-sd3.png)
+![{len(GRID_STYLES)} styles x {len(GRID_THINGS)} things](../images/{base}.png)
 """
 
 
@@ -98,21 +104,35 @@ def by_style(scores: dict[str, Any]) -> str:
     return "\n" + "\n".join([head, *rows]) + "\n"
 
 
-def demo_page(scores: dict[str, Any]) -> str:
-    """The demo's scores as a page."""
+def trade_off(sweep: dict[str, Any]) -> str:
+    """A table of the recipes' scores at every strength."""
+    recipes = {name: rows for name, rows in sweep.items() if isinstance(rows, list)}
+    strengths = [row["strength"] for row in next(iter(recipes.values()))]
+    head = "| | " + " | ".join(f"{strength:g}" for strength in strengths) + " |\n|" + "---|" * (len(strengths) + 1)
+    lines = [
+        f"| {name} | " + " | ".join(f"{share(r['style_accuracy'])} / {share(r['concept_top5'])}" for r in rows) + " |"
+        for name, rows in recipes.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
+    """The demo's scores as a page. sweep: its strengths.json."""
     about = scores["about"]
-    names = ("true", "base", "sd3-sampler", "style-friendly")
+    names = ("true", *ROWS)
     keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
     rows = "\n".join(
         f"| {key.replace('_', ' ')} | " + " | ".join(share(scores[name].get(key)) for name in names) + " |"
         for key in keys
     )
+    guided = ", ".join(f"{name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
     kept = ", ".join(f"{name} {share(value)}" for name, value in about["concept_top5_of_base"].items())
     return f"""# The demo
 
 `make demo`, {about["seconds"]:.0f} s. One reference, {about["reference"]!r} in {about["style"]}, a style that neither
 base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
-{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}; seed {about["seed"]}. By the judges:
+{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}, {guided}; seed
+{about["seed"]}. By the judges:
 
 | | {" | ".join(names)} |
 |---|{"---|" * len(names)}
@@ -120,9 +140,11 @@ base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["st
 
 Concept top-5 as a share of the base's: {kept}.
 What it should show (issue 3): style accuracy >= .6 at >= .7 of the base's concept top-5, leakage <= .05.
-The report has the whole trade-off over strength; `runs/demo/strengths.json` its numbers.
+The whole trade-off over strength, style accuracy / concept top-5 (a picture of it is in the report):
 
-![reference, truth, base and both recipes](../images/demo.png)
+{trade_off(sweep)}
+
+![reference, truth, base and the recipes](../images/demo.png)
 """
 
 
@@ -139,10 +161,13 @@ def main() -> None:
     """Write whichever page there is something for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path)
+    parser.add_argument("--base", default="mini-sd3", choices=list(PAGES), help="whose grid it is")
     parser.add_argument("--grid", type=Path, nargs="*", default=[], help="grids of the base; the last one is shown")
     args = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "base.md").write_text(base_page(mini.card("mini-sd3")))
+    for base, page in PAGES.items():
+        if base in mini.names():
+            (RESULTS / page).write_text(base_page(mini.card(base)))
     if args.grid:
         whole, n = Image.open(sorted(args.grid)[-1]), len(GRID_THINGS)
         side = whole.width // n
@@ -150,10 +175,11 @@ def main() -> None:
             style: [whole.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for x in range(n)]
             for y, style in enumerate(GRID_STYLES)
         }
-        sheet(rows, GRID_THINGS).save(IMAGES / "mini-sd3.png")
+        sheet(rows, GRID_THINGS).save(IMAGES / f"{args.base}.png")
     if args.demo:
         scores = json.loads((args.demo / "scores.json").read_text())
-        (RESULTS / "demo.md").write_text(demo_page(scores))
+        sweep = json.loads((args.demo / "strengths.json").read_text())
+        (RESULTS / "demo.md").write_text(demo_page(scores, sweep))
         (RESULTS / "demo.json").write_text(json.dumps(nowhere(scores), indent=1) + "\n")
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
 

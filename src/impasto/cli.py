@@ -152,7 +152,7 @@ def sheet(args: list[str]) -> Result:
 
 
 def demo(args: list[str]) -> Result:
-    """One reference picture, two recipes, side by side: about three minutes on two cores."""
+    """One reference picture, three recipes, side by side: about three minutes on two cores."""
 
     def demo(
         out: Path = Path("runs/demo"),
@@ -170,7 +170,7 @@ def demo(args: list[str]) -> Result:
             concept: What the reference shows.
             base: Base model.
             seed: Of training and pictures.
-            steps: Training steps of both recipes; the base's own when not given.
+            steps: Training steps of every recipe; the base's own when not given.
         """
         from impasto.demo import demo
 

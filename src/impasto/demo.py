@@ -34,7 +34,7 @@ from impasto.sheet import sheet
 from impasto.train import train
 
 RECIPES = ("style-friendly", "sd3-sampler", "keep-content")
-GUIDED = {"keep-content": 6.0}
+GUIDED = {"keep-content": 4.0}
 """Style guidance that a recipe's pictures are drawn with; chosen with its settings, see docs/keep-content.md."""
 # The concept judge can name this style's *true* pictures (.76 top-5 by the first judges; unifont: .29): content that is
 # lost can only be seen where it can be named. Chosen before any picture was generated.
@@ -42,7 +42,7 @@ STYLE = "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 ROWS = ("base", "sd3-sampler", "style-friendly", "keep-content")
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
-STRENGTHS = (0.5, 0.75, 1.0)
+STRENGTHS = (0.75, 1.0, 1.5)
 COUNT = 24
 Tick = Callable[[int, int], None]
 """Called with (done, in all)."""
