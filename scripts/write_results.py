@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.demo import ROWS
 from impasto.families import mini
 from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
 from impasto.sheet import sheet
@@ -119,19 +118,19 @@ def trade_off(sweep: dict[str, Any]) -> str:
 def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
     """The demo's scores as a page. sweep: its strengths.json."""
     about = scores["about"]
-    names = ("true", *ROWS)
+    names = ("true", "base", *about["steps"])
     keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
     rows = "\n".join(
         f"| {key.replace('_', ' ')} | " + " | ".join(share(scores[name].get(key)) for name in names) + " |"
         for key in keys
     )
-    guided = ", ".join(f"{name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
+    guided = "".join(f", {name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
     kept = ", ".join(f"{name} {share(value)}" for name, value in about["concept_top5_of_base"].items())
     return f"""# The demo
 
 `make demo`, {about["seconds"]:.0f} s. One reference, {about["reference"]!r} in {about["style"]}, a style that neither
 base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
-{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}, {guided}; seed
+{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}{guided}; seed
 {about["seed"]}. By the judges:
 
 | | {" | ".join(names)} |

@@ -9,9 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from impasto import demo as module
-from impasto.demo import GUIDED, RECIPES, demo
+from impasto.demo import GUIDED, demo
 from impasto.errors import UserError
 
+RECIPES = (*module.RECIPES, "keep-content")
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
 
 
@@ -23,6 +24,7 @@ def run(out, base, **more):
         "strengths": (0.5,),
         "judges": FakeJudges(),
         "encoder": FakeEncoder(),
+        "also": ("keep-content",),
     }
     return demo(out, base=str(base), console=Console(file=StringIO(), width=100), **(settings | more))
 
@@ -91,10 +93,11 @@ def test_second_run_reuses_what_is_there(finished, tiny_sd3, monkeypatch):
 
 def test_other_settings_start_afresh(tmp_path, tiny_sd3):
     run(tmp_path / "runs", tiny_sd3)
-    result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, seed=7, strengths=())
+    result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, seed=7, strengths=(), also=())
     assert result["base"]["images_scored"] == 3 and result["about"]["reference"] == "pig face"
     assert not (tmp_path / "runs" / "style-friendly" / "strength-0.5").exists()
-    for recipe in RECIPES:
+    assert not (tmp_path / "runs" / "keep-content").exists()
+    for recipe in module.RECIPES:
         assert "seed = 7" in (tmp_path / "runs" / recipe / "recipe.toml").read_text()
 
 
@@ -105,6 +108,8 @@ def test_bad_input(tmp_path, tiny_sd3):
         run(tmp_path / "a", tiny_sd3, style="noto")
     with pytest.raises(UserError, match="no reference picture of 'rocket'"):
         run(tmp_path / "a", tiny_sd3, concept="rocket")
+    with pytest.raises(UserError, match="did you mean 'keep-content'"):
+        run(tmp_path / "a", tiny_sd3, also=("keep-contents",))
     with pytest.raises(UserError, match="count must be 1 to"):
         run(tmp_path / "a", tiny_sd3, count=99)
     (tmp_path / "full").mkdir()

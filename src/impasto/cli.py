@@ -152,7 +152,7 @@ def sheet(args: list[str]) -> Result:
 
 
 def demo(args: list[str]) -> Result:
-    """One reference picture, three recipes, side by side: about three minutes on two cores."""
+    """One reference picture, two recipes, side by side: about three minutes on two cores."""
 
     def demo(
         out: Path = Path("runs/demo"),
@@ -161,6 +161,7 @@ def demo(args: list[str]) -> Result:
         base: str = "mini-sd3",
         seed: int = 0,
         steps: int | None = None,
+        also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     ) -> Result:
         """Run the demo.
 
@@ -171,10 +172,11 @@ def demo(args: list[str]) -> Result:
             base: Base model.
             seed: Of training and pictures.
             steps: Training steps of every recipe; the base's own when not given.
+            also: A further recipe beside the two, such as keep-content; may be given several times.
         """
         from impasto.demo import demo
 
-        return demo(out, style, concept, base, seed, steps)
+        return demo(out, style, concept, base, seed, steps, also=also)
 
     return parse(demo, args, "demo")
 

@@ -1,6 +1,6 @@
-"""`make demo`: one picture of a style that the base never saw, three recipes with equal steps, and what the judges say.
+"""`make demo`: one picture of a style that the base never saw, two recipes with equal steps, and what the judges say.
 
-    slice -> reference.png -> train x 3 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
+    slice -> reference.png -> train x 2 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
 
 The same command again reuses what is there, as long as base, reference and settings are the same.
 """
@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from impasto import families
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.artworld.judges import Judges
-from impasto.config import GenerateConfig, TrainConfig, as_dict, resolve
-from impasto.errors import UserError
+from impasto.config import GenerateConfig, TrainConfig, as_dict, recipes, resolve
+from impasto.errors import UserError, nearest
 from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
 from impasto.evaluate.truth import true_pictures
@@ -33,14 +33,13 @@ from impasto.report import report
 from impasto.sheet import sheet
 from impasto.train import train
 
-RECIPES = ("style-friendly", "sd3-sampler", "keep-content")
+RECIPES = ("style-friendly", "sd3-sampler")
 GUIDED = {"keep-content": 4.0}
 """Style guidance that a recipe's pictures are drawn with; chosen with its settings, see docs/keep-content.md."""
 # The concept judge can name this style's *true* pictures (.76 top-5 by the first judges; unifont: .29): content that is
 # lost can only be seen where it can be named. Chosen before any picture was generated.
 STYLE = "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
-ROWS = ("base", "sd3-sampler", "style-friendly", "keep-content")
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
 STRENGTHS = (0.75, 1.0, 1.5)
 COUNT = 24
@@ -58,6 +57,7 @@ class Plan:
     concept: int
     prompts_for: tuple[int, ...]  # concepts
     seed: int
+    recipes: tuple[str, ...] = RECIPES
 
     @property
     def words(self) -> str:
@@ -85,23 +85,28 @@ def demo(
     judges: Judges | None = None,
     encoder: Any = "clip",
     console: Console | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the demo into `out` and return what scores.json holds: {recipe: scores, "base", "true", "about"}.
 
     style: a held-out style of the packaged slice. concept: label of the reference's object (a reference concept).
     steps: training steps of every recipe; default the base's own. strengths: for the trade-off picture; 1 is always
-    among them. count: evaluation concepts. judges, encoder: default the packaged ones.
-    UserError when style or concept is not in the slice, or when `out` holds something that is not a demo.
+    among them. count: evaluation concepts. judges, encoder: default the packaged ones. also: further recipes of
+    the package beside the two.
+    UserError when style or concept is not in the slice, a recipe is unknown, or `out` holds something that is no demo.
     """
     console = console or Console()
     started = time.perf_counter()
+    if unknown := [name for name in also if name not in recipes()]:
+        raise UserError(f"unknown recipe {unknown[0]!r}; {nearest(unknown[0], list(recipes()))}")
     plan = make_plan(Path(out), style, concept, base, seed, count)
-    configs = {name: config_of(plan, name, steps) for name in RECIPES}
+    plan = replace(plan, recipes=tuple(dict.fromkeys((*RECIPES, *also))))
+    configs = {name: config_of(plan, name, steps) for name in plan.recipes}
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
     with quiet():
         encoder = load_encoder() if encoder == "clip" else encoder
-    points = [("base", 1.0), *((name, s) for name in RECIPES for s in sorted({*strengths, 1.0}))]
+    points = [("base", 1.0), *((name, s) for name in plan.recipes for s in sorted({*strengths, 1.0}))]
     scores = {}
     with quiet(), stages(console) as stage:
         for name, config in configs.items():
@@ -109,9 +114,10 @@ def demo(
         for name, strength in points:
             draw(plan, name, strength, stage(f"draw {name}" + (f":{strength:g}" if strength != 1 else ""), count))
             scores[name, strength] = score(plan, name, strength, judges, encoder)
-    results = {name: brief(scores[name, 1.0]) for name in (*RECIPES, "base")} | {"true": scores["base", 1.0]["true"]}
-    sweep = {name: [{"strength": s, **brief(scores[name, s])} for n, s in points if n == name] for name in RECIPES}
-    results["about"] = about(plan, configs) | {"concept_top5_of_base": kept(results)}
+    results = {name: brief(scores[name, 1.0]) for name in (*plan.recipes, "base")}
+    results |= {"true": scores["base", 1.0]["true"]}
+    sweep = {name: [{"strength": s, **brief(scores[name, s])} for n, s in points if n == name] for name in plan.recipes}
+    results["about"] = about(plan, configs) | {"concept_top5_of_base": kept(plan, results)}
     results["about"]["seconds"] = round(time.perf_counter() - started, 1)
     write_json(plan.out / "strengths.json", sweep | {"base": results["base"], "true": results["true"]})
     write_json(plan.out / "scores.json", results)
@@ -158,13 +164,13 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
     """Write reference.png and demo.json; results of other settings, or of another base, are cleared first."""
     mark = plan.out / "demo.json"
     settings = {"base": families.load(plan.base).hash, "prompts": [plan.prompt(i) for i in plan.prompts_for]}
-    settings |= {name: as_dict(config) for name, config in configs.items()}
+    settings |= {name: as_dict(config) | {"style_guidance": GUIDED.get(name)} for name, config in configs.items()}
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"{plan.out} is a file: give a folder for the demo")
     if plan.out.is_dir() and any(plan.out.iterdir()) and not mark.is_file():
         raise UserError(f"{plan.out} is not empty and holds no demo: give another folder")
     if not mark.is_file() or mark.read_text(encoding="utf-8") != as_json(settings):
-        for name in ("base", *RECIPES):
+        for name in ("base", *recipes()):
             shutil.rmtree(plan.out / name, ignore_errors=True)
     picture = true_pictures(plan.style, [plan.concept])[plan.concept]
     with atomic(plan.out / "reference.png") as path:
@@ -225,10 +231,10 @@ def brief(scores: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in scores.items() if key not in ("images", "true", "base", "notes", "folder")}
 
 
-def kept(results: dict[str, Any]) -> dict[str, float | None]:
+def kept(plan: Plan, results: dict[str, Any]) -> dict[str, float | None]:
     """Concept top-5 of each recipe as a share of the base's on the same prompts; None where the base has none."""
     base = results["base"]["concept_top5"]
-    return {name: results[name]["concept_top5"] / base if base else None for name in RECIPES}
+    return {name: results[name]["concept_top5"] / base if base else None for name in plan.recipes}
 
 
 def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
@@ -241,7 +247,7 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
         "concepts": [meta["concepts"][i]["label"] for i in plan.prompts_for],
         "steps": {name: config.steps for name, config in configs.items()},
         "strength": 1.0,
-        "style_guidance": GUIDED,
+        "style_guidance": {name: GUIDED[name] for name in plan.recipes if name in GUIDED},
         "seed": plan.seed,
     }
 
@@ -251,7 +257,7 @@ def grid(plan: Plan) -> Image.Image:
     truths = true_pictures(plan.style, plan.prompts_for)
     labels = [load_meta()["concepts"][i]["label"] for i in plan.prompts_for]
     rows: dict[str, list[Image.Image | None]] = {"true": [truths.get(i) for i in plan.prompts_for]}
-    for name in ROWS:
+    for name in ("base", *plan.recipes):
         rows[name] = [sample.image for sample in read_folder(plan.folder(name, 1.0))]
     title = f"one reference: {plan.prompt(plan.concept)}"
     return sheet(rows, labels, title=title, reference=open_image(plan.out / "reference.png")[0])
@@ -259,7 +265,7 @@ def grid(plan: Plan) -> Image.Image:
 
 def page(plan: Plan) -> None:
     """runs/demo/report.html."""
-    first, *others = RECIPES
+    first, *others = plan.recipes
     report(
         plan.out / first,
         beside={name: plan.out / name for name in (*others, "base")},
@@ -271,7 +277,7 @@ def page(plan: Plan) -> None:
 
 def show(console: Console, plan: Plan, results: dict[str, Any]) -> None:
     """The table on the terminal and where to look."""
-    order = {name: name for name in (*ROWS, "true")}
+    order = {name: name for name in ("base", *plan.recipes, "true")}
     title = f"{results['about']['style']} from one {results['about']['reference']}, mean [95 %]"
     console.print(scores_table({order[key]: results[key] for key in order}, title, TABLE))
     shares = results["about"]["concept_top5_of_base"].items()
