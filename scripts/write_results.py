@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from impasto.demo import RECIPES
 from impasto.families import mini
 from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
 from impasto.sheet import sheet
@@ -124,12 +125,13 @@ def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
         f"| {key.replace('_', ' ')} | " + " | ".join(share(scores[name].get(key)) for name in names) + " |"
         for key in keys
     )
+    more = "".join(f" --also {name}" for name in about["steps"] if name not in RECIPES)
     guided = "".join(f", {name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
     kept = ", ".join(f"{name} {share(value)}" for name, value in about["concept_top5_of_base"].items())
     return f"""# The demo
 
-`make demo`, {about["seconds"]:.0f} s. One reference, {about["reference"]!r} in {about["style"]}, a style that neither
-base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
+`impasto demo{more}`, {about["seconds"]:.0f} s. One reference,
+{about["reference"]!r} in {about["style"]}, a style that neither base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
 {len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}{guided}; seed
 {about["seed"]}. By the judges:
 
