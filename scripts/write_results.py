@@ -131,7 +131,8 @@ def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
     return f"""# The demo
 
 `impasto demo{more}`, {about["seconds"]:.0f} s. One reference,
-{about["reference"]!r} in {about["style"]}, a style that neither base nor autoencoder nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
+{about["reference"]!r} in {about["style"]}, a style that neither base nor autoencoder
+nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
 {len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}{guided}; seed
 {about["seed"]}. By the judges:
 
