@@ -42,7 +42,7 @@ DEVICE = {
     "safetensors": "0.8.0",
     "zipp": None,
 }
-TRANSFORMER = "src/impasto/models/mini-sd3/transformer"
+DENOISERS = ("src/impasto/models/mini-sd3/transformer", "src/impasto/models/mini-sd15/unet")
 STASH = Path.home() / ".cache" / "impasto" / "gpu-stash"
 
 
@@ -227,9 +227,13 @@ def show_sizes(root: Path, out: Path) -> bool:
 
 def advice(tree: dict[str, int]) -> str:
     """What could be left out."""
-    weights = sum(size for name, size in tree.items() if name.startswith(TRANSFORMER))
+    weights = sum(size for name, size in tree.items() if name.startswith(DENOISERS))
     judges = sum(size for name, size in tree.items() if name.startswith("src/impasto/models/judges"))
-    ways = [f"--stash {TRANSFORMER} ({weights / MIB:.1f} MiB; not needed to begin from scratch)"] if weights else []
+    ways = (
+        [f"--stash ({' and '.join(DENOISERS)}; {weights / MIB:.1f} MiB; not needed to begin from scratch)"]
+        if weights
+        else []
+    )
     ways += [f"--stash src/impasto/models/judges ({judges / MIB:.1f} MiB; scores are then made here)"] if judges else []
     return "; ".join([*ways, "pack again: the art world then goes in more loads"])
 
@@ -301,7 +305,7 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--wheels", action="store_true", help="only the wheels: all that `bench` needs")
-    parser.add_argument("--stash", nargs="*", metavar="PATH", help=f"default: {TRANSFORMER}")
+    parser.add_argument("--stash", nargs="*", metavar="PATH", help=f"default: {' '.join(DENOISERS)}")
     parser.add_argument("--unstash", action="store_true")
     return parser.parse_args(args)
 
@@ -310,7 +314,7 @@ def main(args: Sequence[str] | None = None) -> bool:
     """Whether everything fits."""
     o = options(args)
     if o.stash is not None:
-        record = stash(ROOT, o.stash or [TRANSFORMER])
+        record = stash(ROOT, o.stash or [name for name in DENOISERS if (ROOT / name).exists()])
         print(f"moved {len(record['files'])} files to {STASH}; bring them back with --unstash")
         return show_sizes(ROOT, o.out)
     if o.unstash:
@@ -324,6 +328,8 @@ def main(args: Sequence[str] | None = None) -> bool:
     if o.wheels:
         sent = sum(tree_files(ROOT).values()) + folder_bytes(o.out / "whl")
         print(f"bench: {sent / MIB:.1f} of {LIMIT // MIB} MiB, carry {o.out / 'whl'}")
+        if sent > LIMIT - MARGIN:
+            print(f"       {(sent - LIMIT + MARGIN) / MIB:.1f} MiB too much: {advice(tree_files(ROOT))}")
         return sent <= LIMIT - MARGIN
     shutil.rmtree(o.out / "start", ignore_errors=True)
     if o.from_ema is not None:

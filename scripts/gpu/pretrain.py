@@ -118,14 +118,14 @@ class Trainer(Session):
         if meta is not None:
             if (self.folder / "text").read_text() != text:
                 raise KitError(f"{self.folder} was begun with another CLIP: start again with the same --clip-minutes")
-            self.seen = {key: meta[key] for key in self.seen}
+            self.seen |= {key: meta[key] for key in self.seen if key in meta}
         elif self.origin is not None:
             weights = next(iter(sorted(self.origin.glob("*.safetensors"))))
             named = {name: value.float() for name, value in load_file(weights).items()}
             self.model.load_state_dict(named)
             self.ema.load_state_dict(named)
             card = json.loads((self.origin.parent / "card.json").read_text())
-            self.seen |= {key: card["training"][key] for key in self.seen}
+            self.seen |= {key: card["training"][key] for key in self.seen if key in card["training"]}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "text").write_text(text)
 

@@ -78,7 +78,7 @@ def test_the_losses_take_its_targets_and_the_same_noisy_picture():
 
 
 def test_a_session_with_a_teacher_says_so(tmp_path, monkeypatch):
-    session = run.Session("mini-sd15", tmp_path, "cpu", "32x32x32", 2e-3, 0, "frozen")
+    session = run.Session("mini-sd15", tmp_path, "cpu", None, 2e-3, 0, "frozen")
     session.learn_from("mini-sd3", 0.5)
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
     asked = []
@@ -96,7 +96,7 @@ def test_who_cannot_teach(tmp_path, monkeypatch):
         Teacher("mini-sd1", 0.5, None)
     with pytest.raises(UserError, match="above 0 and up to 1, not 0"):
         Teacher("mini-sd3", 0.0, None)
-    along = run.Session("mini-sd15", tmp_path, "cpu", "32x32x32", 2e-3, 0, "along")
+    along = run.Session("mini-sd15", tmp_path, "cpu", None, 2e-3, 0, "along")
     with pytest.raises(UserError, match="trained along"):
         along.learn_from("mini-sd3", 0.5)
     models = tmp_path / "models"
