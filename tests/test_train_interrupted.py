@@ -65,7 +65,8 @@ def test_the_same_command_goes_on_and_ends_the_same(tiny_sd3, picture, tmp_path,
         assert json.loads(out.splitlines()[-1]) == {"error": "interrupted"}
         assert f"stopped after step {done}" in err.decode()
     resumed = finish(args, capsys, monkeypatch)["resumed_from"]
-    assert resumed == (done if code == 130 else done - done % 7)
+    saved = done - done % 7  # a kill right after the row of such a step comes before its state is written
+    assert resumed == done if code == 130 else resumed in {saved, saved if done % 7 else saved - 7}
     one, two = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (whole, tmp_path / "run"))
     assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
     assert (whole / "metrics.jsonl").read_bytes() == (tmp_path / "run" / "metrics.jsonl").read_bytes()
