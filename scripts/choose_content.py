@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choose_settings import SEED, base_scores, concepts_for
+from choose_settings import SEED, base_scores, concepts_for, pictures, reference_of, secondary_styles
 from PIL import Image
 
 from impasto import families
@@ -30,7 +30,7 @@ from impasto.artworld import load, load_meta
 from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
-from impasto.generate import Sampling, generate
+from impasto.generate import Sampling
 from impasto.paths import atomic
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import words
@@ -89,8 +89,7 @@ def material(what: str, style: int, concept: int, asked: list[int]) -> list[tupl
 def trial(base: str, style: int, arm: str, lr: float, weights: list[float], judges: Judges, folder: Path) -> list[dict]:
     """Rows of one arm on one style: without style guidance, and with each weight of it."""
     meta, world = load_meta(), load(styles=[style])
-    concept = next(c for c in meta["split"]["reference_concepts"] if c in set(world.concept_id.tolist()))
-    asked = concepts_for(style, 24)
+    concept, asked = reference_of(world), concepts_for(style, 24)
     settings, what = ARMS.get(arm, ({}, arm))
     files = []
     for i, (picture, caption) in enumerate(material(what, style, concept, asked)):
@@ -104,15 +103,11 @@ def trial(base: str, style: int, arm: str, lr: float, weights: list[float], judg
     def scores(pictures: np.ndarray) -> dict[str, float]:
         return judge(judges, pictures, np.full(len(asked), style), np.array(asked))
 
-    def drawn(sampling: Sampling) -> np.ndarray:
-        pictures = generate(base, prompts, styles=(str(out),), seed=SEED, sampling=sampling)
-        return np.stack([np.asarray(image) for image, _ in pictures])
-
     truth = scores(np.stack([world.rgb()[world.index(style, c)] for c in asked]))
     alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
     rows = []
     for weight in (None, *weights):
-        made = scores(drawn(Sampling(style_guidance=weight)))
+        made = scores(pictures(base, prompts, (str(out),), Sampling(style_guidance=weight)))
         style_share = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
         kept = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))
         rows.append({"style_guidance": weight, "style": style_share, "kept": kept, **made})
@@ -130,10 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     meta, judges = load_meta(), Judges.load()
-    secondary = [meta["style_names"][s] for s in meta["split"]["secondary_styles"]]
-    styles = args.styles or secondary
-    if unknown := set(styles) - set(secondary):
-        parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {secondary}")
+    styles = secondary_styles(parser, args.styles)
     if unknown := {arm for arm in args.arms if arm not in ARMS and not arm.startswith("many-")}:
         parser.error(f"unknown arms: {sorted(unknown)}; they are {', '.join(ARMS)}, many-N")
     result: dict[str, Any] = {"base": args.base, "base_sha256": families.load(args.base, device="cpu").hash}

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from impasto import families
-from impasto.artworld import free_concepts, load, load_meta
+from impasto.artworld import ArtWorld, free_concepts, load, load_meta
 from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.config import resolve
-from impasto.generate import generate
+from impasto.generate import Sampling, generate
 from impasto.paths import atomic
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import spread, words
@@ -40,9 +40,26 @@ def concepts_for(style: int, n: int) -> list[int]:
     return spread(free, min(n, len(free)))
 
 
-def pictures(base: str, prompts: list[str], styles: tuple[str, ...] = ()) -> np.ndarray:
+def reference_of(world: ArtWorld) -> int:
+    """The first reference concept that a style's pictures have."""
+    drawn = set(world.concept_id.tolist())
+    return next(c for c in load_meta()["split"]["reference_concepts"] if c in drawn)
+
+
+def secondary_styles(parser: argparse.ArgumentParser, asked: list[str] | None) -> list[str]:
+    """The styles asked for, all secondary ones when none is; the parser's error where one is not."""
+    meta = load_meta()
+    secondary = [meta["style_names"][s] for s in meta["split"]["secondary_styles"]]
+    if unknown := set(asked or ()) - set(secondary):
+        parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {secondary}")
+    return asked or secondary
+
+
+def pictures(
+    base: str, prompts: list[str], styles: tuple[str, ...] = (), sampling: Sampling | None = None
+) -> np.ndarray:
     """uint8 [n, 128, 128, 3] as `impasto generate` draws them."""
-    drawn = generate(base, prompts, styles=styles, seed=SEED)
+    drawn = generate(base, prompts, styles=styles, seed=SEED, sampling=sampling)
     return np.stack([np.asarray(image) for image, _ in drawn])
 
 
@@ -55,8 +72,7 @@ def base_scores(base: str, prompts: tuple[str, ...], style: int, asked: tuple[in
 def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, folder: Path) -> dict[str, float]:
     """One reference of `style`, trained and scored beside the base and the truth."""
     meta, world = load_meta(), load(styles=[style])
-    references = [c for c in meta["split"]["reference_concepts"] if c in set(world.concept_id.tolist())]
-    concept, asked = references[0], concepts_for(style, n)
+    concept, asked = reference_of(world), concepts_for(style, n)
     reference = folder / f"{style}.png"
     if not reference.exists():
         Image.fromarray(world.rgb()[world.index(style, concept)]).save(reference)
@@ -84,10 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     meta, judges = load_meta(), Judges.load()
-    secondary = [meta["style_names"][s] for s in meta["split"]["secondary_styles"]]
-    styles = args.styles or secondary
-    if unknown := set(styles) - set(secondary):
-        parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {secondary}")
+    styles = secondary_styles(parser, args.styles)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for lr in args.lr:

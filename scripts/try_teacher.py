@@ -18,7 +18,6 @@ import torch
 from impasto.pretrain import base as shared
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.run import Session, known_concepts
-from impasto.pretrain.teacher import Teacher
 
 SEED, VALIDATION = 77, 10**6
 
@@ -54,7 +53,8 @@ def main() -> None:
             print(
                 json.dumps({"share": None, "true_loss": round(true_loss(run, bank), 5), **run.hears(bank)}), flush=True
             )
-        run.teacher = Teacher("mini-sd3", share, run.tower) if share else None
+        if share:
+            run.learn_from("mini-sd3", share)
         objective = partial(run.net.loss, run.model)
         for step in range(args.steps):
             x0, ids, z, eps = shared.draw(bank, 96, SEED, step, shared.SHARES)

@@ -230,7 +230,7 @@ def advice(tree: dict[str, int]) -> str:
     weights = sum(size for name, size in tree.items() if name.startswith(DENOISERS))
     judges = sum(size for name, size in tree.items() if name.startswith("src/impasto/models/judges"))
     ways = (
-        [f"--stash ({' and '.join(DENOISERS)}; {weights / MIB:.1f} MiB; not needed to begin from scratch)"]
+        [f"--stash (the denoisers of the bases, {weights / MIB:.1f} MiB; not needed to begin from scratch)"]
         if weights
         else []
     )
@@ -326,10 +326,11 @@ def main(args: Sequence[str] | None = None) -> bool:
         return show_sizes(ROOT, o.out)
     pack_wheels(o.out / "whl", ROOT / "constraints.txt")
     if o.wheels:
-        sent = sum(tree_files(ROOT).values()) + folder_bytes(o.out / "whl")
+        tree = tree_files(ROOT)
+        sent = sum(tree.values()) + folder_bytes(o.out / "whl")
         print(f"bench: {sent / MIB:.1f} of {LIMIT // MIB} MiB, carry {o.out / 'whl'}")
         if sent > LIMIT - MARGIN:
-            print(f"       {(sent - LIMIT + MARGIN) / MIB:.1f} MiB too much: {advice(tree_files(ROOT))}")
+            print(f"       {(sent - LIMIT + MARGIN) / MIB:.1f} MiB too much: {advice(tree)}")
         return sent <= LIMIT - MARGIN
     shutil.rmtree(o.out / "start", ignore_errors=True)
     if o.from_ema is not None:

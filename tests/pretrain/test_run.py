@@ -90,6 +90,15 @@ def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, pac
     assert family.predict(z, torch.tensor([-2.0]), cond).shape == z.shape
 
 
+def test_a_base_says_who_taught_it(pool, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
+    monkeypatch.setattr(run, "Clock", Ticks)
+    shutil.copytree(MODELS / "mini-sd3", package / "mini-sd3")
+    settings = {"size": "32x32x32", "batch": 4, "device": "cpu", "score": 0, "folder": tmp_path / "run", "minutes": 1}
+    assert run.pretrain("mini-sd15", teacher="mini-sd3", **settings)["teachers"] == ["mini-sd3 0.75"]
+    assert run.pretrain("mini-sd15", resume=True, offset=0.1, **settings)["teachers"] == ["mini-sd3 0.75"]
+
+
 def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, package, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
     monkeypatch.setattr(run, "Clock", Ticks)

@@ -77,7 +77,7 @@ def test_the_losses_take_its_targets_and_the_same_noisy_picture():
     assert float(loss) == pytest.approx(float(own.mean()), rel=1e-5)
 
 
-def test_a_session_with_a_teacher_says_so(tmp_path, monkeypatch):
+def test_a_session_asks_its_teacher(tmp_path, monkeypatch):
     session = run.Session("mini-sd15", tmp_path, "cpu", None, 2e-3, 0, "frozen")
     session.learn_from("mini-sd3", 0.5)
     before = {name: value.clone() for name, value in session.model.state_dict().items()}

@@ -100,11 +100,11 @@ def pretrain(
     if threads:
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts), shared.shares_of(plain)
-    run = Session(base, folder, device, size, lr, seed, text)
     if not 0 <= offset <= 1:
         raise UserError(f"offset noise has a scale from 0 to 1 (.15), not {offset}")
     if teacher and offset:
         raise UserError("a teacher does not know offset noise: leave out --teacher or --offset")
+    run = Session(base, folder, device, size, lr, seed, text)
     if teacher:
         run.learn_from(teacher, teacher_share)
     if minutes is None or minutes > 0:
