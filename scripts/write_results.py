@@ -2,7 +2,8 @@
 
 impasto pretrain mini-sd3 --resume --minutes 0 --export    # scores and exports what was trained
 impasto demo                                               # runs/demo
-python scripts/write_results.py --demo runs/demo --grid ~/.cache/impasto/pretrain/mini-sd3/grid-*.png
+python scripts/write_results.py --demo runs/demo --beside runs/demo-*
+python scripts/write_results.py --grid ~/.cache/impasto/pretrain/mini-sd3/grid-*.png
 """
 
 import argparse
@@ -116,8 +117,29 @@ def trade_off(sweep: dict[str, Any]) -> str:
     return "\n".join([head, *lines])
 
 
-def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
-    """The demo's scores as a page. sweep: its strengths.json."""
+def other_styles(folders: list[Path]) -> str:
+    """Style accuracy and concept top-5 of demos in other styles, a row each, a link to the grid of each."""
+    if not folders:
+        return ""
+    found = {folder: json.loads((folder / "scores.json").read_text()) for folder in sorted(folders)}
+    recipes = list(next(iter(found.values()))["about"]["steps"])
+    names = ("true", "base", *recipes)
+    lines = ["| style | reference | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for scores in found.values():
+        about, cells = scores["about"], []
+        for name in names:
+            cells.append(f"{share(scores[name]['style_accuracy'])} / {share(scores[name]['concept_top5'])}")
+        pictures = f"[{about['style']}](../images/demo-{about['style']}.png)"
+        lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
+    return (
+        "\nThe other primary styles (`impasto demo --style ...`), style accuracy / concept top-5:\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def demo_page(scores: dict[str, Any], sweep: dict[str, Any], others: list[Path]) -> str:
+    """The demo's scores as a page. sweep: its strengths.json. others: folders of demos in other styles."""
     about = scores["about"]
     names = ("true", "base", *about["steps"])
     keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
@@ -127,7 +149,10 @@ def demo_page(scores: dict[str, Any], sweep: dict[str, Any]) -> str:
     )
     more = "".join(f" --also {name}" for name in about["steps"] if name not in RECIPES)
     guided = "".join(f", {name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
-    kept = ", ".join(f"{name} {share(value)}" for name, value in about["concept_top5_of_base"].items())
+    kept, named = (
+        ", ".join(f"{name} {share(value)}" for name, value in about[f"concept_top5_of_{of}"].items())
+        for of in ("base", "true")
+    )
     return f"""# The demo
 
 `impasto demo{more}`, {about["seconds"]:.0f} s. One reference,
@@ -140,12 +165,12 @@ nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly
 |---|{"---|" * len(names)}
 {rows}
 
-Concept top-5 as a share of the base's: {kept}.
+Concept top-5 as a share of the base's: {kept}; of the true pictures': {named}.
 What it should show (issue 3): style accuracy >= .6 at >= .7 of the base's concept top-5, leakage <= .05.
 The whole trade-off over strength, style accuracy / concept top-5 (a picture of it is in the report):
 
 {trade_off(sweep)}
-
+{other_styles(others)}
 ![reference, truth, base and the recipes](../images/demo.png)
 """
 
@@ -163,6 +188,7 @@ def main() -> None:
     """Write whichever page there is something for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path)
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="demos in other styles")
     parser.add_argument("--base", default="mini-sd3", choices=list(PAGES), help="whose grid it is")
     parser.add_argument("--grid", type=Path, nargs="*", default=[], help="grids of the base; the last one is shown")
     args = parser.parse_args()
@@ -181,9 +207,12 @@ def main() -> None:
     if args.demo:
         scores = json.loads((args.demo / "scores.json").read_text())
         sweep = json.loads((args.demo / "strengths.json").read_text())
-        (RESULTS / "demo.md").write_text(demo_page(scores, sweep))
+        (RESULTS / "demo.md").write_text(demo_page(scores, sweep, args.beside))
         (RESULTS / "demo.json").write_text(json.dumps(nowhere(scores), indent=1) + "\n")
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
+        for folder in args.beside:
+            style = json.loads((folder / "scores.json").read_text())["about"]["style"]
+            shutil.copy(folder / "grid.png", IMAGES / f"demo-{style}.png")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,11 @@ def test_everything_is_there(finished):
     for name in (*RECIPES, "base"):
         assert written[name]["images_scored"] == 2 and written[name]["style_accuracy"] is not None
         assert "images" not in written[name]
-    for name, share in result["about"]["concept_top5_of_base"].items():
-        base = result["base"]["concept_top5"]
-        assert share == (result[name]["concept_top5"] / base if base else None)
+    for of in ("base", "true"):
+        whole = result[of]["concept_top5"]
+        assert result["about"][f"concept_top5_of_{of}"] == {
+            name: result[name]["concept_top5"] / whole if whole else None for name in RECIPES
+        }
     assert Image.open(out / "reference.png").size == (128, 128)
 
 

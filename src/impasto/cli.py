@@ -156,7 +156,7 @@ def demo(args: list[str]) -> Result:
 
     def demo(
         out: Path = Path("runs/demo"),
-        style: str = "streamline-emojis",
+        style: str = "unifont",
         concept: str | None = None,
         base: str = "mini-sd3",
         seed: int = 0,
