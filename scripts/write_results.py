@@ -118,7 +118,7 @@ def trade_off(sweep: dict[str, Any]) -> str:
 
 
 def other_styles(folders: list[Path]) -> str:
-    """Style accuracy and concept top-5 of demos in other styles, a row each, a link to the grid of each."""
+    """Style accuracy, concept top-5 and leakage of demos in several styles, a row each, with a link to its grid."""
     if not folders:
         return ""
     found = {folder: json.loads((folder / "scores.json").read_text()) for folder in sorted(folders)}
@@ -126,9 +126,8 @@ def other_styles(folders: list[Path]) -> str:
     names = ("true", "base", *recipes)
     lines = ["| style | reference | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for scores in found.values():
-        about, cells = scores["about"], []
-        for name in names:
-            cells.append(f"{share(scores[name]['style_accuracy'])} / {share(scores[name]['concept_top5'])}")
+        about, keys = scores["about"], ("style_accuracy", "concept_top5", "leakage")
+        cells = [" / ".join(share(scores[name][key]) for key in keys) for name in names]
         pictures = f"[{about['style']}](../images/demo-{about['style']}.png)"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
     return (
