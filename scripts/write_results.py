@@ -128,13 +128,10 @@ def other_styles(folders: list[Path]) -> str:
     for scores in found.values():
         about, keys = scores["about"], ("style_accuracy", "concept_top5", "leakage")
         cells = [" / ".join(share(scores[name][key]) for key in keys) for name in names]
-        pictures = f"[{about['style']}](../images/demo-{about['style']}.png)"
+        pictures = f"[{about['style']}](../images/demo-{about['style']}.webp)"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
-    return (
-        "\nThe other primary styles (`impasto demo --style ...`), style accuracy / concept top-5:\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    title = "All primary styles (`impasto demo --style X --also keep-content`), style / concept top-5 / leakage:"
+    return "\n" + "\n".join([title, "", *lines]) + "\n"
 
 
 def demo_page(scores: dict[str, Any], sweep: dict[str, Any], others: list[Path]) -> str:
@@ -211,7 +208,7 @@ def main() -> None:
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
         for folder in args.beside:
             style = json.loads((folder / "scores.json").read_text())["about"]["style"]
-            shutil.copy(folder / "grid.png", IMAGES / f"demo-{style}.png")
+            Image.open(folder / "grid.png").save(IMAGES / f"demo-{style}.webp", quality=85)
 
 
 if __name__ == "__main__":
