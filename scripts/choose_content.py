@@ -86,11 +86,21 @@ def material(what: str, style: int, concept: int, asked: list[int]) -> list[tupl
     return [(picture, caption)]
 
 
-def trial(base: str, style: int, arm: str, lr: float, weights: list[float], judges: Judges, folder: Path) -> list[dict]:
+def trial(
+    base: str,
+    style: int,
+    arm: str,
+    lr: float,
+    weights: list[float],
+    judges: Judges,
+    folder: Path,
+    steps: int | None = None,
+) -> list[dict]:
     """Rows of one arm on one style: without style guidance, and with each weight of it."""
     meta, world = load_meta(), load(styles=[style])
     concept, asked = reference_of(world), concepts_for(style, 24)
     settings, what = ARMS.get(arm, ({}, arm))
+    settings = settings if steps is None else {**settings, "steps": steps}
     files = []
     for i, (picture, caption) in enumerate(material(what, style, concept, asked)):
         files.append((folder / f"{style}-{arm}-{i}.png", caption))
@@ -121,6 +131,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"{', '.join(ARMS)}, many-N")
     parser.add_argument("--rate", type=float, nargs="+", default=[7e-4, 1.4e-3])
     parser.add_argument("--weight", type=float, nargs="*", default=[4.0, 6.0, 8.0])
+    parser.add_argument("--steps", type=int, help="the base's own when not given")
     parser.add_argument("--styles", nargs="+", help="secondary held-out styles; all four when not given")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -129,12 +140,21 @@ def main() -> None:
     if unknown := {arm for arm in args.arms if arm not in ARMS and not arm.startswith("many-")}:
         parser.error(f"unknown arms: {sorted(unknown)}; they are {', '.join(ARMS)}, many-N")
     result: dict[str, Any] = {"base": args.base, "base_sha256": families.load(args.base, device="cpu").hash}
-    result |= {"styles": styles, "trials": []}
+    result |= {"styles": styles, "steps": args.steps, "trials": []}
     for arm in args.arms:
         for lr in args.rate:
             with tempfile.TemporaryDirectory() as scratch:
                 found = {
-                    name: trial(args.base, meta["style_names"].index(name), arm, lr, args.weight, judges, Path(scratch))
+                    name: trial(
+                        args.base,
+                        meta["style_names"].index(name),
+                        arm,
+                        lr,
+                        args.weight,
+                        judges,
+                        Path(scratch),
+                        args.steps,
+                    )
                     for name in styles
                 }
             for i, weight in enumerate((None, *args.weight)):

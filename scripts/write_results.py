@@ -117,7 +117,7 @@ def trade_off(sweep: dict[str, Any]) -> str:
     return "\n".join([head, *lines])
 
 
-def other_styles(folders: list[Path]) -> str:
+def all_styles(folders: list[Path]) -> str:
     """Style accuracy, concept top-5 and leakage of demos in several styles, a row each, with a link to its grid."""
     if not folders:
         return ""
@@ -130,7 +130,10 @@ def other_styles(folders: list[Path]) -> str:
         cells = [" / ".join(share(scores[name][key]) for key in keys) for name in names]
         pictures = f"[{about['style']}](../images/demo-{about['style']}.webp)"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
-    title = "All primary styles (`impasto demo --style X --also keep-content`), style / concept top-5 / leakage:"
+    title = (
+        "All primary styles (`impasto demo --style X --also keep-content`), style / concept top-5 / leakage. "
+        "The demo's was chosen after looking at all of them, for what shows best:"
+    )
     return "\n" + "\n".join([title, "", *lines]) + "\n"
 
 
@@ -166,7 +169,7 @@ What it should show (issue 3): style accuracy >= .6 at >= .7 of the base's conce
 The whole trade-off over strength, style accuracy / concept top-5 (a picture of it is in the report):
 
 {trade_off(sweep)}
-{other_styles(others)}
+{all_styles(others)}
 ![reference, truth, base and the recipes](../images/demo.png)
 """
 
