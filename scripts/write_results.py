@@ -105,29 +105,32 @@ def by_style(scores: dict[str, Any]) -> str:
     return "\n" + "\n".join([head, *rows]) + "\n"
 
 
+def together(scores: dict[str, Any], *keys: str) -> str:
+    """Several scores in one cell."""
+    return " / ".join(share(scores[key]) for key in keys)
+
+
 def trade_off(sweep: dict[str, Any]) -> str:
     """A table of the recipes' scores at every strength."""
     recipes = {name: rows for name, rows in sweep.items() if isinstance(rows, list)}
     strengths = [row["strength"] for row in next(iter(recipes.values()))]
     head = "| | " + " | ".join(f"{strength:g}" for strength in strengths) + " |\n|" + "---|" * (len(strengths) + 1)
     lines = [
-        f"| {name} | " + " | ".join(f"{share(r['style_accuracy'])} / {share(r['concept_top5'])}" for r in rows) + " |"
+        f"| {name} | " + " | ".join(together(row, "style_accuracy", "concept_top5") for row in rows) + " |"
         for name, rows in recipes.items()
     ]
     return "\n".join([head, *lines])
 
 
-def all_styles(folders: list[Path]) -> str:
+def all_styles(demos: list[dict[str, Any]]) -> str:
     """Style accuracy, concept top-5 and leakage of demos in several styles, a row each, with a link to its grid."""
-    if not folders:
+    if not demos:
         return ""
-    found = {folder: json.loads((folder / "scores.json").read_text()) for folder in sorted(folders)}
-    recipes = list(next(iter(found.values()))["about"]["steps"])
-    names = ("true", "base", *recipes)
+    names = ("true", "base", *demos[0]["about"]["steps"])
     lines = ["| style | reference | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    for scores in found.values():
-        about, keys = scores["about"], ("style_accuracy", "concept_top5", "leakage")
-        cells = [" / ".join(share(scores[name][key]) for key in keys) for name in names]
+    for scores in demos:
+        about = scores["about"]
+        cells = [together(scores[name], "style_accuracy", "concept_top5", "leakage") for name in names]
         pictures = f"[{about['style']}](../images/demo-{about['style']}.webp)"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
     title = (
@@ -137,8 +140,8 @@ def all_styles(folders: list[Path]) -> str:
     return "\n" + "\n".join([title, "", *lines]) + "\n"
 
 
-def demo_page(scores: dict[str, Any], sweep: dict[str, Any], others: list[Path]) -> str:
-    """The demo's scores as a page. sweep: its strengths.json. others: folders of demos in other styles."""
+def demo_page(scores: dict[str, Any], sweep: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """The demo's scores as a page. sweep: its strengths.json. others: the scores of demos in several styles."""
     about = scores["about"]
     names = ("true", "base", *about["steps"])
     keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
@@ -187,7 +190,7 @@ def main() -> None:
     """Write whichever page there is something for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path)
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="demos in other styles")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="demos in several styles")
     parser.add_argument("--base", default="mini-sd3", choices=list(PAGES), help="whose grid it is")
     parser.add_argument("--grid", type=Path, nargs="*", default=[], help="grids of the base; the last one is shown")
     args = parser.parse_args()
@@ -206,12 +209,12 @@ def main() -> None:
     if args.demo:
         scores = json.loads((args.demo / "scores.json").read_text())
         sweep = json.loads((args.demo / "strengths.json").read_text())
-        (RESULTS / "demo.md").write_text(demo_page(scores, sweep, args.beside))
+        beside = {folder: json.loads((folder / "scores.json").read_text()) for folder in sorted(args.beside)}
+        (RESULTS / "demo.md").write_text(demo_page(scores, sweep, list(beside.values())))
         (RESULTS / "demo.json").write_text(json.dumps(nowhere(scores), indent=1) + "\n")
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
-        for folder in args.beside:
-            style = json.loads((folder / "scores.json").read_text())["about"]["style"]
-            Image.open(folder / "grid.png").save(IMAGES / f"demo-{style}.webp", quality=85)
+        for folder, found in beside.items():
+            Image.open(folder / "grid.png").save(IMAGES / f"demo-{found['about']['style']}.webp", quality=85)
 
 
 if __name__ == "__main__":
