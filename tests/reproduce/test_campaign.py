@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeEncoder, FakeJudges
 
+from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.reproduce import campaign as module
 from impasto.reproduce import reproduce, style_friendly
@@ -16,6 +17,7 @@ from impasto.reproduce.cells import Cell, read_all
 from impasto.reproduce.claims import Arm, Claim, Reading, more, no_less
 from impasto.reproduce.runner import on_grid, run_cell, sampling_of
 from impasto.reproduce.small_world import SmallWorld
+from impasto.reproduce.statistics import ALPHA, sign_flip
 
 FEW = {"steps": 2, "rank": 2}
 ARMS = {
@@ -355,6 +357,18 @@ def test_style_aligned_for_real(tiny_sd3, tmp_path):
     assert images[0] != images[1]
 
 
+def test_the_base_alone_is_tested_on_every_style_that_it_knows_and_few_could_refute_nothing():
+    meta, world = load_meta(), SmallWorld()
+    full, smoke = world.units("full", "known"), world.units("smoke", "known")
+    trained = {meta["style_names"][style] for style in meta["split"]["train_styles"]}
+    assert {unit["style"] for unit in full.values()} == trained and len(full) == 36
+    assert len({unit["style"] for unit in smoke.values()}) == 3
+    (decided,) = (claim for claim in style_friendly.CLAIMS if claim.id == "S8")
+    tests = len(decided.readings) * len(decided.readings[0].compares)
+    worst = [-1.0] * len(trained)  # every style against the claim
+    assert sign_flip([-d for d in worst]) * tests < ALPHA < sign_flip([-d for d in worst[:6]]) * tests
+
+
 def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
     from impasto import cli
 
@@ -369,7 +383,7 @@ def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
 
     code, told, err = call("--claim", "S1", "--claim", "S8", "--cells", "full", "--out", str(tmp_path / "x"))
     assert code == 0 and told["claims"] == ["S1", "S8"] and told["to_run"] == told["wanted"]
-    assert told["arms"]["style-friendly"] == 27 and told["arms"]["only below -2.38"] == 18
+    assert told["arms"]["style-friendly"] == 27 and told["arms"]["only below -2.38"] == 36
     assert "left out: calibrated: no calibration was given" in err
     code, told, _ = call("--claim", "S99")
     assert code == 2 and told["error"].startswith("unknown claim 'S99': did you mean 'S9'")
