@@ -142,6 +142,13 @@ def test_a_prompts_file_as_windows_writes_it(config, tmp_path):
     assert read_prompts(replace(config, prompt=(), prompts=tmp_path / "bom.txt")) == ["a cat", "a star"]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_only_a_line_feed_ends_a_prompt(config, tmp_path, mark):
+    (tmp_path / "marks.txt").write_bytes(f"a cat{mark}on a mat\r\na star".encode())
+    prompts = read_prompts(replace(config, prompt=(), prompts=tmp_path / "marks.txt"))
+    assert prompts == [f"a cat{mark}on a mat", "a star"]
+
+
 def test_a_picture_can_be_made_again_from_what_it_says(config):
     generate_folder(config)
     path = config.out / "0002.png"

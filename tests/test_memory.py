@@ -1,10 +1,14 @@
 """The planner: its sizes against known counts and published figures, and what it chooses."""
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from impasto import families, memory, running
 from impasto.config import TrainConfig, resolve
@@ -114,7 +118,7 @@ def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package
     assert memory.memory(flux, dco, plain) == memory.memory(flux, CONFIG, plain)
     assert memory.seconds(flux, dco, plain, of) == pytest.approx(once * (1 + forward / train))
     fetched, both = (memory.seconds(flux, c, Running(1.0, offload=True), of) for c in (CONFIG, dco))
-    assert both - fetched == pytest.approx(4 * (forward / (0.5 * of.peak) + 2 * flux.block_weights / 20e9))
+    assert both - fetched == pytest.approx(4 * (forward / (0.5 * of.peak) + 4 * flux.block_weights / 20e9))
     assert choose(replace(CONFIG, prior_weight=1.0), card(80), flux, "bf16").checkpointing > 0.25
 
 
@@ -127,13 +131,42 @@ def test_what_is_not_known_is_said(flux):
 
 
 def test_a_cpu_trades_nothing_and_asks_nothing(tiny_sd3, picture, monkeypatch):
-    monkeypatch.setattr(memory, "skeleton", lambda family: pytest.fail("sizes do not matter here"))
+    monkeypatch.setattr(memory, "size_of", lambda *about: pytest.fail("sizes do not matter here"))
     config = resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], device="cpu")
     said = plan(config)
     assert said["settings"]["quantize"] == "none" and said["settings"]["compile"] == "off"
     assert said["settings"]["checkpointing"] == 0 and said["running"].startswith("on cpu nothing is traded for memory")
     with pytest.raises(UserError, match="lies in main memory already"):
         plan(replace(config, offload="on"))
+
+
+def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, tmp_path, monkeypatch):
+    """A hub id by what the hub's cache holds, a single file by its header; the base's levels and prediction count."""
+    snapshot = tmp_path / "hub" / "models--owner--xl" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_sdxl, snapshot, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    names = {"input_blocks.0.0.weight": (2, 4), "out.2.weight": (4, 2), "label_emb.0.0.weight": (1,)}
+    names |= {"v_pred": (1,), "ztsnr": (1,)}
+    save_file({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "xl.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(memory, "device", lambda name: card(141))
+    said = {}
+    for base in ("owner/xl", str(tmp_path / "xl.safetensors"), "owner/absent"):
+        asked = {"image": [str(picture)], "caption": ["a cat in ink style"], "text_encoder_lora": True, "size": 32}
+        config = resolve(base=base, weighting="min-snr", **asked)
+        with pytest.warns(UserWarning, match="is not here") if "absent" in base else nullcontext():
+            said[base] = plan(config)
+    by_id, by_file, absent = said.values()
+    for found in (by_id, by_file):
+        assert "GB (NVIDIA H200)" in found["running"] and "a step takes about" in found["running"]
+    assert absent["running"] == "the base is not here yet: only what the flags say"
+    assert by_id["noise"]["cut"] > 0.5 and by_file["noise"].get("cut", 0) < 0.01  # to zero terminal SNR
+    of_v, of_eps = (found["noise_times_weighting"]["log_snr"]["median"] for found in (by_file, by_id))
+    assert of_v > -3 and of_eps < -4  # min(SNR, 5) / (SNR + 1) counts noise less, min(SNR, 5) / SNR does not
+    with pytest.raises(UserError, match="is damaged, or no safetensors file"):
+        (tmp_path / "none.safetensors").write_bytes(b"hello")
+        plan(replace(config, base=str(tmp_path / "none.safetensors")))
 
 
 def test_a_base_s_skeleton_has_its_size(tiny_sd3):
@@ -185,7 +218,7 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     family = families.load(str(tiny_sdxl), device="cpu")
     sizes = {}
     monkeypatch.setattr(memory, "device", lambda name: card(141))
-    monkeypatch.setattr(memory, "choose", lambda config, of, size, precision: sizes.update({config.rank: size}))
+    monkeypatch.setattr(memory, "choose", lambda config, of, size, *more: sizes.update({config.rank: size}))
     for rank, trained in ((4, True), (8, False)):
         config = resolve(base=str(tiny_sdxl), rank=rank, text_encoder_lora=trained)
         memory.plan(config, family, "cuda", "bf16")
@@ -204,3 +237,30 @@ def test_advice_names_what_is_left_to_try():
     )
     last = replace(config, batch=1, optimizer="adamw8bit")
     assert memory.advice(last, Running(1.0, quantize="nf4")) == "try --size 512"
+
+
+def test_a_sharded_base_is_neither_quantised_nor_offloaded_and_takes_its_share(flux, every_package):
+    alone, shared = (choose(CONFIG, card(48), flux, "bf16", shards) for shards in (1, 4))
+    assert shared.checkpointing < alone.checkpointing and "sharded over 4 processes: about" in shared.why[0]
+    weights = memory.memory(flux, CONFIG, Running()) - memory.memory(flux, CONFIG, Running(), shards=4)
+    assert weights == pytest.approx(1.03 * 2 * flux.block_weights * (1 - 1 / 4 - 2 / flux.blocks))
+    small = choose(CONFIG, card(8), flux, "bf16", 4)
+    assert (small.quantize, small.offload) == ("none", False) and "does not fit by the estimate" in "; ".join(small.why)
+    for flags in ({"offload": "on"}, {"quantize": "nf4"}):
+        with pytest.raises(UserError, match="does not work with a base sharded over processes"):
+            choose(replace(CONFIG, **flags), card(48), flux, "bf16", 4)
+
+
+def test_an_offloaded_base_keeps_what_is_no_block_s_linear_layer(flux):
+    kept = memory.memory(flux, CONFIG, Running(1.0, offload=True))
+    other = 2 * (flux.weights - flux.block_weights)
+    assert kept > 1.03 * (other + 4 * flux.block_weights / flux.blocks)
+    assert kept < memory.memory(flux, CONFIG, Running(1.0)) - 0.9 * 2 * flux.block_weights
+
+
+def test_how_a_pipeline_draws():
+    """FLUX: a transformer of 23.8 GB, T5 of 9.5, CLIP and the autoencoder; 1024 px, and what is free of a device."""
+    parts, pixels = [int(23.8e9), int(9.5e9), int(0.25e9), int(0.17e9)], 1024**2
+    ways = {g: memory.drawing(parts, pixels, g * GB) for g in (80, 48, 40, 31, 24)}
+    assert ways == {80: "whole", 48: "whole", 40: "by part", 31: "by part", 24: "by layer"}
+    assert memory.drawing(parts, 4 * pixels, 48 * GB) == "by part"

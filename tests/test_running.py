@@ -2,17 +2,22 @@
 
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from impasto import families, running
 from impasto.adapters import lora
-from impasto.config import TrainConfig, check_ranges
+from impasto.adapters.io import WEIGHTS
+from impasto.config import TrainConfig, check_ranges, resolve
 from impasto.errors import UserError
+from impasto.generate import Sampling, encoder, sample
 from impasto.objectives import Batch
 from impasto.objectives.denoise import denoise
 from impasto.running import Running, Share
+from impasto.train import train
 
 TARGETS = ("to_q", "to_out.0")
 
@@ -90,6 +95,54 @@ def test_group_offload_agrees(tiny_sd3, plain):
     agree(plain, step(fresh, adapter))
 
 
+def gradients(folder, offloaded):
+    """(gradients of a LoRA on every attention, all blocks computed again) of one batch of a tiny base."""
+    own = families.load(str(folder), device="cpu", precision="fp32")
+    running.place(Running(offload=offloaded), own)
+    adapter = lora.add(own, rank=2, alpha=2, targets=("attention",), seed=0)
+    running.start(Running(checkpointing=1.0, offload=offloaded), own, adapter)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in adapter.values():
+            p.copy_(torch.randn(p.shape, generator=draw) / 8)
+    own.denoiser.train()
+    x, cond = torch.randn(2, 4, 4, 4, generator=draw), own.encode_prompt(["a cat", "a dog"])
+    if getattr(own, "wants_size_ids", False):
+        cond["size_ids"] = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
+    own.predict(x, torch.tensor([-3.0, -2.0]), cond).square().mean().backward()
+    return {name: p.grad for name, p in adapter.items()}, own
+
+
+def test_a_backward_pass_misses_nothing_of_what_is_offloaded(tiny_base, monkeypatch):
+    """What goes back to main memory is overwritten here, as another device would make it unusable."""
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    plain, _ = gradients(tiny_base, offloaded=False)
+    kept, left = {}, []
+
+    def tensors(group):
+        return [t for module in group.modules for t in module.parameters()]
+
+    def leave(group):
+        for t in tensors(group):
+            kept.setdefault(id(t), t.data.clone())
+            t.data = torch.full_like(t.data, torch.nan)
+            left.append(t)
+
+    def fetch(group):
+        for t in tensors(group):
+            t.data = kept[id(t)].clone()
+
+    monkeypatch.setattr(ModuleGroup, "offload_", leave)
+    monkeypatch.setattr(ModuleGroup, "onload_", fetch)
+    found, own = gradients(tiny_base, offloaded=True)
+    assert len({id(t) for t in left}) > 10 and all(t.isnan().all() for t in left)
+    norms = [layer for layer in own.denoiser.modules() if "Norm" in type(layer).__name__]
+    assert norms and not any(p.isnan().any() for norm in norms for p in norm.parameters(recurse=False))
+    for name, grad in plain.items():
+        assert torch.allclose(found[name], grad, rtol=1e-5, atol=1e-7), name
+
+
 def test_nothing_is_kept_before_the_first_adapter(tiny_sd3):
     """A frozen prefix costs no activations: an adapter on the last block keeps half of what one on the first does."""
     kept = {i: step(*family(tiny_sd3, targets=(f"transformer_blocks.{i}.attn.to_q",)))[2] for i in (0, 1)}
@@ -125,6 +178,31 @@ def test_a_quantised_base_trains(tiny_sd3, plain, kind, package, error):
     one = torch.cat([g.flatten() for g in plain[1].values()])
     two = torch.cat([g.flatten() for g in grads.values()])
     assert 1 - error < torch.cosine_similarity(one, two, dim=0) < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "error"),
+    [
+        ("int8", "torchao", 0.02),
+        ("fp8", "torchao", 0.1),
+        ("nf4", "bitsandbytes", 0.3),
+    ],
+)
+def test_a_quantised_base_trains_under_autocast(tiny_sd3, picture, tmp_path, kind, package, error):
+    """A run in bf16, as on a GPU: the loss is near that of the whole base, the adapter moves and stays float32."""
+    pytest.importorskip(package)
+    about = {"image": [str(picture)], "caption": ["a rocket in ink style"], "steps": 1, "lr": 0.01, "rank": 2}
+    still = {"preview": False, "tensorboard": False, "device": "cpu", "precision": "bf16"}
+    losses = {}
+    for quantize in ("none", kind):
+        out = tmp_path / quantize
+        losses[quantize] = train(
+            resolve("style-friendly", str(tiny_sd3), out=str(out), quantize=quantize, **about, **still)
+        )["loss"]
+        moved = {name: t for name, t in load_file(out / WEIGHTS).items() if "lora_B" in name}
+        assert {t.dtype for t in moved.values()} == {torch.float32}
+        assert all(t.any() or ("transformer_blocks.1" in name and "add_" in name) for name, t in moved.items())
+    assert 0 < abs(losses[kind] - losses["none"]) < error * losses["none"]
 
 
 def test_refusals(tiny_sd3, monkeypatch):
@@ -164,6 +242,35 @@ def test_an_attention_backend_is_set_where_there_is_one():
     with pytest.raises(UserError, match=r"--attention zigzag cannot be had: .*must be one of"):
         running.attention(model, "zigzag")
     model.reset_attention_backend()
+
+
+@pytest.mark.parametrize("base", ["tiny_sd3", "tiny_flux", "tiny_sdxl"])
+def test_a_pipeline_draws_the_same_by_layer(base, request):
+    folder = str(request.getfixturevalue(base))
+    own, pictures = families.load(folder, device="cpu", precision="fp32"), []
+    for how in ("whole", "by layer"):
+        pipe = own.pipeline()
+        running.spread(pipe, "cpu", how)
+        jobs, sampling = [("a cat", 3), ("a dog", 4)], Sampling(steps=2, batch=1).on(own)
+        pictures.append([image.tobytes() for image, _ in sample(own, pipe, jobs, encoder(own, pipe), sampling, {})])
+    assert pictures[0] == pictures[1]
+
+
+def test_where_a_pipeline_goes(monkeypatch):
+    """On a GPU as memory says, told where that is slow; elsewhere it lies there already."""
+    went = []
+    pipe = SimpleNamespace(components={"a": torch.nn.Linear(1000, 1000), "tokenizer": object()})
+    pipe.to = lambda device: went.append(("to", device))
+    pipe.enable_model_cpu_offload = lambda device: went.append(("parts", device))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+    running.settle(pipe, SimpleNamespace(device="cpu"), 1)
+    for free, told in ((24e9, False), (1.637e9, True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            pipe.components |= {"b": torch.nn.Linear(1000, 1000)}
+            running.settle(pipe, SimpleNamespace(device="cuda"), 1)
+        assert bool(said) == told and (not told or "it goes through the device part by part" in str(said[0].message))
+    assert went == [("to", "cuda"), ("parts", "cuda")]
 
 
 def test_a_base_is_read_where_it_is_asked_for():

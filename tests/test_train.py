@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto import families
+from impasto import checkpoints, families, memory, running
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
+from impasto.generate import Sampling, generate
 from impasto.moving import Moving, learning_rate
+from impasto.plan import plan as dry_run
 from impasto.runfolder import recipe_text
 from impasto.train import Draws, interruptible, noise_law, train
 
@@ -73,7 +75,7 @@ def test_a_run_leaves_a_whole_style_folder(config):
     names = {str(file.relative_to(config.out)) for file in config.out.rglob("*") if file.is_file()}
     names = {name for name in names if not name.startswith("tensorboard/")}
     assert names == {
-        *(WEIGHTS, "recipe.toml", "metrics.jsonl", "README.md", "reference.png"),
+        *(WEIGHTS, "recipe.toml", "metrics.jsonl", "README.md", "reference.png", "state/.lock"),
         *("previews/step-000003-0.png", "previews/step-000006-0.png"),
         *(f"state/step-00000{step}.{kind}" for step in (4, 6) for kind in ("json", "safetensors")),
     }
@@ -232,17 +234,128 @@ def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
         train(replace(config, base=str(sd3_folder(tmp_path / "other", seed=1))))
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config):
-    config = replace(config, lr=1e30, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"not a number any more at step 2.*--lr") as error:
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config, monkeypatch):
+    rates = {1: 1e-4, 2: 1e17, 3: 1e-4}
+    monkeypatch.setattr("impasto.moving.learning_rate", lambda config, step: rates[step])
+    config = replace(config, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"not a number any more at step 3.*the state of step 1 stays.*--lr") as error:
         train(config)
     assert "\n" not in str(error.value)
-    assert [row["step"] for row in rows(config)] == [1]
-    assert [file.name for file in sorted((config.out / "state").iterdir())] == [
+    assert [row["step"] for row in rows(config)] == [1, 2]
+    assert [file.name for file in sorted((config.out / "state").glob("step-*"))] == [
         "step-000001.json",
         "step-000001.safetensors",
     ]
     assert not (config.out / WEIGHTS).exists()
+
+
+def test_an_adapter_that_is_no_number_is_never_saved(config):
+    """Its loss, and its gradient, were numbers."""
+    with pytest.raises(UserError, match=r"the adapter is not a number any more at step 1: stopped; no state was saved"):
+        train(replace(config, lr=1e30, steps=1))
+    assert not list((config.out / "state").glob("step-*")) and not (config.out / WEIGHTS).exists()
+
+
+def test_lost_rows_are_told_and_cost_no_state(config):
+    train(config)
+    before = weights(config)
+    (config.out / WEIGHTS).unlink()
+    (config.out / "metrics.jsonl").write_text("")
+    with pytest.warns(UserWarning, match=r"has lost rows of its metrics\.jsonl"):
+        told = train(config)
+    assert same(weights(config), before) and told["loss"] is None and told["steps"] == 6
+    assert b"\0" not in (config.out / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"step": 6}', '{"step": 6, "sha256": "x"}'])
+def test_a_state_that_says_nothing_falls_back(config, content):
+    train(config)
+    before = weights(config)
+    (config.out / WEIGHTS).unlink()
+    (config.out / "state" / "step-000006.json").write_text(content)
+    assert train(config)["resumed_from"] == 4 and same(weights(config), before)
+
+
+def test_two_processes_do_not_train_in_one_folder(config):
+    def again(step, loss):
+        if step == 3:
+            with pytest.raises(UserError, match="another process trains in"):
+                train(config)
+
+    assert train(config, again)["resumed_from"] == 0 and len(rows(config)) == 6
+
+
+def test_a_caption_of_odd_characters_is_kept(config):
+    config = replace(config, caption=("a rocket\x7f in \u2028 pixel \u0085art style",), steps=1)
+    train(config)
+    assert train(config)["resumed_from"] == 1
+    kept = tomllib.loads((config.out / "recipe.toml").read_text(encoding="utf-8"))
+    assert tuple(kept["caption"]) == config.caption
+
+
+def test_a_name_that_cannot_be_written_is_refused(config, picture, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(picture, odd)
+    with pytest.raises(UserError, match="is no UTF-8: give it another name"):
+        train(replace(config, image=(odd,)))
+    assert not config.out.exists()
+
+
+def test_the_memory_that_is_free_does_not_change_a_run(config, monkeypatch):
+    """What `quantize` came to is the run's, also where more or less is free when it goes on."""
+    seen = []
+    plan = memory.plan
+    monkeypatch.setattr(memory, "plan", lambda config, *more: seen.append(config.quantize) or plan(config, *more))
+    with pytest.raises(StopError):
+        train(config, stop_at(3))
+    assert train(config)["resumed_from"] == 2 and seen == ["auto", "none"]
+    assert dry_run(config)["settings"]["quantize"] == "none" and seen[2] == "none"
+
+
+def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    train(config)
+    for changes, message in (
+        ({"size": 17}, "size must be a multiple of"),
+        ({"targets": ("to_qq",)}, "matches no linear layer"),
+        ({"out": tmp_path / "file"}, "is a file, or lies in one"),
+        ({"lr": 5.0}, r"other settings \(lr: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            dry_run(replace(config, **changes))
+        fresh = replace(config, **({"out": tmp_path / "fresh"} | changes))
+        if "lr" not in changes:
+            with pytest.raises(UserError, match=message):
+                train(fresh)
+            assert not fresh.out.is_dir(), "nothing is left of a run that cannot be"
+
+
+def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
+    def full(self, step):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("impasto.preview.Previews.draw", full)
+    with pytest.warns(UserWarning, match="no previews of step 6: drawing needs more memory"):
+        train(replace(config, preview=True))
+    assert weights(config)
+
+
+def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monkeypatch):
+    """After it was quantised or offloaded, and when the text encoders are gone: only then there is room."""
+    from impasto.objectives import prior
+
+    order = []
+    place, draw = running.place, prior.Artist.draw
+    monkeypatch.setattr("impasto.train.place", lambda *a, **k: order.append("placed") or place(*a, **k))
+
+    def drawn(self, prompt, seed):
+        order.append("drawn")
+        assert "encoders" not in vars(self.family) and "vae" not in vars(self.family)
+        return draw(self, prompt, seed)
+
+    monkeypatch.setattr(prior.Artist, "draw", drawn)
+    train(replace(config, prior_weight=0.5, prior_prompt=("a blue teapot", "a green star"), seed=11, steps=1))
+    assert order == ["placed", "drawn", "drawn"]
 
 
 def test_the_average_is_saved_when_it_is_asked_for(config, tmp_path):
@@ -327,6 +440,21 @@ def test_bfloat16(config):
     assert {tensor.dtype for tensor in weights(config).values()} == {torch.float32}
     shares = rows(config)[-1]["unchanged"]
     assert shares["to_q.lora_A"] < 0.05 and shares["to_q.lora_B"] < 0.05 and shares["to_out.0.lora_A"] < 0.05
+
+
+def test_previews_and_sheets_round_as_generate_does(config, monkeypatch):
+    """diffusers loads a style in the base's precision, training keeps it in float32."""
+    config = replace(config, precision="bf16", lr=0.02, preview=True, checkpoint_every=6)
+    train(config)
+    preview = Image.open(config.out / "previews" / "step-000006-0.png")
+    sampling = Sampling(size=config.size)
+    own = {"sampling": sampling, "device": "cpu", "precision": "bf16"}
+    ((drawn, _),) = generate(config.base, [CAPTION], styles=[str(config.out)], seed=config.seed, **own)
+    assert drawn.tobytes() == preview.tobytes()
+    cells = {}
+    monkeypatch.setattr(checkpoints, "sheet", lambda rows, *a, **k: cells.update(rows) or Image.new("RGB", (9, 9)))
+    checkpoints.checkpoint_sheet(config.out, [CAPTION], (1.0,), precision="bf16", device="cpu")
+    assert cells["step 6"][0].tobytes() == drawn.tobytes()
 
 
 def test_sigterm_finishes_the_step_and_saves(config):

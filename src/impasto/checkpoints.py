@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from impasto import adapters, families
+from impasto import adapters, families, running
 from impasto.adapters import text
 from impasto.config import TrainConfig, check_keys
 from impasto.data import captions, items
@@ -57,12 +57,20 @@ def checkpoint_sheet(
         raise UserError(f"--out {str(out)!r} is no name for a picture: give one such as sheet.png")
     writable_folder(out.parent, out)
     family = families.load(config.base, device=device, precision=precision, components=config.components)
-    named = text.add(config, family)
-    clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
-    add = adapters.adapter(config.adapter)
-    named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
-    pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
+    kind = config.quantize if config.quantize != "auto" else "none"
+    running.check_quantized(kind, family.device)
+    with running.in_main_memory(family):
+        named = text.add(config, family)
+        clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
+        if kind != "none":  # as it was trained
+            running.quantize(family.denoiser, kind, family.dtype)
+        add = adapters.adapter(config.adapter)
+        named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+        for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision
+            p.data = p.data.to(family.dtype)
+        pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
     known, sampling = encoder(family, pipe), Sampling(steps=steps, size=config.size).on(family)
+    running.settle(pipe, family, (sampling.batch or 1) * config.size**2)
 
     @torch.no_grad()
     def encode(prompt: str) -> Condition:

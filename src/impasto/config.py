@@ -362,6 +362,8 @@ class GenerateConfig:
     """Factor on its keys; below 1 for pictures that the base knows by heart."""
     aligned_adain: tuple[str, ...] = ("queries", "keys")
     """What takes its statistics: queries, keys, values."""
+    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
+    """The base in fewer bits: for a device that does not hold it, or to draw as a style was trained."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     precision: str = "auto"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import impasto
-from impasto import families
+from impasto import families, running
 from impasto.adapters.io import load_style, style_file, style_hash
 from impasto.adapters.metadata import quantized_base
 from impasto.config import GenerateConfig
@@ -82,12 +82,14 @@ def generate(
     precision: str = "auto",
     components: Path | None = None,
     switch: PromptSwitch | None = None,
+    quantize: str = "none",
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
     styles: style folders or files, each with an optional strength, "runs/neon:0.8". switch: to another prompt at a
     log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`; with
-    styles, it is inverted by the base that has them. Everything that can be wrong is found before this returns
+    styles, it is inverted by the base that has them. quantize: the base in fewer bits, as `TrainConfig.quantize` has it
+    but for "auto". Everything that can be wrong is found before this returns
     (UserError); the pictures are drawn as they are asked for.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
@@ -96,15 +98,21 @@ def generate(
     kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
-    pipe = family.pipeline(**({family.part: family.denoiser} if aligned else {}))  # the reference is inverted by it
+    running.check_quantized(quantize, family.device)
+    with running.in_main_memory(family):
+        parts = {family.part: family.denoiser} if aligned or quantize != "none" else {}  # aligned: it inverts as well
+        if quantize != "none":
+            running.quantize(family.denoiser, quantize, family.dtype)
+        pipe = family.pipeline(**parts)
     check_size(sampling.size, family.unit)
     extra: dict[str, Any] = {}
     for (path, strength), kind in zip(chosen, kinds, strict=True):
         extra |= load_style(pipe, path, strength)
-        if kind:
+        if kind and kind != quantize:
+            here = family.precision if quantize == "none" else quantize
             warnings.warn(
-                f"style {str(path)!r} was trained on the base in {kind} and is drawn here on the base in "
-                f"{family.precision}: pictures may differ from its previews; a strength below 1 may help, "
+                f"style {str(path)!r} was trained on the base in {kind} and is drawn here on the base in {here}: "
+                f"pictures may differ from its previews; --quantize {kind} draws on the same, and a strength below 1 may help, "
                 f"--style {path}:0.8",
                 stacklevel=2,
             )
@@ -112,14 +120,17 @@ def generate(
         if aligned:
             raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
         style_guidance.check(sampling.style_guidance, getattr(pipe, family.part))
+    assert sampling.batch is not None and sampling.size is not None
+    running.settle(pipe, family, sampling.batch * sampling.size**2)
     about = {
         "base": base,
         "base_hash": family.hash,
+        **({} if quantize == "none" else {"quantize": quantize}),
         "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in chosen],
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe)
-    assert sampling.steps is not None and sampling.size is not None
+    assert sampling.steps is not None
     if switch is not None:
         switch = switch.on(grid(family, sampling.steps, sampling.size))
     reference = Reference(aligned, family, encode, sampling.steps, sampling.size) if aligned else None
@@ -250,9 +261,8 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     prompts = list(config.prompt)
     if config.prompts is not None:
         try:
-            prompts += [
-                line.strip() for line in config.prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            ]
+            lines = config.prompts.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028 and the like
+            prompts += [line.strip() for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
     prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]
@@ -305,6 +315,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         precision=config.precision,
         components=config.components,
         switch=switch,
+        quantize=config.quantize,
     )
     total, files, told = len(prompts) * config.count, [], {}
     for i, (image, info) in enumerate(pictures):

@@ -11,6 +11,8 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
                   LoRA as the adapter, n 34 T D L of activations (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2
                   without the attention matrix, which is not kept)
     prior         with --prior-weight n counts its pictures as well: both passes are held until the backward one
+    shards        of a base sharded over W processes each has 1 / W of its blocks' weights, and two blocks whole
+    offload       two blocks' linear layers, and everything that is none
     overhead      1.5 GB (context, workspaces, the allocator's gaps) + 3 % of the rest
     time          n (2 F_lin + 3.5 F_att + s (F_lin + F_att)) / (.5 peak): F_lin = 2 sum of weights x tokens, F_att =
                   4 T^2 D L forward; backward costs as much again (attention 2.5 times), as frozen weights need no
@@ -26,7 +28,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -
     """Size of training `model` (on any device, also meta) as `config` says. family: kinds and modules only."""
     from impasto.adapters.lora import endings
 
-    names = endings(SimpleNamespace(denoiser=model, kinds=family.kinds, modules=family.modules), config.targets)  # type: ignore[arg-type]
+    names = endings(family, config.targets, model)
     side = config.size // vae_factor
     linear, trained, in_blocks = 0.0, 0, 0
     unet = hasattr(model, "down_blocks")
@@ -228,18 +229,30 @@ def unet_blocks(config: Mapping[str, Any], side: int) -> tuple[int, float, float
     return blocks, activations, inputs, attention
 
 
-def memory(size: Size, config: TrainConfig, running: Running, precision: str = "bf16") -> float:
+def memory(size: Size, config: TrainConfig, running: Running, precision: str = "bf16", shards: int = 1) -> float:
     """Bytes at the peak of a step, by the module's formulas."""
     unit, s = (1.0 if precision == "bf16" else 2.0), running.checkpointing
     rest = (size.weights - size.block_weights) * 2 * unit
     blocks = size.block_weights * 2 * unit * (FACTOR[running.quantize] / (unit if running.quantize != "none" else 1))
-    if running.offload:
-        rest, blocks = 0.0, 2 * blocks / size.blocks
+    if running.offload or shards > 1:
+        blocks = (0.0 if running.offload else blocks / shards) + 2 * blocks / size.blocks
     per_weight = 12 + optimizers.choice(config.optimizer).state_bytes + (4 if config.ema else 0)
     kept = (1 - s) * size.activations + s * size.inputs + (size.activations / size.blocks if s else 0)
     activations = (config.batch + prior_pictures(config)) * kept + config.batch * size.clip_activations
     rest += size.clip_weights * 2 * unit
     return 1.03 * (rest + blocks + size.adapter * per_weight + unit * activations) + 1.5 * GB
+
+
+def drawing(parts: Sequence[int], pixels: int, free: float) -> str:
+    """How a pipeline of parts of so many bytes draws `pixels` at once with `free` bytes: "whole" on the device, "by
+    part" as they are used, or "by layer".
+
+    Beside the weights 1.5 GB, and 3 KB a pixel for the autoencoder's layers, which are the largest and come when all
+    is there; a part by itself at the denoiser's turn takes 1 KB a pixel.
+    """
+    if sum(parts) + 1.5 * GB + 3e3 * pixels <= SPARE * free:
+        return "whole"
+    return "by part" if max(parts) + 1.5 * GB + 1e3 * pixels <= SPARE * free else "by layer"
 
 
 def prior_pictures(config: TrainConfig) -> int:
@@ -248,7 +261,8 @@ def prior_pictures(config: TrainConfig) -> int:
 
 
 def seconds(size: Size, config: TrainConfig, running: Running, of: Device) -> float | None:
-    """Seconds of an optimiser step, None on a device that is not known. Offloading adds the way over PCIe (20 GB/s)."""
+    """Seconds of an optimiser step, None on a device that is not known. Offloading adds the way over PCIe (20 GB/s),
+    there and back."""
     if of.peak is None:
         return None
     s, n, prior, dco = running.checkpointing, config.batch, prior_pictures(config), config.objective == "dco"
@@ -256,26 +270,29 @@ def seconds(size: Size, config: TrainConfig, running: Running, of: Device) -> fl
     flop = (n + prior) * (2 * size.linear + 3.5 * size.attention + s * forward) + n * 2 * size.clip_flop
     flop += (prior + n * dco) * forward
     passes = (1 + s) * (1 + (prior > 0)) + (prior > 0) + dco
-    moved = passes * 2 * size.block_weights / 20e9 if running.offload else 0.0
+    moved = passes * 2 * 2 * size.block_weights / 20e9 if running.offload else 0.0
     return config.accumulate * (flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved)
 
 
-def candidates(config: TrainConfig, of: Device) -> list[Running]:
+def candidates(config: TrainConfig, of: Device, shards: int = 1) -> list[Running]:
     """What may be chosen, best first: the base as it is before a quantised one, that before one that is fetched over
-    and over; within each the fewest blocks computed again. What a flag says is not varied."""
+    and over; within each the fewest blocks computed again. What a flag says is not varied; a base that is sharded
+    stays as it is."""
     fp8 = of.kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
     known = ["fp8" if fp8 else "int8"] * bool(find_spec("torchao")) + ["nf4"] * bool(find_spec("bitsandbytes"))
-    kinds = ["none", *known] if config.quantize == "auto" else [config.quantize]
+    kinds = ["none", *(known if shards == 1 else [])] if config.quantize == "auto" else [config.quantize]
     shares = SHARES if config.checkpointing is None else (config.checkpointing,)
     found = [Running(share, quantize=kind) for kind in kinds for share in shares] if config.offload != "on" else []
-    if config.offload != "off" and config.quantize in ("auto", "none") and config.checkpointing in (None, 1.0):
+    may = config.offload != "off" and shards == 1
+    if may and config.quantize in ("auto", "none") and config.checkpointing in (None, 1.0):
         found.append(Running(1.0, offload=True))
     return [replace(running, attention=config.attention) for running in found]
 
 
-def choose(config: TrainConfig, of: Device, size: Size | None, precision: str) -> Running:
-    """How to run on a device. size: None when the base is not here. Raises UserError where a flag cannot be had."""
-    check(config, of.kind)
+def choose(config: TrainConfig, of: Device, size: Size | None, precision: str, shards: int = 1) -> Running:
+    """How to run on a device. size: None when the base is not here. shards: over how many processes the base is
+    sharded. Raises UserError where a flag cannot be had."""
+    check(config, of.kind, shards)
     asked = Running(
         config.checkpointing or 0.0,
         config.compile == "on",
@@ -288,14 +305,16 @@ def choose(config: TrainConfig, of: Device, size: Size | None, precision: str) -
     if of.free is None or size is None:
         why = f"on {of.kind} nothing is traded for memory" if of.free is None else "the base is not here yet"
         return replace(asked, why=(f"{why}: only what the flags say",))
-    options = candidates(config, of)
-    fitting = [running for running in options if memory(size, config, running, precision) <= SPARE * of.free]
-    best = fitting[0] if fitting else options[-1]
-    need, room = memory(size, config, best, precision) / GB, of.free / GB
-    why = [f"{called(best)}: about {need:.0f} of {room:.0f} GB ({of.name})"]
+    options = candidates(config, of, shards)
+    needs = [memory(size, config, running, precision, shards) for running in options]
+    fitting = [i for i, need in enumerate(needs) if need <= SPARE * of.free]
+    chosen = fitting[0] if fitting else len(options) - 1
+    best, room = options[chosen], of.free / GB
+    split = f", sharded over {shards} processes" if shards > 1 else ""
+    why = [f"{called(best)}{split}: about {needs[chosen] / GB:.0f} of {room:.0f} GB ({of.name})"]
     plain = options[0]
     if best != plain:
-        why.append(f"{called(plain)} would take about {memory(size, config, plain, precision) / GB:.0f} GB")
+        why.append(f"{called(plain)} would take about {needs[0] / GB:.0f} GB")
     if not fitting:
         why.append("that does not fit by the estimate: a smaller --size or --batch would")
     step = seconds(size, config, best, of)
@@ -318,7 +337,7 @@ def called(running: Running) -> str:
     return ", ".join([*parts, *(["the base in main memory"] if running.offload else [])])
 
 
-def plan(config: TrainConfig, family: Family | None, name: str, precision: str) -> Running:
+def plan(config: TrainConfig, family: Family | None, name: str, precision: str, shards: int = 1) -> Running:
     """`choose` for the device called `name`; the base's size is looked at only where it can matter."""
     of = device(name)
     size = None
@@ -327,7 +346,7 @@ def plan(config: TrainConfig, family: Family | None, name: str, precision: str) 
         size = size_of(skeleton(family), family, config, factor)
         if config.text_encoder_lora:
             size = with_clips(size, clip_skeletons(family), config)
-    return choose(config, of, size, precision)
+    return choose(config, of, size, precision, shards)
 
 
 def advice(config: TrainConfig, running: Running) -> str:

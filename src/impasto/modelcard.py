@@ -1,12 +1,14 @@
 """The model card of a style: what the Hub and the tools read at the top, how to use it, how it was trained."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
+from impasto.adapters.metadata import About
 from impasto.config import TrainConfig
 from impasto.families import mini, pipeline_class
 from impasto.families.base import Family
@@ -29,16 +31,16 @@ In plain diffusers:
 import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{folder}")
+pipe = DiffusionPipeline.from_pretrained("{folder}"{precision})
 pipe.load_lora_weights("{path}", weight_name="{weights}")
-image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
+{device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
 The same picture from the command line:
 
 ```
-impasto generate --base {base}{components} --style {path} --prompt {prompt} --seed 0 --out pictures
+impasto generate --base {base}{components} --style {path} --prompt {prompt}{size_flag} --seed 0 --out pictures
 ```
 
 A strength below 1 keeps more of the base: `--style {path}:0.7`, or `pipe.set_adapters(..., 0.7)`.
@@ -66,6 +68,10 @@ TAGS = {
 }
 """What diffusers' own training scripts tag their cards with."""
 
+BESIDE_T5 = ("flux", "sd3")
+"""Architectures whose whole pipeline is large in bf16: 16 GB (SD3.5 medium) to 34 GB (FLUX.1), 9.5 GB of them T5. SDXL
+has 7 GB, SD1.5 2 GB."""
+
 MADE_TEXT = """---
 {front}
 ---
@@ -74,14 +80,41 @@ MADE_TEXT = """---
 {how}
 
 ```python
+import torch
 from diffusers import {opener}
 
 pipe = {opener}.{opening}
 pipe.load_lora_weights("{path}", weight_name="{weights}")
+{device}image = pipe({prompt}{sides}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
-or `impasto generate --base {shell_base} --style {path} --prompt ...`
+or `impasto generate --base {shell_base} --style {path} --prompt ...{size_flag}`
 """
+
+
+def placing(architecture: str, embedded: bool) -> tuple[str, str]:
+    """What the card's code says of precision and device: (an argument of the opening, a line after the loading).
+
+    Embedded bases stay in float32 on the CPU. All others are bf16 on CUDA as a whole, those BESIDE_T5 part by part.
+    """
+    if embedded:
+        return "", ""
+    line = 'pipe.to("cuda")\n'
+    if architecture in BESIDE_T5:
+        line = 'pipe.enable_model_cpu_offload()  # pipe.to("cuda") is faster where the GPU holds all of it\n'
+    return ", torch_dtype=torch.bfloat16", line
+
+
+def size_flag(size: int | None, known: Mapping[str, Any]) -> str:
+    """What `impasto generate` must be told to draw at `size`: nothing where that is the base's own. known: its card."""
+    return f" --size {size}" if size and size != known.get("size") else ""
+
+
+def trained_size(told: About) -> int | None:
+    """The size in pixels that a style says it was trained at, square; None when it says none."""
+    stated = told.metadata.get("ss_resolution") or told.metadata.get("modelspec.resolution") or ""
+    sides = {int(side) for side in re.findall(r"\d+", stated)}
+    return told.recipe.get("size") or (sides.pop() if len(sides) == 1 else None)
 
 
 def front_matter(
@@ -117,8 +150,14 @@ def made_card(
     known: Mapping[str, Any],
     architecture: str,
     trigger: str | None,
+    size: int | None = None,
 ) -> str:
-    """The card of a style that was imported, merged or resized. how: one sentence on where it comes from."""
+    """The card of a style that was imported, merged or resized. how: one sentence on where it comes from.
+
+    size: what it was trained at, see `trained_size`; the base's own when not given.
+    """
+    precision, device = placing(architecture, base in mini.names() or bool(known.get("embedded")))
+    size = size or known.get("size")
     opener, method, where = "DiffusionPipeline", "from_pretrained", base or "its base model"
     if base in mini.names():
         where = str(mini.ensure(base))
@@ -129,7 +168,11 @@ def made_card(
         name=name,
         how=how,
         opener=opener,
-        opening=f"{method}({json.dumps(where, ensure_ascii=False)})",
+        opening=f"{method}({json.dumps(where, ensure_ascii=False)}{precision})",
+        device=device,
+        prompt=json.dumps(trigger or "...", ensure_ascii=False),
+        sides=f", height={size}, width={size}" if size else "",
+        size_flag=size_flag(size, known),
         shell_base=base or "BASE",
         path=path,
         weights=WEIGHTS,
@@ -140,6 +183,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     """Write `README.md` into the style folder. previews: files in it, by their names."""
     prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
+    precision, device = placing(architecture, bool(family.card.get("embedded")))
     widget = [(prompt, name) for name in previews]
     text = TEXT.format(
         front=front_matter(config.base, family.card, architecture, config.caption[0], widget),
@@ -155,7 +199,10 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         prompt=json.dumps(prompt, ensure_ascii=False),
         steps=family.card["generate"]["steps"],
         guidance=family.card["generate"]["guidance"],
-        size=family.card["size"],
+        size=config.size,
+        size_flag=size_flag(config.size, family.card),
+        precision=precision,
+        device=device,
         padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
         captions="; ".join(json.dumps(caption, ensure_ascii=False) for caption in config.caption),
         noise=config.noise,

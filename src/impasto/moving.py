@@ -77,6 +77,11 @@ class Moving:
         row: dict[str, Any] = {"lr": rate, "grad_norm": norm}
         return row | {"unchanged": self.unchanged(step)} if step == self.check_at and self.start else row
 
+    def finite(self) -> bool:
+        """Whether every weight is a number, and none so large that their norm is none: what would be saved."""
+        norms: Any = torch._foreach_norm([p.detach() for p in self.parameters])
+        return math.isfinite(torch.stack(norms).sum().item())
+
     def unchanged(self, step: int) -> dict[str, float]:
         """Per group of weights ("to_q.lora_A": that half of all layers so called) the share that is as it began.
 

@@ -29,7 +29,11 @@ class Team:
 
     def shard(self, model: Any, adapter: Mapping[str, nn.Parameter]) -> None:
         """With `accelerate launch --use_fsdp`: every process keeps 1 / W of each block's frozen weights and gathers the
-        others' when the block computes (torch's `fully_shard`). The adapter stays whole everywhere."""
+        others' when the block computes (torch's `fully_shard`). The adapter stays whole everywhere.
+
+        `model` lies in main memory: block by block it goes to the device, of which it never takes more than its share
+        and one block; what belongs to no block follows last.
+        """
         if not self.shards:
             return
         from torch.distributed.device_mesh import init_device_mesh
@@ -39,6 +43,10 @@ class Team:
         for block in repeated(model):
             if any(not p.requires_grad for p in block.parameters()):
                 fully_shard(block, mesh=mesh, ignored_params=set(adapter.values()))
+        device = torch.device(str(self.state.device))
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.device.type != device.type:
+                tensor.data = tensor.data.to(device)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every process has the mean of all gradients; a weight without one in one process has none in any."""

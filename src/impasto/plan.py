@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,12 +90,12 @@ def data_lines(data: dict[str, Any]) -> str:
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
-    """Every setting as it will be used, the pictures, and the noise levels; no model is loaded, and nothing written but
-    the cache of what pictures are like. Raises UserError."""
+    """Every setting as it will be used, the pictures, and the noise levels; no weights are read, and nothing is written
+    but the caches of configurations and of what pictures are like. Raises UserError."""
     from impasto import adapters, families, memory, objectives, optimizers
     from impasto.config import check_ranges
     from impasto.data import advice, items
-    from impasto.runfolder import check_out
+    from impasto.runfolder import check_out, check_recipe, going_on
 
     check_ranges(config)
     check_out(config)
@@ -105,20 +105,35 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     device, precision = families.place(config.device, config.precision)
     found = items.read(config, families.card(config.base))
     data = items.summary(found) | {"advice": advice.advise(found, config)}
-    here = Path(config.base).is_dir() or config.base in families.embedded()
-    family = families.load(config.base, device="cpu", precision="fp32") if here else None
+    family = families.outline(config.base, config.components)
+    if family is not None:
+        check_base(config, family)
+    config = going_on(config)
     running = memory.plan(config, family, device, precision)
+    check_recipe(replace(config, quantize=running.quantize, precision=precision), items.hashes(found))
     settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
     settings |= {"checkpointing": running.checkpointing, "quantize": running.quantize}
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
-    levels = within(noise_law(config), families.schedule(config.base))
+    schedule = families.schedule(config.base) if family is None else family.schedule
+    levels = within(noise_law(config), schedule)
     offset.warn(config.offset_noise, levels, positions(config.size, family))
     result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
     result |= {"running": "; ".join(running.why)}
     if weighting := effective(config, family, levels):
         result["noise_times_weighting"] = weighting
     return result
+
+
+def check_base(config: TrainConfig, family: Family) -> None:
+    """What can be said of settings on a base before its weights are read. Raises UserError on a size and on targets
+    that it does not have."""
+    from impasto.adapters import lora
+    from impasto.generate import check_size
+    from impasto.memory import skeleton
+
+    check_size(config.size, family.unit)
+    lora.endings(family, config.targets, skeleton(family))
 
 
 def positions(size: int, family: Family | None) -> int:

@@ -1,5 +1,7 @@
 """Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,15 +28,29 @@ class Previews:
         if not self.prompts:
             return []
         encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
-        with torch.no_grad():
-            conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
         pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
         style = {"path": str(self.config.out), "strength": 1.0, "hash": None, "step": step}
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
-            names.append(f"previews/step-{step:06d}-{i}.png")
-            save_png(image, info, self.config.out / names[-1])
+        with torch.no_grad(), as_loaded(self.family):
+            conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
+            for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
+                names.append(f"previews/step-{step:06d}-{i}.png")
+                save_png(image, info, self.config.out / names[-1])
         return names
+
+
+@contextmanager
+def as_loaded(family: Family) -> Iterator[None]:
+    """The adapters in the precision in which diffusers loads them, which is the base's: what `generate` will draw."""
+    models = [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
+    moved = [(p, p.data) for model in models for p in model.parameters() if p.requires_grad]
+    try:
+        for p, data in moved:
+            p.data = data.to(family.dtype)
+        yield
+    finally:
+        for p, data in moved:
+            p.data = data

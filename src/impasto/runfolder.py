@@ -4,7 +4,8 @@
     metrics.jsonl   one row per optimiser step; tensorboard/ the same for those who like curves
     state/          step-000050.safetensors (adapter, optimiser, average) and, written last, step-000050.json
 
-No pickles anywhere. A state counts when its JSON is there and names the sha256 of its tensors.
+No pickles anywhere. A state counts when its JSON is there and names the sha256 of its tensors. state/.lock is held
+while a process trains here.
 """
 
 import hashlib
@@ -14,10 +15,13 @@ import os
 import re
 import tempfile
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from impasto.adapters.io import WEIGHTS
 from impasto.config import FREE, TrainConfig, as_dict
@@ -28,6 +32,8 @@ from impasto.paths import atomic
 def check_out(config: TrainConfig) -> None:
     """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew."""
     out = config.out.resolve()
+    if any(place.is_file() for place in (out, *out.parents)):
+        raise UserError(f"--out {str(config.out)!r} is a file, or lies in one: give a folder")
     others = [name for name in (WEIGHTS, "README.md", "reference.png") if (out / name).exists()]
     if others and not (out / "recipe.toml").exists():
         raise UserError(
@@ -57,16 +63,26 @@ class RunFolder:
     def __init__(self, config: TrainConfig, inputs: Mapping[str, Any], main: bool = True) -> None:
         self.path, self.keep, self.tensorboard = config.out, config.keep, config.tensorboard
         self.state, self.main, self.metrics, self.board, self.wandb = self.path / "state", main, None, None, None
-        self.config = config
+        self.config, self.lock = config, None
         if not main:
             return
+        recipe = recipe_text(config, inputs)
+        check_recipe(config, inputs)
         writable_folder(self.state, self.path)
-        refuse_change(self.path / "recipe.toml", config, inputs)
+        self.lock = FileLock(self.state / ".lock", timeout=0)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            told = f"another process trains in {str(self.path)!r}: wait for it, or use another --out"
+            raise UserError(told) from None
         with atomic(self.path / "recipe.toml") as file:
-            file.write_text(recipe_text(config, inputs))
+            file.write_text(recipe, encoding="utf-8")
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """The last good state as (step, tensors), (0, {}) when there is none; metrics.jsonl is cut back to it."""
+        """The last good state as (step, tensors), (0, {}) when there is none; metrics.jsonl is cut back to it.
+
+        Warns where metrics.jsonl has lost rows of before.
+        """
         step, offset, tensors = 0, 0, {}
         for file in sorted(self.state.glob("step-*.json"), reverse=True):
             if found := read_state(file):
@@ -74,7 +90,10 @@ class RunFolder:
                 break
         if self.main:
             self.metrics = (self.path / "metrics.jsonl").open("ab")
-            self.metrics.truncate(offset)
+            if (there := self.metrics.tell()) < offset:
+                lost = f"{str(self.path)!r} has lost rows of its metrics.jsonl: the curves of its report have a gap"
+                warnings.warn(lost, stacklevel=2)
+            self.metrics.truncate(min(offset, there))
             self.board = self.new_board(step) if self.tensorboard else None
             self.wandb = self.new_wandb() if self.config.wandb else None
         return step, tensors
@@ -107,6 +126,8 @@ class RunFolder:
             self.wandb.log(values, step=row["step"])
 
     def close(self) -> None:
+        if self.lock:
+            self.lock.release()
         if self.metrics:
             self.metrics.close()
         if self.board:
@@ -132,6 +153,13 @@ class RunFolder:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
 
+    def drop(self, step: int) -> None:
+        """Take back the state of `step`, if there is one and an older one beside it."""
+        states = sorted(self.state.glob("step-*.json"))
+        if self.main and len(states) > 1 and states[-1].stem == f"step-{step:06d}":
+            states[-1].unlink()
+            states[-1].with_suffix(".safetensors").unlink(missing_ok=True)
+
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
@@ -144,9 +172,10 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     try:
         info = json.loads(file.read_text())
         data = file.with_suffix(".safetensors").read_bytes()
-    except (OSError, ValueError):
+        good = hashlib.sha256(data).hexdigest() == info["sha256"] and info["step"] >= 0 and info["metrics_bytes"] >= 0
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (info, load(data)) if hashlib.sha256(data).hexdigest() == info["sha256"] else None
+    return (info, load(data)) if good else None
 
 
 def saved_states(folder: Path) -> dict[int, Path]:
@@ -157,8 +186,8 @@ def saved_states(folder: Path) -> dict[int, Path]:
         try:
             info = json.loads(file.read_text())
             with tensors.open("rb") as stream:
-                good = hashlib.file_digest(stream, "sha256").hexdigest() == info["sha256"]
-        except (OSError, ValueError):
+                good = hashlib.file_digest(stream, "sha256").hexdigest() == info["sha256"] and info["step"] >= 0
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if good:
             found[info["step"]] = tensors
@@ -198,23 +227,42 @@ def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite."""
+    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite, and for DEL. Raises UserError
+    where a text cannot be written: a file name that is no UTF-8."""
     endless = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if endless else json.dumps(value, ensure_ascii=False)
-
-
-def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> None:
-    """Raise UserError, the difference shown, when `file` belongs to a run with other settings or inputs.
-
-    A run that never came to a saved state binds nobody: what stopped it may be what is being changed.
-    """
-    saved = [*file.parent.glob("state/*.json"), *file.parent.glob("*.safetensors")]
-    if not file.exists() or not saved:
-        return
+    told = str(value) if endless else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     try:
-        before = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError:
+        told.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{told.encode(errors='replace').decode()} is no UTF-8: give it another name") from None
+    return told
+
+
+def earlier(out: Path) -> dict[str, Any] | None:
+    """What recipe.toml says of a run in `out` that came to a saved state, else None: such a run binds nobody, as what
+    stopped it may be what is being changed. Raises UserError where the file is damaged."""
+    file = out / "recipe.toml"
+    if not file.exists() or not [*out.glob("state/*.json"), *out.glob("*.safetensors")]:
+        return None
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise UserError(f"{file} is damaged: use another --out, or remove that folder") from None
+
+
+def going_on(config: TrainConfig) -> TrainConfig:
+    """The config with the run's own `quantize` where a run in `config.out` is gone on with and that is "auto": what it
+    came to depends on the memory that was free, and it is part of what is learnt."""
+    before = earlier(config.out) if config.quantize == "auto" else None
+    return replace(config, quantize=before.get("quantize", "none")) if before else config
+
+
+def check_recipe(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
+    """Raise UserError, the difference shown, when `config.out` holds a run with other settings, or other inputs, as far
+    as these are given."""
+    before = earlier(config.out)
+    if before is None:
+        return
     about = before.pop("impasto", {})
     older = as_dict(TrainConfig(quantize="none"))  # what a run did whose recipe does not know a key yet
     before, now = older | before, as_dict(config)
@@ -223,12 +271,12 @@ def refuse_change(file: Path, config: TrainConfig, inputs: Mapping[str, Any]) ->
     keys = sorted((now.keys() | before.keys()) - set(FREE))
     changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256", "data_sha256"):
-        if about.get(key) != inputs[key]:
+        if key in inputs and about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
-    if about.get("processes", 1) != inputs.get("processes", 1):
+    if "processes" in inputs and about.get("processes", 1) != inputs["processes"]:
         changes.append(f"processes: {about.get('processes', 1)} -> {inputs.get('processes', 1)}")
     if changes:
-        raise UserError(f"{file.parent} holds a run with other settings ({'; '.join(changes)}): use another --out")
+        raise UserError(f"{config.out} holds a run with other settings ({'; '.join(changes)}): use another --out")
 
 
 def short(value: Any) -> Any:

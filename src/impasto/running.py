@@ -1,7 +1,8 @@
 """How the denoiser is run: what trades time for memory, or memory for time. All but `quantize` leave the result alone.
 
     quantize       the frozen base in 8 or 4 bits: nf4 (bitsandbytes), int8 and fp8 (torchao, weights only)
-    offload        the frozen base in main memory, each layer fetched when it computes (diffusers' group offloading)
+    offload        the linear layers of the frozen base's blocks in main memory, each fetched when it computes
+                   (diffusers' group offloading)
     checkpointing  a share of the blocks keeps only its input and is computed again in the backward pass
     compile        the repeated blocks by torch.compile, each kind once
     attention      another of diffusers' attention backends
@@ -13,7 +14,9 @@ nothing of it, and late `--targets` (transformer_blocks.20.attn.to_q) are cheap 
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -46,14 +49,13 @@ class Running:
     why: tuple[str, ...] = ()
 
 
-def check(config: TrainConfig, device: str) -> None:
-    """Raise UserError where a flag cannot be had on `device`, with the reason."""
+def check(config: TrainConfig, device: str, shards: int = 1) -> None:
+    """Raise UserError where a flag cannot be had on `device`, or with a base sharded over so many processes."""
     kind = device.split(":")[0]
-    if config.quantize not in ("auto", "none"):
-        package = QUANTIZED[config.quantize][0]
-        extra(package, "quant", f"--quantize {config.quantize}")
-        if kind == "mps":
-            raise UserError(f"--quantize {config.quantize} does not run on mps: {package} has no kernels for it")
+    if shards > 1 and (config.offload == "on" or config.quantize not in ("auto", "none")):
+        flag = "--offload on" if config.offload == "on" else f"--quantize {config.quantize}"
+        raise UserError(f"{flag} does not work with a base sharded over processes: leave one of them out")
+    check_quantized(config.quantize, device)
     if config.offload == "on" and kind != "cuda":
         raise UserError(f"--offload on is for CUDA: on {kind} the base lies in main memory already")
     if config.offload == "on" and config.checkpointing not in (None, 1.0):
@@ -66,6 +68,16 @@ def check(config: TrainConfig, device: str) -> None:
         raise UserError(f"--attention {config.attention} has no backward pass: it is for drawing, not for training")
 
 
+def check_quantized(kind: str, device: str) -> None:
+    """Raise UserError where a base cannot be had in fewer bits: the package is missing, or has nothing for `device`."""
+    if kind in ("auto", "none"):
+        return
+    package = QUANTIZED[kind][0]
+    extra(package, "quant", f"--quantize {kind}")
+    if device.startswith("mps"):
+        raise UserError(f"--quantize {kind} does not run on mps: {package} has no kernels for it")
+
+
 def no_compiler(device: str) -> str | None:
     """Why torch.compile cannot work on a device, None when it can."""
     if device == "cuda":
@@ -75,9 +87,10 @@ def no_compiler(device: str) -> str | None:
     return None if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "there is no C++ compiler"
 
 
-def place(running: Running, family: Family) -> None:
-    """Before an adapter is added: the base, quantised on the way to the device, or kept off it."""
-    if running.quantize == "none" and not running.offload:
+def place(running: Running, family: Family, sharded: bool = False) -> None:
+    """Before an adapter is added: the base, quantised on the way to the device, or kept off it; one that will be
+    sharded (`parallel.Team.shard`) stays in main memory."""
+    if running.quantize == "none" and not running.offload and not sharded:
         return
     model = load_on(family, "cpu")
     if running.quantize != "none":
@@ -94,20 +107,61 @@ def start(running: Running, family: Family, adapter: dict[str, nn.Parameter]) ->
     if running.attention != "auto":
         attention(family.denoiser, running.attention)
     if running.checkpointing:
-        checkpoint(family.denoiser, running.checkpointing)
+        checkpoint(family.denoiser, running.checkpointing, whole=running.offload)
     if running.compile:
         compile_blocks(family.denoiser)
 
 
 def load_on(family: Family, device: str) -> Any:
     """The denoiser, read onto `device` when it was not read yet."""
-    if "denoiser" in vars(family):
+    with placed(family, device):
         return family.denoiser
+
+
+@contextmanager
+def placed(family: Family, device: str) -> Iterator[None]:
+    """What is read of the base in here lies on `device`."""
     own, family.device = family.device, device
     try:
-        return family.denoiser
+        yield
     finally:
         family.device = own
+
+
+def in_main_memory(family: Family) -> AbstractContextManager[None]:
+    """Where a GPU will draw, what is read in here waits in main memory for `settle`; elsewhere it lies where it is
+    used."""
+    return placed(family, "cpu") if family.device.startswith("cuda") else nullcontext()
+
+
+def settle(pipe: Any, family: Family, pixels: int) -> None:
+    """Put a whole pipeline, styles and all, where it will draw so many pixels at once: on the GPU if it holds it; else
+    part by part as they are used, or layer by layer, which a warning says. See `memory.drawing`."""
+    from impasto import memory
+
+    if not family.device.startswith("cuda"):
+        return
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    sizes = [sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for part in parts]
+    free = torch.cuda.mem_get_info(family.device)[0]
+    spread(pipe, family.device, how := memory.drawing(sizes, pixels, free))
+    if how != "whole":
+        warnings.warn(
+            f"the base takes {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: it goes through the device "
+            f"{how[3:]} by {how[3:]}, which is slower; --quantize int8 or nf4 makes it smaller",
+            stacklevel=3,
+        )
+
+
+def spread(pipe: Any, device: str, how: str) -> None:
+    """how: "whole", "by part" (diffusers' model offloading) or "by layer" (its group offloading)."""
+    with quiet():
+        if how == "whole":
+            pipe.to(device)
+        elif how == "by part":
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.enable_group_offload(torch.device(device), torch.device("cpu"), offload_type="leaf_level")
 
 
 def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
@@ -133,19 +187,33 @@ def in_block(layer: nn.Module, name: str) -> bool:
 
 
 def offload(model: Any, device: str) -> None:
-    """Each layer goes to `device` for its forward pass and back. What a backward pass needs of it is fetched again by
-    the checkpointed forward that precedes that."""
+    """Each linear layer of the blocks goes to `device` for its forward pass and back; everything else stays there.
+
+    A backward pass finds what it needs of them: autograd keeps the transposed weight, a tensor of its own, from the
+    checkpointed forward that precedes that. Norms and convolutions keep the parameter itself, which by then would be
+    back in main memory; they are small.
+    """
+    from diffusers.hooks import apply_group_offloading
+
+    layers = [layer for name, layer in model.named_modules() if in_block(layer, name)]
+    fetched = {id(p) for layer in layers for p in layer.parameters()}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if id(tensor) not in fetched:
+            tensor.data = tensor.data.to(device)
     with quiet():
-        model.enable_group_offload(
-            onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level"
-        )
+        for layer in layers:
+            apply_group_offloading(layer, torch.device(device), torch.device("cpu"), "leaf_level")
 
 
 class Share:
-    """Computes a share of the blocks again in the backward pass, evenly spread over the order of their first call."""
+    """Computes a share of the blocks again in the backward pass, evenly spread over the order of their first call.
 
-    def __init__(self, share: float) -> None:
-        self.share, self.order = share, {}
+    whole: to their end, also where nothing more is needed of it: a layer that is left in the middle of its forward pass
+    would not go back to main memory.
+    """
+
+    def __init__(self, share: float, whole: bool = False) -> None:
+        self.share, self.whole, self.order = share, whole, {}
 
     def chosen(self, i: int) -> bool:
         """Whether block i is: `floor((i + 1) share) > floor(i share)`."""
@@ -155,15 +223,15 @@ class Share:
         from torch.utils.checkpoint import checkpoint
 
         if self.chosen(self.order.setdefault(block, len(self.order))):
-            return checkpoint(block, *args, use_reentrant=False)
+            return checkpoint(block, *args, use_reentrant=False, early_stop=not self.whole)
         return block(*args)
 
 
-def checkpoint(model: Any, share: float) -> None:
+def checkpoint(model: Any, share: float, whole: bool = False) -> None:
     """Gradient checkpointing of a share of the blocks. Raises UserError when the model has none."""
     if not getattr(model, "_supports_gradient_checkpointing", False):
         raise UserError(f"{type(model).__name__} has no gradient checkpointing: --checkpointing 0")
-    model.enable_gradient_checkpointing(Share(share))
+    model.enable_gradient_checkpointing(Share(share, whole))
 
 
 def compile_blocks(model: Any, **options: Any) -> None:

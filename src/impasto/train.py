@@ -37,11 +37,11 @@ from impasto.noise import offset
 from impasto.noise.laws import within
 from impasto.objectives import Objective
 from impasto.parallel import Team
-from impasto.plan import noise_law
+from impasto.plan import check_base, noise_law
 from impasto.preview import Previews
-from impasto.runfolder import RunFolder, check_out
+from impasto.runfolder import RunFolder, check_out, going_on
 from impasto.running import Running, place, start
-from impasto.trouble import interruptible, out_of_memory, told
+from impasto.trouble import interruptible, out_of_memory, saved, told
 
 Progress = Callable[[int, float], None]
 """Called after each step with (step, loss)."""
@@ -63,8 +63,11 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     if config.push_to_hub:
         hub.check_access(config.push_to_hub)
     team = Team(config.device)
-    if team.shards and config.preview:
-        raise UserError("a base sharded over processes draws no previews: --no-preview, and `impasto generate` later")
+    if team.shards and (config.preview or config.prior_weight):
+        what, instead = "previews", "--no-preview, and `impasto generate` later"
+        if not config.preview:
+            what, instead = "prior", "--prior-weight 0"
+        raise UserError(f"a base sharded over processes draws no {what}: {instead}")
     items = data.read(config, families.card(config.base), preparing)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
@@ -76,8 +79,11 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
             config.base, device=config.device, precision=config.precision, components=config.components
         )
         text.check(config, family, team.shards)
+        check_base(config, family)
         levels = within(levels, family.schedule)
-    running = team.first(memory.plan(config, family, family.device, family.precision))  # its GPU's memory decides
+    config, shards = going_on(config), team.size if team.shards else 1
+    running = memory.plan(config, family, family.device, family.precision, shards)
+    running = team.first(running)  # its GPU's memory decides
     with team.state.main_process_first():
         config = replace(config, quantize=running.quantize, precision=family.precision)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
@@ -86,7 +92,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     try:
         with told(config.out, memory.advice(config, running)):
             if done < config.steps or not (config.out / WEIGHTS).is_file():
-                objective = objectives.build(resolved, family)
+                objectives.read(resolved, family)
                 previews = Previews(family, resolved)
                 prepared = prepare_items(
                     family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
@@ -95,7 +101,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
                 text_lora = text.add(config, family)
-                place(running, family)
+                place(running, family, sharded=team.shards)
+                objective = objectives.build(resolved, family)
                 named = add_adapter(
                     family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed
                 )
@@ -153,9 +160,11 @@ def loop(
             row = dict(zip(row, values, strict=True))
             team.average_gradients(moving.parameters)
             row |= moving.step(step) if math.isfinite(row["loss"]) else {"grad_norm": math.nan}
-            if not math.isfinite(row["grad_norm"]):
+            if not (math.isfinite(row["grad_norm"]) and moving.finite()):
+                run.drop(step - 1)  # what the weights of that state come to is no number
+                what = "adapter" if math.isfinite(row["grad_norm"]) else "loss"
                 raise UserError(
-                    f"the loss is not a number any more at step {step}: stopped, the last good state stays in "
+                    f"the {what} is not a number any more at step {step}: stopped; {saved(config.out)}, in "
                     f"{run.state}; train into another --out with a lower --lr (it is {config.lr:g})"
                 )
             run.log({"step": step} | row | {"lam": [round(lam, 4) for lam in levels]})
@@ -168,7 +177,7 @@ def loop(
                 raise KeyboardInterrupt(f"stopped after step {step}: the same command goes on from there")
             if config.preview_every and step % config.preview_every == 0 and step < config.steps and team.main:
                 with moving.averaged():
-                    previews.draw(step)
+                    draw_previews(previews, step)
     family.denoiser.eval()
 
 
@@ -179,8 +188,23 @@ def finish(
     for i, (reference, _) in enumerate(pairs):
         reference.image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
     with moving.averaged():
-        write_card(config, family, previews.draw(config.steps), version("impasto"))
+        write_card(config, family, draw_previews(previews, config.steps), version("impasto"))
         save(family, config.out)
+
+
+def draw_previews(previews: Previews, step: int) -> list[str]:
+    """The names of the previews; none, and a warning, where the device has no room for drawing: training has."""
+    try:
+        return previews.draw(step)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    warnings.warn(
+        f"no previews of step {step}: drawing needs more memory than there is beside training; draw later with "
+        "`impasto generate`, or leave them out with --no-preview",
+        stacklevel=2,
+    )
+    return []
 
 
 def inputs(family: Family, items: Sequence[Item], team: Team, running: Running) -> dict[str, Any]:
@@ -197,8 +221,8 @@ def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: flo
         "out": str(config.out),
         "base": config.base,
         "recipe": config.recipe,
-        "steps": len(losses),
+        "steps": config.steps,
         "resumed_from": resumed_from,
-        "loss": sum(last) / len(last),
+        "loss": sum(last) / len(last) if last else None,
         "seconds": round(seconds, 2),
     }

@@ -244,9 +244,11 @@ def test_a_made_card_s_code_opens_the_base(tmp_path, tiny_sd3):
     assert "--base mini-sd3 " in (tmp_path / "small" / "README.md").read_text()
     save_file({"x": torch.ones(1)}, tmp_path / "sd3.safetensors")
     card = made_card("ink", "Made.", "ink", str(tmp_path / "sd3.safetensors"), {}, "sd3", None)
-    assert f'StableDiffusion3Pipeline.from_single_file("{tmp_path / "sd3.safetensors"}")' in card
+    assert f'StableDiffusion3Pipeline.from_single_file("{tmp_path / "sd3.safetensors"}", torch_dtype=' in card
     assert "from diffusers import StableDiffusion3Pipeline\n" in card
-    assert f'.from_pretrained("{tiny_sd3}")' in made_card("ink", "Made.", "ink", str(tiny_sd3), {}, "sd3", None)
+    assert f'.from_pretrained("{tiny_sd3}", torch_dtype=' in made_card(
+        "ink", "Made.", "ink", str(tiny_sd3), {}, "sd3", None
+    )
 
 
 def test_pefts_own_files_have_alpha_beside_them(tmp_path):

@@ -53,6 +53,15 @@ def test_metadata_of_a_subfolder_names_its_own_files(folder):
     assert [entry.caption for entry in listing(folder.path)] == ["above", "below"]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_only_a_line_feed_ends_a_line_of_metadata(folder, mark):
+    """JSON may hold the others as they are, where it is not written as ASCII; Windows ends lines with \\r\\n."""
+    folder("a.png"), folder("b.png")
+    text = "".join(f'{{"file_name": "{name}.png", "text": "a cat{mark}on a mat"}}\r\n' for name in "ab")
+    (folder.path / "metadata.jsonl").write_bytes(text.encode())
+    assert [entry.caption for entry in listing(folder.path)] == ["a cat on a mat"] * 2
+
+
 def test_the_order_of_the_disk_does_not_matter(folder, monkeypatch):
     for name in ("b.png", "a.png", "c/d.png", "B.png"):
         folder(name)

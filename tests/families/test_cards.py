@@ -1,14 +1,17 @@
 """What is known of a base before it is loaded."""
 
 import json
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 
-from impasto import families
-from impasto.config import resolve
+from impasto import families, memory
+from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
+from impasto.objectives import weighting
 
 
 def cached(root, base, **content):
@@ -48,6 +51,68 @@ def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
     cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
     with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
         families.schedule("owner/other")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache, and a hub that has the files of `folder`; `asked`: for what it was."""
+
+    def download(base, name):
+        told.asked.append(name)
+        if not told.folder or not (told.folder / name).is_file():
+            raise OSError("no network")
+        return str(told.folder / name)
+
+    told = SimpleNamespace(folder=None, asked=[])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    families.fetched.cache_clear()
+    yield told
+    families.fetched.cache_clear()
+
+
+def configs(folder):
+    """All of a folder's configurations, as `cached` takes them."""
+    files = [folder / "model_index.json", *folder.glob("*/config.json"), *folder.glob("scheduler/*.json")]
+    names = [file.relative_to(folder).with_suffix("").as_posix().replace("/", "__") for file in files]
+    return {name: json.loads(file.read_text()) for name, file in zip(names, files, strict=True)}
+
+
+@pytest.mark.parametrize("where", ["cache", "hub", "both"])
+def test_the_outline_of_a_hub_id_is_that_of_its_folder(tiny_base, tmp_path, hub, where):
+    """All that the planner asks of a family, from configurations alone; the hub is asked for what is not cached."""
+    told, hub.folder = configs(tiny_base), tiny_base
+    if where != "hub":
+        cached(tmp_path / "hub", "owner/tiny", **(told if where == "cache" else {"model_index": told["model_index"]}))
+    seen, whole = families.outline("owner/tiny"), families.load(str(tiny_base), device="cpu")
+    assert type(seen) is type(whole) and (seen.device, seen.precision) == ("cpu", "fp32")
+    assert not list(seen.folder.rglob("*.safetensors"))
+    assert (seen.unit, seen.patch, seen.guided_by) == (whole.unit, whole.patch, whole.guided_by)
+    assert seen.schedule.range == whole.schedule.range
+    config = TrainConfig(size=16, rank=4, weighting="min-snr")
+    sizes = []
+    for family in (seen, whole):
+        size = memory.size_of(memory.skeleton(family), family, config, 4)
+        sizes.append(memory.with_clips(size, memory.clip_skeletons(family), config))
+    assert sizes[0] == sizes[1] and sizes[0].clip_weights > 0
+    if whole.part == "unet":
+        lam = torch.linspace(-4, 4, 5)
+        assert torch.equal(weighting.build(config, seen)(lam), weighting.build(config, whole)(lam))
+    assert (not hub.asked) == (where == "cache") and ("model_index.json" in hub.asked) == (where == "hub")
+    assert len(hub.asked) == len(set(hub.asked))
+
+
+def test_a_hub_id_that_does_not_tell_all_has_no_outline(tiny_sd15, tmp_path, hub):
+    """And is not asked on and on; what impasto does not speak is said."""
+    told = {name: config for name, config in configs(tiny_sd15).items() if not name.startswith("vae")}
+    cached(tmp_path / "hub", "owner/part", **told)
+    cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
+    assert families.outline("owner/part") is None and families.outline("owner/unknown") is None
+    assert families.outline("owner/part") is None and hub.asked == ["vae/config.json", "model_index.json"]
+    with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
+        families.outline("owner/other")
+    with pytest.raises(UserError, match="unknown base 'mini-sd4'"):
+        families.outline("mini-sd4")
 
 
 def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Every family against its pipeline's own code: what the denoiser is asked, what the autoencoder is given."""
 
 import inspect
+import shutil
 
 import pytest
 import torch
@@ -168,3 +169,37 @@ def test_a_schedule_that_is_none_of_betas_is_refused(tmp_path):
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="only schedules of betas"):
         _ = load(str(folder), device="cpu").schedule
+
+
+def renamed(folder, parts="*"):
+    """The weights of components as `save_pretrained(variant="fp16")` names them."""
+    for weights in folder.glob(f"{parts}/*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize("half", ["all", "sharded", "denoiser", "text_encoder"])
+def test_weights_that_are_there_in_half_precision_only(tiny_base, family, pipe, tmp_path, half):
+    """All components or one of them; a variant beside plain weights is not read, nor does a pickled one count."""
+    if half == "sharded":
+        pipe.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="10KB")
+        shutil.copy(tiny_base / "impasto.json", tmp_path / "half")
+        assert list((tmp_path / "half" / family.part).glob("*.fp16-00001-of-*.safetensors"))
+    else:
+        shutil.copytree(tiny_base, tmp_path / "half")
+        renamed(tmp_path / "half", {"all": "*", "denoiser": family.part}.get(half, half))
+    if half in ("denoiser", "text_encoder"):
+        (tmp_path / "half" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"damaged")
+        (tmp_path / "half" / "text_encoder" / "pytorch_model.fp16.bin").write_bytes(b"a pickle")
+        (tmp_path / "half" / "vae" / "LICENSE").write_bytes(b"")
+    other = load(str(tmp_path / "half"), device="cpu")
+    ours, theirs = other.pipeline(), family.pipeline()
+    for part in (family.part, "vae", *(name for name in family.encoder_parts if name.startswith("text"))):
+        found, expected = (getattr(p, part) for p in (ours, theirs))
+        assert type(found) is type(expected) and found.dtype == expected.dtype and not found.training
+        assert all(torch.equal(v, found.state_dict()[k]) for k, v in expected.state_dict().items()), part
+    assert all(torch.equal(v, other.denoiser.state_dict()[k]) for k, v in family.denoiser.state_dict().items())
+    assert all(torch.equal(v, other.vae.state_dict()[k]) for k, v in family.vae.state_dict().items())
+    cond = other.encode_prompt([PROMPT])
+    assert all(torch.allclose(v, cond[k], atol=1e-5) for k, v in family.encode_prompt([PROMPT]).items())
+    assert other.clip.vae is None and not isinstance(other.encoders.vae, torch.nn.Module)

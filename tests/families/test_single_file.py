@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from impasto import families
+from impasto import families, memory
 from impasto.errors import UserError
 from impasto.families import single_file
 from impasto.families.single_file import BASES, CONFIGS, architecture, convert
@@ -60,6 +61,11 @@ def original(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sd15(tiny_sd15, tmp_path_factory):
     return Original("sd15", tiny_sd15, tmp_path_factory.mktemp("sd15"))
+
+
+@pytest.fixture(scope="module")
+def sdxl(tiny_sdxl, tmp_path_factory):
+    return Original("sdxl", tiny_sdxl, tmp_path_factory.mktemp("sdxl"))
 
 
 def test_a_file_becomes_the_folder_that_it_was(original):
@@ -153,6 +159,10 @@ def test_text_encoders_and_autoencoder_may_come_from_elsewhere(sd15, tmp_path):
     with pytest.raises(UserError, match="does not hold text_encoder, vae, nor does"):
         convert(tmp_path / "unet.safetensors", sd15.tokenizers, sd15.configs)
     assert folder != convert(sd15.file, sd15.tokenizers, sd15.configs)
+    half = shutil.copytree(sd15.folder, tmp_path / "half")
+    weights = half / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    families.load(str(convert(tmp_path / "unet.safetensors", half, sd15.configs)), device="cpu").pipeline()
 
 
 def test_v_prediction_is_seen_in_the_file(sd15, tmp_path):
@@ -161,6 +171,71 @@ def test_v_prediction_is_seen_in_the_file(sd15, tmp_path):
     folder = convert(tmp_path / "v.safetensors", sd15.tokenizers, sd15.configs)
     family = families.load(str(folder), device="cpu")
     assert family.prediction == "v_prediction" and family.schedule.range[0] < -14
+
+
+def test_zero_terminal_snr_is_drawn_from(sdxl, tmp_path, monkeypatch):
+    """Drawing begins at the schedule's last level, as in the outline of the file, which nothing is converted for."""
+    monkeypatch.setattr(single_file, "CONFIGS", sdxl.configs)
+    plain, marks = {"v_pred": torch.zeros(1)}, {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
+    for name, marked, spacing in (("plain", plain, "leading"), ("zero", marks, "trailing")):
+        file = tmp_path / f"{name}.safetensors"
+        save_file(sdxl.state | marked, file)
+        seen, made = families.outline(str(file)), families.load(str(file), device="cpu", components=sdxl.tokenizers)
+        assert seen.config("scheduler") == made.config("scheduler")
+        assert made.config("scheduler")["timestep_spacing"] == spacing
+        assert families.schedule(str(file)).range == seen.schedule.range == made.schedule.range
+        levels = made.sampling_levels(4, (4, 4))
+        assert (levels[0].item() == pytest.approx(made.schedule.range[0], abs=1e-3)) == (name == "zero")
+    assert made.schedule.range[0] < -14
+
+
+def test_the_outline_of_a_file_has_the_sizes_of_its_folder(original, monkeypatch):
+    """Of all that the planner looks at, text encoders included, without tokenisers and without a conversion."""
+    monkeypatch.setattr(single_file, "CONFIGS", original.configs)
+    monkeypatch.setattr(single_file, "convert", lambda *args: pytest.fail("nothing shall be converted"))
+    seen, whole = families.outline(str(original.file)), families.load(str(original.folder), device="cpu")
+    assert not list(seen.folder.rglob("*.safetensors")) and seen.card["license"] == "other"
+    assert (seen.unit, seen.patch, seen.schedule.range) == (whole.unit, whole.patch, whole.schedule.range)
+    for bones, parts in ((memory.skeleton(seen), [whole.denoiser]), (memory.clip_skeletons(seen), whole.clip_parts)):
+        found = bones if isinstance(bones, list) else [bones]
+        theirs = [getattr(whole.clip, part) if isinstance(part, str) else part for part in parts]
+        assert [{k: v.shape for k, v in m.state_dict().items()} for m in found] == [
+            {k: v.shape for k, v in m.state_dict().items()} for m in theirs
+        ]
+    with pytest.raises(UserError, match="is no folder: name a diffusers folder"):
+        families.outline(str(original.file), original.folder / "nowhere")
+
+
+def test_the_outline_takes_from_components_what_the_file_lacks(sd15, tmp_path, monkeypatch):
+    monkeypatch.setattr(single_file, "CONFIGS", sd15.configs)
+    alone = {key: v for key, v in sd15.state.items() if not key.startswith("cond_stage_model.")}
+    save_file(alone, tmp_path / "unet.safetensors")
+    components = shutil.copytree(sd15.folder, tmp_path / "components")
+    for name in ("text_encoder/config.json", "vae/config.json"):
+        config = json.loads((components / name).read_text()) | {"marked": True}
+        (components / name).write_text(json.dumps(config))
+    seen = families.outline(str(tmp_path / "unet.safetensors"), components)
+    assert seen.config("text_encoder")["marked"] and "marked" not in seen.config("vae")
+
+
+def test_flux_files_are_planned_by_their_own_kind(tmp_path):
+    """11,901,408,320 weights with the embedding of the guidance, 10,229,760 less without (schnell)."""
+    for name, more, weights in (("dev", GUIDED, 11_901_408_320), ("schnell", {}, 11_891_178_560)):
+        small = {key: torch.zeros([min(side, 64) for side in shape]) for key, shape in (FLUX | more).items()}
+        save_file(small, tmp_path / f"{name}.safetensors")
+        seen = families.outline(str(tmp_path / f"{name}.safetensors"))
+        assert seen.guided == (name == "dev") and seen.card["generate"]["steps"] == (28 if seen.guided else 4)
+        assert sum(p.numel() for p in memory.skeleton(seen).parameters()) == weights
+        assert seen.config("scheduler")["shift"] == (3.0 if seen.guided else 1.0)
+        assert (seen.unit, seen.patch) == (16, 2)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_shipped_configurations_are_enough_for_the_planner(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(single_file, "architecture", lambda shapes, file: name)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    seen = families.outline(str(tmp_path / "x.safetensors"))
+    assert (seen.unit // seen.patch, len(memory.clip_skeletons(seen))) == (8, len(seen.clip_parts))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +286,7 @@ def test_flux_at_real_size(guided):
 JOINT = {"joint_blocks.0.context_block.attn.qkv.weight": (4, 4)}
 DUAL = {"joint_blocks.0.x_block.attn2.qkv.weight": (4, 4), "joint_blocks.0.x_block.attn.ln_q.weight": (4,)}
 UNET = {"input_blocks.0.0.weight": (320, 4, 3, 3), "out.2.weight": (4, 320, 3, 3)}
+GUIDED = {"guidance_in.in_layer.weight": (3072, 256)}
 FLUX = {
     "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
     "img_in.weight": (3072, 64),
@@ -227,7 +303,7 @@ FLUX = {
         (UNET, "sd15"),
         (UNET | {"label_emb.0.0.weight": (1280, 2816)}, "sdxl"),
         (FLUX, "flux-schnell"),
-        (FLUX | {"guidance_in.in_layer.weight": (3072, 256)}, "flux-dev"),
+        (FLUX | GUIDED, "flux-dev"),
     ],
 )
 def test_architectures_by_name(names, expected):
@@ -334,6 +410,35 @@ def test_what_the_hub_refuses(monkeypatch, kind, said, wrapped):
     monkeypatch.setattr(DiffusionPipeline, "download", refuse)
     with pytest.raises(UserError, match=said) as error:
         families.load("owner/name")
+    assert "\n" not in str(error.value)
+
+
+def in_the_hubs_cache(root, base, folder):
+    """A folder as the hub's cache has it after a download, with its listing, so that no network is asked."""
+    repo, commit = root / f"models--{base.replace('/', '--')}", "0" * 40
+    shutil.copytree(folder, repo / "snapshots" / commit)
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    listing = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "0" * 40} for name in names}}
+    for file, text in (("refs/main", commit), (f"trees/{commit}.json", json.dumps(listing))):
+        (repo / file).parent.mkdir()
+        (repo / file).write_text(text)
+    return repo / "snapshots" / commit
+
+
+def test_a_hub_id_of_half_precision_is_downloaded(tiny_sdxl, tmp_path, monkeypatch):
+    """diffusers' own choice of files: where not all are there plainly, the variant; pickles alone are said."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "folder")
+    for name, suffix in (("plain", None), ("half", ".fp16.safetensors"), ("pickled", ".bin")):
+        if suffix:
+            weights = next((folder / "unet").glob("*.safetensors"))
+            weights.rename(weights.with_name(f"diffusion_pytorch_model{suffix}"))
+        there = in_the_hubs_cache(tmp_path / "hub", f"owner/{name}", folder)
+        if suffix != ".bin":
+            assert families.locate(f"owner/{name}") == there
+            families.load(f"owner/{name}", device="cpu").pipeline()
+    with pytest.raises(UserError, match=r"'owner/pickled' has weights that are no safetensors") as error:
+        families.locate("owner/pickled")
     assert "\n" not in str(error.value)
 
 

@@ -107,6 +107,57 @@ def test_it_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     assert len(calls) == 17 + 4  # one level more, two batches, both ways
 
 
+class SeesPrompts:
+    """A measure whose features are the pictures that `draws` was asked for."""
+
+    name = "text"
+
+    def __init__(self):
+        self.calls = 0
+
+    def features(self, images, asks):
+        self.calls += 1
+        return list(images)
+
+    def scores(self, variant, rows, asks):
+        raise NotImplementedError
+
+
+def draws(_, __, jobs, ___, sampling, ____, switch=None):
+    """Instead of `sample`: for every picture its first and its second prompt and its seed."""
+    assert len(jobs) <= sampling.batch
+    for prompt, seed in jobs:
+        yield [prompt, switch and switch.second(prompt), seed], {}
+
+
+def drawing(batch):
+    found = module.Drawing.__new__(module.Drawing)
+    found.family = found.pipe = found.encode = None
+    found.sampling, found.measure, found.log_snr = Sampling(batch=batch), SeesPrompts(), [-9.0, -5.0, -3.0, 0.0]
+    return found
+
+
+def test_a_subject_that_comes_twice_in_a_batch_has_both_of_its_styles(tmp_path, monkeypatch):
+    """Batch 16 of the default prompts: 12 subjects, four come twice. Wrong features in the cache are not used."""
+    monkeypatch.setattr(module, "sample", draws)
+    asks, draw = list(text_asks(16, 0, None, None)), drawing(16)
+    assert len({ask.plain for ask in asks}) == 12
+    rows = draw.all(asks, [2], tmp_path, None, 4, None)
+    assert rows["everywhere"] == [[ask.styled, None, ask.seed] for ask in asks]
+    assert rows["nowhere"] == [[ask.plain, None, ask.seed] for ask in asks]
+    assert rows["until-2"] == [[ask.styled, ask.plain, ask.seed] for ask in asks]
+    assert rows["since-2"] == [[ask.plain, ask.styled, ask.seed] for ask in asks]
+    assert draw.measure.calls == 4 and draw.all(asks, [2], tmp_path, None, 4, None) == rows
+    assert draw.measure.calls == 4
+    files = sorted(tmp_path.iterdir())
+    for file in files:  # as they were written before: without "parts", and wrong where a subject came twice
+        told = json.loads(file.read_text())
+        features = [["wrong"]] * 16 if "since" in file.name else told["features"]
+        file.write_text(json.dumps({"asks": told["asks"], "features": features}))
+    assert draw.all(asks, [2], tmp_path, None, 4, None) == rows
+    assert len(files) == 4 and draw.measure.calls == 5  # "since" alone is drawn again
+
+
 def test_minutes(run):
     assert run(minutes=0.0)["prompts"] == 4  # one batch
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from impasto.errors import UserError
 from impasto.noise.emergence import Rule, Scores, crossing, decided, emergence, isotonic, kept, matched, published
@@ -106,12 +106,19 @@ def test_no_style_no_law(gap):
         emergence(none)
 
 
-def test_the_picture():
+def test_the_picture(monkeypatch):
+    texts, write = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda draw, at, text, *a, **k: (texts.append(text), write(draw, at, text, *a, **k)),
+    )
     result = emergence(synthetic()).as_dict()
     result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
     image = plot(result)
     assert image.size == (860, 520)
     colours = {colour for _, colour in image.getcolors(1 << 20)}
     assert {(0xB3, 0x40, 0x2A), (0xEC, 0xD0, 0xC4)} <= colours  # the curve and its band are there
+    assert "mean of the published training law (-6), matched: -1.84" in texts  # no level of emergence
     moved = plot(result | {"levels": [row | {"decided": 0.5} for row in result["levels"]]})
     assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()

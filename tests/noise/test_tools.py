@@ -15,7 +15,7 @@ from impasto import cli
 from impasto.config import TrainConfig, read_recipe
 from impasto.errors import UserError
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, of
-from impasto.noise.tools import TOOLS, export_settings, import_settings
+from impasto.noise.tools import TOOLS, architecture_of, export_settings, import_settings
 
 N = 20_000
 
@@ -322,6 +322,107 @@ def test_what_cannot_be_exported():
         import_settings("diffusers", ["logit_mean=1"], None)
 
 
+def test_min_snr_there_and_back():
+    """All of them have it for a U-Net; another weighting, and any on a rectified flow, is told of."""
+    config = TrainConfig(noise="uniform", weighting="min-snr", gamma=3.0)
+    for tool in TOOLS:
+        result = export_settings(tool, config, "sdxl")
+        words = [f"{key}={value}" for key, value in result["settings"].items()]
+        assert not result["notes"]
+        back = import_settings(tool, words, "sdxl")["settings"]
+        assert back == {"noise": "uniform", "weighting": "min-snr", "gamma": 3.0}, tool
+        for changed, architecture, note in (
+            (config, "flux", "weighting min-snr is left out: a rectified flow takes none"),
+            (TrainConfig(noise="uniform", weighting="debiased"), "sdxl", "weighting debiased is not carried over"),
+        ):
+            assert note in export_settings(tool, changed, architecture)["notes"][-1]
+    with pytest.raises(UserError, match="unknown weighting 'min-sn'"):
+        export_settings("kohya", TrainConfig(noise="uniform", weighting="min-sn"), "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("command", "note"),
+    [
+        ("diffusers flux logit_mean=-3", "logit_mean is left out: weighting_scheme none does not use it"),
+        ("diffusers sd3 weighting_scheme=sigma_sqrt logit_mean=1 logit_std=2", "logit_mean and logit_std are left out"),
+        ("diffusers flux weighting_scheme=none noise_offset=0.1", "noise_offset is left out"),
+        ("diffusers sd3 precondition_outputs=0 snr_gamma=5", "snr_gamma is left out"),
+        ("kohya flux timestep_sampling=sigma model_prediction_type=raw logit_mean=-3", "logit_mean is left out"),
+        ("kohya sd3 weighting_scheme=sigma_sqrt logit_std=2", "logit_std is left out"),
+        ("kohya flux timestep_sampling=uniform model_prediction_type=raw min_snr_gamma=5", "min_snr_gamma is left out"),
+        ("simpletuner flux snr_gamma=5", "snr_gamma is left out"),
+    ],
+)
+def test_what_the_tool_does_not_use_is_told(command, note):
+    (said,) = imported(command)["notes"]
+    assert note in said
+
+
+@pytest.mark.parametrize(
+    ("base", "architecture"),
+    [
+        ("/home/flux/sdxl.safetensors", "sdxl"),
+        ("C:\\flux\\sdxl.safetensors", "sdxl"),
+        ("/models/xlarge/sd-v1-5.safetensors", "sd15"),
+        ("/models/juggernautXL_v9.safetensors", "sdxl"),
+        ("/models/FLUX.1-dev/", "flux"),
+        ("sdxl/FLUX.1-dev", "flux"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+        ("stabilityai/stable-diffusion-3.5-large", "sd3"),
+        ("/home/flux/model.safetensors", None),
+        ("/models/xlarge.safetensors", None),
+        ("sdxl-with-flux-colours", None),
+    ],
+)
+def test_the_architecture_is_that_of_the_last_part_of_a_name(base, architecture):
+    settings = ["noise_offset=0.1", f"pretrained_model_name_or_path={base}"]
+    if architecture is None:
+        with pytest.raises(UserError, match="say --architecture"):
+            import_settings("diffusers", settings, None)
+        return
+    result = import_settings("diffusers", settings, None)
+    assert result["architecture"] == architecture
+    assert f"taken for {architecture}, as pretrained_model_name_or_path is {base}" in result["notes"][0]
+    assert not any("taken for" in note for note in import_settings("diffusers", settings, "sd3")["notes"])
+
+
+def test_what_names_the_architecture():
+    """The name of the kind before that of a file; kohya's own settings; never FLUX.2 for FLUX.1."""
+    words = ["snr_gamma=5", "model_type=lora", "model_family=sdxl", "pretrained_model_name_or_path=/x/flux"]
+    assert import_settings("simpletuner", words, None)["architecture"] == "sdxl"
+    for key, architecture in (("training_shift", "sd3"), ("timestep_sampling", "flux")):
+        value = {"training_shift": "2", "timestep_sampling": "sigmoid"}[key]
+        result = import_settings("kohya", [f"{key}={value}"], None)
+        assert f"taken for {architecture}, as {key} is set" in result["notes"][0]
+    for name in ("black-forest-labs/FLUX.2-dev", "/models/flux2-dev.safetensors", "FLUX_2"):
+        with pytest.raises(UserError, match=r"is FLUX\.2, another model than FLUX\.1"):
+            import_settings("kohya", ["timestep_sampling=shift", f"pretrained_model_name_or_path={name}"], None)
+    named = ["timestep_sampling=shift", "name_or_path=flux-2-mine"]
+    assert import_settings("kohya", named, "flux")["architecture"] == "flux"
+
+
+def test_the_architecture_of_a_base(tiny_flux, tiny_sd15, tmp_path):
+    for base, architecture in (
+        ("stabilityai/stable-diffusion-3.5-large", "sd3"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+        ("black-forest-labs/FLUX.1-schnell", "flux"),
+        ("mini-sd3", "sd3"),
+        ("mini-sd15", "sd15"),
+        (str(tiny_flux), "flux"),
+        (str(tiny_sd15), "sd15"),
+    ):
+        assert architecture_of(base, None) == architecture_of(base, architecture) == architecture
+        with pytest.raises(UserError, match=f"is {architecture}, not other: leave out --architecture"):
+            architecture_of(base, "other")
+    assert architecture_of(None, "flux") == architecture_of("some/one", "flux") == "flux"
+    for base in (None, "some/one"):
+        with pytest.raises(UserError, match="say --architecture flux, sd3, sdxl or sd15"):
+            architecture_of(base, None)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2Pipeline"}')
+    with pytest.raises(UserError, match="is a Flux2Pipeline, which impasto does not speak"):
+        architecture_of(str(tmp_path), "flux")
+
+
 def test_files(tmp_path):
     """TOML with tables, YAML with lists, JSON with dashes, a script; the base in it tells the architecture."""
     (tmp_path / "kohya.toml").write_text('[training]\ntimestep_sampling = "shift"\ndiscrete_flow_shift = 20.0855\n')
@@ -349,7 +450,15 @@ def test_files(tmp_path):
         assert law.log_snr == pytest.approx((-6, 2), abs=1e-4), name
     ai = import_settings("ai-toolkit", [str(tmp_path / "ai.yaml")], None)["settings"]
     assert of(ai) == LogitNormal() and ai["offset_noise"] == 0.02
-    for name, content in (("none.json", '{"learning_rate": 1}'), ("empty.yaml", ""), ("plain.txt", "hello there")):
+    for name, content in (
+        ("none.json", '{"learning_rate": 1}'),
+        ("empty.yaml", ""),
+        ("plain.txt", "hello there"),
+        ("number.json", "5"),
+        ("number.yaml", "3"),
+        ("true.json", "true"),
+        ("list.yaml", "- 1"),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=f"{name}' holds no noise settings of onetrainer: it knows timestep_dist"):
             import_settings("onetrainer", [str(tmp_path / name)], "flux")
@@ -380,11 +489,25 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "shifted.toml"
     settings = ("timestep_type=shift", "--architecture", "flux", "--out", str(recipe))
     assert run(monkeypatch, capsys, "import", "ai-toolkit", *settings)[0] == 0
-    code, out, _ = run(monkeypatch, capsys, "export", "ai-toolkit", "--recipe", str(recipe))
-    assert code == 0 and 'timestep_type = "shift"' in out
-    for small in (("--base", "mini-sd3"), ("--size", "128")):
-        code, _, err = run(monkeypatch, capsys, "export", "ai-toolkit", "--recipe", str(recipe), *small)
-        assert code == 2 and "its flux shift is 1.596 at 128 px" in err
+    shift = ("export", "ai-toolkit", "--recipe", str(recipe))
+    code, out, _ = run(monkeypatch, capsys, *shift, "--architecture", "flux")
+    assert code == 0 and 'timestep_type = "shift"' in out and "# flux: t ~ U(0, 1)" in out
+    sd35 = "stabilityai/stable-diffusion-3.5-large"
+    for flags, said in (
+        (("--architecture", "flux", "--size", "128"), "its flux shift is 1.596 at 128 px"),
+        (("--base", "mini-sd3"), "its sd3 shift is 3 at 128 px"),
+        (("--base", "mini-sd3", "--architecture", "flux"), "base 'mini-sd3' is sd3, not flux"),
+        ((), "say --architecture flux, sd3, sdxl or sd15"),
+        (("--architecture", "flux", "--size", "0"), "size must be above 0"),
+        (("--architecture", "flux", "--offset-noise", "5"), "offset_noise must be from 0 to 1"),
+    ):
+        code, _, err = run(monkeypatch, capsys, *shift, *flags)
+        assert code == 2 and said in err and len(err.splitlines()) == 1
+    code, out, _ = run(monkeypatch, capsys, "export", "diffusers", "--base", sd35)
+    assert code == 0 and "logit_mean = -1.9" in out
+    for settings in (("timestep_sampling=shift", "--size", "0"), ("noise_offset=2", "--architecture", "sdxl")):
+        code, _, err = run(monkeypatch, capsys, "import", "kohya", *settings)
+        assert code == 2 and "must be" in err and len(err.splitlines()) == 1
     code, _, err = run(monkeypatch, capsys, "import", "kohya", "learning_rate=1")
     assert code == 2 and err.startswith("impasto: error: ") and len(err.splitlines()) == 1
     code, _, err = run(monkeypatch, capsys, "shw")

@@ -16,12 +16,14 @@ from impasto.families.base import Family
 from impasto.noise.random import generator
 
 
-def endings(family: Family, targets: Sequence[str]) -> list[str]:
+def endings(family: Family, targets: Sequence[str], model: nn.Module | None = None) -> list[str]:
     """Layer name endings for `targets`, each a kind of layers of this family or an ending itself, sorted.
 
-    Raises UserError when one of them is no linear layer of the model.
+    model: the denoiser, on any device, also meta; the family's own by default. Raises UserError when a target is no
+    linear layer of it.
     """
-    linear = [name for name, layer in family.denoiser.named_modules() if isinstance(layer, nn.Linear)]
+    model = family.denoiser if model is None else model
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     found = set()
     for target in targets:
         if any(name == target or name.endswith(f".{target}") for name in linear):

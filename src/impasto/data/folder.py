@@ -128,7 +128,7 @@ def masked(file: Path, folder: Path) -> Path | None:
 def metadata(file: Path, pictures: set[Path], skip: bool) -> dict[Path, str]:
     """Captions by picture out of a metadata.jsonl; a wrong line is named by its number."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold what splitlines() breaks at
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{str(file)!r} cannot be read as UTF-8 text") from None
     found: dict[Path, str] = {}

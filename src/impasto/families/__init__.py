@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from impasto.noise.schedule import Schedule
 
 LARGE = 64_000_000  # bytes; hashing less takes no time
+VARIANT = "fp16"  # of weights, in their files' names; read where there are no others
+SCHEDULER = "scheduler/scheduler_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
@@ -130,6 +133,12 @@ def fetched(base: str, name: str) -> Path | None:
         return None
 
 
+def check_components(components: Path | None) -> None:
+    """Raise UserError when it is given and no folder."""
+    if components is not None and not components.is_dir():
+        raise UserError(f"--components {str(components)!r} is no folder: name a diffusers folder")
+
+
 def locate(base: str, components: Path | None = None) -> Path:
     """The diffusers folder of `base`: embedded ones are assembled in the cache, single files converted there, hub ids
     downloaded (or found there). components: a diffusers folder for what a single file does not hold.
@@ -137,8 +146,7 @@ def locate(base: str, components: Path | None = None) -> Path:
     Raises UserError when there is no such base, no network, or no access.
     """
     check_name(base)
-    if components is not None and not components.is_dir():
-        raise UserError(f"--components {str(components)!r} is no folder: name a diffusers folder")
+    check_components(components)
     if Path(base).is_dir():
         return Path(base)
     if Path(base).is_file():
@@ -162,13 +170,20 @@ def download(base: str) -> Path:
     page = f"https://huggingface.co/{base}"
     try:
         with quiet():
-            return Path(DiffusionPipeline.download(base, use_safetensors=True))
+            try:
+                return Path(DiffusionPipeline.download(base, use_safetensors=True))
+            except OSError as error:
+                if not lacks_safetensors(error):
+                    raise
+            return Path(DiffusionPipeline.download(base, use_safetensors=True, variant=VARIANT))
     except Exception as error:  # hub, http and file system errors have no common class
         causes = chain(error)
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             why = f"is gated: accept its licence at {page}, make a token, and give it to `hf auth login`"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             why = f"is not on the hub, or private: check {page}, and `hf auth login` where it is yours"
+        elif lacks_safetensors(error):
+            why = f"has weights that are no safetensors, and pickles are not read: see {page} for another upload of it"
         else:
             said = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
             why = (
@@ -176,6 +191,11 @@ def download(base: str) -> Path:
                 "check the name and the network, and `hf auth login` for gated models"
             )
         raise UserError(f"base {base!r} {why}") from None
+
+
+def lacks_safetensors(error: Exception) -> bool:
+    """Whether diffusers says that a component has no safetensors (of the variant that was asked for)."""
+    return "Could not find the necessary `safetensors` weights" in str(error)
 
 
 def chain(error: BaseException) -> list[BaseException]:
@@ -187,14 +207,14 @@ def chain(error: BaseException) -> list[BaseException]:
 def schedule(base: str) -> "Schedule":
     """The noise schedule of `base` as far as it is known without loading or downloading it.
 
-    A folder's own; else by the card's `betas` (scaled-linear); a rectified flow where the card has none. Warns when
-    nothing at all is known of the base.
+    A folder's or a single file's own; else by the card's `betas` (scaled-linear); a rectified flow where the card has
+    none. Warns when nothing at all is known of the base.
     """
     from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
     known = card(base)
-    if Path(base).is_dir():
-        return load(base, device="cpu", precision="fp32").schedule
+    if Path(base).exists() and (family := outline(base)):
+        return family.schedule
     if not known:
         check_class(base, part_config(base, "model_index.json").get("_class_name"))
         warnings.warn(
@@ -285,10 +305,69 @@ def place(device: str, precision: str) -> tuple[str, str]:
 
 def load(base: str, *, device: str = "auto", precision: str = "auto", components: Path | None = None) -> "Family":
     """The family of `base`, its weights not read yet. device, precision: see `place`; components: see `locate`."""
-    folder = locate(base, components)
-    name = pipeline_class(folder)
-    check_class(base, name)
     device, precision = place(device, precision)
-    module, cls = FAMILIES[name]
+    return at(locate(base, components), base, device, precision)
+
+
+def at(folder: Path, base: str, device: str, precision: str) -> "Family":
+    """The family of a diffusers folder, which is that of `base`."""
+    name = pipeline_class(folder)
     known = cards().get(name, {}) | card(base)
-    return getattr(import_module(module), cls).load(folder, known, device=device, precision=precision)
+    return family_class(base, name).load(folder, known, device=device, precision=precision)
+
+
+def family_class(base: str, name: str) -> "type[Family]":
+    """The class that speaks to the pipeline class `name`. Raises UserError when there is none."""
+    check_class(base, name)
+    module, cls = FAMILIES[name]
+    return getattr(import_module(module), cls)
+
+
+def outline(base: str, components: Path | None = None) -> "Family | None":
+    """The family of `base` (cpu, fp32) as far as its configurations tell: for `--dry-run`, no weights are read.
+
+    Those of a hub id come from the hub's cache, else they are fetched (a few kB each); None where one cannot be had.
+    Those of a single file, whose header is read, come with the package; what it does not hold goes by `components`.
+    Raises UserError when there is no such base, and when it is none that impasto speaks.
+    """
+    check_name(base)
+    check_components(components)
+    if Path(base).is_file():
+        from impasto.families import single_file
+
+        folder = single_file.outline(Path(base), components)
+    elif Path(base).is_dir() or base in embedded():
+        folder = locate(base)
+    elif configs := hub_configs(base):
+        folder = outlined(configs)
+    else:
+        return None
+    return at(folder, base, "cpu", "fp32")
+
+
+def hub_configs(base: str) -> dict[str, dict[str, Any]] | None:
+    """What the planner wants to know of a hub id, by file; None where one of them cannot be had."""
+    index = part_config(base, "model_index.json")
+    if "_class_name" not in index:
+        return None
+    cls: Any = family_class(base, index["_class_name"])
+    parts = (cls.part, "vae", *(name for name in cls.clips if index.get(name, [None])[0]))
+    found = {"model_index.json": index}
+    for name in (SCHEDULER, *(f"{part}/config.json" for part in parts)):
+        found[name] = part_config(base, name)
+        if not found[name]:
+            return None
+    return found
+
+
+def outlined(configs: Mapping[str, Any]) -> Path:
+    """A folder in the cache, named by its contents, that holds these JSON files and nothing else."""
+    from impasto.paths import atomic, cache_dir
+
+    key = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
+    folder = cache_dir("outlines", key[:24])
+    for name, content in configs.items():
+        if not (folder / name).is_file():
+            with atomic(folder / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2))
+    return folder

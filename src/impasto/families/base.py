@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from impasto.noise.schedule import Schedule
@@ -22,7 +23,7 @@ class Family(Protocol):
     """One base model. `denoiser` carries the adapters; everything else is frozen, loaded when first used.
 
     folder: the diffusers folder. hash: sha256 over its weights and configs. card: its entry of `cards.toml`.
-    kinds: the kinds of layers that `modules` knows.
+    kinds: the kinds of layers that `modules` knows. dtype: what the frozen denoiser's weights are in, by `precision`.
     part: the pipeline's component that is trained, also the key prefix in saved files ("transformer" or "unet").
     encoder_parts: the pipeline's components that read text. clip_parts: those of its encoders that can be trained.
     clip: a pipeline of these alone, there once it was used: it carries their adapters.
@@ -49,6 +50,7 @@ class Family(Protocol):
     text_lengths: Mapping[int, float]
     device: str
     precision: str
+    dtype: torch.dtype
     denoiser: Any
     unit: int
     patch: int

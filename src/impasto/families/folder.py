@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families import folder_hash
+from impasto.families import VARIANT, folder_hash
 from impasto.families.base import Condition, quiet, warn_if_cut
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LIBRARIES = ("diffusers", "transformers")
 
 
 class DiffusersFolder(ABC):
@@ -139,24 +141,35 @@ class DiffusersFolder(ABC):
         """All text is CLIP's."""
         return cond | self.embed_prompt(prompts, pipe=self.clip)
 
-    def read(self, name: str, part: str, dtype: torch.dtype) -> Any:
-        """One component by the diffusers class `name`. Raises UserError when its weights are damaged or not there."""
-        import diffusers
+    def read(self, name: str, part: str, dtype: torch.dtype, library: str = "diffusers") -> Any:
+        """One component by the class `name` of `library`. Raises UserError when its weights are damaged or not there.
 
+        Half-precision ones (`variant`) are read where there are no others.
+        """
         with damage(self.folder, part):
-            return getattr(diffusers, name).from_pretrained(
-                self.folder, subfolder=part, dtype=dtype, use_safetensors=True
+            return getattr(import_module(library), name).from_pretrained(
+                self.folder, subfolder=part, dtype=dtype, use_safetensors=True, variant=variant(self.folder / part)
             )
 
     def pipeline(self, **parts: Any) -> Any:
         import diffusers
 
         with quiet(), damage(self.folder):
+            given = self.absent | parts
             pipe = getattr(diffusers, self.pipeline_class).from_pretrained(
-                self.folder, dtype=self.dtype, use_safetensors=True, **(self.absent | parts)
+                self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.variants(given))
             )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
+
+    def variants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The components that are not `given` and are there as a `variant` only; the pipeline's own `variant` would be
+        preferred where both are there, and counts pickles."""
+        return {
+            part: self.read(value[1], part, self.dtype, value[0])
+            for part, value in self.index.items()
+            if isinstance(value, list) and value[0] in LIBRARIES and part not in given and variant(self.folder / part)
+        }
 
     @property
     def shift_scale(self) -> tuple[float, float]:
@@ -226,6 +239,13 @@ class DiffusersFolder(ABC):
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def variant(part: Path) -> str | None:
+    """VARIANT where a component's folder holds such weights alone, as `save_pretrained(variant=...)` writes them."""
+    names = [file.stem for file in part.glob("*.safetensors")]
+    plain = any("." not in name for name in names)
+    return VARIANT if not plain and any(f".{VARIANT}" in name for name in names) else None
 
 
 def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:

@@ -5,6 +5,7 @@ Reference: Esser et al. 2024, arXiv 2403.03206; diffusers' StableDiffusion3Pipel
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,11 +36,16 @@ class SD3(DiffusersFolder):
     def patch(self) -> int:
         return self.config("transformer")["patch_size"]
 
+    def told(self, pipe: Any) -> Any:
+        """A pipeline without T5 asks the transformer how wide T5's zeros are: what its config says is enough."""
+        if pipe.transformer is None:
+            pipe.transformer = SimpleNamespace(config=SimpleNamespace(**self.config("transformer")))
+        return pipe
+
     @cached_property
     def encoders(self) -> Any:
-        """A pipeline of the text encoders alone; one without a T5 asks the transformer how wide its zeros are."""
-        transformer = self.denoiser if "text_encoder_3" in self.absent else None
-        return self.pipeline(transformer=transformer, vae=None, scheduler=None)
+        """A pipeline of the text encoders alone."""
+        return self.told(super().encoders)
 
     def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(
@@ -54,8 +60,8 @@ class SD3(DiffusersFolder):
 
     @cached_property
     def clip(self) -> Any:
-        """The pipeline's own code asks the transformer how wide T5's rows are."""
-        return self.pipeline(transformer=self.denoiser, vae=None, scheduler=None, **self.without_t5)
+        """A pipeline of the CLIPs alone, which may carry adapters."""
+        return self.told(super().clip)
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """CLIP's rows come first; T5's behind them are those of `cond`."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.families import file_hash
+from impasto.families import SCHEDULER, file_hash, outlined, part_config
 from impasto.paths import cache_dir
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -116,6 +116,33 @@ def base_card(file: Path) -> str:
     return BASES[architecture(read_header(file)[0], file)]
 
 
+def outline(file: Path, components: Path | None = None, configs: Path | None = None) -> Path:
+    """The folder that `convert` would make, of configurations alone: nothing is read but the file's header.
+
+    What neither the file nor components holds is described by the shipped configurations. Raises UserError when the
+    file cannot be read or is of no known architecture.
+    """
+    shapes, _ = read_header(file)
+    config = (configs or CONFIGS) / architecture(shapes, file)
+    texts = {f.relative_to(config).as_posix(): json.loads(f.read_text()) for f in files(config)}
+    inside = held(shapes, texts["model_index.json"])
+    for name in texts if components is not None else ():
+        part, _, file_name = name.partition("/")
+        if file_name and part not in inside:
+            texts[name] = part_config(str(components), name) or texts[name]
+    return outlined(texts | {SCHEDULER: scheduler_config(config, shapes)})
+
+
+def scheduler_config(config: Path, shapes: Shapes) -> dict[str, Any]:
+    """The shipped scheduler as the file's marks change it: "v_pred", which v-prediction fine-tunes of SDXL carry, and
+    "ztsnr", of those that go to zero terminal SNR: their drawing has to begin at that level."""
+    scheduler = json.loads((config / SCHEDULER).read_text())
+    if "v_pred" in shapes:
+        scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
+        scheduler |= {"timestep_spacing": "trailing"} if "ztsnr" in shapes else {}
+    return scheduler
+
+
 def convert(file: Path, components: Path | None, configs: Path | None = None) -> Path:
     """The diffusers folder of a checkpoint, made in the cache where it is not there yet.
 
@@ -132,6 +159,7 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
     told = {"file": file_hash(file), "architecture": name, "precision": precision}
     told |= {"configs": {f.relative_to(config).as_posix(): file_hash(f) for f in files(config)}}
     told |= {part: {f.name: file_hash(f) for f in files(folder)} for part, folder in outside.items()}
+    told |= {"scheduler": scheduler_config(config, shapes)} if shapes.keys() >= {"v_pred", "ztsnr"} else {}
     key = json.dumps(told, sort_keys=True)
     folder = cache_dir("bases", f"{file.stem}-{digest(key)[:12]}")
     if (folder / "model_index.json").exists():
@@ -152,10 +180,8 @@ def split(
     file: Path, shapes: Shapes, index: Mapping[str, Any], components: Path | None
 ) -> tuple[set[str], dict[str, Path]]:
     """Components that the file holds, and the folders of the others. Raises UserError when one is nowhere."""
-    kind = index["_class_name"]
+    kind, inside = index["_class_name"], held(shapes, index)
     wanted = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    holds = HOLDS[kind] | {"unet": "", "transformer": "", "vae": VAE}
-    inside = {name for name in wanted if name in holds and any(key.startswith(holds[name]) for key in shapes)}
     outside, missing = {}, []
     for name in set(wanted) - inside - {"scheduler"}:
         if components is not None and (components / name).is_dir():
@@ -169,6 +195,12 @@ def split(
             "name a diffusers folder that has them with --components"
         )
     return inside, dict(sorted(outside.items()))
+
+
+def held(shapes: Shapes, index: Mapping[str, Any]) -> set[str]:
+    """The components that the file holds."""
+    holds = HOLDS[index["_class_name"]] | {"unet": "", "transformer": "", "vae": VAE}
+    return {name for name in holds if index.get(name, [None])[0] and any(key.startswith(holds[name]) for key in shapes)}
 
 
 def own_weights(shapes: Shapes, index: Mapping[str, Any]) -> list[str]:
@@ -223,11 +255,8 @@ def write(
     for name, source in outside.items():
         for part_file in files(source):
             link(part_file, folder / name / part_file.relative_to(source))
-    scheduler = json.loads((config / "scheduler" / "scheduler_config.json").read_text())
-    if "v_pred" in shapes:  # a mark that v-prediction fine-tunes of SDXL carry; "ztsnr": to zero terminal SNR
-        scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
+    (folder / SCHEDULER).parent.mkdir()
+    (folder / SCHEDULER).write_text(json.dumps(scheduler_config(config, shapes), indent=2))
     there = inside | set(outside) | {"scheduler"}
     index = {name: [None, None] if name in parts - there else value for name, value in index.items()}
     (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}))

@@ -336,29 +336,55 @@ class Drawing:
     def one(self, variant: str, asks: Sequence[Ask], file: Path) -> list[list[float]]:
         """The features of one variant of some prompts, from the cache where they are there."""
         told = [asdict(ask) for ask in asks]
+        count = len(parts(variant, asks))
         try:
             known = json.loads(file.read_text())
         except (OSError, ValueError):
             known = {}
-        if known.get("asks") == told:
+        if known.get("asks") == told and known.get("parts", 1) == count:
             return known["features"]
         images = [image for image, _ in self.pictures(variant, asks)]
         features = self.measure.features(images, asks)
         with atomic(file) as temporary:
-            temporary.write_text(json.dumps({"asks": told, "features": features}))
+            temporary.write_text(json.dumps({"asks": told, "parts": count, "features": features}))
         return features
 
     def pictures(self, variant: str, asks: Sequence[Ask]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
         """As `impasto generate` draws them, each with its own seed."""
-        way, _, step = variant.partition("-")
-        plain, styled = [ask.plain for ask in asks], [ask.styled for ask in asks]
-        first, second = (styled, plain) if way in ("everywhere", "until") else (plain, styled)
-        switch = None
-        if step:
-            pairs = dict(zip(first, second, strict=True))
-            switch = PromptSwitch(pairs, self.log_snr[int(step)]).on(self.log_snr)
-        jobs = [(prompt, ask.seed) for prompt, ask in zip(first, asks, strict=True)]
-        return sample(self.family, self.pipe, jobs, self.encode, self.sampling, {}, switch=switch)
+        step = variant.partition("-")[2]
+        prompts = pairs(variant, asks)
+        drawn: dict[int, tuple[Image.Image, dict[str, Any]]] = {}
+        for part in parts(variant, asks):
+            switch = None
+            if step:
+                to = dict(prompts[i] for i in part)
+                switch = PromptSwitch(to, self.log_snr[int(step)]).on(self.log_snr)
+            jobs = [(prompts[i][0], asks[i].seed) for i in part]
+            pictures = sample(self.family, self.pipe, jobs, self.encode, self.sampling, {}, switch=switch)
+            drawn |= zip(part, pictures, strict=True)
+        return (drawn[i] for i in range(len(asks)))
+
+
+def pairs(variant: str, asks: Sequence[Ask]) -> list[tuple[str, str]]:
+    """Per ask the prompt that a variant begins with, and the one that it switches to."""
+    styled_first = variant.partition("-")[0] in ("everywhere", "until")
+    return [(ask.styled, ask.plain) if styled_first else (ask.plain, ask.styled) for ask in asks]
+
+
+def parts(variant: str, asks: Sequence[Ask]) -> list[list[int]]:
+    """Positions of the asks, each once, in parts that are drawn one after the other: a switch knows a picture by its
+    first prompt alone, so in a part none may have two second ones. All in one where none has, or nothing switches."""
+    places: list[list[int]] = []
+    seconds: list[dict[str, str]] = []
+    for i, (first, second) in enumerate(pairs(variant, asks)):
+        fits = ("-" not in variant or to.get(first, second) == second for to in seconds)
+        k = next((k for k, fit in enumerate(fits) if fit), len(places))
+        if k == len(places):
+            places.append([])
+            seconds.append({})
+        places[k].append(i)
+        seconds[k][first] = second
+    return places
 
 
 def scores_of(

@@ -69,7 +69,7 @@ def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.cli import parse
     from impasto.noise.show import LawFlags
-    from impasto.noise.tools import export_settings, lines
+    from impasto.noise.tools import architecture_of, export_settings, lines
 
     @dataclass(frozen=True)
     class Export(LawFlags):
@@ -79,13 +79,15 @@ def export(args: list[str]) -> Result:
         """kohya, ai-toolkit, onetrainer, simpletuner or diffusers."""
         base: str = ""
         """Base model, for its schedule, size and recipe; without one mini-sd3's recipe, and 1024 px as in `import`."""
-        architecture: Architecture = "flux"
-        """What is trained with it: some tools mean another thing for each."""
+        architecture: Architecture | None = None
+        """What is trained with it, where the base does not tell: some tools mean another thing for each."""
 
     flags = parse(Export, args, "noise export")
-    if not flags.base:
-        flags = replace(flags, base=LawFlags.base, size=flags.size or 1024)
-    result = export_settings(flags.tool, flags.config(), flags.architecture)
+    base = flags.base or None
+    if base is None:
+        flags = replace(flags, base=LawFlags.base, size=1024 if flags.size is None else flags.size)
+    config = flags.config()
+    result = export_settings(flags.tool, config, architecture_of(base, flags.architecture))
     print(lines(result))
     return result
 

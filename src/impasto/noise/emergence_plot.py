@@ -47,7 +47,8 @@ def plot(result: dict[str, Any]) -> Image.Image:
     if low < known < high:
         x, y = at(known, 1.15)
         dashed(draw, [(x, y + i * 6 * SCALE) for i in range(int((at(known, -0.15)[1] - y) / 6 / SCALE))], FAINT)
-        draw.text((x + 6 * SCALE, y), f"published -6, matched: {known:g}", FAINT, font=small, anchor="lm")
+        label = f"mean of the published training law (-6), matched: {known:g}"
+        draw.text((x + 6 * SCALE, y), label, FAINT, font=small, anchor="lm")
     for key, colour in (("kept_until", UNTIL), ("kept_since", SINCE)):
         draw.line(path(key), colour, 2 * SCALE, joint="curve")
         for x, y in path(key):

@@ -3,7 +3,8 @@
 The band is the base's own where `impasto noise calibrate` has measured it (10 to 90 % of the style decided). Else it is
 the published one: with FLUX at 1024 px, leaving the style's words out of the first 3 of 28 steps, log-SNR below -6.52,
 loses the style (Style-Friendly SNR sampler, section 3.1). It was found at 128 x 128 latents; at other sizes it is moved
-by SD3's rule, the log of the ratio of positions (Esser et al. 2024, section 5.3.2): a rule, no measurement.
+by SD3's rule, the log of the ratio of positions (Esser et al. 2024, section 5.3.2): a rule, no measurement; mini-sd3's
+style is some .39 decided there (docs/noise-calibration.md).
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from impasto import families
-from impasto.config import TrainConfig, resolve
+from impasto.config import TrainConfig, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families import mini
 from impasto.noise.emergence import matched
@@ -59,7 +60,8 @@ class LawFlags:
         """What `train` would make of these flags. Raises UserError."""
         keys = ("noise", *(f"noise_{name}" for name in PARAMETERS), "offset_noise", "size")
         given = {key: getattr(self, key) for key in keys}
-        return resolve(self.recipe, self.base, **{key: value for key, value in given.items() if value is not None})
+        explicit = {key: value for key, value in given.items() if value is not None}
+        return check_ranges(resolve(self.recipe, self.base, **explicit))
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     """
     law = within(noise_law(config), families.schedule(config.base))
     family = families.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
+    unit = family.unit if family else 8
+    if config.size < unit or config.size % unit:
+        raise UserError(f"size must be a multiple of {unit} for this base, not {config.size}")
     known = family.hash if family else None
     if config.base in mini.names() and default_file(config.base).is_file():
         known = families.folder_hash(mini.ensure(config.base))

@@ -69,10 +69,17 @@ def check(config: TrainConfig) -> None:
         raise UserError("dco_beta and dco_reduction have no effect without --objective dco: leave them out")
 
 
+def read(config: TrainConfig, family: Family) -> None:
+    """Encode what `build` will ask for, as long as the text encoders are there. Raises UserError where it cannot be."""
+    if config.prior_weight:
+        import_module("impasto.objectives.prior").read(config, family)
+
+
 def build(config: TrainConfig, family: Family) -> Objective:
     """The objective that the config names, its loss weighting, and prior preservation when that has a weight.
 
-    Called before an adapter is added: preservation may let the base draw. Raises UserError on an unknown name.
+    Called when the base lies where it will be trained, quantised if it is to be, and before an adapter is added:
+    preservation may let the base draw. Raises UserError on an unknown name.
     """
     check(config)
     fit: Any = objective(config.objective)

@@ -57,16 +57,29 @@ class Prior:
         return {"loss": parts["loss"] + self.weight * prior, "fit": parts["loss"].detach(), "prior": prior.detach()}
 
 
-def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
-    """Draw (or find) the base's pictures of `config.prior_prompt`, or of its card's `prior_prompts`, and encode those.
-
-    The denoiser must not carry an adapter yet. Raises UserError when there is no caption to preserve.
-    """
-    prompts = list(config.prior_prompt or family.card.get("prior_prompts", ()))
-    if not prompts:
+def captions(config: TrainConfig, family: Family) -> list[str]:
+    """`config.prior_prompt`, or the `prior_prompts` of the base's card. Raises UserError when there are none."""
+    found = list(config.prior_prompt or family.card.get("prior_prompts", ()))
+    if not found:
         raise UserError("prior_weight needs captions that this base knows: give some with --prior-prompt")
+    return found
+
+
+def read(config: TrainConfig, family: Family) -> None:
+    """Encode into the cache what `build` will ask for, as long as the text encoders are there."""
+    length = next(iter(family.text_lengths))
+    for prompt in [*captions(config, family), Sampling().negative]:
+        text(family, prompt, length)
+
+
+def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
+    """Draw (or find) the base's pictures of its `captions`, as it lies on the device: quantised where it is.
+
+    The denoiser must not carry an adapter yet; after `read` no text encoder is needed.
+    """
+    prompts = captions(config, family)
     sampling = Sampling(size=config.size).on(family)
-    artist = Artist(family, sampling)
+    artist = Artist(family, sampling, config.quantize)
     length = next(iter(family.text_lengths))
     x = torch.cat([artist.latent(prompt, i) for i, prompt in enumerate(prompts)]).to(family.device)
     cond = {name: rows.to(family.device) for name, rows in stack([text(family, p, length) for p in prompts]).items()}
@@ -74,16 +87,18 @@ def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
 
 
 class Artist:
-    """Draws latents with the base's own pipeline, which is loaded when the cache lacks one."""
+    """Draws latents with the base's own pipeline, which is loaded when the cache lacks one. quantize: how the denoiser
+    is, "none" and "auto" where it is not."""
 
-    def __init__(self, family: Family, sampling: Sampling) -> None:
-        self.family, self.sampling, self.pipe = family, sampling, None
+    def __init__(self, family: Family, sampling: Sampling, quantize: str = "none") -> None:
+        self.family, self.sampling, self.quantize, self.pipe = family, sampling, quantize, None
 
     def latent(self, prompt: str, seed: int) -> Tensor:
         """(1, C, h, w): the base's picture of `prompt` from `seed`."""
         key: dict[str, Any] = {"picture of": prompt, "seed": seed, "base": self.family.hash}
         key |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance, "size": self.sampling.size}
         key |= {"precision": self.family.precision}
+        key |= {} if self.quantize in ("none", "auto") else {"quantize": self.quantize}
         return cached(key, lambda: {"x": self.draw(prompt, seed)})["x"]
 
     def draw(self, prompt: str, seed: int) -> Tensor:

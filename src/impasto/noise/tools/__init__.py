@@ -6,7 +6,8 @@ where a shift goes, so each module states the tool's own formula, where it was r
     logit(t) ~ N(M, S^2)  <=>  log-SNR ~ N(-2 M, (2 S)^2);    shift k adds log k to logit(t)
 
 A module has SOURCE (repository, commit, files and lines), KEYS (the settings that concern noise, with the tool's
-defaults), `read(given, s) -> our keys` and `write(law, offset, s) -> its keys`. What has no exact counterpart raises.
+defaults), `read(given, s) -> our keys`, `write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`. A law
+without an exact counterpart raises; what else is not carried over, a note says.
 """
 
 import json
@@ -22,7 +23,8 @@ from typing import Any
 
 import torch
 
-from impasto.config import TrainConfig
+from impasto import families
+from impasto.config import TrainConfig, check_ranges
 from impasto.errors import UserError, nearest
 from impasto.noise.laws import Law, LogitNormal, StyleFriendly, Uniform, of
 from impasto.paths import atomic
@@ -35,13 +37,21 @@ TOOLS = {
     "diffusers": "impasto.noise.tools.diffusers",
 }
 FLOWS = ("flux", "sd3")
-BASES = ("pretrained_model_name_or_path", "name_or_path", "base_model_name", "model_type", "model_family", "arch")
+PIPELINES = {
+    "FluxPipeline": "flux",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionPipeline": "sd15",
+}
+BASES = ("model_family", "model_type", "arch", "pretrained_model_name_or_path", "name_or_path", "base_model_name")
 KINDS = {
     "flux": r"flux",
     "sd3": r"sd-?3|stable[-_]diffusion[-_]3",
-    "sdxl": r"sdxl|xl",
+    "sdxl": r"sdxl|xl(?![a-z])",
     "sd15": r"sd-?15|v1-[45]|diffusion_15",
 }
+FLUX_2 = r"flux[-_.]?2(?!\d)"
+WHICH = "say --architecture flux, sd3, sdxl or sd15"
 
 
 @dataclass
@@ -56,11 +66,13 @@ class Situation:
     def flow(self) -> bool:
         """Raises UserError where it is not known."""
         if self.architecture is None:
-            raise UserError(
-                "these settings do not tell what is trained, and mean another law for each: say --architecture "
-                "flux, sd3, sdxl or sd15"
-            )
+            raise UserError(f"these settings do not tell what is trained, and mean another law for each: {WHICH}")
         return self.architecture in FLOWS
+
+    def assume(self, architecture: str, why: str) -> None:
+        """Take it for that, and say so."""
+        self.architecture = architecture
+        self.notes.append(f"taken for {architecture}, as {why}; if it is another, say --architecture")
 
     @property
     def flux_shift(self) -> float:
@@ -97,14 +109,25 @@ class Given(dict[str, Any]):
     def on(self, key: str) -> bool:
         return str(self.raw(key)).lower() in ("true", "1", "yes", "on")
 
+    def changed(self, *keys: str) -> list[str]:
+        """Those of `keys` that are set to anything but their default."""
+        pairs = ((key, self.raw(key), self.defaults[key]) for key in keys)
+        return [
+            key
+            for key, value, default in pairs
+            if str(value).lower() != str(default).lower()
+            and not (is_number(value, default) and float(value) == float(default))
+        ]
+
     def refuse(self, *keys: str, why: str = "has no counterpart here") -> None:
-        """Raise UserError where one of `keys` is set to anything but its default."""
-        for key in keys:
-            value, default = self.raw(key), self.defaults[key]
-            if str(value).lower() != str(default).lower() and not (
-                is_number(value, default) and float(value) == default
-            ):
-                raise UserError(f"{key} = {value} {why}")
+        """Raise UserError where one of `keys` is changed."""
+        for key in self.changed(*keys):
+            raise UserError(f"{key} = {self.raw(key)} {why}")
+
+    def leave_out(self, s: Situation, why: str, *keys: str) -> None:
+        """A note where some of `keys` are changed."""
+        if found := self.changed(*keys):
+            s.notes.append(f"{' and '.join(found)} {'is' if len(found) == 1 else 'are'} left out: {why}")
 
 
 def is_number(*values: Any) -> bool:
@@ -122,27 +145,78 @@ def module(tool: str) -> Any:
 
 
 def import_settings(tool: str, settings: Sequence[str], architecture: str | None, size: int = 1024) -> dict[str, Any]:
-    """{"tool", "settings": our keys, "law": log-SNR in words, "notes"}. Raises UserError."""
+    """{"tool", "architecture", "settings": our keys, "law": log-SNR in words, "notes"}. Raises UserError."""
     theirs = module(tool)
     values = read_settings(settings)
     if not set(theirs.KEYS) & values.keys():
         named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
         raise UserError(f"{named} holds no noise settings of {tool}: it knows {', '.join(theirs.KEYS)}")
-    situation = Situation(architecture or told_architecture(values), size)
+    if size < 1:
+        raise UserError(f"size must be above 0, not {size}")
+    situation = Situation(architecture, size)
+    if architecture is None and (told := told_architecture(values)):
+        situation.assume(*told)
     ours = {
         key: value for key, value in theirs.read(Given(values, theirs.KEYS), situation).items() if value is not None
     }
     law = of(ours)
-    return {"tool": tool, "source": theirs.SOURCE, "settings": ours, "law": words(law), "notes": situation.notes}
+    check_ranges(TrainConfig(**ours))
+    return report(tool, situation, ours, law)
 
 
 def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[str, Any]:
-    """{"tool", "settings": its keys, "law", "notes"}. Raises UserError."""
+    """{"tool", "architecture", "settings": its keys, "law", "notes"}. Raises UserError."""
     theirs = module(tool)
     situation = Situation(architecture, config.size)
     law = of(vars(config))
-    settings = theirs.write(law, config.offset_noise, situation)
-    return {"tool": tool, "source": theirs.SOURCE, "settings": settings, "law": words(law), "notes": situation.notes}
+    settings = theirs.write(law, config.offset_noise, situation) | weighed(tool, config, situation)
+    return report(tool, situation, settings, law)
+
+
+def report(tool: str, s: Situation, settings: dict[str, Any], law: Law) -> dict[str, Any]:
+    told = {"tool": tool, "source": module(tool).SOURCE, "architecture": s.architecture}
+    return told | {"settings": settings, "law": words(law), "notes": s.notes}
+
+
+def weighed(tool: str, config: TrainConfig, s: Situation) -> dict[str, Any]:
+    """The tool's keys for the config's loss weighting; a note where it has none. Raises UserError on an unknown one."""
+    from impasto.objectives import weighting
+
+    weighting.check(config.weighting)
+    if config.weighting == "none":
+        return {}
+    if s.flow:
+        s.notes.append(f"weighting {config.weighting} is left out: a rectified flow takes none, here neither")
+    elif config.weighting != "min-snr":
+        s.notes.append(f"weighting {config.weighting} is not carried over: {tool} has an exact min-snr alone")
+    else:
+        return module(tool).min_snr(config.gamma)
+    return {}
+
+
+def architecture_of(base: str | None, said: str | None) -> str:
+    """Of a base by its pipeline class, else as `said`. Raises UserError where the two differ, where neither tells, and
+    for a class that impasto does not speak (FLUX.2, ...)."""
+    if base is not None:
+        name = pipeline_class(base)
+        families.check_class(base, name)
+        if name and said not in (None, PIPELINES[name]):
+            raise UserError(
+                f"base {base!r} is {PIPELINES[name]}, not {said}: leave out --architecture, or give another base"
+            )
+        said = PIPELINES[name] if name else said
+    if said is None:
+        why = "without a base it is not known" if base is None else f"it is not known here of base {base!r}"
+        raise UserError(f"the settings depend on what is trained, and {why}: {WHICH}")
+    return said
+
+
+def pipeline_class(base: str) -> str:
+    """Of any base, as far as it is known without its weights; "" where it is not. Raises UserError."""
+    if Path(base).is_dir():
+        return families.pipeline_class(Path(base))
+    own = families.card(base).get("pipeline")
+    return own or families.part_config(base, "model_index.json").get("_class_name", "")
 
 
 def logit(law: Law, tool: str) -> tuple[float, float]:
@@ -186,10 +260,20 @@ def words(law: Law) -> str:
     return str(law)
 
 
-def told_architecture(values: Mapping[str, Any]) -> str | None:
-    """As the name of the base in the settings tells it; None when it does not."""
-    said = " ".join(str(values[key]).lower() for key in BASES if key in values)
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, said)), None)
+def told_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(architecture, what tells it) as the settings name what is trained: by the last part of a path or a hub id. None
+    where they do not, or a name fits two. Raises UserError for FLUX.2."""
+    for key in BASES:
+        said = str(values.get(key, ""))
+        name = re.split(r"[/\\]", said.rstrip("/\\"))[-1].lower()
+        if re.search(FLUX_2, name):
+            raise UserError(
+                f"{key} = {said} is FLUX.2, another model than FLUX.1, which impasto does not speak; "
+                "for a FLUX.1 of that name say --architecture flux"
+            )
+        if kinds := [kind for kind, pattern in KINDS.items() if re.search(pattern, name)]:
+            return (kinds[0], f"{key} is {said}") if len(kinds) == 1 else None
+    return None
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -246,9 +330,12 @@ def command_line(tokens: Sequence[str]) -> dict[str, Any]:
 
 
 def flat(content: Any) -> dict[str, Any]:
-    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _."""
+    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _. A file that is
+    neither holds none."""
     found: dict[str, Any] = {}
-    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content or ()):
+    if not isinstance(content, Mapping | list):
+        return found
+    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         if isinstance(value, Mapping | list):
             found |= flat(value)
         elif isinstance(name, str):
@@ -275,7 +362,9 @@ def shown(result: Mapping[str, Any]) -> str:
 def lines(result: Mapping[str, Any]) -> str:
     """An export for a person: KEY = VALUE as TOML has it, which these tools' files have in their own syntax."""
     settings = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
-    return "\n".join([f"# {result['law']}", *settings, *(f"# note: {note}" for note in result["notes"])])
+    return "\n".join(
+        [f"# {result['architecture']}: {result['law']}", *settings, *(f"# note: {note}" for note in result["notes"])]
+    )
 
 
 def write_recipe(result: Mapping[str, Any], file: Path) -> None:

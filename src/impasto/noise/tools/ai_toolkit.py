@@ -88,3 +88,7 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
         return {"timestep_type": "sigmoid", "content_or_style": "balanced"} | rest
     told = f"; its {s.architecture} shift is {own:.4g} at {s.size} px" if own else ""
     raise UserError(f"ai-toolkit has no mean, standard deviation or shift to set: no counterpart of {law}{told}")
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"min_snr_gamma": gamma}

@@ -42,8 +42,12 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
     assert s.architecture is not None
+    unet = ("noise_offset", "input_perturbation", "snr_gamma", "timestep_bias_strategy")
+    given.leave_out(s, "diffusers' scripts for FLUX and SD3 have none", *unet)
     shift = SHIFT[s.architecture]
     scheme = given.word("weighting_scheme") or DEFAULT[s.architecture]
+    if scheme != "logit_normal":
+        given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
     weighed = s.architecture == "sd3" and given.number("precondition_outputs") != 0
     uniform = {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
     if weighed and scheme == "sigma_sqrt":
@@ -77,3 +81,7 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
     mean, std = logit(law, "diffusers")
     even = {"precondition_outputs": 0} if s.architecture == "sd3" else {}
     return {"weighting_scheme": "logit_normal", "logit_mean": math.log(shift) - mean + 0.0, "logit_std": std} | even
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"snr_gamma": gamma}

@@ -46,11 +46,14 @@ KEYS: dict[str, Any] = {
     "v_pred_like_loss": 0.0,
     "scale_v_pred_loss_like_noise_pred": False,
 }
+UNET = ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "min_snr_gamma")
 
 
 def read(given: Given, s: Situation) -> dict[str, Any]:
     if s.architecture is None:
-        s.architecture = "sd3" if "training_shift" in given else "flux" if "timestep_sampling" in given else None
+        for key, architecture in (("training_shift", "sd3"), ("timestep_sampling", "flux")):
+            if key in given and s.architecture is None:
+                s.assume(architecture, f"{key} is set")
     given.refuse("multires_noise_iterations", "ip_noise_gamma", "debiased_estimation_loss", "v_pred_like_loss")
     given.refuse("scale_v_pred_loss_like_noise_pred")
     if not s.flow:
@@ -58,20 +61,22 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         gamma = given.number("min_snr_gamma")
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
-    if given.number("noise_offset"):
-        s.notes.append("noise_offset is left out: sd-scripts' FLUX and SD3 training does not use it")
+    given.leave_out(s, "sd-scripts' FLUX and SD3 training does not use it", *UNET)
+    scheme = given.word("weighting_scheme")
+    if scheme != "logit_normal":
+        given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
     if s.architecture == "sd3":
         given.refuse("min_timestep", "max_timestep", why="squeezes u into a part of its range, which no law here does")
         shift = given.number("training_shift")
         ours = drawn(given, shift, 1, ("sigma_sqrt",))
-        if given.word("weighting_scheme") != "sigma_sqrt":
+        if scheme != "sigma_sqrt":
             s.notes.append(f"sd-scripts' SD3 training {squared_sigma(of(ours))}; this is not carried over")
         return ours
     told = given.word("model_prediction_type")
     if told != "raw":
         s.notes.append(f"model_prediction_type {told} is not carried over: here the velocity itself is compared (raw)")
     how = given.word("timestep_sampling")
-    if how != "sigma" and given.word("weighting_scheme") == "logit_normal":
+    if how != "sigma" and scheme == "logit_normal":
         s.notes.append(f"logit_mean and logit_std are left out: timestep_sampling {how} does not use them")
     if how == "uniform":
         return {"noise": "uniform"}
@@ -113,3 +118,7 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
         s.notes.append(f"sd-scripts' SD3 training {squared_sigma(law)}; nothing there takes that away")
         return {"weighting_scheme": "logit_normal", "logit_mean": mean, "logit_std": std, "training_shift": 1.0}
     return {"timestep_sampling": "shift", "sigmoid_scale": std, "discrete_flow_shift": math.exp(mean)} | raw
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"min_snr_gamma": gamma}

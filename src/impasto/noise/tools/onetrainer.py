@@ -74,3 +74,7 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
         return {"timestep_distribution": "UNIFORM"} | rest | {"timestep_shift": law.shift}
     mean, std = logit(law, "OneTrainer")
     return {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": mean, "noising_weight": std - 1} | rest
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"loss_weight_fn": "MIN_SNR_GAMMA", "loss_weight_strength": gamma}

@@ -54,6 +54,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         return {"noise": "uniform", "offset_noise": offset} | (
             {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         )
+    given.leave_out(s, "SimpleTuner weighs the loss of FLUX and SD3 by none", "snr_gamma")
     if given.on("offset_noise"):
         s.notes.append("offset_noise is left out: SimpleTuner does not use it with FLUX and SD3")
     shift = given.number("flow_schedule_shift")
@@ -80,3 +81,7 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
     mean, std = logit(law, "SimpleTuner")
     rest = {"flow_use_uniform_schedule": False, "flow_schedule_auto_shift": False}
     return {"flow_sigmoid_scale": std, "flow_schedule_shift": math.exp(mean)} | rest
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"snr_gamma": gamma}

@@ -1,0 +1,100 @@
+"""The model card: its code runs as it stands, on the device and at the size that the style is for."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from impasto.adapters.io import WEIGHTS
+from impasto.adapters.metadata import About
+from impasto.config import resolve
+from impasto.generate import Sampling, generate
+from impasto.modelcard import made_card, trained_size
+from impasto.train import train
+
+CAPTION = "a rocket in ink style"
+OFFLOADED, MOVED = "enable_model_cpu_offload", "to cuda"
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Where the code puts its pipelines: noted, and left undone, as there is no GPU here."""
+    calls, real = [], DiffusionPipeline.to
+
+    def to(pipe, *args, **more):
+        if args == ("cuda",):
+            calls.append(MOVED)
+            return pipe
+        return real(pipe, *args, **more)
+
+    monkeypatch.setattr(DiffusionPipeline, "to", to)
+    monkeypatch.setattr(DiffusionPipeline, OFFLOADED, lambda pipe: calls.append(OFFLOADED))
+    return calls
+
+
+def run_code(card):
+    """What the card's Python leaves behind."""
+    left = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), left)
+    return left
+
+
+def style_on(base, picture, out, **changes):
+    settings = {"rank": 4, "lr": 0.05, "steps": 2, "preview": False, "tensorboard": False} | changes
+    about = {"image": [str(picture)], "caption": [CAPTION], "out": str(out)}
+    train(resolve("style-friendly", str(base), **about, **settings))
+    return (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "where"), [("flux", OFFLOADED), ("sd3", OFFLOADED), ("sdxl", MOVED), ("sd15", MOVED)])
+def test_the_code_of_a_run(request, picture, tmp_path, placed, name, where):
+    """In bf16, on the GPU, at the run's own size, and the command beside it draws the same."""
+    base = request.getfixturevalue(f"tiny_{name}")
+    card = style_on(base, picture, tmp_path / "ink", size=32)  # the base's own is 16
+    left = run_code(card)
+    assert placed == [where] and left["image"].size == (32, 32)
+    assert left["pipe"].dtype == torch.bfloat16
+    assert re.search(r"^impasto generate .* --size 32 --seed 0 ", card, re.MULTILINE)
+    styles, sampling = [str(tmp_path / "ink")], Sampling(size=32)
+    (image, _), *_ = generate(str(base), [CAPTION], styles=styles, sampling=sampling, device="cpu", precision="bf16")
+    assert (np.asarray(left["image"]) == np.asarray(image)).all()
+
+
+def test_at_the_base_s_own_size_no_size_is_named(tiny_sd15, picture, tmp_path):
+    card = style_on(tiny_sd15, picture, tmp_path / "ink")
+    assert "--size" not in card and "height=16, width=16" in card
+
+
+def test_an_embedded_base_stays_on_the_cpu():
+    """In float32, as its pictures are compared."""
+    card = made_card("ink", "Made.", "ink", "mini-sd3", {"size": 128, "embedded": True}, "sd3", CAPTION)
+    assert "cuda" not in card and "torch_dtype" not in card and "offload" not in card
+    assert f'pipe("{CAPTION}", height=128, width=128, ' in card and "--size" not in card
+
+
+def test_the_code_of_a_made_style(tiny_sd15, picture, tmp_path, placed):
+    style_on(tiny_sd15, picture, tmp_path / "ink")
+    path = str(tmp_path / "ink")
+    card = made_card("ink", "Made.", path, str(tiny_sd15), {"size": 16}, "sd15", CAPTION, size=32)
+    left = run_code(card)
+    assert placed == [MOVED] and left["image"].size == (32, 32) and left["pipe"].dtype == torch.bfloat16
+    assert "--prompt ... --size 32`" in card
+    unknown = made_card("ink", "Made.", path, None, {}, "flux", None)
+    assert "height" not in unknown and "--size" not in unknown and OFFLOADED in unknown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metadata", "size"),
+    [
+        ({"size": 512}, {"modelspec.resolution": "1024x1024"}, 512),
+        ({}, {"modelspec.resolution": "768x768"}, 768),
+        ({}, {"ss_resolution": "(512, 512)", "modelspec.resolution": "1024x1024"}, 512),
+        ({}, {"ss_resolution": "(512, 768)"}, None),
+        ({}, {}, None),
+    ],
+)
+def test_what_a_style_says_of_its_size(recipe, metadata, size):
+    assert trained_size(About(Path(WEIGHTS), recipe, metadata=metadata)) == size
