@@ -30,7 +30,7 @@ widget: [{{"text": "a cat in ink style", "output": {{"url": "previews/0.png"}}}}
 
 A style for `{base}`.
 
-pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("/home/me/ink", weight_name="pytorch_lora_weights.safetensors")
 
 impasto generate --base {base} --style /home/me/ink --prompt "a cat"

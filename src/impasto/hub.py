@@ -13,7 +13,7 @@ from impasto.adapters.files import export_style, open_style
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import About, known_card
 from impasto.errors import UserError
-from impasto.modelcard import made_card
+from impasto.modelcard import made_card, trained_size
 
 FORBIDDEN = "the token may not write to {!r}: it needs the right to write, and the owner must be you or yours"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -89,11 +89,11 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
         text = own.read_text()
     else:
         known, trigger = known_card(base, architecture), (told.captions or [None])[0]
-        text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger)
+        text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger, trained_size(told))
     name = Path(base).name if base and Path(base).exists() else base or "its base model"
     text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)
     quoted = json.dumps(name, ensure_ascii=False)
-    text = re.sub(r'from_(pretrained|single_file)\("[^"]*"\)', lambda found: f"from_{found[1]}({quoted})", text)
+    text = re.sub(r'from_(pretrained|single_file)\("[^"]*"', lambda found: f"from_{found[1]}({quoted}", text)
     text = re.sub(r"--style \S+?(?=[:`\s])", f"--style {repo.partition('/')[2]}", text)
     text = re.sub(r"--base \S+", lambda _: f"--base {name}", text)
     if base and name != base:

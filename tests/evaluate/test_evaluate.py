@@ -76,6 +76,15 @@ def test_unknown_is_null_and_never_0(tmp_path, judges, encoder):
     assert "carry no prompt" in " ".join(scores["notes"])
 
 
+def test_a_prompt_that_names_nothing_for_certain_is_left_out_and_said(tmp_path, judges, encoder):
+    folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN), (UNIFONT, ROCKET, PENGUIN)])
+    draw(folder / "0002.png", UNIFONT, ROCKET, prompt="a happy corgi in ink style", seed=2)
+    scores = evaluate(folder, judges=judges, encoder=None)
+    assert scores["concept_top1"] == 0.5 and scores["n"]["concept_top1"] == 2
+    assert [row["concept"] for row in scores["images"]].count(None) == 1
+    assert any(note.startswith("1 of 3 prompts name nothing for certain") for note in scores["notes"])
+
+
 def test_reference_for_a_style_that_no_judge_knows(tmp_path, judges, encoder):
     folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)] * 2)
     reference = draw(tmp_path / "ref.png", UNIFONT, PENGUIN)

@@ -85,7 +85,7 @@ def go(base, out, world, **more_):
 def test_full_cells_decide_and_each_is_run_once(tiny_sd3, tmp_path, world, invented):
     result, lines = go(tiny_sd3, tmp_path, world, cells="full")
     assert result["verdicts"] == {"T1": "reproduced", "T2": "reproduced", "T3": "undecided"}
-    assert len(invented) == result["run"] == 3 * 27 and len({cell.key for cell in invented}) == 81
+    assert len(invented) == result["run"] == 2 * 27 + 9 and len({cell.key for cell in invented}) == 63
     assert lines == ["left out: gone: no such file",
                      "left out: deep: this base has no layers of the kind 'no_such_stream'"]  # fmt: skip
     claims = json.loads((tmp_path / "claims.json").read_text())
@@ -102,7 +102,7 @@ def test_full_cells_decide_and_each_is_run_once(tiny_sd3, tmp_path, world, inven
         root = ElementTree.fromstring((tmp_path / "pictures" / name).read_text())
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and f"pictures/{name}" in page
     again, _ = go(tiny_sd3, tmp_path, world, cells="full")
-    assert again["run"] == 0 and len(invented) == 81 and again["verdicts"] == result["verdicts"]
+    assert again["run"] == 0 and len(invented) == 63 and again["verdicts"] == result["verdicts"]
 
 
 def test_smoke_cells_decide_nothing_and_full_ones_outrank_them(tiny_sd3, tmp_path, world, invented):
@@ -115,7 +115,7 @@ def test_smoke_cells_decide_nothing_and_full_ones_outrank_them(tiny_sd3, tmp_pat
     claims = {e["id"]: e for e in json.loads((tmp_path / "claims.json").read_text())}
     assert claims["T2"]["cells"] == "full" and claims["T1"]["cells"] == "smoke"
     # smoke's seeds, references and prompts are full's too here (two prompts each): only what is new was run
-    assert len(invented) == 9 + 2 * 27 - 2 * 3
+    assert len(invented) == 9 + 27 + 9 - 2 * 3
 
 
 def test_the_same_cells_of_other_prompts_or_settings_are_others(tiny_sd3, world):
@@ -134,13 +134,249 @@ def test_the_same_cells_of_other_prompts_or_settings_are_others(tiny_sd3, world)
     assert "crops" not in stated and "out" not in stated  # what does nothing is not stated, nor where it lies
 
 
-def test_cells_of_another_base_are_told_of_and_not_used(tiny_sd3, tiny_sd3_other, tmp_path, world, invented):
-    go(tiny_sd3, tmp_path, world)
-    result, lines = go(tiny_sd3_other, tmp_path, world)
-    assert any(line.startswith("9 cells of another base (") for line in lines)
-    assert result["run"] == 9 and result["done_before"] == 0
-    entry = json.loads((tmp_path / "claims.json").read_text())[0]
+def as_it_was(folder):
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_page_of_another_base_is_never_replaced(tiny_sd3, tiny_sd3_other, tmp_path, world, invented):
+    go(tiny_sd3, tmp_path / "a", world)
+    before = as_it_was(tmp_path / "a")
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"a is of another base \(.*sd3, .*\): give another --out, or move it"):
+            go(tiny_sd3_other, tmp_path / "a", world, dry_run=dry_run)
+    assert as_it_was(tmp_path / "a") == before and len(invented) == 9
+    (tmp_path / "a" / "claims.json").unlink()  # by the cells alone
+    with pytest.raises(UserError, match=r"none of the 9 cells of .*a is of this base in fp32, not quantised"):
+        go(tiny_sd3_other, tmp_path / "a", world)
+    go(tiny_sd3_other, tmp_path / "b", world)
+    for file in (tmp_path / "a" / "cells").glob("high--*"):  # beside those of the page's base others are told of only
+        (tmp_path / "b" / "cells" / file.name).write_bytes(file.read_bytes())
+    result, lines = go(tiny_sd3_other, tmp_path / "b", world)
+    assert any(line.startswith("3 cells of another base (") for line in lines)
+    assert result["run"] == 0 and result["done_before"] == 9
+    entry = json.loads((tmp_path / "b" / "claims.json").read_text())[0]
     assert entry["base"]["sha256"] == result["base_sha256"] and entry["arms"]["high"]["style_accuracy"][2] == 3
+
+
+def test_nor_one_of_another_precision(tiny_sd3, tmp_path, world, invented):
+    result, _ = go(tiny_sd3, tmp_path, world, cells="full", precision="fp32")
+    assert result["verdicts"]["T1"] == "reproduced"
+    before = as_it_was(tmp_path)
+    with pytest.raises(UserError, match="is of this base in fp32, not bf16: give --precision fp32 or another --out"):
+        go(tiny_sd3, tmp_path, world, precision="bf16")
+    assert as_it_was(tmp_path) == before
+    claims = tmp_path / "claims.json"
+    entries = json.loads(claims.read_text())
+    for entry in entries:
+        assert entry["base"].pop("precision") == "fp32"
+    claims.write_text(json.dumps(entries))  # as pages were before
+    with pytest.raises(UserError, match="is of this base in fp32, not bf16"):
+        go(tiny_sd3, tmp_path, world, precision="bf16")
+    claims.unlink()
+    with pytest.raises(UserError, match=r"none of the 63 cells of .* is of this base in bf16"):
+        go(tiny_sd3, tmp_path, world, precision="bf16")
+    go(tiny_sd3, tmp_path / "16", world, precision="bf16")
+    for file in (tmp_path / "16" / "cells").iterdir():
+        (tmp_path / "cells" / file.name).write_bytes(file.read_bytes())
+    result, lines = go(tiny_sd3, tmp_path, world, cells="full", precision="fp32")
+    assert "9 cells of another precision (bf16, not fp32) are not used" in lines
+    assert result["run"] == 0 and result["verdicts"]["T1"] == "reproduced"
+
+
+def test_each_base_has_a_folder_of_its_own():
+    out = module.default_out
+    assert str(out("style-friendly", "mini-sd3", "small-world")) == "docs/results/style-friendly"
+    assert str(out("calibration", "mini-sd15", "small-world")) == "docs/results/calibration-mini-sd15"
+    paper = out("style-friendly", "stabilityai/stable-diffusion-3.5-large", "paper")
+    assert str(paper) == "docs/results/style-friendly-paper-stabilityai-stable-diffusion-3.5-large"
+
+
+def test_a_calibration_of_another_base_is_not_overwritten(tiny_sd3, tmp_path, world, invented):
+    from impasto.families import load
+
+    def write(folder, base):
+        folder.mkdir(exist_ok=True)
+        file = folder / "calibration.json"
+        file.write_text(json.dumps({"base_hash": base, "proposal": {"noise_mean": -2.5, "noise_std": 2.25}}))
+        return file
+
+    kept, given = write(tmp_path / "out", "0" * 64), write(tmp_path / "given", load(str(tiny_sd3)).hash)
+    with pytest.raises(UserError, match=r"out/calibration\.json is of another base: give another --out"):
+        go(tiny_sd3, tmp_path / "out", world, calibration=given)
+    assert json.loads(kept.read_text())["base_hash"] == "0" * 64 and not invented
+    kept.unlink()
+    go(tiny_sd3, tmp_path / "out", world, calibration=given)
+    assert kept.read_bytes() == given.read_bytes()
+
+
+def test_cells_of_a_quantised_base_are_not_used(tiny_sd3, tmp_path, world, invented):
+    go(tiny_sd3, tmp_path, world)
+    files = sorted((tmp_path / "cells").glob("high--*"))
+    said = ["25% of the blocks computed again, the base in nf4: about 9 of 12 GB (NVIDIA L4)", "no block would take 20"]
+    for file, running in zip(files, (said, ["no block computed again, the base in main memory"], []), strict=True):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"running": running}))
+    result, lines = go(tiny_sd3, tmp_path, world)
+    assert "1 cells of a quantised base, which their keys do not say, are not used" in lines and result["run"] == 1
+    sys.modules["tiny_group"].arms = lambda *_: ARMS | {"high": Arm("h", ARMS["high"].settings | {"quantize": "nf4"})}
+    go(tiny_sd3, tmp_path / "asked", world)
+    for file in (tmp_path / "asked" / "cells").glob("high--*"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"running": said}))
+    assert go(tiny_sd3, tmp_path / "asked", world)[0]["run"] == 0  # where the key says it, it is what was asked for
+
+
+def test_training_has_the_base_as_it_is_and_what_was_quantised_is_run_anew(tiny_sd3, tmp_path, world, monkeypatch):
+    from impasto.paths import cache_dir
+    from impasto.reproduce import runner
+
+    told = []
+    monkeypatch.setattr(runner, "train", told.append)
+    campaign = module.prepare("tiny", str(tiny_sd3), tmp_path, world=world)
+    cell = campaign.cells_of("high", "smoke")[0]
+    assert "quantize" not in cell.spec["arm"]["settings"]  # the key is as it was
+    runner.trained(cell.spec, campaign.place, tmp_path, tmp_path / "reference.png")
+    asked = {**cell.spec, "arm": {"settings": {**cell.spec["arm"]["settings"], "quantize": "nf4"}}}
+    runner.trained(asked, campaign.place, tmp_path, tmp_path / "reference.png")
+    assert [config.quantize for config in told] == ["none", "nf4"]
+    folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
+    recipe, old = folder / "style" / "recipe.toml", folder / "images" / "0000.png"
+    monkeypatch.setattr(runner, "draw", lambda *_: None)
+    monkeypatch.setattr(SmallWorld, "scores", lambda *_: {})
+    for running, stays in (("no block computed again", True), ("no block computed again, the base in int8", False)):
+        for file in (recipe, old):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"[impasto]\nrunning = ['{running}']\n")
+        run_cell(cell, world, campaign.place)
+        assert old.is_file() == recipe.is_file() == stays
+
+
+def test_without_the_text_stream_an_arm_has_the_layers_of_the_recipe_on_its_base(tiny_sd3, tiny_flux, tmp_path):
+    for base, layers in ((tiny_sd3, ["image_stream"]), (tiny_flux, ["image_stream", "single_mlp"])):
+        campaign = module.prepare("style-friendly", str(base), tmp_path)
+        told = {name: spec["settings"] for name, spec in campaign.specs.items() if "settings" in spec}
+        for name, of in (("image stream", "style-friendly"), ("matched, image stream", "matched")):
+            assert json.loads(json.dumps(told[name])) == json.loads(json.dumps(told[of])) | {"targets": layers}
+
+
+def test_the_base_alone_sees_no_reference_and_is_drawn_once_per_style_and_seed(tiny_sd3, tmp_path, world, invented):
+    campaign = module.prepare("tiny", str(tiny_sd3), tmp_path, world=world)
+    every = {cell.unit: cell.key for cell in campaign.cells_of("low", "full")}
+    cells = campaign.cells_of("prompt", "full")
+    assert len(every) == 27 and [cell.unit for cell in cells] == [unit for unit in every if ", cat, " in unit]
+    assert [c.key for c in campaign.cells_of("prompt", "smoke")] == [c.key for c in cells if c.spec["seed"] == 0]
+    units = world.units("full", "heldout")
+    assert all(c.spec[key] == value for c in cells for key, value in units[c.unit].items())  # the keys are as they were
+    go(tiny_sd3, tmp_path, world, cells="full")
+    entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "T2")
+    assert entry["arms"]["prompt"]["style_accuracy"][2] == 9 and entry["n"] == {"high": [27, 27], "prompt": [9, 9]}
+    (row,) = entry["readings"][0]["compares"]  # each with the other arm's of its style and seed
+    assert row["pairs"] == 27 and row["effect"] == pytest.approx(0.3) and row["interval"] == pytest.approx([0.3, 0.3])
+    assert campaign.shared("prompt", "full")["unifont, bread, 2"] == "unifont, cat, 2"
+    of_each = replace(campaign, world=Measured(**vars(world)))
+    assert len(of_each.cells_of("prompt", "full")) == 27
+
+
+class Measured(SmallWorld):
+    """One whose scores are measured against the reference, as the paper's are."""
+
+    to_reference = True
+
+
+def test_what_is_incomplete_and_what_is_smoke_is_marked(tiny_sd3, tmp_path, world, invented, monkeypatch):
+    fine = module.run_cell
+
+    def sometimes(cell, *rest):
+        if cell.arm == "prompt" and cell.spec["seed"] == 2:
+            raise UserError("no")
+        return fine(cell, *rest)
+
+    monkeypatch.setattr(module, "run_cell", sometimes)
+    go(tiny_sd3, tmp_path, world, cells="full")
+    page, pictures = (tmp_path / "README.md").read_text(), tmp_path / "pictures"
+    high, prompt = (
+        next(line for line in page.splitlines() if line.startswith(f"| {n} |")) for n in ("high", "*prompt*")
+    )
+    assert "| 27 | .940 ± " in high
+    assert prompt.startswith("| *prompt* | words | *6 of 9* | *.635 ± ")
+    assert "has more style than low | style accuracy | full, 27 of 27 | +.400 [+.400, +.400] |" in page
+    assert "low has more style than prompt | style accuracy | smoke, 3 of 3 | -.100 |" in page  # three have no interval
+    assert "95 % intervals of their mean by Student's t" in page and "none below 6 effects" in page
+    forest = (pictures / "effects-as-published.svg").read_text()
+    root, n = ElementTree.fromstring(forest), "{http://www.w3.org/2000/svg}"
+    marked = {
+        g.get("class"): "".join(g.itertext()) for g in root.findall(f"{n}g") if g.get("class") in ("smoke", "full")
+    }
+    assert "T2 (smoke)" in marked["smoke"] and "T1" in marked["full"] and "smoke" not in marked["full"].split(";")[0]
+    assert ".smoke .dot" in forest
+    entry = json.loads((tmp_path / "claims.json").read_text())[0]
+    assert entry["n"]["prompt"] == [6, 9] and entry["arms_cells"] == "full"
+    assert "score, full cells" in (pictures / "T1.svg").read_text()
+
+
+def test_no_curve_through_an_arm_that_lacks_cells(tiny_sd3, tmp_path, world, invented, monkeypatch):
+    fine = module.run_cell
+
+    def sometimes(cell, *rest):
+        if cell.arm == "low" and cell.spec["style"] == "unifont":
+            raise UserError("no")
+        return fine(cell, *rest)
+
+    monkeypatch.setattr(module, "run_cell", sometimes)
+    go(tiny_sd3, tmp_path, world)
+    assert not (tmp_path / "pictures" / "T1.svg").exists() and "*2 of 3*" in (tmp_path / "README.md").read_text()
+
+
+def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tmp_path, world, monkeypatch):
+    arms = {
+        "first": Arm("a", how="omit-first", options={"at": -3.0}, where="known"),
+        "only": Arm("b", how="only-first", options={"at": -3.0}, where="known"),
+        "no": Arm("c", how="plain", where="known"),
+    }
+    claim = Claim("T1", "early", {"f": "g"}, (Reading("as published", (more("only", "first"),)),), shown=("no",))
+    sys.modules["tiny_group"].arms = lambda *_: arms
+    sys.modules["tiny_group"].CLAIMS = (claim,)
+    scores = {"style_accuracy": 0.5, "concept_top5": 0.6, "clip_t": 0.214}
+    monkeypatch.setattr(module, "run_cell", lambda *_: {"scores": scores, "seconds": 1.0})
+    go(tiny_sd3, tmp_path, world)
+    told = json.loads((tmp_path / "claims.json").read_text())[0]["arms"]
+    assert {arm for arm, own in told.items() if "clip_t" in own} == {"only"}
+    rows = [line.split(" | ") for line in (tmp_path / "README.md").read_text().splitlines()]
+    ends = {row[0]: row[-1] for row in rows if row[0] in ("| first", "| only", "| no")}
+    assert ends == {"| first": "– |", "| only": ".214 ± .000 |", "| no": "– |"}
+    assert (
+        "No CLIP-T of first; no: their pictures were compared with prompts without"
+        in (tmp_path / "README.md").read_text()
+    )
+    assert all(cell["scores"]["clip_t"] == 0.214 for cell in read_all(tmp_path / "cells").values())  # kept all the same
+
+
+def test_whatever_a_cell_raises_the_others_are_run(tiny_sd3, tmp_path, world, invented, monkeypatch):
+    fine = module.run_cell
+
+    def sometimes(cell, *rest):
+        if cell.arm == "high":
+            raise {0: RuntimeError("CUDA out of memory. Tried"), 1: ZeroDivisionError("a\nb"), 2: KeyError("k")}[
+                len(cell.spec["style"]) % 3
+            ]
+        return fine(cell, *rest)
+
+    monkeypatch.setattr(module, "run_cell", sometimes)
+    result, _ = go(tiny_sd3, tmp_path, world)
+    assert result["run"] == 6 and len(result["failed"]) == 3
+    assert all("\n" not in line for line in result["failed"])
+    said = "\n".join(result["failed"])
+    for words in ("out of memory: try a smaller", "ZeroDivisionError: a (test_campaign.py, line ", "KeyError: 'k' ("):
+        assert words in said
+
+
+def test_the_page_is_written_whatever_stops_the_campaign(tiny_sd3, tmp_path, world, invented, monkeypatch):
+    def broken(*rest):
+        raise OSError("no room for the cell's file")
+
+    write = module.store.write
+    monkeypatch.setattr(module.store, "write", lambda *rest: write(*rest) if len(invented) < 4 else broken())
+    with pytest.raises(OSError, match="no room"):
+        go(tiny_sd3, tmp_path, world)
+    assert json.loads((tmp_path / "claims.json").read_text())[0]["progress"]["smoke"] == [3, 9]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +400,7 @@ def test_a_cell_that_fails_stops_no_other_and_nothing_is_decided_without_it(
     result, _ = go(tiny_sd3, tmp_path, world, cells="full")
     assert len(result["failed"]) == 3 and "not a number" in result["failed"][0]
     entry = json.loads((tmp_path / "claims.json").read_text())[0]
-    assert entry["verdict"] == "undecided" and entry["progress"]["full"] == [78, 81] and entry["cells"] == "smoke"
+    assert entry["verdict"] == "undecided" and entry["progress"]["full"] == [60, 63] and entry["cells"] == "smoke"
     assert [r["cells"] for r in entry["readings"]] == ["smoke", "full"]  # the other reading has all of its cells
     assert entry["readings"][1]["verdict"] == "not reproduced"
     monkeypatch.setattr(module, "run_cell", fine)
@@ -184,15 +420,16 @@ def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented,
     with pytest.raises(KeyboardInterrupt, match="3 of 9 cells are done: the same command goes on"):
         go(tiny_sd3, tmp_path, world)
     assert len(read_all(tmp_path / "cells")) == 3
+    assert json.loads((tmp_path / "claims.json").read_text())[0]["progress"]["smoke"] == [3, 9]
     assert go(tiny_sd3, tmp_path, world)[0]["done_before"] == 3
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny_sd3, tmp_path, world, invented):
     result, _ = go(tiny_sd3, tmp_path / "new", world, cells="full", dry_run=True)
-    assert result["to_run"] == result["wanted"] == 81 and result["arms"] == {"high": 27, "low": 27, "prompt": 27}
+    assert result["to_run"] == result["wanted"] == 63 and result["arms"] == {"high": 27, "low": 27, "prompt": 9}
     assert result["minutes"] is None and not (tmp_path / "new").exists()  # nothing was timed on this base
     go(tiny_sd3, tmp_path, world)
-    assert go(tiny_sd3, tmp_path, world, cells="full", dry_run=True)[0]["minutes"] == pytest.approx(72 * 6 / 60)
+    assert go(tiny_sd3, tmp_path, world, cells="full", dry_run=True)[0]["minutes"] == pytest.approx(54 * 6 / 60)
 
 
 def test_bad_input(tiny_sd3, tmp_path, world, invented):

@@ -7,7 +7,7 @@ import pytest
 
 from impasto.reproduce import statistics
 from impasto.reproduce.claims import Claim, Compare, Measure, Reading, Seen, falls, judge, more, no_less
-from impasto.reproduce.statistics import holm, sign_flip
+from impasto.reproduce.statistics import holm, sign_flip, student, t_quantile
 
 MEASURES = {"style": Measure("style_accuracy", 0.05, 0.1, 0.97), "text": Measure("concept_top5", 0.05, 0.1)}
 UNITS = [f"{style}, {reference}, {seed}" for style in "abc" for reference in "xyz" for seed in range(3)]
@@ -61,6 +61,26 @@ def test_sign_flip_is_level():
     rng = np.random.default_rng(3)
     found = [sign_flip(rng.normal(0, 1, 18)) <= 0.05 for _ in range(400)]
     assert 0.025 < np.mean(found) < 0.08
+
+
+def test_students_t_is_that_of_the_tables():
+    """Abramowitz and Stegun, table 26.10."""
+    table = {1: 12.706, 2: 4.303, 5: 2.571, 8: 2.306, 11: 2.201, 17: 2.110, 30: 2.042, 120: 1.980}
+    assert {df: round(t_quantile(df), 3) for df in table} == table
+    assert t_quantile(8, 0.99) == pytest.approx(3.355, abs=5e-4) and t_quantile(2001) == pytest.approx(1.961, abs=5e-4)
+
+
+def test_intervals_cover_the_mean_and_few_effects_have_none():
+    assert student([0.1] * 5) is None and student([0.1] * 6) == pytest.approx([0.1, 0.1])
+    assert student([1, 2, 3, 4, 5, 6]) == pytest.approx([3.5 - 1.9633, 3.5 + 1.9633], abs=1e-4)
+    rng = np.random.default_rng(11)
+    for n in (6, 9, 12):
+        ends = [student(rng.normal(0.2, 0.1, n).tolist()) or [1.0, 1.0] for _ in range(1500)]
+        assert 0.935 < np.mean([low <= 0.2 <= high for low, high in ends]) < 0.965  # a bootstrap: .86 to .92
+    told = judged(claim((more("a", "b"),)), planted(a=0.7, b=0.5))[0]["compares"][0]
+    assert told["references"] == 9 and told["interval"][0] < told["effect"] < told["interval"][1]
+    few = judged(claim((more("a", "b"),)), planted(a=0.7, b=0.5, units=UNITS[:15]), units=UNITS[:15])[0]["compares"][0]
+    assert few["references"] == 5 and few["effect"] is not None and few["interval"] is None
 
 
 def test_holm():

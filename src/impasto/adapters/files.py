@@ -206,7 +206,7 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
 
     One that is there already keeps its weights until the new ones are written, and whatever else lies in it.
     """
-    from impasto.modelcard import made_card
+    from impasto.modelcard import made_card, trained_size
 
     check_out(out, overwrite)
     tensors, config = write(adapter, "diffusers")
@@ -217,7 +217,9 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
     known, trigger = known_card(base, adapter.architecture), (told.captions or [None])[0]
     with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
-        card.write_text(made_card(out.resolve().name, how, str(out), base, known, adapter.architecture, trigger))
+        card.write_text(
+            made_card(out.resolve().name, how, str(out), base, known, adapter.architecture, trigger, trained_size(told))
+        )
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -236,13 +238,18 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def merged(parts: Sequence[tuple[Path, float]], opened: Sequence[tuple[Adapter, About]]) -> About:
-    """What a sum of styles is known by: the base that they share, all their captions."""
+    """What a sum of styles is known by: the base and the size that they share, all their captions."""
+    from impasto.modelcard import trained_size
+
     bases = {told.base for _, told in opened if told.base}
     names = ", ".join(f"{told.name}:{weight:g}" for (_, told), (_, weight) in zip(opened, parts, strict=True))
     captions = list(dict.fromkeys(caption for _, told in opened for caption in told.captions))
     metadata = {"modelspec.merged_from": names, "impasto.captions": json.dumps(captions, ensure_ascii=False)}
     if len(bases) == 1:
         metadata["impasto.base"] = bases.pop()
+    sizes = {trained_size(told) for _, told in opened}
+    if len(sizes) == 1 and (size := sizes.pop()):
+        metadata["ss_resolution"] = f"({size}, {size})"
     return About(opened[0][1].file, metadata=metadata)
 
 

@@ -36,7 +36,8 @@ def evaluate(
     """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically.
 
     style_of: a style of the art world that the images should be in; None leaves what needs it None.
-    concepts: file with one label per image, in name order; default: what each PNG's own prompt names.
+    concepts: file with one label per image, in name order; default: what each PNG's own prompt names,
+        None where that is not certain (`labels.Labels.concept`).
     reference: the picture that was trained on; default: that of the one style folder that the PNGs name.
     reference_concept: label of the reference's object; default: what the caption of that style folder names.
     base_images: folder with the same prompts drawn by the base without adapter; scored the same way, under "base".
@@ -102,7 +103,10 @@ def _concepts(samples: Sequence[Sample], file: Path | str | None, labels: Labels
             f"{mute} of {len(samples)} images carry no prompt: their concept scores are null (give --concepts)"
         )
     if unnamed:
-        notes.append(f"{unnamed} of {len(samples)} prompts name no known concept: their concept scores are null")
+        notes.append(
+            f"{unnamed} of {len(samples)} prompts name nothing for certain that the judge knows: "
+            "their concept scores are null (give --concepts)"
+        )
     return found, notes
 
 

@@ -262,7 +262,7 @@ def lines(file: Path | None, what: str, default: Sequence[str]) -> list[str]:
     if file is None:
         return list(default)
     try:
-        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} file {str(file)!r} cannot be read: {error}") from None
     if len(set(found)) < 2:

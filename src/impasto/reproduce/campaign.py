@@ -3,10 +3,12 @@
     claims -> arms -> cells (arm x style x reference x seed) -> here or over Ray -> cells/*.json -> claims.json, page
 
 The same command goes on where it was stopped: a cell that has its file is not run again, whichever claim asked for it.
-A campaign is of one base, by the hash of its weights; cells of another are told of and left alone.
+A campaign is of one base in one precision, by the hash of its weights; cells of another are told of and left alone, and
+a folder whose page is another one's is refused.
 """
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -18,7 +20,7 @@ from impasto.families.base import Family
 from impasto.paths import atomic
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
-from impasto.reproduce.claims import Arm, Claim, restricted
+from impasto.reproduce.claims import Arm, Claim, Unit, restricted
 from impasto.reproduce.fan import fan
 from impasto.reproduce.page import write_page
 from impasto.reproduce.paper import CLIP, DINO, PaperWorld
@@ -33,6 +35,7 @@ are there, following(campaign) -> {name: arm}."""
 CALIBRATION = "calibration.json"
 """The calibration that a campaign was last given, kept beside its cells: later calls need not name it again."""
 PROTOCOLS = ("small-world", "paper")
+DEFAULT_BASE = "mini-sd3"
 ROUGH = {"mini-sd3": {"train": (45.0, 0.8), "other": (5.0, 0.8)}}
 """Seconds of a cell before its pictures, and per picture, on one free core: one trained smoke cell took 57 CPU seconds,
 loading the libraries included; the other kind is by the demo's time. Used until cells were timed here."""
@@ -80,15 +83,28 @@ class Campaign:
         return list(found.values())
 
     def cells_of(self, arm: str, size: str) -> list[Cell]:
+        """The cells of an arm."""
         units = self.world.units(size, self.arms[arm].where)
-        return [Cell(arm, u, whole_spec(self.world, self.family, self.specs[arm], unit)) for u, unit in units.items()]
+        own = dict.fromkeys(self.shared(arm, size).values())
+        return [Cell(arm, u, whole_spec(self.world, self.family, self.specs[arm], units[u])) for u in own]
+
+    def shared(self, arm: str, size: str) -> dict[Unit, Unit]:
+        """{pair: the pair whose cell it has}: its own. The base alone sees no reference, so that its pictures for all
+        references of a style and seed are the same: there it is the first of them, unless they are measured against the
+        reference."""
+        of, first = self.arms[arm], dict[tuple[str, int], Unit]()
+        blind = of.how == "prompt" and of.where == "heldout" and not self.world.to_reference
+        return {
+            unit: first.setdefault((spec["style"], spec["seed"]), unit) if blind else unit
+            for unit, spec in self.world.units(size, of.where).items()
+        }
 
 
 def reproduce(
     group: str = "style-friendly",
     cells: str = "smoke",
     claim: Sequence[str] = (),
-    base: str = "mini-sd3",
+    base: str = DEFAULT_BASE,
     out: Path | str | None = None,
     workers: int = 1,
     cluster: str | None = None,
@@ -106,8 +122,8 @@ def reproduce(
 ) -> dict[str, Any]:
     """Run the cells of the claims that have no file yet, write claims.json and the page; returns a summary.
 
-    claim: ids, all when empty. cells: "smoke" or "full". out: default docs/results/<group>. workers: processes here,
-    cluster: the address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see
+    claim: ids, all when empty. cells: "smoke" or "full". out: see `default_out`. workers: processes here, cluster: the
+    address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see
     paper.py); world: one that is made already. told: called with lines for a person. Raises UserError on bad input.
     """
     world = world or world_of(protocol, references, clip, dino)
@@ -131,10 +147,11 @@ def reproduce(
         return about | {"to_run": len(missing), "arms": arms}
     writable_folder(campaign.out / "cells", campaign.out)
     if calibration is not None:
-        with atomic(campaign.out / CALIBRATION) as temporary:
-            temporary.write_bytes(Path(calibration).read_bytes())
-    failed = run(campaign, missing, workers, cluster, progress)
-    result = write_page(campaign)
+        keep(Path(calibration), campaign.out / CALIBRATION, campaign.family.hash)
+    try:
+        failed = run(campaign, missing, workers, cluster, progress)
+    finally:  # whatever stopped it: the page tells of all cells that are there
+        result = write_page(campaign)
     verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
     return about | {"run": len(missing) - len(failed), "failed": failed, "verdicts": verdicts}
 
@@ -149,19 +166,76 @@ def prepare(
     world: World | None = None,
     told: Callable[[str], None] = print,
 ) -> Campaign:
-    """The campaign of a group on a base. Raises UserError on an unknown group or base, or a broken cell."""
+    """The campaign of a group on a base. Raises UserError on an unknown group or base, a broken cell, or a folder of
+    another base or precision."""
     if group not in GROUPS:
         raise UserError(f"unknown group of claims {group!r}: {nearest(group, list(GROUPS))}")
     module = import_module(GROUPS[group])
     place = Place(base, device, precision)
     family = place.family()
     world = world or SmallWorld()
-    out = Path(out) if out is not None else Path("docs/results") / (group + ("-paper" if world.name == "paper" else ""))
-    known = read_known(out / "cells", family.hash, told)
+    out = Path(out) if out is not None else default_out(group, base, world.name)
+    there = store.read_all(out / "cells")
+    known = usable(there, family, told)
+    check_page(out, family, there, known)
     arms: dict[str, Arm] = module.arms(family.hash, calibration or kept(out, family.hash, told), world.name)
     claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
     campaign = Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms)
     return campaign.with_arms(module.following(campaign)) if hasattr(module, "following") else campaign
+
+
+def default_out(group: str, base: str, world: str) -> Path:
+    """docs/results/<group> for the default base, docs/results/<group>-<base> for others, slashes as minus."""
+    name = group + ("-paper" if world == "paper" else "")
+    return Path("docs/results") / (name if base == DEFAULT_BASE else f"{name}-{store.slug(base).strip('.')}")
+
+
+def check_page(out: Path, family: Family, there: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise UserError where a page of this base would take the place of another base's or precision's.
+
+    there, known: the cells in the folder, and those of them that are of use here.
+    """
+    name, base, precision = page_of(out)
+    fp = family.precision
+    if base not in (None, family.hash):
+        raise UserError(
+            f"{out} is of another base ({name}, {base[:12]}, not {family.hash[:12]}): give another --out, or move it"
+        )
+    own = [cell for cell in there.values() if cell["spec"].get("base") == family.hash]
+    if base is not None and precision is None and own:  # a page that does not say it yet: that of most cells
+        precision = Counter(map(precision_of, own)).most_common(1)[0][0]
+    if precision not in (None, fp):
+        raise UserError(
+            f"{out} is of this base in {precision}, not {fp}: give --precision {precision} or another --out"
+        )
+    if there and not known:
+        raise UserError(
+            f"none of the {len(there)} cells of {out} is of this base in {fp}, not quantised: give another --out"
+        )
+
+
+def page_of(out: Path) -> tuple[str | None, str | None, str | None]:
+    """(name of the base, hash, precision) that the claims.json of a folder is of; None for what it does not say."""
+    try:
+        base = json.loads((out / "claims.json").read_text(encoding="utf-8"))[0]["base"]
+        name, sha, precision = (base.get(key) for key in ("name", "sha256", "precision"))
+        return name, sha, precision
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, None, None
+
+
+def precision_of(cell: Mapping[str, Any]) -> str:
+    """Of the base, as a cell says."""
+    return str(cell["spec"].get("sampling", {}).get("precision"))
+
+
+def keep(calibration: Path, file: Path, base_hash: str) -> None:
+    """Copy the calibration beside the cells. Raises UserError where another base's is there."""
+    if file.is_file() and proposal(file)[0] != base_hash:
+        raise UserError(f"{file} is of another base: give another --out, or move it")
+    content = calibration.read_bytes()
+    with atomic(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def kept(out: Path, base_hash: str, told: Callable[[str], None]) -> Path | None:
@@ -197,16 +271,24 @@ def choose(claims: Sequence[Claim], ids: Sequence[str]) -> list[Claim]:
     return [claim for claim in claims if claim.id in ids or not ids]
 
 
-def read_known(folder: Path, base_hash: str, told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The cells of this base; a line about those of others. Raises UserError on a broken one."""
-    found = store.read_all(folder)
-    own = {key: cell for key, cell in found.items() if cell["spec"].get("base") == base_hash}
-    others: dict[str, int] = {}
-    for key in found.keys() - own.keys():
-        base = str(found[key]["spec"].get("base"))[:12]
-        others[base] = others.get(base, 0) + 1
-    for base, count in sorted(others.items()):
-        told(f"{count} cells of another base ({base}, not {base_hash[:12]}) are not used")
+def usable(
+    there: Mapping[str, dict[str, Any]], family: Family, told: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """The cells of this base in this precision, as their key says it; a line about the others."""
+    own: dict[str, dict[str, Any]] = {}
+    others = Counter[str]()
+    for key, cell in there.items():
+        base, precision = str(cell["spec"].get("base")), precision_of(cell)
+        if base != family.hash:
+            others[f"of another base ({base[:12]}, not {family.hash[:12]})"] += 1
+        elif precision != family.precision:
+            others[f"of another precision ({precision}, not {family.precision})"] += 1
+        elif store.quantised(cell.get("running", ()), cell["spec"]):
+            others["of a quantised base, which their keys do not say,"] += 1
+        else:
+            own[key] = cell
+    for which, count in sorted(others.items()):
+        told(f"{count} cells {which} are not used")
     return own
 
 

@@ -10,7 +10,7 @@ every version that it was made with.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ STATED = (
 )
 """Settings that every key states; the others only where they differ from the defaults, so that a new key of
 TrainConfig, which does nothing by default, leaves the keys of old cells as they are."""
+QUANTISED = re.compile(r"\bthe base in (nf4|int8|fp8)\b")
 NOT_STATED = {"base", "image", "caption", "out", "recipe", "seed", "preview", "tensorboard", "device", "components"}
 
 
@@ -67,7 +68,8 @@ def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
         raise UserError(f"this base has no layers of the kind {arm.needs!r}")
     if arm.how != "train":
         return {"how": arm.how, **arm.options}
-    return {"how": "train", "settings": stated(config_of(arm.settings, family, base))}
+    layers = {"targets": resolve(arm.layers_of, base).targets} if arm.layers_of else {}
+    return {"how": "train", "settings": stated(config_of({**arm.settings, **layers}, family, base))}
 
 
 def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainConfig:
@@ -90,6 +92,15 @@ def stated(config: TrainConfig) -> dict[str, Any]:
         for key in sorted(own.keys() | set(STATED))
         if key not in NOT_STATED and (key in STATED or own.get(key) != default.get(key))
     }
+
+
+def quantised(running: Sequence[str], spec: Mapping[str, Any]) -> bool:
+    """Whether a run had its base in fewer bits to fit it into memory, though its arm does not say so.
+
+    running: how it was fitted, as its recipe.toml says.
+    """
+    asked = "quantize" in spec.get("arm", {}).get("settings", {})
+    return not asked and any(QUANTISED.search(line) for line in running)
 
 
 def write(folder: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from impasto.evaluate.spread import bootstrap
-from impasto.reproduce.statistics import ALPHA, holm, sign_flip
+from impasto.reproduce.statistics import ALPHA, holm, sign_flip, student
 
 Verdict = Literal["reproduced", "not reproduced", "undecided"]
 Unit = str
@@ -49,7 +48,8 @@ class Arm:
     settings: what it changes in the recipe `style-friendly`, keys of TrainConfig. how: "train", or a generator that
     trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw),
     "known" (no reference), "secondary" (styles kept for choosing) or "fresh" (as heldout, other references and seeds).
-    needs: a kind of layers that the base must have. absent: why it cannot be run, if so.
+    layers_of: a recipe whose layers it trains, those of the base's card where that has others. needs: a kind of layers
+    that the base must have. absent: why it cannot be run, if so.
     """
 
     what: str
@@ -57,6 +57,7 @@ class Arm:
     how: str = "train"
     options: Mapping[str, Any] = field(default_factory=dict)
     where: Literal["heldout", "known", "secondary", "fresh"] = "heldout"
+    layers_of: str = ""
     needs: str = ""
     absent: str = ""
 
@@ -219,6 +220,7 @@ def compared(compare: Compare, values: Values, measure: Measure, units: Mapping[
         "above": compare.above * measure.margin,
         "below": compare.below * measure.margin,
         "pairs": len(paired),
+        "wanted": len(units),
         "references": len(effects),
         "effect": None,
         "interval": None,
@@ -230,7 +232,7 @@ def compared(compare: Compare, values: Values, measure: Measure, units: Mapping[
         row["why"] = f"{len(units) - len(paired)} of {len(units)} pairs are missing"
     if not paired:
         return row
-    row["effect"], row["interval"] = float(np.mean(effects)), list(bootstrap(effects))
+    row["effect"], row["interval"] = float(np.mean(effects)), student(effects)
     if row["why"]:
         return row
     means = [float(np.mean([values[arm][u] for u in paired])) for arm in arms]

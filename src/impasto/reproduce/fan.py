@@ -3,12 +3,15 @@
 A worker that dies costs its cell only: Ray gives the cell to another one, up to `RETRIES` times.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
 from impasto.reproduce.cells import Cell
+from impasto.trouble import in_words
 
 RETRIES = 3
 Run = Callable[..., dict[str, Any]]
@@ -18,7 +21,7 @@ Done = Iterator[tuple[Cell, dict[str, Any] | str]]
 
 
 def fan(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int = 1, cluster: str | None = None) -> Done:
-    """Run the cells; a UserError of one stops that one only. UserError at once when Ray is needed and is not there."""
+    """Run the cells; an error of one stops that one only. UserError at once when Ray is needed and is not there."""
     if workers == 1 and cluster is None:
         yield from ((cell, attempt(run, cell, shared)) for cell in cells)
     elif cells:
@@ -26,11 +29,21 @@ def fan(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int =
 
 
 def attempt(run: Run, cell: Cell, shared: tuple[Any, ...]) -> dict[str, Any] | str:
-    """The result, or why there is none."""
+    """The result, or why there is none. Ctrl-C goes through."""
     try:
         return run(cell, *shared)
-    except UserError as error:
+    except Exception as error:
+        return why(error)
+
+
+def why(error: Exception) -> str:
+    """One line: what a UserError says, a full disk, memory or a file in words, else the kind of error and its place."""
+    if isinstance(error, UserError):
         return str(error)
+    said = (str(error).strip() or "no message").splitlines()[0]
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return in_words(error) or f"{type(error).__name__}: {said}{place}"
 
 
 def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
@@ -48,8 +61,8 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
                 cell = waiting.pop(one)
                 try:
                     yield cell, ray.get(one)
-                except ray.exceptions.RayTaskError:  # an error of ours, not of a worker: it stops everything
-                    raise
+                except ray.exceptions.RayTaskError as error:  # around `attempt`: what cannot be sent, for one
+                    yield cell, why(error.cause if isinstance(error.cause, Exception) else error)
                 except ray.exceptions.RayError as error:
                     yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
     finally:

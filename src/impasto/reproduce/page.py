@@ -1,7 +1,7 @@
 """claims.json, the page and its pictures: all made from the cells (and the calibration that lies beside them) alone.
 
 A reading is told by its full cells where they are all there, else by its smoke cells, which decide nothing; the arms of
-a claim by cells of the same size as its first reading.
+a claim by cells of the same size as its first reading. Arms that lack some of theirs stand in italics and in no curve.
 """
 
 import json
@@ -17,6 +17,8 @@ from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
 from impasto.reproduce.claims import RULE, Claim, Seen, arms_of, judge
+from impasto.reproduce.runner import PLAIN
+from impasto.reproduce.statistics import FEWEST
 
 if TYPE_CHECKING:
     from impasto.reproduce.campaign import Campaign
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 GATE = {"concept_top5": 0.7, "style_share": 0.9}
 """What a base has to reach in its card before its verdicts say much (issue 3)."""
+GREY = ".smoke .dot, .smoke .whisker { --c: var(--faint); } .smoke { opacity: .6; }"
 
 
 def write_page(campaign: "Campaign") -> list[Entry]:
@@ -39,7 +42,7 @@ def write_page(campaign: "Campaign") -> list[Entry]:
                 save(out / "pictures" / name, drawing)
                 pictures.setdefault(claim.id, []).append(name)
     for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
-        if drawing := forest(entries, campaign.world.measures["style"].name, reading):
+        if drawing := forest(entries, campaign, reading):
             name = f"effects-{slug(reading)}.svg"
             save(out / "pictures" / name, drawing)
             pictures.setdefault("", []).append(name)
@@ -66,13 +69,16 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
     for reading in readings:
         if not any(seen[reading["reading"]].scores["style"].values()):
             reading |= {"verdict": "undecided", "why": ["not run"], "cells": None}
-    arms = {arm: found(campaign, arm, told[claim.readings[0].name]) for arm in claim.arms if arm in campaign.specs}
+    size = told[claim.readings[0].name]
+    arms = {arm: own for arm in claim.arms if arm in campaign.specs and (own := found(campaign, arm, size))}
     wanted = {size: campaign.cells([claim], size) for size in sizes}
     return {
         "id": claim.id,
         "claim": claim.claim,
         "paper": dict(claim.paper),
-        "arms": {arm: summary(own) for arm, own in arms.items() if own},
+        "arms": {arm: summary(own, hidden(campaign, arm)) for arm, own in arms.items()},
+        "arms_cells": size,
+        "n": {arm: [len(own), len(campaign.cells_of(arm, size))] for arm, own in arms.items()},
         "verdict": readings[0]["verdict"],
         "why": readings[0]["why"],
         "readings": readings,
@@ -80,7 +86,11 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
         "cells": readings[0]["cells"],
         "progress": {size: [sum(c.key in known for c in cells), len(cells)] for size, cells in wanted.items()},
         "rule": RULE,
-        "base": {"name": campaign.place.base, "sha256": campaign.family.hash},
+        "base": {
+            "name": campaign.place.base,
+            "sha256": campaign.family.hash,
+            "precision": campaign.family.precision,
+        },
     }
 
 
@@ -100,12 +110,14 @@ def found(campaign: "Campaign", arm: str, size: str) -> list[Mapping[str, Any]]:
 
 def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Seen:
     """The scores of these arms in the cells of a size."""
-    cells = {arm: found(campaign, arm, size) for arm in arms if arm in campaign.specs}
+    run = [arm for arm in arms if arm in campaign.specs]
+    cells = {arm: {c["unit"]: c["scores"] for c in found(campaign, arm, size)} for arm in run}
+    shared = {arm: campaign.shared(arm, size) for arm in run}
     units = campaign.world.units(size, campaign.arms[arms[0]].where)
     return Seen(
         {
             role: {
-                arm: {c["unit"]: c["scores"][m.name] for c in own if m.name in c["scores"]}
+                arm: {u: own[at][m.name] for u, at in shared[arm].items() if m.name in own.get(at, {})}
                 for arm, own in cells.items()
             }
             for role, m in campaign.world.measures.items()
@@ -115,9 +127,14 @@ def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Seen:
     )
 
 
-def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def hidden(campaign: "Campaign", arm: str) -> tuple[str, ...]:
+    """Metrics of an arm that cannot be compared with the other arms', see `runner.PLAIN`."""
+    return ("clip_t",) if campaign.arms[arm].how in PLAIN else ()
+
+
+def summary(cells: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> dict[str, list[Any]]:
     """{metric: [mean, standard deviation, n]} over cells; the deviation of one is None."""
-    metrics = dict.fromkeys(name for cell in cells for name in cell["scores"])
+    metrics = dict.fromkeys(name for cell in cells for name in cell["scores"] if name not in without)
     told = {}
     for name in metrics:
         values = [cell["scores"][name] for cell in cells if name in cell["scores"]]
@@ -144,8 +161,12 @@ def page(campaign: "Campaign", entries: Sequence[Entry], pictures: Mapping[str, 
         f"**The rule.** {RULE} Margins: "
         + ", ".join(f"{m.margin:g} in {title(m.name)}" for m in world.measures.values())
         + ".",
-        "Tables: mean ± standard deviation over cells (style x reference x seed). Effects with 95 % bootstrap "
-        "intervals over style x reference; p by sign flips, of a reading after Holm.",
+        "Tables: mean ± standard deviation over n cells (style x reference x seed). In italics, with how many of the "
+        "cells are there: arms that cannot be compared with the others yet, since their means are over other styles, "
+        "references or seeds; curves leave them out. Effects with 95 % intervals of their mean by Student's t over "
+        f"style x reference, none below {FEWEST} effects, which say too little of their spread; p by sign flips, of a "
+        "reading after Holm. The column cells says by which cells, and how many of the pairs are there: smoke and full "
+        "ones are of other prompts and seeds, and are not compared.",
         *(section(campaign, e, pictures.get(e["id"], [])) for e in entries if e["arms"]),
         f"Made with {', '.join(versions)}." if versions else "",
     ]
@@ -158,10 +179,10 @@ def base_line(campaign: "Campaign") -> str:
     card = campaign.family.folder / "card.json"
     told = json.loads(card.read_text(encoding="utf-8")).get("scores") if card.is_file() else None
     if not told or "generated" not in told:
-        return f"Base: {name}, sha256 `{sha}`.{ranks(campaign)}"
+        return f"Base: {name} in {campaign.family.precision}, sha256 `{sha}`.{ranks(campaign)}"
     made, share = told["generated"], told.get("style_share")
     top5 = made.get("concept_top5")
-    line = f"Base: {name}, sha256 `{sha}`. Its card: concept top-5 {number(top5)}, "
+    line = f"Base: {name} in {campaign.family.precision}, sha256 `{sha}`. Its card: concept top-5 {number(top5)}, "
     line += f"style as a share of the true pictures' {number(share)}"
     if told.get("true_unseen"):  # the judges remember the others
         share = made["style_accuracy"] / told["true_unseen"]["style_accuracy"]
@@ -197,33 +218,33 @@ def progress(entry: Entry) -> str:
 def section(campaign: "Campaign", entry: Entry, pictures: Sequence[str]) -> str:
     """One claim: verdict and why, our arms, the paper's numbers, the comparisons, the curve."""
     metrics = [m for m in campaign.world.shown if any(m in arm for arm in entry["arms"].values())]
-    rows = [[n, campaign.arms[n].what, *(cell(arm.get(m)) for m in metrics)] for n, arm in entry["arms"].items()]
+    rows = []
+    for name, arm in entry["arms"].items():
+        there, wanted = entry["n"][name]
+        values = [name, str(wanted), *(cell(arm.get(m)) for m in metrics)]
+        if there < wanted:
+            values = [f"*{value}*" for value in (name, f"{there} of {wanted}", *values[2:])]
+        rows.append([values[0], campaign.arms[name].what, *values[1:]])
     compares = []
     for r in entry["readings"]:
-        why = "; ".join(r["why"])
+        why, ps = "; ".join(r["why"]), ("p_holds", "p_refuted")
         for row in r["compares"]:
-            effect = (
-                "–" if row["effect"] is None else f"{signed(row['effect'])} [{', '.join(map(signed, row['interval']))}]"
-            )
-            compares.append(
-                [r["reading"], row["what"], title(row["measure"]), effect, p(row["p_holds"]), p(row["p_refuted"])]
-            )
-        compares.append(
-            [
-                r["reading"],
-                f"**{r['verdict']}**" + (f": {why}" if why else ""),
-                "",
-                "",
-                p(r["p_holds"]),
-                p(r["p_refuted"]),
-            ]
-        )
+            cells = f"{r['cells']}, {row['pairs']} of {row['wanted']}" if r["cells"] else "–"
+            told = [r["reading"], row["what"], title(row["measure"]), cells, effect(row)]
+            compares.append([*told, *(p(row[key]) for key in ps)])
+        verdict = f"**{r['verdict']}**" + (f": {why}" if why else "")
+        compares.append([r["reading"], verdict, "", "", "", *(p(r[key]) for key in ps)])
+    plain = [arm for arm in entry["arms"] if "clip_t" in metrics and hidden(campaign, arm)]
     parts = [
         f"## {entry['id']}. {entry['claim']}",
-        f"{verdicts(entry)}. Told by its {entry['cells']} cells; there are {progress(entry)}.",
-        table(["arm", "", *map(title, metrics)], rows),
+        f"{verdicts(entry)}. Told by its {entry['arms_cells']} cells; there are {progress(entry)}.",
+        table(["arm", "", "n", *map(title, metrics)], rows),
+        f"No {title('clip_t')} of {'; '.join(plain)}: their pictures were compared with prompts without the style's "
+        "words, those of the other arms with the whole ones."
+        if plain
+        else "",
         "\n".join(f"Left out: {arm}: {why}.  " for arm, why in entry["left_out"].items()),
-        table(["reading", "comparison", "score", "effect [95 %]", "p holds", "p refuted"], compares),
+        table(["reading", "comparison", "score", "cells", "effect [95 %]", "p holds", "p refuted"], compares),
         paper_table(entry["paper"]),
         *(f"![{entry['id']}](pictures/{name})" for name in pictures),
     ]
@@ -256,6 +277,13 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
 
 
+def effect(row: Mapping[str, Any]) -> str:
+    """`+.100 [+.051, +.149]`, without an interval where there is none."""
+    if row["effect"] is None:
+        return "–"
+    return signed(row["effect"]) + (f" [{', '.join(map(signed, row['interval']))}]" if row["interval"] else "")
+
+
 def signed(value: float) -> str:
     return ("+" if value >= 0 else "-") + number(abs(value))
 
@@ -272,15 +300,18 @@ def cell(told: Sequence[Any] | None) -> str:
 
 
 def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float]) -> str:
-    """Both deciding scores over x, with their standard deviations; "" with fewer than two arms."""
+    """Both deciding scores over x of the arms that have all of their cells, with their standard deviations; "" with
+    fewer than two arms."""
     names = [m.name for m in campaign.world.measures.values()]
-    there = [
-        (at, entry["arms"][arm]) for arm, at in arms.items() if all(n in entry["arms"].get(arm, {}) for n in names)
-    ]
+    whole = {arm: entry["arms"][arm] for arm, (n, wanted) in entry["n"].items() if n == wanted}
+    there = [(at, whole[arm]) for arm, at in arms.items() if all(n in whole.get(arm, {}) for n in names)]
     if len(there) < 2:
         return ""
     spans = [arm[n][0] + s * (arm[n][1] or 0.0) for _, arm in there for n in names for s in (-1, 1)]
-    frame = plots.Frame(plots.Axis.over([at for at, _ in there], x), plots.Axis.over([0.0, *spans], "score"))
+    frame = plots.Frame(
+        plots.Axis.over([at for at, _ in there], x),
+        plots.Axis.over([0.0, *spans], f"score, {entry['arms_cells']} cells"),
+    )
     marks: list[Html] = []
     for series, name in enumerate(names):
         points = [(at, arm[name][0]) for at, arm in there]
@@ -294,10 +325,12 @@ def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float])
     return alone(plots.svg(frame, f"{entry['id']}: {entry['claim']}", *marks))
 
 
-def forest(entries: Sequence[Entry], style: str, reading: str) -> str:
-    """The effects of a reading's comparisons in the style score, a row per comparison; "" with fewer than two."""
+def forest(entries: Sequence[Entry], campaign: "Campaign", reading: str) -> str:
+    """The effects of a reading's comparisons in the style score, a row per comparison, grey where its cells decide
+    nothing; "" with fewer than two."""
+    style = campaign.world.measures["style"].name
     rows = [
-        (f"{e['id']}: {c['what']}", c, i)
+        (e["id"], r["cells"], c, i)
         for i, e in enumerate(entries)
         for r in e["readings"]
         for c in r["compares"]
@@ -305,16 +338,22 @@ def forest(entries: Sequence[Entry], style: str, reading: str) -> str:
     ]
     if len(rows) < 2:
         return ""
-    limit = max(0.1, *(abs(end) for _, c, _ in rows for end in c["interval"]))
+    limit = max(0.1, *(abs(end) for *_, c, _ in rows for end in (c["effect"], *(c["interval"] or ()))))
     x = plots.Axis.over([-1.1 * limit, 1.1 * limit], f"effect in {title(style)}, {reading}")
     frame = plots.Frame(x, plots.Axis(0.0, float(len(rows)), "", ()))
     low, high = frame.at(0.0, 0.0), frame.at(0.0, float(len(rows)))
     marks = [el("line", x1=low[0], y1=low[1], x2=high[0], y2=high[1], class_="axis")]
-    for k, (label, c, i) in enumerate(rows):
+    for k, (name, size, c, i) in enumerate(rows):
         at = (c["effect"], len(rows) - k - 0.5)
-        marks.append(plots.whiskers(frame, at, c["interval"], (at[1], at[1]), i % 5))
-        marks.append(plots.dot(frame, at, i % 5, label.split(":")[0], label))
-    return alone(plots.svg(frame, f"effects, {reading}, 95 % intervals", *marks))
+        there = "" if c["pairs"] == c["wanted"] else f", {c['pairs']} of {c['wanted']}"
+        undecided = size in campaign.world.undecided
+        label = name + (f" ({size}{there})" if undecided or there else "")
+        hint = f"{name}: {c['what']}; {size} cells, {c['pairs']} of {c['wanted']} pairs"
+        own = [plots.whiskers(frame, at, c["interval"], (at[1], at[1]), i % 5)] if c["interval"] else []
+        own.append(plots.dot(frame, at, i % 5, label, hint))
+        marks.append(el("g", *own, class_="smoke" if undecided or there else "full"))
+    told = f"effects, {reading}, 95 % intervals; grey: smoke cells, or pairs that are missing, decide nothing"
+    return alone(plots.svg(frame, told, *marks))
 
 
 def alone(svg: Html) -> str:
@@ -322,4 +361,4 @@ def alone(svg: Html) -> str:
     css = (PACKAGE / "report" / "style.css").read_text(encoding="utf-8")
     sizes = f'<svg xmlns="http://www.w3.org/2000/svg" width="{plots.WIDTH}" height="{plots.HEIGHT}" '
     start, inside = svg.split(">", 1)
-    return f"{start.replace('<svg ', sizes, 1)}><style>{css}</style>{inside}\n"
+    return f"{start.replace('<svg ', sizes, 1)}><style>{css}{GREY}</style>{inside}\n"

@@ -73,6 +73,7 @@ class PaperWorld:
     limits: tuple[int, int] = (len(STYLES), len(SUBJECTS))
     sizes = tuple(SIZES)
     undecided = ("smoke",)
+    to_reference = True
     shown = ("dino", "clip_i", "clip_t")
 
     def describe(self) -> str:

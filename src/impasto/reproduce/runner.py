@@ -25,7 +25,7 @@ from impasto.generate import Sampling, generate, save_png
 from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.guidance.style_aligned import Sharing, StyleAligned
 from impasto.paths import atomic, cache_dir
-from impasto.reproduce.cells import VERSION, Cell
+from impasto.reproduce.cells import VERSION, Cell, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.train import train
 
@@ -36,6 +36,7 @@ class World(Protocol):
     """References, prompts and instruments of a campaign.
 
     sizes: of a campaign, the largest last. undecided: sizes whose cells never decide. shown: metrics on the page.
+    to_reference: whether the scores that decide are measured against the reference.
     """
 
     @property
@@ -52,6 +53,9 @@ class World(Protocol):
 
     @property
     def shown(self) -> Sequence[str]: ...
+
+    @property
+    def to_reference(self) -> bool: ...
 
     def describe(self) -> str: ...
 
@@ -128,6 +132,8 @@ def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
             f"the base {place.base!r} is another one here: {family.hash[:12]}, not {cell.spec['base'][:12]}"
         )
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
+    if quantised(running(folder / "style"), cell.spec):  # of a time when memory decided: it is run anew
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         reference = reference_file(cell, world, folder)
@@ -182,9 +188,10 @@ Job = tuple[list[str], dict[str, Any]]
 
 
 def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """A style is trained on the reference; strength as the spec says."""
+    """A style is trained on the reference, strength as the spec says; the base in fewer bits only where the arm says
+    so, as the key would not tell it."""
     style = folder / "style"
-    own = {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
+    own = {"quantize": "none"} | {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
     own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
     train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
     return spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)}
@@ -259,3 +266,6 @@ HOW = {
     "aligned": aligned,
 }
 """How an arm makes its pictures."""
+PLAIN = ("plain", "omit-first")
+"""Of these the prompt that is stored with a picture has no word of the style. So their CLIP-T is against another text
+than that of the other arms, and cannot be compared with it."""

@@ -63,6 +63,7 @@ class SmallWorld:
     concepts: int | None = None
     sizes = ("smoke", "full")
     undecided = ("smoke",)
+    to_reference = False
     shown = (
         *("style_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage"),
         *("clip_i_style", "ssim", "clip_t"),

@@ -4,6 +4,7 @@ A pair is one cell of one arm beside the cell of another arm with the same style
 the mean of the differences d_i over the pairs.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 ALPHA = 0.05
 EXACT = 40  # pairs up to which every sign is counted
 DRAWS = 200_000
+FEWEST = 6  # effects below which no interval is stated
 
 
 def sign_flip(differences: Sequence[float], threshold: float = 0.0) -> float:
@@ -39,6 +41,41 @@ def signed_sums(e: np.ndarray) -> np.ndarray:
     for value in e:
         sums = np.concatenate([sums + value, sums - value])
     return sums
+
+
+def student(effects: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean, mean -+ t s / sqrt(n), s the standard deviation with n - 1; None below 6 effects.
+
+    A percentile bootstrap is too short for so few: it covers the mean in 76 % of cases at n = 3, in 89 % at n = 9.
+    """
+    n = len(effects)
+    if n < FEWEST:
+        return None
+    mean, half = float(np.mean(effects)), t_quantile(n - 1) * float(np.std(effects, ddof=1)) / math.sqrt(n)
+    return [mean - half, mean + half]
+
+
+def t_quantile(df: int, share: float = 0.95) -> float:
+    """The t > 0 with P(-t < T < t) = `share`, T of Student's law with `df` >= 1 degrees of freedom.
+
+    With angle = atan(t / sqrt(df)) that probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4); it
+    rises with the angle, which is found by halving.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_inside(middle, df) < share else (low, middle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _t_inside(angle: float, df: int) -> float:
+    """P(|T| < sqrt(df) tan(angle))."""
+    odd, cos = df % 2, math.cos(angle)
+    term, total = (cos if odd else 1.0), 0.0
+    for k in range(1 + odd, df, 2):
+        total += term
+        term *= k / (k + 1) * cos * cos
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def holm(p: Sequence[float]) -> list[float]:

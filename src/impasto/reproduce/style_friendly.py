@@ -15,7 +15,7 @@ from impasto.errors import UserError
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less
 
 SD3 = {"noise": "sd3", "noise_mean": 0.0, "noise_std": 1.0, "noise_shift": 3.0}
-IMAGE_ONLY = {"targets": ("image_stream",)}
+IMAGE_ONLY = "style-friendly-image-stream"
 
 
 def law(mean: float, std: float = 2.0) -> dict:
@@ -45,6 +45,11 @@ def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
     return Arm(what or f"log-SNR ~ N({mean:g}, {std:g}²){also}", law(mean, std) | settings)
 
 
+def image_only(what: str, settings: dict) -> Arm:
+    """An arm without LoRA on the text stream, with the layers that the recipe has on the base."""
+    return Arm(what, settings, layers_of=IMAGE_ONLY, needs="text_stream")
+
+
 def told(what: str, how: str, **options: float) -> Arm:
     """An arm of the base alone, in styles that it knows."""
     return Arm(what, how=how, options=options, where="known")
@@ -62,7 +67,9 @@ SIGMAS = {"style-friendly" if std == 2 else f"sigma {std:g}": std for std in STD
 SIGMAS_MATCHED = {"matched" if std == 2 else f"matched, sigma {std:g}": std for std in STDS}
 
 ARMS: dict[str, Arm] = {
-    "prompt": Arm("the base alone, the style in words", how="prompt"),
+    "prompt": Arm(
+        "the base alone, the style in words (it sees no reference: one cell per style and seed)", how="prompt"
+    ),
     "style-friendly": normal(-6.0, what="the paper's sampler: log-SNR ~ N(-6, 2²), rank 32"),
     "sd3": Arm("SD3's sampler: logit-normal(0, 1) with shift 3, log-SNR ~ N(-2.2, 2²), rank 32", SD3),
     "matched": normal(-1.84, what="style-friendly moved by +4.16: log-SNR ~ N(-1.84, 2²)"),
@@ -78,8 +85,8 @@ ARMS: dict[str, Arm] = {
     "matched, rank 4": normal(-1.84, rank=4),
     "sd3, rank 128": Arm("SD3's sampler, rank 128", SD3 | {"rank": 128}),
     "matched sd3, rank 128": normal(1.96, rank=128),
-    "image stream": Arm("style-friendly, no LoRA on the text stream", law(-6.0) | IMAGE_ONLY, needs="text_stream"),
-    "matched, image stream": Arm("matched, no LoRA on the text stream", MATCHED | IMAGE_ONLY, needs="text_stream"),
+    "image stream": image_only("style-friendly, no LoRA on the text stream", law(-6.0)),
+    "matched, image stream": image_only("matched, no LoRA on the text stream", MATCHED),
     "sd3, offset": Arm("SD3's sampler, offset noise .1", SD3 | {"offset_noise": 0.1}),
     "style-friendly, offset": Arm("style-friendly, offset noise .01", law(-6.0) | {"offset_noise": 0.01}),
     "matched sd3, offset": Arm("matched SD3 sampler, offset noise .8", MATCHED_SD3 | {"offset_noise": 0.8}),
