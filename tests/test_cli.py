@@ -88,6 +88,16 @@ def test_flags_replace_the_lists_of_a_recipe(run, tiny_sd3, picture, tmp_path):
     assert settings["image"] == [str(picture)] and settings["caption"] == ["in oil style"]
 
 
+def test_both_spellings_of_a_flag_replace_a_recipe_s_list(run, tiny_sd3, picture, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('noise = "uniform"\npreview_prompt = ["one", "two"]\n')
+    for flag in ("--preview-prompt", "--preview_prompt", "--preview_prompt=three"):
+        values = () if "=" in flag else ("three",)
+        flags = ("train", "--base", tiny_sd3, "--image", picture, "--caption", "a rocket in ink style", "--dry-run")
+        code, out, _ = run(*flags, "--recipe", recipe, "--json", flag, *values)
+        assert code == 0 and json.loads(out[-1])["settings"]["preview_prompt"] == ["three"]
+
+
 def test_a_changed_recipe_is_refused(run, tiny_sd3, picture, tmp_path):
     args = train_args(tiny_sd3, picture, tmp_path / "ink")
     assert run(*args)[0] == 0

@@ -103,6 +103,31 @@ def test_other_settings_start_afresh(tmp_path, tiny_sd3):
         assert "seed = 7" in (tmp_path / "runs" / recipe / "recipe.toml").read_text()
 
 
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"seed": -1}, {"seed": 10**20}])
+def test_bad_input_costs_no_demo(finished, tiny_sd3, changes):
+    out, _ = finished
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(UserError):
+        run(out, tiny_sd3, **changes)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_all_that_there_is_where_that_is_less(tmp_path):
+    plans = {style: module.make_plan(tmp_path, style, None, "mini-sd3", 0, None) for style in ("unifont", "ph")}
+    assert len(plans["unifont"].prompts_for) == module.COUNT
+    assert 10 < len(plans["ph"].prompts_for) < module.COUNT
+
+
+def test_results_of_other_settings_go_with_their_pictures(tmp_path, tiny_sd3):
+    run(tmp_path / "demo", tiny_sd3, also=(), strengths=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_once", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "demo", tiny_sd3, also=(), strengths=(), seed=3)
+    left = {file.name for file in (tmp_path / "demo").iterdir()}
+    assert left == {"demo.json", "reference.png"}
+
+
 def test_bad_input(tmp_path, tiny_sd3):
     with pytest.raises(UserError, match="did you mean 'unifont'"):
         run(tmp_path / "a", tiny_sd3, style="unifond")

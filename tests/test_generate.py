@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from dataclasses import replace
@@ -135,6 +136,54 @@ def test_what_an_earlier_longer_command_left_is_removed(config):
     assert {file.name for file in config.out.iterdir()} == left
     (config.out / "scores.json").write_text('{"mine": 3}')
     assert "removed" not in generate_folder(replace(config, count=1))
+
+
+def test_a_picture_of_one_s_own_is_not_written_over(config):
+    config.out.mkdir()
+    Image.new("RGB", (9, 9), "red").save(config.out / "0001.png")
+    with pytest.raises(UserError, match=r"0001\.png' is a picture that impasto did not draw: use another --out"):
+        generate_folder(config)
+    assert [file.name for file in config.out.iterdir()] == ["0001.png"]
+    assert Image.open(config.out / "0001.png").size == (9, 9)
+
+
+def test_an_interrupted_command_leaves_no_mixture(config):
+    config = replace(config, style=(), prompts=None, count=3, steps=1)
+    generate_folder(config)
+    (config.out / "scores.json").write_text('{"images_scored": 3}')
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_folder(replace(config, prompt=("a dog",)), stop)
+    assert [file.name for file in config.out.iterdir()] == ["0000.png"]
+    with pytest.raises(UserError):
+        generate_folder(replace(config, guidance=math.nan))
+    assert [file.name for file in config.out.iterdir()] == ["0000.png"], "bad input loses nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance": math.nan}, "guidance must be a finite number, not nan"),
+        ({"style_guidance": math.inf}, "style_guidance must be a finite number, not inf"),
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"seed": 10**20}, "seed must be from 0 to"),
+        ({"size": 0}, "size must be at least 1"),
+        ({"size": 17}, "size must be a multiple of 16"),
+        ({"size": 4096}, r"size must be at most \d+ for this base, not 4096: its positions end there"),
+    ],
+)
+def test_numbers_that_cannot_be(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        generate_folder(replace(config, **changes))
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-inf"])
+def test_a_strength_is_finite(config, style, strength):
+    with pytest.raises(UserError, match="the strength must be a finite number"):
+        generate_folder(replace(config, style=(f"{style}:{strength}",)))
 
 
 def test_a_prompts_file_as_windows_writes_it(config, tmp_path):

@@ -264,7 +264,8 @@ def test_where_a_pipeline_goes(monkeypatch):
     pipe.enable_model_cpu_offload = lambda device: went.append(("parts", device))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
     running.settle(pipe, SimpleNamespace(device="cpu"), 1)
-    for free, told in ((24e9, False), (1.637e9, True)):
+    for room, told in ((24e9, False), (1.637e9, True)):
+        free = room
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             pipe.components |= {"b": torch.nn.Linear(1000, 1000)}

@@ -5,6 +5,7 @@ an early one at 1. Everything is drawn by the code of `generate`.
 """
 
 import json
+import math
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from PIL import Image
 
 from impasto import adapters, families, running
 from impasto.adapters import text
-from impasto.config import TrainConfig, check_keys
+from impasto.config import TrainConfig, check_keys, check_seed
 from impasto.data import captions, items
 from impasto.errors import UserError
 from impasto.families.base import Condition
@@ -51,8 +52,11 @@ def checkpoint_sheet(
         raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
     if not strengths:
         raise UserError("no strength: give some with --strength 0.5 1")
+    if odd := [strength for strength in strengths if not math.isfinite(strength)]:
+        raise UserError(f"a strength must be a finite number, not {odd[0]}")
     prompts = list(prompts) or own_prompts(run, config)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
+    check_seed(seed)
     if out.is_dir() or out.suffix == ".json":
         raise UserError(f"--out {str(out)!r} is no name for a picture: give one such as sheet.png")
     writable_folder(out.parent, out)

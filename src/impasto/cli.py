@@ -478,10 +478,13 @@ def last_value(args: Sequence[str], name: str) -> str | None:
     """The value of `--name value` or `--name=value`, None when it is not given."""
     value = None
     for i, arg in enumerate(args):
-        if arg == f"--{name}" and i + 1 < len(args):
+        flag, equals, given = arg.partition("=")
+        if flag.replace("_", "-") != f"--{name}":  # tyro takes both spellings
+            continue
+        if equals:
+            value = given
+        elif i + 1 < len(args):
             value = args[i + 1]
-        elif arg.startswith(f"--{name}="):
-            value = arg.partition("=")[2]
     return value
 
 

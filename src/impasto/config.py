@@ -7,7 +7,7 @@ Who wins: a flag beats what the base's card says for this recipe, that beats the
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import log
+from math import inf, log
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -171,6 +171,16 @@ FREE = (
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
 
+LAST_SEED = 2**62
+"""Of pictures and runs: what is counted from it stays within what torch takes."""
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless it is from 0 to LAST_SEED."""
+    if not 0 <= seed <= LAST_SEED:
+        raise UserError(f"seed must be from 0 to {LAST_SEED}, not {seed}")
+
+
 def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
@@ -180,12 +190,13 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
     at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
     for key in positive + at_least_0:
         value = getattr(config, key)
-        if not (value > 0 or (value == 0 and key in at_least_0)):
-            raise UserError(f"{key} must be {'above' if key in positive else 'at least'} 0, not {value}")
-    if config.alpha is not None and config.alpha <= 0:
-        raise UserError(f"alpha must be above 0, not {config.alpha}")
-    if config.text_encoder_lr is not None and config.text_encoder_lr <= 0:
-        raise UserError(f"text_encoder_lr must be above 0, not {config.text_encoder_lr}")
+        if not (value > 0 or (value == 0 and key in at_least_0)) or (value == inf and key != "clip"):
+            what = "a finite number " if value == inf else ""
+            raise UserError(f"{key} must be {what}{'above' if key in positive else 'at least'} 0, not {value}")
+    for key in ("alpha", "text_encoder_lr"):
+        if (value := getattr(config, key)) is not None and not 0 < value < inf:
+            raise UserError(f"{key} must be above 0, not {value}")
+    check_seed(config.seed)
     if config.text_encoder_lr is not None and not config.text_encoder_lora:
         raise UserError("text_encoder_lr has no effect without text_encoder_lora")
     if config.hub_private and not config.push_to_hub:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from impasto import families
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.artworld.judges import Judges
-from impasto.config import GenerateConfig, TrainConfig, as_dict, recipes, resolve
+from impasto.config import GenerateConfig, TrainConfig, as_dict, check_ranges, recipes, resolve
 from impasto.errors import UserError, nearest
 from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
@@ -43,6 +43,7 @@ REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
 STRENGTHS = (0.75, 1.0, 1.5)
 COUNT = 24
+RESULTS = ("scores.json", "strengths.json", "grid.png", "report.html")
 Tick = Callable[[int, int], None]
 """Called with (done, in all)."""
 
@@ -81,7 +82,7 @@ def demo(
     seed: int = 0,
     steps: int | None = None,
     strengths: Sequence[float] = STRENGTHS,
-    count: int = COUNT,
+    count: int | None = None,
     judges: Judges | None = None,
     encoder: Any = "clip",
     console: Console | None = None,
@@ -91,8 +92,8 @@ def demo(
 
     style: a held-out style of the packaged slice. concept: label of the reference's object (a reference concept).
     steps: training steps of every recipe; default the base's own. strengths: for the trade-off picture; 1 is always
-    among them. count: evaluation concepts. judges, encoder: default the packaged ones. also: further recipes of
-    the package beside the two.
+    among them. count: evaluation concepts, see `make_plan`. judges, encoder: default the packaged ones. also: further
+    recipes of the package beside the two.
     UserError when style or concept is not in the slice, a recipe is unknown, or `out` holds something that is no demo.
     """
     console = console or Console()
@@ -101,18 +102,19 @@ def demo(
         raise UserError(f"unknown recipe {unknown[0]!r}; {nearest(unknown[0], list(recipes()))}")
     plan = make_plan(Path(out), style, concept, base, seed, count)
     plan = replace(plan, recipes=tuple(dict.fromkeys((*RECIPES, *also))))
-    configs = {name: config_of(plan, name, steps) for name in plan.recipes}
+    configs = {name: check_ranges(config_of(plan, name, steps)) for name in plan.recipes}
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
     with quiet():
         encoder = load_encoder() if encoder == "clip" else encoder
+    drawn_of = len(plan.prompts_for)
     points = [("base", 1.0), *((name, s) for name in plan.recipes for s in sorted({*strengths, 1.0}))]
     scores = {}
     with quiet(), stages(console) as stage:
         for name, config in configs.items():
             train_once(config, stage(f"train {name}", config.steps))
         for name, strength in points:
-            draw(plan, name, strength, stage(f"draw {name}" + (f":{strength:g}" if strength != 1 else ""), count))
+            draw(plan, name, strength, stage(f"draw {name}" + (f":{strength:g}" if strength != 1 else ""), drawn_of))
             scores[name, strength] = score(plan, name, strength, judges, encoder)
     results = {name: brief(scores[name, 1.0]) for name in (*plan.recipes, "base")}
     results |= {"true": scores["base", 1.0]["true"]}
@@ -128,8 +130,9 @@ def demo(
     return results
 
 
-def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, count: int) -> Plan:
-    """The concepts are the slice's evaluation concepts in this style, `count` of them at equal distances."""
+def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, count: int | None) -> Plan:
+    """The concepts are the slice's evaluation concepts in this style, `count` of them at equal distances; COUNT, or all
+    where there are fewer, by default."""
     meta, style_id = load_meta(), style_index(style)
     if style_id not in meta["split"]["heldout_styles"]:
         known = ", ".join(meta["style_names"][i] for i in meta["split"]["heldout_styles"])
@@ -142,6 +145,7 @@ def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, 
         known = ", ".join(meta["concepts"][i]["label"] for i in references)
         raise UserError(f"no reference picture of {label!r} in {style}; there are: {known}")
     asked = [i for i in meta["split"]["evaluation_concepts"] if i in drawn]
+    count = min(COUNT, len(asked)) if count is None else count
     if not 1 <= count <= len(asked):
         raise UserError(f"count must be 1 to {len(asked)} for {style}, not {count}")
     spread = tuple(asked[i * len(asked) // count] for i in range(count))
@@ -173,6 +177,8 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
     if not mark.is_file() or mark.read_text(encoding="utf-8") != as_json(settings):
         for name in ("base", *recipes()):
             shutil.rmtree(plan.out / name, ignore_errors=True)
+        for name in RESULTS:
+            (plan.out / name).unlink(missing_ok=True)
     picture = true_pictures(plan.style, [plan.concept])[plan.concept]
     with atomic(plan.out / "reference.png") as path:
         picture.save(path)

@@ -5,6 +5,7 @@ batch; the number and every other setting are in the PNG.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ import impasto
 from impasto import families, running
 from impasto.adapters.io import load_style, style_file, style_hash
 from impasto.adapters.metadata import quantized_base
-from impasto.config import GenerateConfig
+from impasto.config import GenerateConfig, check_seed
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
 from impasto.guidance import style_guidance
@@ -62,6 +63,9 @@ class Sampling:
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
+        for name in ("guidance", "style_guidance"):
+            if not math.isfinite(getattr(filled, name) or 0.0):
+                raise UserError(f"{name} must be a finite number, not {getattr(filled, name)}")
         if self.negative and family.guided_by != "negative":
             warnings.warn("this base is not guided by a negative prompt: what it says is not used", stacklevel=2)
         if self.guidance and family.guided_by == "nothing":
@@ -92,6 +96,7 @@ def generate(
     but for "auto". Everything that can be wrong is found before this returns
     (UserError); the pictures are drawn as they are asked for.
     """
+    check_seed(seed)
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
     chosen = [split_strength(style) for style in styles]
@@ -104,7 +109,7 @@ def generate(
         if quantize != "none":
             running.quantize(family.denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
-    check_size(sampling.size, family.unit)
+    check_size(sampling.size, family)
     extra: dict[str, Any] = {}
     for (path, strength), kind in zip(chosen, kinds, strict=True):
         extra |= load_style(pipe, path, strength)
@@ -112,8 +117,8 @@ def generate(
             here = family.precision if quantize == "none" else quantize
             warnings.warn(
                 f"style {str(path)!r} was trained on the base in {kind} and is drawn here on the base in {here}: "
-                f"pictures may differ from its previews; --quantize {kind} draws on the same, and a strength below 1 may help, "
-                f"--style {path}:0.8",
+                f"pictures may differ from its previews; --quantize {kind} draws on the same, and a strength below 1 "
+                f"may help, --style {path}:0.8",
                 stacklevel=2,
             )
     if sampling.style_guidance is not None:
@@ -216,14 +221,18 @@ def split_strength(style: str) -> tuple[Path, float]:
         value = float(strength)
     except ValueError:
         raise UserError(f"style {style!r}: after the colon comes a number, as in {path}:0.8") from None
+    if not math.isfinite(value):
+        raise UserError(f"style {style!r}: the strength must be a finite number, as in {path}:0.8")
     style_file(path)
     return Path(path), value
 
 
-def check_size(size: int | None, unit: int) -> None:
-    """Raise UserError unless the size is a whole number of the model's patches."""
-    if size is None or size % unit:
-        raise UserError(f"size must be a multiple of {unit} for this base, not {size}")
+def check_size(size: int | None, family: Family) -> None:
+    """Raise UserError unless the size is a whole number of the model's patches, and within its positions."""
+    if size is None or size < family.unit or size % family.unit:
+        raise UserError(f"size must be a multiple of {family.unit} for this base, not {size}")
+    if family.largest and size > family.largest:
+        raise UserError(f"size must be at most {family.largest} for this base, not {size}: its positions end there")
 
 
 def save_png(image: Image.Image, info: Info, path: Path) -> None:
@@ -298,7 +307,8 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     prompts = read_prompts(config)
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
-    switch = read_switch(config)
+    switch, total = read_switch(config), len(prompts) * config.count
+    check_targets(config.out, total)
     writable_folder(config.out)
     sampling = Sampling(
         config.steps, config.guidance, config.negative, config.size, config.batch, config.style_guidance
@@ -317,22 +327,32 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         switch=switch,
         quantize=config.quantize,
     )
-    total, files, told = len(prompts) * config.count, [], {}
+    files, told, gone = [], {}, []
     for i, (image, info) in enumerate(pictures):
+        gone = gone if files else clear_leftovers(config.out)  # an interrupted command leaves no mixture
         files.append(f"{i:04d}.png")
         save_png(image, info, config.out / files[-1])
         told = {key: info[key] for key in ("log_snr", "prompt_of_step", "switch_share") if key in info}
         if progress:
             progress(i + 1, total)
-    if gone := clear_leftovers(config.out, total):
+    if gone := [name for name in gone if name not in files]:
         told["removed"] = gone
     return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told
 
 
-def clear_leftovers(folder: Path, total: int) -> list[str]:
-    """Remove what an earlier command left behind `total` new pictures: its own pictures of higher numbers, and the
-    scores of those that were here before; returns their names. What impasto did not write stays."""
-    found = [file for file in folder.glob("*.png") if file.stem.isdecimal() and int(file.stem) >= total]
+def check_targets(folder: Path, total: int) -> None:
+    """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw."""
+    for file in (folder / f"{i:04d}.png" for i in range(total)):
+        if file.exists() and not drawn_here(file):
+            raise UserError(
+                f"{str(file)!r} is a picture that impasto did not draw: use another --out, it stays as it is"
+            )
+
+
+def clear_leftovers(folder: Path) -> list[str]:
+    """Remove an earlier command's pictures and the scores of them; returns their names. What impasto did not write
+    stays."""
+    found = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
     gone = [file for file in sorted(found) if file.name == f"{int(file.stem):04d}.png" and drawn_here(file)]
     gone += [folder / "scores.json"] if scored_here(folder / "scores.json") else []
     for file in gone:

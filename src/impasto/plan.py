@@ -132,7 +132,7 @@ def check_base(config: TrainConfig, family: Family) -> None:
     from impasto.generate import check_size
     from impasto.memory import skeleton
 
-    check_size(config.size, family.unit)
+    check_size(config.size, family)
     lora.endings(family, config.targets, skeleton(family))
 
 

@@ -129,6 +129,29 @@ def test_bad_files_are_named(tmp_path, content, message):
     assert "bad.png" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_animation_that_was_cut_is_damaged_or_read_but_no_crash(tmp_path):
+    frames = [Image.effect_noise((24, 24), 60 + i).convert("P") for i in range(5)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    data, said = (tmp_path / "whole.gif").read_bytes(), set()
+    for end in range(20, len(data), 7):
+        (tmp_path / "cut.gif").write_bytes(data[:end])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read(tmp_path / "cut.gif")
+        except UserError as error:
+            said.add("damaged" in str(error))
+    assert True in said
+
+
+def test_whatever_a_reader_raises_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.gif").write_bytes(bmp())
+    for error in (IndexError("index out of range"), RuntimeError("Failed to decode"), TypeError("x")):
+        monkeypatch.setattr("impasto.data.references.decode", lambda *a, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(UserError, match="is damaged"):
+            read(tmp_path / "a.gif")
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "nowhere.png")

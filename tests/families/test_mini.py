@@ -68,6 +68,20 @@ def test_the_folder_is_made_once_and_bound_to_the_weights(monkeypatch, tmp_path)
     assert mini.card("mini-sd3")["weights_sha256"] == mini.weights_hash("mini-sd3")
 
 
+def test_a_damaged_folder_is_made_again_and_a_whole_one_left_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
+    folder = mini.ensure("mini-sd15")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    for harm in (lambda: weights.write_bytes(whole[:1000]), (folder / "model_index.json").unlink, weights.unlink):
+        harm()
+        assert mini.ensure("mini-sd15") == folder and weights.read_bytes() == whole
+        assert [file.name for file in folder.parent.iterdir()] == [folder.name]
+    (folder / mini.SIZES).unlink()  # as one of before has it
+    before = weights.stat().st_ino
+    assert mini.ensure("mini-sd15") == folder and weights.stat().st_ino == before
+
+
 def test_an_unknown_base_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         mini.ensure("mini-sd33")

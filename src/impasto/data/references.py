@@ -63,9 +63,9 @@ def load(path: Path | str) -> Reference:
         image, alpha, notes = decode(data, path)
     except UnidentifiedImageError:
         raise UserError(f"image {str(path)!r} is not a picture of a known format (PNG, JPEG, WebP, ...)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a cut or bent file leads them to, IndexError for one
         raise UserError(f"image {str(path)!r} is damaged: {error}") from None
     return Reference(path, image, hashlib.sha256(data).hexdigest(), alpha, notes)
 

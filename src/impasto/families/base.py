@@ -29,7 +29,8 @@ class Family(Protocol):
     clip: a pipeline of these alone, there once it was used: it carries their adapters.
     text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
     one that `generate` uses.
-    unit: heights and widths in pixels are multiples of it. patch: latents per token and side.
+    unit: heights and widths in pixels are multiples of it, `largest` at most if that is no None. patch: latents per
+    token and side.
     wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
     image_attention: names of the attention layers in which image tokens attend to each other. text_first: whether text
     tokens, where they are among them, come before the image's.
@@ -53,6 +54,7 @@ class Family(Protocol):
     dtype: torch.dtype
     denoiser: Any
     unit: int
+    largest: int | None
     patch: int
     image_attention: tuple[str, ...]
     text_first: bool

@@ -90,6 +90,12 @@ class DiffusersFolder(ABC):
         """Heights and widths in pixels are multiples of it: pixels per latent times latents per token."""
         return 2 ** (len(self.config("vae")["block_out_channels"]) - 1) * self.patch
 
+    @property
+    def largest(self) -> int | None:
+        """The largest height and width in pixels: where a table of positions ends; None where there is none."""
+        tokens = self.config(self.part).get("pos_embed_max_size")
+        return tokens and tokens * self.unit
+
     @cached_property
     def denoiser(self) -> Any:
         """Frozen: only what an adapter adds will be trained."""

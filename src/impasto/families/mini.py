@@ -9,6 +9,7 @@ call run in one type.
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from impasto.paths import MODELS, cache_dir
 
 DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # and the folder of its weights
 NAMES = tuple(DENOISER)
+SIZES = "sizes.json"  # of the files of an assembled folder
 ZERO_WIDTH = 8  # of the second CLIP tower
 
 
@@ -57,16 +59,30 @@ def ensure(name: str) -> Path:
     if name not in names():
         raise UserError(f"the weights of {name} are not in this package; make them with: impasto pretrain {name}")
     folder = cache_dir("bases", f"{name}-{weights_hash(name)[:12]}")
-    if not (folder / "model_index.json").exists():
-        scratch = folder.with_name(f".{folder.name}.{id(folder)}")
+    if not whole(folder):
+        scratch, broken = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "broken"))
         shutil.rmtree(scratch, ignore_errors=True)
         with quiet():
             write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+        sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
+        (scratch / SIZES).write_text(json.dumps(sizes))
         try:
+            if folder.exists() and not whole(folder):
+                folder.rename(broken)
             scratch.rename(folder)
         except OSError:  # another process was first
             shutil.rmtree(scratch)
+        shutil.rmtree(broken, ignore_errors=True)
     return folder
+
+
+def whole(folder: Path) -> bool:
+    """Whether an assembled folder has all of its files, in the sizes in which they were written."""
+    try:
+        sizes = json.loads((folder / SIZES).read_text()) if (folder / SIZES).exists() else {"model_index.json": None}
+        return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> None:

@@ -165,7 +165,7 @@ def calibrate(
         )
     filled = (sampling or Sampling()).on(family)
     assert filled.steps is not None and filled.size is not None and filled.batch is not None
-    check_size(filled.size, family.unit)
+    check_size(filled.size, family)
     draw = Drawing(family, filled, measure)
     chosen = choose_levels(draw.log_snr, n_levels, low, high)
     settings = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,6 @@ def generated_folder(run: Run) -> Path:
     for name in ("images", "previews"):
         if any((run.folder / name).glob("*.png")):
             return run.folder / name
-    raise UserError(
-        f"{run.folder} has no images yet: `impasto generate --style {run.folder} --out {run.folder / 'images'}` first"
-    )
+    command = ["impasto", "generate", "--base", str(run.key("base") or "mini-sd3"), "--style", str(run.folder)]
+    command += ["--prompt", str((run.key("caption") or ["a cat"])[0]), "--out", str(run.folder / "images")]
+    raise UserError(f"{run.folder} has no images yet: `{shlex.join(command)}` first")
