@@ -84,7 +84,7 @@ def test_flags_replace_the_lists_of_a_recipe(run, tiny_sd3, picture, tmp_path):
     again = ("train", "--recipe", tmp_path / "ink" / "recipe.toml", "--base", tiny_sd3, "--dry-run", "--json")
     settings = json.loads(run(*again)[1][-1])["settings"]
     assert settings["image"] == [str(picture)] and settings["caption"] == ["a rocket in ink style"]
-    settings = json.loads(run(*again, "--caption", "in oil style")[1][-1])["settings"]
+    settings = json.loads(run(*again, "--caption", "in oil style", "--out", tmp_path / "other")[1][-1])["settings"]
     assert settings["image"] == [str(picture)] and settings["caption"] == ["in oil style"]
 
 

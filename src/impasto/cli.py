@@ -5,6 +5,7 @@ With `--json` the last line of stdout is one JSON object and everything else goe
 """
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -617,6 +618,8 @@ def main() -> None:
     """The entry point of the command `impasto`."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what they say when they are imported
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.showwarning = warn
     as_json, args = flag(sys.argv[1:], "--json")
     try:
