@@ -22,8 +22,8 @@ def endings(family: Family, targets: Sequence[str], model: nn.Module | None = No
     model: the denoiser, on any device, also meta; the family's own by default. Raises UserError when a target is no
     linear layer of it.
     """
-    model = family.denoiser if model is None else model
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    whole: nn.Module = family.denoiser if model is None else model
+    linear = [name for name, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
     found = set()
     for target in targets:
         if any(name == target or name.endswith(f".{target}") for name in linear):
