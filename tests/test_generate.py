@@ -167,7 +167,7 @@ def test_an_interrupted_command_leaves_no_mixture(config):
     ("changes", "message"),
     [
         ({"guidance": math.nan}, "guidance must be a finite number, not nan"),
-        ({"style_guidance": math.inf}, "style_guidance must be a finite number, not inf"),
+        ({"style_guidance": math.inf}, "style-guidance must be 0 or above, not inf"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"seed": 10**20}, "seed must be from 0 to"),
         ({"size": 0}, "size must be at least 1"),

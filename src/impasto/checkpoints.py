@@ -61,13 +61,11 @@ def checkpoint_sheet(
         raise UserError(f"--out {str(out)!r} is no name for a picture: give one such as sheet.png")
     writable_folder(out.parent, out)
     family = families.load(config.base, device=device, precision=precision, components=config.components)
-    kind = config.quantize if config.quantize != "auto" else "none"
-    running.check_quantized(kind, family.device)
+    running.check_quantized(config.quantize, family.device)
     with running.in_main_memory(family):
         named = text.add(config, family)
         clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
-        if kind != "none":  # as it was trained
-            running.quantize(family.denoiser, kind, family.dtype)
+        running.quantize(family.denoiser, config.quantize, family.dtype)  # as it was trained
         add = adapters.adapter(config.adapter)
         named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
         for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision

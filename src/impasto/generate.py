@@ -27,7 +27,7 @@ from impasto.guidance import style_guidance
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
 from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
 from impasto.paths import atomic
-from impasto.prompts import lettering, multi_panel
+from impasto.prompts import lettering, lines, multi_panel
 from impasto.runfolder import writable_folder
 
 Info = dict[str, Any]
@@ -63,9 +63,8 @@ class Sampling:
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
-        for name in ("guidance", "style_guidance"):
-            if not math.isfinite(getattr(filled, name) or 0.0):
-                raise UserError(f"{name} must be a finite number, not {getattr(filled, name)}")
+        if not math.isfinite(filled.guidance or 0.0):
+            raise UserError(f"guidance must be a finite number, not {filled.guidance}")
         if self.negative and family.guided_by != "negative":
             warnings.warn("this base is not guided by a negative prompt: what it says is not used", stacklevel=2)
         if self.guidance and family.guided_by == "nothing":
@@ -103,13 +102,13 @@ def generate(
     kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = (sampling or Sampling()).on(family)
+    check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
         parts = {family.part: family.denoiser} if aligned or quantize != "none" else {}  # aligned: it inverts as well
-        if quantize != "none":
-            running.quantize(family.denoiser, quantize, family.dtype)
+        for denoiser in parts.values():
+            running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
-    check_size(sampling.size, family)
     extra: dict[str, Any] = {}
     for (path, strength), kind in zip(chosen, kinds, strict=True):
         extra |= load_style(pipe, path, strength)
@@ -227,11 +226,16 @@ def split_strength(style: str) -> tuple[Path, float]:
     return Path(path), value
 
 
+def check_multiple(size: int | None, unit: int) -> None:
+    """Raise UserError unless the size is a whole number of a model's patches, of `unit` pixels."""
+    if size is None or size < unit or size % unit:
+        raise UserError(f"size must be a multiple of {unit} for this base, not {size}")
+
+
 def check_size(size: int | None, family: Family) -> None:
     """Raise UserError unless the size is a whole number of the model's patches, and within its positions."""
-    if size is None or size < family.unit or size % family.unit:
-        raise UserError(f"size must be a multiple of {family.unit} for this base, not {size}")
-    if family.largest and size > family.largest:
+    check_multiple(size, family.unit)
+    if family.largest and size and size > family.largest:
         raise UserError(f"size must be at most {family.largest} for this base, not {size}: its positions end there")
 
 
@@ -269,11 +273,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     """The prompts given one by one, those of the file, one per line, empty lines left out, then panels and letters."""
     prompts = list(config.prompt)
     if config.prompts is not None:
-        try:
-            lines = config.prompts.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028 and the like
-            prompts += [line.strip() for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompts file {str(config.prompts)!r} cannot be read: {error}") from None
+        prompts += lines(config.prompts, "prompts")
     prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]
     return prompts + [lettering(words, config.panel_style) for words in config.letters]
 

@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from impasto import optimizers
 from impasto.adapters import text
 from impasto.config import TrainConfig
 from impasto.families.base import Family
-from impasto.running import Running, check, in_block, no_compiler
+from impasto.running import NOT_QUANTIZED, Running, check, in_block, no_compiler
 
 GB = 1e9
 PEAKS = {
@@ -61,6 +62,7 @@ SLOWER = {"none": 1.0, "fp8": 1.15, "int8": 1.3, "nf4": 1.5}  # dequantising, pe
 FACTOR = {"none": 1.0, "fp8": 1.03 / 2, "int8": 1.03 / 2, "nf4": 0.5625 / 2}  # of a bf16 weight
 TEXT_TOKENS = 77
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SKELETONS: "WeakKeyDictionary[Family, nn.Module]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,15 @@ def peak(name: str) -> float | None:
 
 
 def skeleton(family: Family) -> nn.Module:
-    """The denoiser without its weights."""
+    """The denoiser without its weights, made once for a family: SD3.5's table of positions takes seconds."""
     import diffusers
     from accelerate import init_empty_weights
 
-    settings = config_of(family, family.part)
-    with init_empty_weights():
-        return getattr(diffusers, settings["_class_name"]).from_config(settings)
+    if family not in SKELETONS:
+        settings = config_of(family, family.part)
+        with init_empty_weights():
+            SKELETONS[family] = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    return SKELETONS[family]
 
 
 def clip_skeletons(family: Family) -> list[Any]:
@@ -284,7 +288,7 @@ def candidates(config: TrainConfig, of: Device, shards: int = 1) -> list[Running
     shares = SHARES if config.checkpointing is None else (config.checkpointing,)
     found = [Running(share, quantize=kind) for kind in kinds for share in shares] if config.offload != "on" else []
     may = config.offload != "off" and shards == 1
-    if may and config.quantize in ("auto", "none") and config.checkpointing in (None, 1.0):
+    if may and config.quantize in NOT_QUANTIZED and config.checkpointing in (None, 1.0):
         found.append(Running(1.0, offload=True))
     return [replace(running, attention=config.attention) for running in found]
 

@@ -6,6 +6,7 @@ other style, "{subject} in {style} style"; the model puts the subject into every
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from impasto.errors import UserError
 
@@ -20,6 +21,15 @@ def multi_panel(subjects: Sequence[str], style: str = "a multi-panel comic") -> 
     if len(named) == 1:
         return f"{named[0]} in {style} style"
     return f"A humorous sequence featuring {', '.join(named[:-1])} and {named[-1]} in {style} style"
+
+
+def lines(file: Path, what: str) -> list[str]:
+    """The lines of a text file, which hold `what`, without empty ones. Raises UserError when it cannot be read."""
+    try:
+        found = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028 and the like, as splitlines() does
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} file {str(file)!r} cannot be read: {error}") from None
+    return [line.strip() for line in found if line.strip()]
 
 
 def lettering(words: str, style: str) -> str:

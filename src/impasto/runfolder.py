@@ -33,7 +33,7 @@ def check_out(config: TrainConfig) -> None:
     """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew."""
     out = config.out.resolve()
     if any(place.is_file() for place in (out, *out.parents)):
-        raise UserError(f"--out {str(config.out)!r} is a file, or lies in one: give a folder")
+        raise no_folder(config.out)
     others = [name for name in (WEIGHTS, "README.md", "reference.png") if (out / name).exists()]
     if others and not (out / "recipe.toml").exists():
         raise UserError(
@@ -150,46 +150,58 @@ class RunFolder:
         with atomic(file.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(info))
         for old in sorted(self.state.glob("step-*.json"))[: -self.keep] if self.keep else []:
-            old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+            remove(old)
 
     def drop(self, step: int) -> None:
         """Take back the state of `step`, if there is one and an older one beside it."""
         states = sorted(self.state.glob("step-*.json"))
         if self.main and len(states) > 1 and states[-1].stem == f"step-{step:06d}":
-            states[-1].unlink()
-            states[-1].with_suffix(".safetensors").unlink(missing_ok=True)
+            remove(states[-1])
 
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
 
+def remove(state: Path) -> None:
+    """A saved state, by its JSON: that first, so that what is left of it does not count."""
+    state.unlink()
+    state.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def read_info(file: Path) -> dict[str, Any] | None:
+    """What the JSON of a saved state says, None when that is not all of it."""
+    try:
+        info = json.loads(file.read_text())
+        whole = bool(info["sha256"]) and info["step"] >= 0 and info["metrics_bytes"] >= 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return info if whole else None
+
+
 def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """(what its JSON says, tensors) of a saved state, None when it is damaged or half there."""
     from safetensors.torch import load
 
+    info = read_info(file)
     try:
-        info = json.loads(file.read_text())
         data = file.with_suffix(".safetensors").read_bytes()
-        good = hashlib.sha256(data).hexdigest() == info["sha256"] and info["step"] >= 0 and info["metrics_bytes"] >= 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return None
-    return (info, load(data)) if good else None
+    return (info, load(data)) if info and hashlib.sha256(data).hexdigest() == info["sha256"] else None
 
 
 def saved_states(folder: Path) -> dict[int, Path]:
     """The files of all good states' tensors by their steps, first to last."""
     found = {}
     for file in sorted(folder.glob("step-*.json")):
-        tensors = file.with_suffix(".safetensors")
+        tensors, info = file.with_suffix(".safetensors"), read_info(file)
         try:
-            info = json.loads(file.read_text())
             with tensors.open("rb") as stream:
-                good = hashlib.file_digest(stream, "sha256").hexdigest() == info["sha256"] and info["step"] >= 0
-        except (OSError, ValueError, KeyError, TypeError):
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
             continue
-        if good:
+        if info and digest == info["sha256"]:
             found[info["step"]] = tensors
     return found
 
@@ -205,6 +217,10 @@ def read_adapter(file: Path) -> dict[str, Any]:
         return {name.removeprefix(own): state.get_tensor(name) for name in names if name.startswith(own)}
 
 
+def no_folder(out: Path) -> UserError:
+    return UserError(f"--out {str(out)!r} is a file, or lies in one: give a folder")
+
+
 def writable_folder(folder: Path, asked: Path | None = None) -> None:
     """Make `folder`, and see that files can be made in it. Raises UserError that names what was `asked` for."""
     asked = asked or folder
@@ -213,7 +229,7 @@ def writable_folder(folder: Path, asked: Path | None = None) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out {str(asked)!r} is a file, or lies in one: give a folder") from None
+        raise no_folder(asked) from None
     except OSError as error:
         raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None
 

@@ -34,6 +34,7 @@ QUANTIZED = {
     "int8": ("torchao", "8-bit integers, one scale per output channel"),
     "fp8": ("torchao", "8-bit floats (e4m3), one scale per tensor or row"),
 }
+NOT_QUANTIZED = ("none", "auto")
 FORWARD_ONLY = ("sage", "aiter")  # attention kernels without a backward pass
 
 
@@ -52,7 +53,7 @@ class Running:
 def check(config: TrainConfig, device: str, shards: int = 1) -> None:
     """Raise UserError where a flag cannot be had on `device`, or with a base sharded over so many processes."""
     kind = device.split(":")[0]
-    if shards > 1 and (config.offload == "on" or config.quantize not in ("auto", "none")):
+    if shards > 1 and (config.offload == "on" or config.quantize not in NOT_QUANTIZED):
         flag = "--offload on" if config.offload == "on" else f"--quantize {config.quantize}"
         raise UserError(f"{flag} does not work with a base sharded over processes: leave one of them out")
     check_quantized(config.quantize, device)
@@ -60,7 +61,7 @@ def check(config: TrainConfig, device: str, shards: int = 1) -> None:
         raise UserError(f"--offload on is for CUDA: on {kind} the base lies in main memory already")
     if config.offload == "on" and config.checkpointing not in (None, 1.0):
         raise UserError("--offload on saves nothing unless all blocks are computed again: --checkpointing 1")
-    if config.offload == "on" and config.quantize not in ("auto", "none"):
+    if config.offload == "on" and config.quantize not in NOT_QUANTIZED:
         raise UserError("--offload on and --quantize exclude each other: a quantised base fits, or use one of them")
     if config.compile == "on" and (reason := no_compiler(kind)):
         raise UserError(f"--compile on cannot be had here: {reason}")
@@ -70,7 +71,7 @@ def check(config: TrainConfig, device: str, shards: int = 1) -> None:
 
 def check_quantized(kind: str, device: str) -> None:
     """Raise UserError where a base cannot be had in fewer bits: the package is missing, or has nothing for `device`."""
-    if kind in ("auto", "none"):
+    if kind in NOT_QUANTIZED:
         return
     package = QUANTIZED[kind][0]
     extra(package, "quant", f"--quantize {kind}")
@@ -94,7 +95,7 @@ def place(running: Running, family: Family, sharded: bool = False) -> None:
         return
     model = load_on(family, "cpu")
     if running.quantize != "none":
-        quantize(model, running.quantize, torch.bfloat16 if family.precision == "bf16" else torch.float32)
+        quantize(model, running.quantize, family.dtype)
         model.to(family.device)
     if running.offload:
         offload(model, family.device)
@@ -165,7 +166,10 @@ def spread(pipe: Any, device: str, how: str) -> None:
 
 
 def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """The linear layers of the blocks in fewer bits; embedders, final layers, norms and convolutions stay."""
+    """The linear layers of the blocks in fewer bits; embedders, final layers, norms and convolutions stay, and all of
+    it where `kind` is one of NOT_QUANTIZED."""
+    if kind in NOT_QUANTIZED:
+        return
     if QUANTIZED[kind][0] == "torchao":
         torchao = extra("torchao.quantization", "quant", f"--quantize {kind}")
         how = torchao.Int8WeightOnlyConfig() if kind == "int8" else torchao.Float8WeightOnlyConfig()

@@ -133,7 +133,7 @@ def test_bad_input(tiny_sd3, picture, tmp_path):
     io.save(with_lora(tiny_sd3), tmp_path / "style")
     own = str(tmp_path / "style")
     for weight in (-1.0, math.nan, math.inf):
-        with pytest.raises(UserError, match=r"style.guidance must be (0 or above|a finite number), not"):
+        with pytest.raises(UserError, match="style-guidance must be 0 or above, not"):
             generate(str(tiny_sd3), ["a cat"], styles=[own], sampling=Sampling(style_guidance=weight))
     with pytest.raises(UserError, match="give a --style that changes the denoiser"):
         generate(str(tiny_sd3), ["a cat"], sampling=Sampling(style_guidance=1.0))

@@ -325,7 +325,8 @@ def test_no_curve_through_an_arm_that_lacks_cells(tiny_sd3, tmp_path, world, inv
     assert not (tmp_path / "pictures" / "T1.svg").exists() and "*2 of 3*" in (tmp_path / "README.md").read_text()
 
 
-def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tmp_path, world, monkeypatch):
+def switched_arms():
+    """Make the group's claim one about prompt switching."""
     arms = {
         "first": Arm("a", how="omit-first", options={"at": -3.0}, where="known"),
         "only": Arm("b", how="only-first", options={"at": -3.0}, where="known"),
@@ -334,6 +335,10 @@ def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tm
     claim = Claim("T1", "early", {"f": "g"}, (Reading("as published", (more("only", "first"),)),), shown=("no",))
     sys.modules["tiny_group"].arms = lambda *_: arms
     sys.modules["tiny_group"].CLAIMS = (claim,)
+
+
+def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tmp_path, world, monkeypatch):
+    switched_arms()
     scores = {"style_accuracy": 0.5, "concept_top5": 0.6, "clip_t": 0.214}
     monkeypatch.setattr(module, "run_cell", lambda *_: {"scores": scores, "seconds": 1.0})
     go(tiny_sd3, tmp_path, world)
@@ -515,14 +520,7 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
 
     from impasto.paths import cache_dir
 
-    arms = {
-        "first": Arm("a", how="omit-first", options={"at": -3.0}, where="known"),
-        "only": Arm("b", how="only-first", options={"at": -3.0}, where="known"),
-        "no": Arm("c", how="plain", where="known"),
-    }
-    claim = Claim("T1", "early", {"f": "g"}, (Reading("as published", (more("only", "first"),)),), shown=("no",))
-    sys.modules["tiny_group"].arms = lambda *_: arms
-    sys.modules["tiny_group"].CLAIMS = (claim,)
+    switched_arms()
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), known=1, concepts=2)
     result, _ = go(tiny_sd3, tmp_path, world)
     assert result["run"] == 3 and not result["failed"]

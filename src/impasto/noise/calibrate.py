@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from impasto import families
+from impasto import families, prompts
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt as styled_prompt
 from impasto.artworld.judges import Judges
@@ -261,10 +261,7 @@ def lines(file: Path | None, what: str, default: Sequence[str]) -> list[str]:
     """The lines of a file without empty ones; two at least."""
     if file is None:
         return list(default)
-    try:
-        found = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} file {str(file)!r} cannot be read: {error}") from None
+    found = prompts.lines(file, what)
     if len(set(found)) < 2:
         raise UserError(f"{what} file {str(file)!r} has fewer than two {what}: write one per line")
     return list(dict.fromkeys(found))

@@ -20,6 +20,7 @@ from impasto import families
 from impasto.config import TrainConfig, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families import mini
+from impasto.generate import check_multiple
 from impasto.noise.emergence import matched
 from impasto.noise.laws import PARAMETERS, Law, Truncated, within
 from impasto.noise.schedule import RectifiedFlow
@@ -115,9 +116,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     """
     law = within(noise_law(config), families.schedule(config.base))
     family = families.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
-    unit = family.unit if family else 8
-    if config.size < unit or config.size % unit:
-        raise UserError(f"size must be a multiple of {unit} for this base, not {config.size}")
+    check_multiple(config.size, family.unit if family else 8)
     known = family.hash if family else None
     if config.base in mini.names() and default_file(config.base).is_file():
         known = families.folder_hash(mini.ensure(config.base))

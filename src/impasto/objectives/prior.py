@@ -22,6 +22,7 @@ from impasto.families.base import Condition, Family
 from impasto.generate import Sampling, sample
 from impasto.noise.schedule import mix
 from impasto.objectives import Batch, Objective
+from impasto.running import NOT_QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Artist:
         key: dict[str, Any] = {"picture of": prompt, "seed": seed, "base": self.family.hash}
         key |= {"steps": self.sampling.steps, "guidance": self.sampling.guidance, "size": self.sampling.size}
         key |= {"precision": self.family.precision}
-        key |= {} if self.quantize in ("none", "auto") else {"quantize": self.quantize}
+        key |= {} if self.quantize in NOT_QUANTIZED else {"quantize": self.quantize}
         return cached(key, lambda: {"x": self.draw(prompt, seed)})["x"]
 
     def draw(self, prompt: str, seed: int) -> Tensor:
