@@ -30,16 +30,21 @@ from kit import MIB, KitError
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT, MARGIN = 64 * MIB, MIB  # what may travel; what is kept free for the transfer's own headers
 WHEELS = ("diffusers", "importlib_metadata", "lazy-importer")  # imported on the way, and not on the device machine
-PLATFORMS = (*(f"manylinux_2_{n}_x86_64" for n in (28, 27, 17)), "manylinux2014_x86_64", "manylinux1_x86_64")
+CHECK_WHEELS = ("tyro", "docstring-parser", "typeguard", "torchao", "bitsandbytes")  # for checks.py, with --checks
+CUDA = "cuda130"  # the device machine's; bitsandbytes carries ten others
+PLATFORMS = (*(f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)), "manylinux2014_x86_64", "manylinux1_x86_64")
 # What the device machine has of the wheels' needs (KINDS.md, 2026-11), with the version where it was told.
 DEVICE = {
     "filelock": None,
     "huggingface-hub": "1.33.0",
     "numpy": "2.5.2",
+    "packaging": None,
     "pillow": None,
     "regex": None,
     "requests": None,
     "safetensors": "0.8.0",
+    "torch": "2.11.0",
+    "typing-extensions": None,
     "zipp": None,
 }
 DENOISERS = ("src/impasto/models/mini-sd3/transformer", "src/impasto/models/mini-sd15/unet")
@@ -102,10 +107,11 @@ def pack_world(out: Path, concepts: str, source: Path, first: int, later: int) -
     return folders
 
 
-def pack_wheels(out: Path, constraints: Path) -> None:
+def pack_wheels(out: Path, constraints: Path, names: Sequence[str] = WHEELS) -> None:
     """Download the wheels in the versions of constraints.txt, and check that the device has what they need."""
-    pinned = dict(line.split("==") for line in constraints.read_text().split() if "==" in line)
-    versions = {name: pinned[name] for name in WHEELS}
+    lines = [line.split("==") for line in constraints.read_text().split() if "==" in line]
+    pinned = {canonical(name): version for name, version in lines}
+    versions = {name: pinned[canonical(name)] for name in names}
     have = {canonical(path.name.split("-")[0]): path.name.split("-")[1] for path in out.glob("*.whl")}
     if have != {canonical(name): version for name, version in versions.items()}:
         shutil.rmtree(out, ignore_errors=True)
@@ -113,8 +119,42 @@ def pack_wheels(out: Path, constraints: Path) -> None:
         command += ["--python-version", "3.12", "--implementation", "cp", "-d", str(out)]
         command += [part for platform in PLATFORMS for part in ("--platform", platform)]
         subprocess.run([*command, *(f"{name}=={version}" for name, version in versions.items())], check=True)
+        for wheel in out.glob("bitsandbytes-*.whl"):
+            slim(wheel)
     if problems := unmet(sorted(out.glob("*.whl"))):
         raise KitError("; ".join(problems))
+
+
+def slim(wheel: Path) -> None:
+    """Leave out a wheel's libraries for other devices than CPU and the CUDA of the device machine."""
+    import zipfile
+
+    def stays(name: str) -> bool:
+        return not name.endswith(".so") or CUDA in name or "cpu" in name
+
+    temporary = wheel.with_suffix(".slim")
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in filter(stays, old.namelist()):
+            data = old.read(name)
+            if name.endswith(".dist-info/RECORD"):
+                data = b"".join(line for line in data.splitlines(True) if stays(line.decode().split(",")[0]))
+            new.writestr(name, data)
+    temporary.replace(wheel)
+
+
+def pack_models(out: Path, bases: Sequence[str], root: Path = ROOT, side: Path = STASH) -> None:
+    """Write .gpu/models: the denoisers of packaged bases, for `--start package` and checks.py; from the stash, or the
+    tree."""
+    shutil.rmtree(out, ignore_errors=True)
+    for base in bases:
+        names = [name for name in DENOISERS if f"/{base}/" in name]
+        if not names:
+            raise KitError(f"unknown base {base!r}")
+        for name in names:
+            found = [place / name for place in (side / "files", root) if any((place / name).glob("*.safetensors"))]
+            if not found:
+                raise KitError(f"{name} is neither in the tree nor stashed")
+            shutil.copytree(found[0], out / Path(name).relative_to("src/impasto/models"))
 
 
 def canonical(name: str) -> str:
@@ -202,8 +242,15 @@ def calls(root: Path, out: Path) -> list[tuple[str, list[str]]]:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
     loads = sorted((p for p in out.glob("cache-*")), key=lambda p: int(p.name.rpartition("-")[2]))
-    main = [p for p in (out / "cache", out / "whl", out / "start") if p.is_dir()]
-    return [*(("load", [relative(p)]) for p in loads), ("start", [relative(p) for p in main]), ("attach", [])]
+    early = [out / "whl"] if (out / "models").is_dir() else []  # no room for both beside the art world
+    main = [p for p in (out / "cache", out / "whl", out / "start", out / "models") if p.is_dir() and p not in early]
+    first = [[*loads[:1], *early]] if loads or early else []
+    carried = [*first, *([p] for p in loads[1:])]
+    return [
+        *(("load", [*map(relative, paths)]) for paths in carried),
+        ("start", [*map(relative, main)]),
+        ("attach", []),
+    ]
 
 
 def show_sizes(root: Path, out: Path) -> bool:
@@ -303,6 +350,8 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--from-ema", nargs="?", const="", metavar="STATE", help="begin from a checkpoint's EMA (default: mini-sd3's)"
     )
+    parser.add_argument("--bases", nargs="*", default=[], help="packaged bases to bring in a load of their own")
+    parser.add_argument("--checks", action="store_true", help="the wheels that checks.py needs as well")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--wheels", action="store_true", help="only the wheels: all that `bench` needs")
     parser.add_argument("--stash", nargs="*", metavar="PATH", help=f"default: {' '.join(DENOISERS)}")
@@ -324,7 +373,8 @@ def main(args: Sequence[str] | None = None) -> bool:
         return True
     if o.sizes:
         return show_sizes(ROOT, o.out)
-    pack_wheels(o.out / "whl", ROOT / "constraints.txt")
+    pack_wheels(o.out / "whl", ROOT / "constraints.txt", (*WHEELS, *(CHECK_WHEELS if o.checks else ())))
+    pack_models(o.out / "models", o.bases)
     if o.wheels:
         tree = tree_files(ROOT)
         sent = sum(tree.values()) + folder_bytes(o.out / "whl")
@@ -344,9 +394,11 @@ def main(args: Sequence[str] | None = None) -> bool:
     if not source.is_file():
         raise KitError(f"{source} is missing: impasto artworld build")
     tree = sum(tree_files(ROOT).values())
-    beside = tree + folder_bytes(o.out / "whl") + folder_bytes(o.out / "start")
+    wheels, models = folder_bytes(o.out / "whl"), folder_bytes(o.out / "models")
+    beside = tree + folder_bytes(o.out / "start") + (models or wheels)
     room = LIMIT - MARGIN - MIB // 2  # the data file's own index
-    folders = pack_world(o.out, o.concepts, source, room - beside, room - tree)
+    later = room - tree - (wheels if models else 0)
+    folders = pack_world(o.out, o.concepts, source, room - beside, later)
     for folder in folders:
         note = kit.load_note(folder / kit.WORLD)
         print(f"{folder.name}: {note['pictures']} pictures, {folder_bytes(folder) / MIB:.1f} MiB")

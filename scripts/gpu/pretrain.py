@@ -28,6 +28,7 @@ import pieces
 import torch
 from kit import KitError
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import sdpa_kernel
 
 import impasto
 from impasto.paths import MODELS
@@ -40,7 +41,7 @@ from impasto.pretrain.text import write_text
 
 POLL = 20  # steps between two looks for new pieces
 KEEP = 500  # steps between two copies of a good state
-TRIAL = 20  # steps, a multiple of the 20 between two batches with long text, that compiled and eager are timed on
+TRIAL = 10  # passes that compiled and eager are timed on
 
 
 class Pieces:
@@ -81,7 +82,7 @@ class Pieces:
         """Pictures of each kind."""
         return {kind: int((self.kind == k).sum()) for k, kind in enumerate(KINDS)}
 
-    def draw(self, n: int, seed: int, step: int, empty: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def draw(self, n: int, seed: int, step: int, empty: torch.Tensor, offset: float = 0.0) -> tuple[torch.Tensor, ...]:
         """What `impasto.pretrain.base.draw` returns, distributed as there, all on the device."""
         d = self.device
         g = torch.Generator(d).manual_seed(seed * 1_000_003 + step)
@@ -92,7 +93,10 @@ class Pieces:
         ids = torch.where(dropped[:, None], empty, ids)
         z = torch.randn(n, generator=g, device=d)
         x0 = self.latents[rows].float()
-        return x0, ids, z, torch.randn(x0.shape, generator=g, device=d)
+        eps = torch.randn(x0.shape, generator=g, device=d)
+        if offset:
+            eps = eps + offset * torch.randn(*x0.shape[:2], 1, 1, generator=g, device=d)
+        return x0, ids, z, eps
 
 
 class Trainer(Session):
@@ -134,7 +138,7 @@ class Trainer(Session):
         step, o = self.seen["step"], self.o
         long = self.net.long_text and step % 20 == 19
         n = max(1, o.batch // 4) if long else o.batch
-        x0, ids, z, eps = bank.draw(n, o.seed, step, self.empty)
+        x0, ids, z, eps = bank.draw(n, o.seed, step, self.empty, o.offset)
         factor = shared.set_progress(self.optimizers, self.lr, step - self.first, progress)
         objective = partial(self.net.loss if long else self.loss, self.model)
         loss = self.update(objective, x0, ids, z, eps, long, o.ema)
@@ -150,8 +154,6 @@ class Trainer(Session):
             self.seen["devices"].append(name)
         self.first = self.seen["step"]
         self._log({"pictures of": bank.counts(), "minutes": round(clock.session / 60, 2)})
-        if o.compile != "no":
-            self.choose(bank, clock, keep=o.compile == "yes")
         exported = logged = clock.session
         drawn = self.seen["pictures"]
         while not clock.stop:
@@ -178,38 +180,43 @@ class Trainer(Session):
             self.go_back()
         self.save()
 
-    def timed(self, bank: Pieces, steps: int) -> float:
-        """Seconds that a step takes, on average of `steps`."""
-        cuda = self.device.startswith("cuda")
-        if cuda:
-            torch.cuda.synchronize()
+    def timed(self, steps: int) -> float:
+        """Seconds that forward and backward take on random numbers, on average of `steps`; nothing is learnt."""
+        o, cuda = self.o, self.device.startswith("cuda")
+        g = torch.Generator(self.device).manual_seed(o.seed)
+        x0, eps = (torch.randn(o.batch, 16, 16, 16, generator=g, device=self.device) for _ in range(2))
+        z = torch.randn(o.batch, generator=g, device=self.device)
+        ids = self.empty.expand(o.batch, -1)
         start = time.monotonic()
         for _ in range(steps):
-            self.step(bank, 0.0)
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
+                with torch.set_grad_enabled(self.along):
+                    cond = self.net.text(self.tower, ids)
+                self.loss(self.model, x0, eps, self.net.levels(z), cond, None).backward()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         return (time.monotonic() - start) / steps
 
-    def choose(self, bank: Pieces, clock: Clock, keep: bool) -> None:
-        """Compile the loss, and stay with it if it is faster. Every step of the trial trains."""
-        self.timed(bank, 5)
-        eager = self.timed(bank, TRIAL)
+    def choose(self, clock: Clock) -> None:
+        """Compile the loss (`--compile auto`: and stay with it if it is faster), while the first pieces are made."""
+        self.timed(3)
+        eager, fast = self.timed(TRIAL), float("inf")
         start = time.monotonic()
         try:
             self.loss = torch.compile(self.net.loss, dynamic=False, backend=self.o.backend)
-            self.timed(bank, 3)
-            fast = self.timed(bank, TRIAL)
+            self.timed(3)
+            fast = self.timed(TRIAL)
         except Exception as error:  # whatever the compiler runs into: training goes on without it
-            self.loss, fast = self.net.loss, float("inf")
             self._log({"compile failed": f"{type(error).__name__}: {error}"[:500]})
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
-        if fast > eager and not (keep and math.isfinite(fast)):
+        if not math.isfinite(fast) or (fast > eager and self.o.compile == "auto"):
             self.loss = self.net.loss
         row = {"eager_ms": round(eager * 1e3, 2), "compiled_ms": round(fast * 1e3, 2) if fast < 1e9 else None}
         row |= {"compiled": self.loss != self.net.loss, "compiling_s": round(time.monotonic() - start, 1)}
         self._log({**row, "minutes": round(clock.session / 60, 2)})
-        self.losses = []
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor of the state, in a fixed order: weights, EMA, optimisers."""
@@ -318,7 +325,7 @@ def first_pieces(bank: Pieces, workers: list[subprocess.Popen[bytes]], clock: Cl
     while not bank.refresh():
         if clock.stop:
             raise KitError("the time was over before the first piece was made")
-        if all(worker.poll() is not None for worker in workers) and not bank.refresh():
+        if workers and all(worker.poll() is not None for worker in workers) and not bank.refresh():
             words = (bank.folder / "worker-0.log").read_text()[-2000:]
             raise KitError(f"no pieces were made; the first worker said:\n{words}")
         time.sleep(0.2)
@@ -346,9 +353,11 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score", type=int, default=500, help="prompts scored by the judges at the end; 0: none")
     parser.add_argument("--workers", type=int, default=13, help="processes that make pieces; 0: here, before training")
     parser.add_argument("--pieces", type=int, default=130)
+    parser.add_argument("--follow", type=Path, help="the pieces of another run that is going on: none of its own")
     parser.add_argument("--ground", type=float, default=0.1, help="of a piece, as a share of the plain pictures")
     parser.add_argument("--procedurals", type=float, default=0.5)
     parser.add_argument("--scenes", type=float, default=0.2)
+    parser.add_argument("--offset", type=float, default=0.0, help="scale of offset noise (mini-sd15: .15)")
     parser.add_argument("--shares", default="", help="of a batch: plain=.55,ground=.1,procedural=.3,scene=.05")
     parser.add_argument("--favour", type=float, default=1.0, help="how much oftener core_everywhere is drawn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -369,16 +378,18 @@ def main(args: list[str] | None = None) -> Path:
     o = options(args)
     clock = Clock(o.minutes - o.reserve / 60)
     favoured = set(known_concepts("core_everywhere"))
-    folder = o.run / "pieces"
-    workers = start_workers(o, folder)
+    folder = o.follow or o.run / "pieces"
+    workers = [] if o.follow else start_workers(o, folder)
     try:
         with clock:
-            if not o.workers:
+            if not (o.workers or o.follow):
                 flags = ("pieces", "concepts", "ground", "procedurals", "scenes", "seed")
                 pieces.main(["--folder", str(folder), *(t for f in flags for t in (f"--{f}", str(getattr(o, f))))])
             if o.clip_minutes:
                 parts.make_clip(o.clip_minutes, o.run / "clip", o.clip_batch, o.device, o.seed)
             trainer = Trainer(o, o.run / "state")
+            if o.compile != "no":
+                trainer.choose(clock)
             bank = Pieces(folder, o.device, shares_of(o.shares), favoured, o.favour)
             first_pieces(bank, workers, clock)
             trainer.fit(bank, clock)

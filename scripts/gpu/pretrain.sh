@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
 # What the device machine runs, from the root of the repository's copy there. README.md beside this has the calls.
 #
-#   load                  keep the carried .gpu/cache-N in the kit: a part of the art world that goes ahead
+#   load                  keep the carried .gpu/cache-N (parts of the art world) and .gpu/models in the kit
 #   start SECONDS ARGS    set up, begin pretrain.py ARGS in a session of its own, then attach for SECONDS
 #   attach SECONDS        wait for its end, at most SECONDS; bring its newest export to $OUT
 #   stop                  let it finish its step, export, and end
 #   decoder ARGS          retrain the autoencoder's decoder: parts.py decoder ARGS, in the foreground
 #   bench ARGS            bench_real_size.py ARGS: needs .gpu/whl or an earlier start, nothing else
+#   check SECONDS ARGS    checks.py ARGS: impasto's own commands on the device; may run beside a training
 #
+# IMPASTO_GPU_RUN names the run, so that two bases train at once: each comes back in a folder of its name, without its
+# log (8 files come back in all). "run" is the first one's name.
 # The kit, $IMPASTO_GPU_KIT (/tmp/impasto-kit), is a copy: a later call that renews the working tree disturbs nothing.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export IMPASTO_GPU_KIT=${IMPASTO_GPU_KIT:-/tmp/impasto-kit}
 kit=$IMPASTO_GPU_KIT
-run=$kit/run
+name=${IMPASTO_GPU_RUN:-run}
+run=$kit/$name
 python=${PYTHON:-python3}
 out=${OUT:?"OUT is the folder whose files come back; set it to try this elsewhere"}
 export IMPASTO_CACHE=$kit/cache PYTHONPATH=$kit/site:$kit/src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
@@ -22,20 +26,40 @@ mkdir -p "$kit" "$run" "$out"
 
 alive() { [ -f "$run/pid" ] && kill -0 "$(cat "$run/pid")" 2>/dev/null; }
 
-setup() {
-  if alive; then echo "pretrain.py is running: attach or stop" >&2; exit 1; fi
-  rm -rf "$kit/src" "$kit/scripts"
-  mkdir -p "$kit/scripts"
-  cp -r "$root/src" "$kit/src"
-  cp -r "$root/scripts/gpu" "$kit/scripts/gpu"
+others() { for pid in "$kit"/*/pid; do [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null && return 0; done; return 1; }
+
+keep() {  # what is carried, in the kit
+  local load
+  for load in "$root"/.gpu/cache*; do
+    [ -d "$load" ] || continue
+    mkdir -p "$kit/loads"
+    rm -rf "$kit/loads/$(basename "$load")"
+    cp -r "$load" "$kit/loads/"
+  done
+  if [ -d "$root/.gpu/models" ]; then mkdir -p "$kit/models"; cp -r "$root/.gpu/models/." "$kit/models/"; fi
+  if [ -d "$root/.gpu/start" ]; then rm -rf "$kit/start"; cp -r "$root/.gpu/start" "$kit/start"; fi
   if [ ! -d "$kit/site" ] && [ -d "$root/.gpu/whl" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$kit/site" \
       "$root"/.gpu/whl/*.whl
+    local info=$kit/site/impasto-0.dist-info  # runs note its version
+    mkdir -p "$info"
+    printf 'Metadata-Version: 2.1\nName: impasto\nVersion: %s\n' \
+      "$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$root/src/impasto/__init__.py")" >"$info/METADATA"
   fi
-  [ ! -d "$root/.gpu/start" ] || { rm -rf "$kit/start"; cp -r "$root/.gpu/start" "$kit/start"; }
-  if [ -d "$root/.gpu/cache" ]; then
-    loads=("$root/.gpu/cache/artworld/artworld128.safetensors")
-    for load in "$kit"/loads/*/artworld/artworld128.safetensors; do [ ! -f "$load" ] || loads+=("$load"); done
+}
+
+setup() {
+  if alive; then echo "pretrain.py is running: attach or stop" >&2; exit 1; fi
+  if others; then return; fi  # of this packing, and in use
+  rm -rf "$kit/src" "$kit/scripts" "$kit/tests"
+  mkdir -p "$kit/scripts"
+  cp -r "$root/src" "$kit/src"
+  cp -r "$root/scripts/gpu" "$kit/scripts/gpu"
+  [ ! -d "$root/tests" ] || cp -r "$root/tests" "$kit/tests"  # checks.py makes its FLUX with tests/tiny.py
+  keep
+  if [ -d "$kit/models" ]; then cp -r "$kit/models/." "$kit/src/impasto/models/"; fi
+  local loads=("$kit"/loads/*/artworld/artworld128.safetensors)
+  if [ -f "${loads[0]}" ]; then
     "$python" "$kit/scripts/gpu/kit.py" join "$IMPASTO_CACHE/artworld/artworld128.safetensors" "${loads[@]}"
   fi
 }
@@ -46,23 +70,24 @@ attach() {
     sleep 1
     if [ $((SECONDS - said)) -ge 60 ]; then said=$SECONDS; tail -n 1 "$run/stdout.log" || true; fi
   done
-  "$python" "$kit/scripts/gpu/kit.py" collect "$run" "$out"
+  if [ "$name" = run ]; then "$python" "$kit/scripts/gpu/kit.py" collect "$run" "$out"
+  else
+    "$python" "$kit/scripts/gpu/kit.py" collect "$run" "$out/$name"
+    rm -f "$out/$name/log.jsonl"
+    tail -n 6 "$run/state/log.jsonl" || true
+  fi
   tail -n 3 "$run/stdout.log"
   if [ -f "$run/done.json" ]; then cat "$run/done.json"
   elif ! alive; then echo "pretrain.py ended before its time:" >&2; tail -n 40 "$run/stdout.log" >&2; exit 1
   fi
 }
 
-verb=${1:?"load, start, attach, stop, decoder or bench"}
+verb=${1:?"load, start, attach, stop, decoder, bench or check"}
 shift
 case $verb in
   load)
-    for load in "$root"/.gpu/cache-*; do
-      mkdir -p "$kit/loads"
-      rm -rf "$kit/loads/$(basename "$load")"
-      cp -r "$load" "$kit/loads/"
-    done
-    du -sh "$kit"/loads/*
+    keep
+    du -shc "$kit"/*
     "$python" -c 'import torch, transformers
 print("torch", torch.__version__, "transformers", transformers.__version__, "cuda", torch.cuda.is_available())
 if torch.cuda.is_available():
@@ -73,6 +98,7 @@ if torch.cuda.is_available():
     seconds=$1
     shift
     setup
+    mkdir -p "$run"
     rm -f "$run/done.json" "$run/pid"
     setsid bash -c 'echo $$ > "$0/pid"; exec "$@"' "$run" \
       "$python" -W ignore "$kit/scripts/gpu/pretrain.py" --run "$run" "$@" >"$run/stdout.log" 2>&1 </dev/null &
@@ -93,6 +119,12 @@ if torch.cuda.is_available():
   bench)
     [ -d "$kit/src" ] || setup
     "$python" -W ignore "$kit/scripts/gpu/bench_real_size.py" --out "$out/bench.json" "$@"
+    ;;
+  check)
+    seconds=$1
+    shift
+    [ -d "$kit/src" ] || setup
+    timeout "$seconds" "$python" -W ignore "$kit/scripts/gpu/checks.py" --out "$out/checks.json" "$@" || echo "checks: $?"
     ;;
   *) echo "unknown verb $verb" >&2; exit 2 ;;
 esac

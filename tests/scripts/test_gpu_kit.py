@@ -185,6 +185,46 @@ def test_a_wheel_whose_needs_are_not_there_is_named(tmp_path):
     assert len(bad) == 2 and "tyro" in bad[0] and "0.8.0 would be there" in bad[1]
 
 
+def test_a_wheel_is_slimmed_to_the_device(tmp_path):
+    wheel = tmp_path / "bitsandbytes-1.0-py3-none-any.whl"
+    names = ["b/a.py", "b/lib_cpu.so", f"b/lib_{pack.CUDA}.so", "b/lib_cuda118.so", "b/lib_rocm70.so"]
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+        archive.writestr("b-1.0.dist-info/RECORD", "".join(f"{name},sha256=x,1\n" for name in names))
+    pack.slim(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.namelist() == [*names[:3], "b-1.0.dist-info/RECORD"]
+        assert archive.read("b/a.py") == b"b/a.py"
+        record = archive.read("b-1.0.dist-info/RECORD").decode()
+    assert record.count("\n") == 3 and "rocm" not in record and "cuda118" not in record
+
+
+def test_packaged_bases_travel_in_the_start_and_wheels_before(tmp_path):
+    root, side, out = tmp_path / "root", tmp_path / "side", tmp_path / "root" / ".gpu"
+    for place, name in ((root, pack.DENOISERS[0]), (side / "files", pack.DENOISERS[1])):
+        (place / name).mkdir(parents=True)
+        (place / name / "x.safetensors").write_bytes(b"x")
+    pack.pack_models(out / "models", ["mini-sd3", "mini-sd15"], root, side)
+    found = {str(p.relative_to(out)) for p in out.rglob("*.safetensors")}
+    assert found == {"models/mini-sd3/transformer/x.safetensors", "models/mini-sd15/unet/x.safetensors"}
+    for name in ("whl", "cache", "cache-2", "cache-3"):
+        (out / name).mkdir()
+    assert pack.calls(root, out) == [
+        ("load", [".gpu/cache-2", ".gpu/whl"]),
+        ("load", [".gpu/cache-3"]),
+        ("start", [".gpu/cache", ".gpu/models"]),
+        ("attach", []),
+    ]
+    pack.pack_models(out / "models", [], root, side)
+    assert pack.calls(root, out)[2] == ("start", [".gpu/cache", ".gpu/whl"])
+    with pytest.raises(kit.KitError, match="unknown base"):
+        pack.pack_models(out / "models", ["mini"], root, side)
+    shutil.rmtree(side)
+    with pytest.raises(kit.KitError, match="neither in the tree nor stashed"):
+        pack.pack_models(out / "models", ["mini-sd15"], root, side)
+
+
 def test_stacked_muon_is_muon():
     models = [MMDiT().new((6, 3)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -240,6 +280,11 @@ def test_pieces_are_drawn_by_kind_and_by_favour(tmp_path):
     assert x0.shape == eps.shape == (512, 16, 16, 16) and 0.4 < float(x0.mean()) < 0.6
     assert float((ids == 0).all(1).float().mean()) == pytest.approx(base.DROPPED, abs=0.05)
     assert float(z.mean()) == pytest.approx(0, abs=0.15) and float(z.std()) == pytest.approx(1, abs=0.15)
+    shifted = bank.draw(512, 0, 3, empty, offset=0.5)
+    assert all(torch.equal(x, y) for x, y in zip(a[:3], shifted[:3], strict=True))
+    shift = shifted[3] - eps  # one number per picture and channel
+    assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-5)
+    assert float(shift[..., 0, 0].std()) == pytest.approx(0.5, abs=0.02)
 
 
 def run_options(run: Path, *more: str):
@@ -315,6 +360,37 @@ def test_a_base_is_trained_comes_back_and_lies_in_the_package(text, tmp_path, wo
     assert all(torch.equal(a, b) for a, b in zip(kept, trainer.tensors(), strict=True)) and trainer.lr == o.lr / 2
 
 
+def test_a_second_base_follows_the_pieces_of_the_first(tmp_path, world, package, monkeypatch):
+    monkeypatch.setattr(score, "GRID_STYLES", ("twemoji",))
+    monkeypatch.setattr(score, "GRID_THINGS", ("rocket",))
+    monkeypatch.setattr(score, "STEPS", 2)
+    made = tmp_path / "first" / "pieces"
+    pieces.main(["--folder", str(made), "--concepts", "all", "--procedurals", ".2", "--scenes", ".2"])
+    flags = ["--follow", str(made), "--base", "mini-sd15", "--offset", ".15", "--size", "32x32x32", "--text", "frozen"]
+    flags += ["--minutes", ".05", "--reserve", "0", "--score", "0", "--workers", "3"]  # which it does not start
+    target = pretrain.main(run_options(tmp_path / "run", *flags))
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert manifest["seen"]["step"] >= 1 and manifest["settings"]["offset"] == 0.15
+    assert not (tmp_path / "run" / "pieces").exists() and not list(made.glob("worker-*"))
+
+
+def test_the_loss_is_compiled_before_anything_is_learnt(tmp_path, world, package):
+    o = pretrain.options(run_options(tmp_path / "run", "--text", "frozen", "--compile", "yes", "--backend", "eager"))
+    trainer = pretrain.Trainer(o, o.run / "state")
+    before = [t.clone() for t in trainer.tensors()]
+    with pretrain.Clock(1.0) as clock:
+        trainer.choose(clock)
+        assert trainer.loss != trainer.net.loss
+        trainer.loss = trainer.net.loss
+        trainer.o.backend = "no such backend"
+        trainer.choose(clock)
+    assert trainer.loss == trainer.net.loss
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.tensors(), strict=True))
+    assert all(p.grad is None for p in trainer.model.parameters()) and trainer.seen["step"] == 0
+    rows = [json.loads(line) for line in (o.run / "state" / "log.jsonl").read_text().splitlines()]
+    assert [row.get("compiled") for row in rows] == [True, None, False] and "compile failed" in rows[1]
+
+
 def test_a_new_clip_binds_the_base_that_came_with_it(tmp_path, world, package, monkeypatch):
     with pytest.raises(kit.KitError, match="kit's own copy"):
         parts.make_clip(0.01, tmp_path / "clip", 8, "cpu", 0)
@@ -372,11 +448,15 @@ esac
     assert shell("load").returncode == 0 and (machine / "loads" / "cache-2" / "x").read_text() == "a part"
     died = shell("start", "30", "--size", "small")
     assert died.returncode == 1 and "RuntimeError: boom" in died.stderr
+    more["IMPASTO_GPU_RUN"] = "second"  # a run of its own, in a folder of its own
+    assert shell("start", "30").returncode == 1 and (machine / "second" / "pid").exists()
+    assert (tmp_path / "out" / "second").is_dir()
     assert shell("nothing").returncode == 2
 
 
 def test_a_bench_of_its_own_needs_only_the_wheels(tmp_path, monkeypatch, capsys):
-    def wheels(out: Path, constraints: Path) -> None:
+    def wheels(out: Path, constraints: Path, names: tuple[str, ...]) -> None:
+        assert names == pack.WHEELS
         out.mkdir(parents=True)
         (out / "diffusers.whl").write_bytes(b"w" * 2**20)
 
