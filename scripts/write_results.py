@@ -40,9 +40,13 @@ def base_page(card: dict[str, Any]) -> str:
     )
     new = unseen["style_accuracy"]
     fair = met(made["style_accuracy"] / new, 0.9) if new else "not stated"
-    gates = (
-        f"First gate: concept top-5 >= .70 **{met(made['concept_top5'], 0.7)}**, style >= .90 of the true pictures'\n"
-        f"**{met(scores['style_share'], 0.9)}**, of true pictures that are new to the judge **{fair}**."
+    core = scores.get("core")
+    gate = core["generated"] if core else made
+    gates = core_things(core) + (
+        f"First gate: concept top-5 >= .70 **{met(gate['concept_top5'], 0.7)}**, style >= .90 of the true pictures'\n"
+        f"**{met(style_share(core or scores), 0.9)}**, of true pictures that are new to the judge **{fair}**.\n"
+        f"Final gate: concept top-5 >= .90 **{met(made['concept_top5'], 0.9)}**, style >= .97 of the true pictures'\n"
+        f"**{met(scores['style_share'], 0.97)}**{scenes(scores.get('scenes'))}."
     )
     base = card["name"]
     teachers = training.get("teachers")
@@ -72,6 +76,35 @@ Style as a share of what the judge gives the true pictures: **{share(scores["sty
 {by_style(scores.get("by_style", {}))}
 ![{len(GRID_STYLES)} styles x {len(GRID_THINGS)} things](../images/{base}.png)
 """
+
+
+def style_share(scores: dict[str, Any]) -> float:
+    """Style accuracy as a share of the true pictures'."""
+    return scores["generated"]["style_accuracy"] / max(scores["true"]["style_accuracy"], 1e-9)
+
+
+def core_things(core: dict[str, Any] | None) -> str:
+    """What the things of the first gate get, where the base knows more."""
+    if not core:
+        return ""
+    made, true = core["generated"], core["true"]
+    return (
+        f"The first gate is about the things that all train styles draw: of their {core['prompts']} prompts here "
+        f"concept top-5 is **{share(made['concept_top5'])}** (true pictures {share(true['concept_top5'])}), style "
+        f"{share(made['style_accuracy'])}, {share(style_share(core))} of the true pictures'.\n"
+    )
+
+
+def scenes(found: dict[str, Any] | None) -> str:
+    """What the concept judge finds in scenes, against the final gate."""
+    if not found:
+        return ""
+    two, three = found["2"], found["3"]
+    verdict = "met" if two["generated"] >= 0.4 and three["generated"] >= 0.3 else "not met"
+    return (
+        f", of 2 / 3 prompted things >= .4 / .3 found **{verdict}** ({share(two['generated'])} / "
+        f"{share(three['generated'])}; in true scenes {share(two['true'])} / {share(three['true'])})"
+    )
 
 
 def met(value: float, bound: float) -> str:

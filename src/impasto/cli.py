@@ -274,7 +274,7 @@ def pretrain(args: list[str]) -> Result:
         minutes: float | None = None,
         resume: bool = False,
         device: str = "auto",
-        concepts: str = "core_everywhere",
+        concepts: str | None = None,
         size: str | None = None,
         batch: int = 96,
         threads: int | None = None,
@@ -293,7 +293,7 @@ def pretrain(args: list[str]) -> Result:
             minutes: Stop after so many minutes; 0 only scores and exports what is there.
             resume: Go on from the last checkpoint.
             device: cpu, cuda or auto.
-            concepts: What it learns: core_everywhere, core_concepts or all.
+            concepts: What it learns: core_everywhere, core_concepts or all; by default what the packaged weights know.
             size: small, medium, or written out (7x4: layers x heads); that of the packaged weights when not given.
             batch: Pictures of a step.
             threads: CPU threads.

@@ -157,6 +157,16 @@ def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
     assert seen == [50] * 4 and told["own"] == 0 and told["hears"] == told["other"] > 0.9
 
 
+def test_a_base_goes_on_with_the_things_that_it_knows(monkeypatch):
+    labels = [concept["label"] for concept in load_meta()["concepts"]]
+    for name in ("core_everywhere", "core_concepts", "all"):
+        told = {"concepts": [labels[c] for c in run.known_concepts(name)]}
+        monkeypatch.setattr(run.mini, "card", lambda base, told=told: told)
+        assert run.packaged_concepts("mini-sd3") == name
+    monkeypatch.setattr(run.mini, "names", tuple)
+    assert run.packaged_concepts("mini-sd3") == "core_everywhere"
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="did you mean 'mini-sd15'"):
         run.pretrain("mini-sd1")

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
+from impasto import families
 from impasto.artworld import ArtWorld, load_meta
 from impasto.errors import UserError, nearest
 from impasto.families import folder_hash, mini
@@ -53,7 +54,7 @@ def pretrain(
     minutes: float | None = None,
     resume: bool = False,
     device: str = "auto",
-    concepts: str = "core_everywhere",
+    concepts: str | None = None,
     batch: int = 96,
     lr: float = 2e-3,
     ema: float = 0.999,
@@ -75,7 +76,8 @@ def pretrain(
 
     base: mini-sd3, mini-sd15, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
 
-    concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all.
+    concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all; None:
+    the one that the packaged weights know, core_everywhere where there are none.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
     compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
     weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
@@ -99,7 +101,7 @@ def pretrain(
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
     if threads:
         torch.set_num_threads(threads)
-    known, shares = known_concepts(concepts), shared.shares_of(plain)
+    known, shares = known_concepts(concepts or packaged_concepts(base)), shared.shares_of(plain)
     if not 0 <= offset <= 1:
         raise UserError(f"offset noise has a scale from 0 to 1 (.15), not {offset}")
     if teacher and offset:
@@ -138,6 +140,16 @@ def known_concepts(name: str) -> list[int]:
     if name not in lists:
         raise UserError(f"unknown list of concepts {name!r}; {nearest(name, tuple(lists))}")
     return sorted({*lists[name], *meta["split"]["evaluation_concepts"]})
+
+
+def packaged_concepts(base: str) -> str:
+    """The list that the packaged weights know; "core_everywhere" where there are none."""
+    if base not in mini.names():
+        return "core_everywhere"
+    labels = [concept["label"] for concept in load_meta()["concepts"]]
+    told = mini.card(base)["concepts"]
+    lists = ("core_everywhere", "core_concepts", "all")
+    return next((name for name in lists if [labels[c] for c in known_concepts(name)] == told), "core_everywhere")
 
 
 def packaged_shape(base: str) -> tuple[int, ...] | None:
@@ -219,6 +231,11 @@ class Session:
         alone = mini.names() == (self.base,)
         before = mini.card(self.base)["training"].get("text_tower") if alone else None
         return asked or ("along" if before == "trained along" else "frozen"), False
+
+    @property
+    def guidance(self) -> float:
+        """What `impasto generate` draws this base with."""
+        return families.card(self.base)["generate"]["guidance"]
 
     @property
     def along(self) -> bool:
@@ -412,7 +429,7 @@ class Session:
 
         path = self.folder / f"grid-{self.seen['pictures']:09d}.png"
         with atomic(path) as temporary:
-            sample_grid(pipe or self.pipeline(), self.net.call).save(temporary)
+            sample_grid(pipe or self.pipeline(), self.net.call, guidance=self.guidance).save(temporary)
         return path
 
     def score(self, world: ArtWorld, n: int) -> dict[str, Any]:
@@ -421,7 +438,7 @@ class Session:
 
         pipe = self.pipeline()
         self.draw_grid(pipe)
-        scores = score_base(pipe, world, n=n, call=self.net.call)
+        scores = score_base(pipe, world, n=n, call=self.net.call, guidance=self.guidance)
         with (self.folder / "scores.jsonl").open("a") as file:
             file.write(json.dumps({"date": str(date.today()), **self.seen, **scores}) + "\n")
         return scores

@@ -1,10 +1,11 @@
 """Scores of a base model, and its sample grid. Judges report here; nothing is chosen by them.
 
-500 random prompts "{label}, {style description}" of train style x known concept, the pipeline's own sampling, seed 0.
-Beside each share stands what the same judge gives the true pictures of the same cells.
+500 random prompts "{label}, {style description}" of train style x known concept, the pipeline's own sampling, seed 0;
+and scenes of two and of three things. Beside each share stands what the same judge gives the true pictures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from impasto.artworld import ArtWorld, load_meta
-from impasto.artworld.captions import prompt
+from impasto.artworld.captions import prompt, scene_caption
 from impasto.artworld.judge_training import held_out
 from impasto.artworld.judges import Judges
+from impasto.artworld.scenes import compose
 
 STEPS, GUIDANCE = 28, 4.0
+SCENES = 48  # prompts of each size
 GRID_STYLES = ("twemoji", "noto-v1", "openmoji", "fluent-emoji-high-contrast", "emojione-v1", "openmoji-black")
 GRID_THINGS = ("rocket", "penguin", "hamburger", "bicycle", "cactus", "tram", "monkey face", "guitar", "sailboat",
                "mushroom", "camera", "Christmas tree")  # fmt: skip
@@ -113,7 +116,10 @@ def score_base(
     progress: Callable[[int, int], None] | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The card's scores: generated, also by style; true; and style as a share of what the judge gives the true ones."""
+    """The card's scores: generated, also by style; true; and style as a share of what the judge gives the true ones.
+
+    "core": the same of the prompts for things that all train styles draw, where not all are; "scenes": `score_scenes`.
+    """
     meta = load_meta()
     rows = random_cells(world, n, seed)
     styles, concepts = world.style_id[rows], world.concept_id[rows]
@@ -126,7 +132,9 @@ def score_base(
     judges = judges or Judges.load()
     drawn = judged(judges, pictures, styles, concepts)
     made = means(drawn)
-    true = judge(judges, world.rgb()[rows], styles, concepts)
+    truth = judged(judges, world.rgb()[rows], styles, concepts)
+    true = means(truth)
+    core = np.isin(concepts, meta["split"]["core_everywhere"])
     by_style: dict[str, dict[str, Any]] = {}
     for style in np.unique(styles):
         own = styles == style
@@ -135,14 +143,50 @@ def score_base(
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
     settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}
     settings |= {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
+    part: dict[str, Any] = {}
+    if core.any() and not core.all():
+        part["core"] = {"prompts": int(core.sum()), "generated": means(drawn, core), "true": means(truth, core)}
     return {
         "generated": made,
         "true": true,
         "style_share": share,
+        **part,
+        "scenes": score_scenes(pipe, world, judges, seed=seed, guidance=guidance, call=call),
         "true_unseen": unseen,
         "by_style": by_style,
         **settings,
     }
+
+
+def score_scenes(
+    pipe: Any,
+    world: ArtWorld,
+    judges: Judges,
+    n: int = SCENES,
+    seed: int = 0,
+    guidance: float = GUIDANCE,
+    call: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Of n prompts for two things in one style and n for three: the share of the things that the concept judge finds
+    (at the threshold with 1 % false positives), beside what it finds in true scenes of the same pictures."""
+    rng = Random(seed)
+    styles = [int(style) for style in np.unique(world.style_id)]
+    told: dict[str, Any] = {"threshold": judges.concept_threshold}
+    for size in (2, 3):
+        rows = []
+        for _ in range(n):
+            style = rng.choice(styles)
+            rows.append((style, rng.sample(np.flatnonzero(world.style_id == style).tolist(), size)))
+        things = np.array([[int(world.concept_id[i]) for i in members] for _, members in rows])
+        prompts = [scene_caption(row.tolist(), style, rng) for (style, _), row in zip(rows, things, strict=True)]
+        made = sample_images(pipe, prompts, seed, guidance=guidance, call=call)
+        true = [compose([world.rgba[i] for i in members], 128, rng, side=(0.3, 0.6)).rgb for _, members in rows]
+        found = [
+            float((np.take_along_axis(judges.concept(tensor(p)).numpy(), things, 1) >= judges.concept_threshold).mean())
+            for p in (made, np.stack(true))
+        ]
+        told[str(size)] = {"prompts": n, "generated": found[0], "true": found[1]}
+    return told
 
 
 def sample_grid(
