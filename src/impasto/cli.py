@@ -209,7 +209,7 @@ def reproduce(args: list[str]) -> Result:
             cells: smoke (3 styles x 1 reference x 1 seed, decides nothing) or full (3 x 3 x 3).
             claim: A claim by its id, S1; may be given several times. All when not given.
             base: Base model.
-            out: Folder of cells, claims.json and page; docs/results/GROUP when not given.
+            out: Folder of cells, claims.json and page; docs/results/GROUP, for other bases than mini-sd3 GROUP-BASE.
             workers: Processes on this machine (more than 1: the extra cluster).
             cluster: The address of a Ray cluster; auto is the one that this machine is in.
             protocol: small-world (the art world and its judges), or paper (StyleDrop's references, DINO and CLIP).
