@@ -173,8 +173,10 @@ def test_v_prediction_is_seen_in_the_file(sd15, tmp_path):
     assert family.prediction == "v_prediction" and family.schedule.range[0] < -14
 
 
-def test_zero_terminal_snr_is_drawn_from(sdxl, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_zero_terminal_snr_is_drawn_from(kind, request, tmp_path, monkeypatch):
     """Drawing begins at the schedule's last level, as in the outline of the file, which nothing is converted for."""
+    sdxl = request.getfixturevalue(kind)
     monkeypatch.setattr(single_file, "CONFIGS", sdxl.configs)
     plain, marks = {"v_pred": torch.zeros(1)}, {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     for name, marked, spacing in (("plain", plain, "leading"), ("zero", marks, "trailing")):
@@ -182,7 +184,12 @@ def test_zero_terminal_snr_is_drawn_from(sdxl, tmp_path, monkeypatch):
         save_file(sdxl.state | marked, file)
         seen, made = families.outline(str(file)), families.load(str(file), device="cpu", components=sdxl.tokenizers)
         assert seen.config("scheduler") == made.config("scheduler")
-        assert made.config("scheduler")["timestep_spacing"] == spacing
+        assert made.config("scheduler").get("timestep_spacing", "leading") == spacing
+        drawn = DiffusionPipeline.from_pretrained(made.folder).scheduler
+        assert type(drawn).__name__ == seen.config("scheduler")["_class_name"]
+        if name == "zero":
+            drawn.set_timesteps(4)
+            assert drawn.timesteps[0] == 999 and float(drawn.alphas_cumprod[-1]) < 1e-6
         assert families.schedule(str(file)).range == seen.schedule.range == made.schedule.range
         levels = made.sampling_levels(4, (4, 4))
         assert (levels[0].item() == pytest.approx(made.schedule.range[0], abs=1e-3)) == (name == "zero")

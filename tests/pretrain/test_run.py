@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
@@ -155,6 +156,22 @@ def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
     session.net = Listener()
     told = session.hears(bank, n=100)
     assert seen == [50] * 4 and told["own"] == 0 and told["hears"] == told["other"] > 0.9
+
+
+def test_a_base_is_scored_as_it_is_drawn(package, tmp_path, monkeypatch):
+    session = run.Session("mini-sd15", tmp_path / "run", "cpu", "32x32x32", 1e-3, 0)
+    told = run.families.card("mini-sd15") | {"generate": {"guidance": 2.5}}
+    monkeypatch.setattr(run.families, "card", lambda base: told)
+    monkeypatch.setattr(run.Session, "pipeline", lambda self: "pipe")
+    asked = []
+    monkeypatch.setattr("impasto.pretrain.score.score_base", lambda pipe, world, **a: asked.append(a) or {"x": 1})
+    monkeypatch.setattr(
+        "impasto.pretrain.score.sample_grid",
+        lambda pipe, call, guidance: asked.append(guidance) or Image.new("L", (1, 1)),
+    )
+    assert session.score(None, 7) == {"x": 1}
+    assert asked == [2.5, {"n": 7, "call": session.net.call, "guidance": 2.5}]
+    assert json.loads((session.folder / "scores.jsonl").read_text())["x"] == 1
 
 
 def test_a_base_goes_on_with_the_things_that_it_knows(monkeypatch):

@@ -130,16 +130,21 @@ def outline(file: Path, components: Path | None = None, configs: Path | None = N
         part, _, file_name = name.partition("/")
         if file_name and part not in inside:
             texts[name] = part_config(str(components), name) or texts[name]
-    return outlined(texts | {SCHEDULER: scheduler_config(config, shapes)})
+    scheduler = scheduler_config(config, shapes)
+    texts["model_index.json"]["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    return outlined(texts | {SCHEDULER: scheduler})
 
 
 def scheduler_config(config: Path, shapes: Shapes) -> dict[str, Any]:
     """The shipped scheduler as the file's marks change it: "v_pred", which v-prediction fine-tunes of SDXL carry, and
-    "ztsnr", of those that go to zero terminal SNR: their drawing has to begin at that level."""
+    "ztsnr", of those that go to zero terminal SNR: their drawing has to begin at that level, which PNDM cannot."""
     scheduler = json.loads((config / SCHEDULER).read_text())
     if "v_pred" in shapes:
         scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
         scheduler |= {"timestep_spacing": "trailing"} if "ztsnr" in shapes else {}
+    if scheduler.get("rescale_betas_zero_snr") and scheduler["_class_name"] == "PNDMScheduler":
+        scheduler["_class_name"] = "DDIMScheduler"
+        scheduler.pop("skip_prk_steps", None)
     return scheduler
 
 
@@ -256,7 +261,9 @@ def write(
         for part_file in files(source):
             link(part_file, folder / name / part_file.relative_to(source))
     (folder / SCHEDULER).parent.mkdir()
-    (folder / SCHEDULER).write_text(json.dumps(scheduler_config(config, shapes), indent=2))
+    scheduler = scheduler_config(config, shapes)
+    (folder / SCHEDULER).write_text(json.dumps(scheduler, indent=2))
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     there = inside | set(outside) | {"scheduler"}
     index = {name: [None, None] if name in parts - there else value for name, value in index.items()}
     (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}))
