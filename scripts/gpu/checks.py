@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-MAIN = "import sys; from impasto.cli import main; main()"
+MAIN = "from impasto.cli import main; main()"
 GB = 1e9
 
 
@@ -116,8 +116,14 @@ def difference(here: Path, there: Path) -> float | None:
     return round(float(np.mean([np.abs(a - b).mean() for a, b in pairs])), 3)
 
 
+def at_once(workers: int, jobs: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[Row]:
+    """The rows of (base, name, arguments), so many commands at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda job: impasto(f"{job[0]} {job[2][0]} {job[1]}", *job[2]), jobs))
+
+
 def mini(o: argparse.Namespace, say: Any) -> None:
-    """Both embedded bases: training and drawing in every way that needs a GPU, four commands at a time."""
+    """Both embedded bases: training and drawing in every way that needs a GPU, `--jobs` commands at a time."""
     work = o.work / "mini"
     reference = str(picture(work / "ref.png"))
     caption = "a ball, pixel art drawing"
@@ -142,9 +148,7 @@ def mini(o: argparse.Namespace, say: Any) -> None:
     ]
     jobs = [(b, n, ("train", "--base", b, *base_flags, *f, "--out", str(work / f"{b}-{n}")))
             for b in o.bases for n, f in ways]  # fmt: skip
-    with ThreadPoolExecutor(o.jobs) as pool:
-        rows = list(pool.map(lambda job: impasto(f"{job[0]} train {job[1]}", *job[2]), jobs))
-    for (base, name, _), row in zip(jobs, rows, strict=True):
+    for (base, name, _), row in zip(jobs, at_once(o.jobs, jobs), strict=True):
         mine = losses(work / f"{base}-{name}")
         say(row | {"losses": mine, "from cpu": away(mine, losses(work / f"{base}-cpu"))})
     draws: list[tuple[str, tuple[str, ...]]] = [
@@ -157,9 +161,7 @@ def mini(o: argparse.Namespace, say: Any) -> None:
     jobs = [(b, n, ("generate", "--base", b, "--style", str(work / f"{b}-fp32"), "--prompt", "a cat, pixel art",
                     "--count", "2", "--seed", "3", *f, "--out", str(work / f"{b}-draw-{n}")))
             for b in o.bases for n, f in draws]  # fmt: skip
-    with ThreadPoolExecutor(o.jobs) as pool:
-        rows = list(pool.map(lambda job: impasto(f"{job[0]} generate {job[1]}", *job[2]), jobs))
-    for (base, name, _), row in zip(jobs, rows, strict=True):
+    for (base, name, _), row in zip(jobs, at_once(o.jobs, jobs), strict=True):
         say(row | {"from cpu": difference(work / f"{base}-draw-{name}", work / f"{base}-draw-cpu")})
     for base in o.bases:  # the other ways in which a pipeline lies on a device, forced: a mini base always fits
         say(spread_ways(base, work / f"{base}-fp32"))
@@ -168,12 +170,12 @@ def mini(o: argparse.Namespace, say: Any) -> None:
 def spread_ways(base: str, style: Path) -> Row:
     """The same picture whole, part by part and layer by layer: largest difference to "whole", in 255ths."""
     code = f"""
-import json, warnings
-import numpy as np, torch
+import json, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
 from impasto import memory
 from impasto.cli import main
-from pathlib import Path
-import sys
 out = {{}}
 for how in ("whole", "by part", "by layer"):
     memory.drawing = lambda parts, pixels, free, how=how: how
@@ -184,7 +186,6 @@ for how in ("whole", "by part", "by layer"):
         main()
     except SystemExit as stop:
         out[how] = f"exit {{stop.code}}"
-from PIL import Image
 pictures = {{}}
 for how in ("whole", "by part", "by layer"):
     file = Path({str(style)!r}).parent / f"{base}-{{how.replace(' ', '-')}}" / "0000.png"
@@ -253,16 +254,16 @@ LITTLE = {
 @contextmanager
 def free_memory(gb: float | None) -> Iterator[float]:
     """A process beside that holds all but `gb` of the device's memory; yields what is free, in GB."""
-    code = f"""
-import sys, torch
-free, total = torch.cuda.mem_get_info()
-held = torch.empty(int(max(0, free - {0 if gb is None else gb} * 1e9)), dtype=torch.uint8, device="cuda")
-print(torch.cuda.mem_get_info()[0] / 1e9, flush=True)
-sys.stdin.read()
-"""
     if gb is None:
         yield 0.0
         return
+    code = f"""
+import sys, torch
+free, total = torch.cuda.mem_get_info()
+held = torch.empty(int(max(0, free - {gb} * 1e9)), dtype=torch.uint8, device="cuda")
+print(torch.cuda.mem_get_info()[0] / 1e9, flush=True)
+sys.stdin.read()
+"""
     hog = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield float((hog.stdout or sys.stdin).readline())

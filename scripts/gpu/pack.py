@@ -147,14 +147,13 @@ def pack_models(out: Path, bases: Sequence[str], root: Path = ROOT, side: Path =
     tree."""
     shutil.rmtree(out, ignore_errors=True)
     for base in bases:
-        names = [name for name in DENOISERS if f"/{base}/" in name]
-        if not names:
+        name = next((name for name in DENOISERS if f"/{base}/" in name), None)
+        if name is None:
             raise KitError(f"unknown base {base!r}")
-        for name in names:
-            found = [place / name for place in (side / "files", root) if any((place / name).glob("*.safetensors"))]
-            if not found:
-                raise KitError(f"{name} is neither in the tree nor stashed")
-            shutil.copytree(found[0], out / Path(name).relative_to("src/impasto/models"))
+        found = [place / name for place in (side / "files", root) if any((place / name).glob("*.safetensors"))]
+        if not found:
+            raise KitError(f"{name} is neither in the tree nor stashed")
+        shutil.copytree(found[0], out / Path(name).relative_to("src/impasto/models"))
 
 
 def canonical(name: str) -> str:
@@ -350,7 +349,9 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--from-ema", nargs="?", const="", metavar="STATE", help="begin from a checkpoint's EMA (default: mini-sd3's)"
     )
-    parser.add_argument("--bases", nargs="*", default=[], help="packaged bases to bring in a load of their own")
+    parser.add_argument(
+        "--bases", nargs="*", default=[], help="packaged bases to bring with the start; wheels then go before"
+    )
     parser.add_argument("--checks", action="store_true", help="the wheels that checks.py needs as well")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--wheels", action="store_true", help="only the wheels: all that `bench` needs")

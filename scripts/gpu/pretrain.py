@@ -28,7 +28,6 @@ import pieces
 import torch
 from kit import KitError
 from safetensors.torch import load_file, save_file
-from torch.nn.attention import sdpa_kernel
 
 import impasto
 from impasto.paths import MODELS
@@ -93,10 +92,7 @@ class Pieces:
         ids = torch.where(dropped[:, None], empty, ids)
         z = torch.randn(n, generator=g, device=d)
         x0 = self.latents[rows].float()
-        eps = torch.randn(x0.shape, generator=g, device=d)
-        if offset:
-            eps = eps + offset * torch.randn(*x0.shape[:2], 1, 1, generator=g, device=d)
-        return x0, ids, z, eps
+        return x0, ids, z, shared.noise(x0, g, offset)
 
 
 class Trainer(Session):
@@ -189,10 +185,7 @@ class Trainer(Session):
         ids = self.empty.expand(o.batch, -1)
         start = time.monotonic()
         for _ in range(steps):
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-                with torch.set_grad_enabled(self.along):
-                    cond = self.net.text(self.tower, ids)
-                self.loss(self.model, x0, eps, self.net.levels(z), cond, None).backward()
+            self.backward(partial(self.loss, self.model), x0, ids, z, eps, False)
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
         if cuda:

@@ -98,7 +98,6 @@ if torch.cuda.is_available():
     seconds=$1
     shift
     setup
-    mkdir -p "$run"
     rm -f "$run/done.json" "$run/pid"
     setsid bash -c 'echo $$ > "$0/pid"; exec "$@"' "$run" \
       "$python" -W ignore "$kit/scripts/gpu/pretrain.py" --run "$run" "$@" >"$run/stdout.log" 2>&1 </dev/null &

@@ -4,7 +4,7 @@ The band is the base's own where `impasto noise calibrate` has measured it (10 t
 the published one: with FLUX at 1024 px, leaving the style's words out of the first 3 of 28 steps, log-SNR below -6.52,
 loses the style (Style-Friendly SNR sampler, section 3.1). It was found at 128 x 128 latents; at other sizes it is moved
 by SD3's rule, the log of the ratio of positions (Esser et al. 2024, section 5.3.2): a rule, no measurement; mini-sd3's
-style is some .39 decided there (docs/noise-calibration.md).
+style is some .41 decided there (docs/noise-calibration.md).
 """
 
 import json

@@ -149,10 +149,15 @@ def draw(
     g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
     z = torch.randn(n, generator=g, device=device)
     x0 = bank.latents[rows].float()
-    eps = torch.randn(x0.shape, generator=g, device=device)
+    return x0, ids, z, noise(x0, g, offset)
+
+
+def noise(x0: Tensor, generator: torch.Generator, offset: float) -> Tensor:
+    """eps of latents x0 [n, c, h, w], with offset noise of that scale, drawn last."""
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
     if offset:
-        eps = eps + offset * torch.randn(*x0.shape[:2], 1, 1, generator=g, device=device)
-    return x0, ids, z, eps
+        eps = eps + offset * torch.randn(*x0.shape[:2], 1, 1, generator=generator, device=x0.device)
+    return eps
 
 
 def optimizers(

@@ -359,13 +359,7 @@ class Session:
         objective: (x0, eps, levels, conditions) -> loss, the denoiser's with the model in it. long: of the text.
         """
         step = self.seen["step"]
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
-            with torch.set_grad_enabled(self.along):
-                cond = self.net.text(self.tower, ids, long)
-            levels = self.net.levels(z)
-            taught = self.teacher and self.teacher(x0, eps, *self.net.signal(levels), ids)
-            loss = objective(x0, eps, levels, cond, taught)
-            loss.backward()
+        loss = self.backward(objective, x0, ids, z, eps, long)
         torch.nn.utils.clip_grad_norm_([p for part, _ in self.trained for p in part.parameters()], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -373,6 +367,19 @@ class Session:
         for part, average in self.trained:
             ema_update(average.parameters(), part.parameters(), min(ema, (1 + step) / (10 + step)))
         self.seen |= {"step": step + 1, "pictures": self.seen["pictures"] + len(x0)}
+        return loss
+
+    def backward(
+        self, objective: Callable[..., Tensor], x0: Tensor, ids: Tensor, z: Tensor, eps: Tensor, long: bool
+    ) -> Tensor:
+        """The loss of a batch as `update` takes it, its gradients added up in what is trained."""
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
+            with torch.set_grad_enabled(self.along):
+                cond = self.net.text(self.tower, ids, long)
+            levels = self.net.levels(z)
+            taught = self.teacher and self.teacher(x0, eps, *self.net.signal(levels), ids)
+            loss = objective(x0, eps, levels, cond, taught)
+            loss.backward()
         return loss.detach()
 
     @torch.no_grad()
