@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from impasto import families, memory, running
+from impasto.adapters import lora
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
 from impasto.memory import GB, Device, Size, choose, peak
@@ -45,6 +46,14 @@ def test_flux_in_numbers(flux):
     assert 2 * flux.linear + 3.5 * flux.attention == pytest.approx(171e12, rel=0.03)
     assert 3 * flux.linear + 4.5 * flux.attention == pytest.approx(245e12, rel=0.03)
     assert 0.98 < flux.block_weights / flux.weights < 1
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("attention", "convolution"), ("conv_in", "ff.net.2")])
+def test_the_adapter_that_is_trained_is_the_one_that_is_planned(tiny_sd15, targets):
+    family = families.load(str(tiny_sd15), device="cpu")
+    size = memory.size_of(memory.skeleton(family), family, replace(CONFIG, targets=targets, rank=3))
+    made = lora.add(family, rank=3, alpha=None, targets=targets, seed=0)
+    assert size.adapter == sum(p.numel() for p in made.values())
 
 
 def test_activations_against_published_figures():

@@ -317,7 +317,7 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
     train(config)
     for changes, message in (
         ({"size": 17}, "size must be a multiple of"),
-        ({"targets": ("to_qq",)}, "matches no linear layer"),
+        ({"targets": ("to_qq",)}, "matches no layer"),
         ({"out": tmp_path / "file"}, "is a file, or lies in one"),
         ({"lr": 5.0}, r"other settings \(lr: "),
     ):

@@ -96,7 +96,7 @@ class TrainConfig:
     alpha: float | None = None
     """Its alpha (scale = alpha / rank); the rank when not given."""
     targets: tuple[str, ...] = ("attention",)
-    """Layers: kinds (attention, image_stream, text_stream) or endings of layer names (to_q)."""
+    """Layers: kinds (attention; image_stream, text_stream; convolution) or endings of layer names (to_q)."""
 
     lr: float = 1e-4
     """Learning rate; 1 with prodigy, which multiplies it by its own."""

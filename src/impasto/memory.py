@@ -154,8 +154,9 @@ def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -
         if isinstance(layer, nn.Linear | nn.Conv2d):
             tokens = unet_tokens(name, model, side) if unet else stream_tokens(name, model, side)
             linear += 2 * layer.weight.numel() * tokens
-            if isinstance(layer, nn.Linear) and any(name == end or name.endswith(f".{end}") for end in names):
-                trained += config.rank * (layer.in_features + layer.out_features)
+            if any(name == end or name.endswith(f".{end}") for end in names):
+                rows, columns = layer.weight.shape[0], layer.weight[0].numel()  # a kernel counts as columns
+                trained += config.rank * (rows + columns)
         in_blocks += layer.weight.numel() if in_block(layer, name) else 0
     blocks, activations, inputs, attention = (unet_blocks if unet else stream_blocks)(model.config, side)
     total = sum(p.numel() for p in model.parameters())

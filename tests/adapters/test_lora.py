@@ -56,7 +56,7 @@ def test_targets(tiny_sd3):
     ]
     with pytest.raises(UserError, match="did you mean 'attention'"):
         lora(tiny_sd3, targets=("atention",))
-    with pytest.raises(UserError, match="matches no linear layer"):
+    with pytest.raises(UserError, match="matches no layer"):
         lora(tiny_sd3, targets=("norm_q",))
     with pytest.raises(UserError, match="rank must be at least 1"):
         lora(tiny_sd3, rank=0)

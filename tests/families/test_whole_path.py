@@ -27,6 +27,8 @@ def pixels(image):
 @pytest.fixture(scope="module")
 def config(tiny_base, picture, tmp_path_factory):
     settings = {"rank": 4, "alpha": 6.0, "lr": 0.05, "tensorboard": False, "seed": 5, "prior_weight": 0.5}
+    if tiny_base.name in ("sd15", "sdxl"):
+        settings["targets"] = ("attention", "convolution")
     return resolve(
         "style-friendly",
         str(tiny_base),

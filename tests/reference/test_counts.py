@@ -67,6 +67,31 @@ def test_sd15_lora_of_all_attention():
 
 
 @pytest.mark.parametrize(
+    ("architecture", "into", "samplers"),
+    [
+        (
+            "sd15",
+            {320: [320, 320, 960, 640, 640], 640: [320, 640, 1920, 1280, 960]}
+            | {1280: [640, 1280, 1280, 1280, 1280, 1280, *[2560] * 5, 1920]},
+            [320, 640, 1280, 1280, 1280, 640],
+        ),
+        (
+            "sdxl",
+            {320: [320, 320, 960, 640, 640], 640: [320, 640, 1920, 1280, 960]}
+            | {1280: [640, 1280, 1280, 1280, 2560, 2560, 1920]},
+            [320, 640, 1280, 640],
+        ),
+    ],
+)
+def test_lora_of_a_u_net_s_convolutions(architecture, into, samplers):
+    """into: {width: what each resnet of it takes in}, as published: down, middle, up with what the way down kept."""
+    convolutions = [(n, width) for width, sides in into.items() for n in sides]  # conv1
+    convolutions += [(width, width) for width, sides in into.items() for _ in sides]  # conv2
+    convolutions += [(width, width) for width in samplers]
+    assert lora(architecture, "convolution") == (len(convolutions), sum(9 * n + out for n, out in convolutions))
+
+
+@pytest.mark.parametrize(
     ("kind", "rank", "count", "modules"),
     [
         ("attention", 4, 5_895_168, 303),

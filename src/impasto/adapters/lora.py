@@ -1,5 +1,8 @@
 """LoRA: `h = W x + (alpha / r) B A x`, W frozen, A of shape (r, in) drawn from N(0, 1/r^2), B of shape (out, r) zero.
 
+On a convolution A is one with W's kernel, stride and padding, (r, in, k, k), and B a 1 x 1 one, (out, r, 1, 1): what
+LyCORIS and sd-scripts call LoCon.
+
 Hu et al. 2021, arXiv 2106.09685; the init is peft's "gaussian", which the Style-Friendly SNR sampler uses with
 r = alpha = 32 on the attention of both streams.
 """
@@ -20,19 +23,19 @@ def endings(family: Family, targets: Sequence[str], model: nn.Module | None = No
     """Layer name endings for `targets`, each a kind of layers of this family or an ending itself, sorted.
 
     model: the denoiser, on any device, also meta; the family's own by default. Raises UserError when a target is no
-    linear layer of it.
+    linear or convolution layer of it.
     """
     whole: nn.Module = family.denoiser if model is None else model
-    linear = [name for name, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
+    layers = [name for name, layer in whole.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     found = set()
     for target in targets:
-        if any(name == target or name.endswith(f".{target}") for name in linear):
+        if any(name == target or name.endswith(f".{target}") for name in layers):
             found.add(target)
         elif target in family.kinds:
             found.update(family.modules(target))
         else:
-            known = [*family.kinds, *sorted({".".join(name.split(".")[3:]) or name for name in linear})]
-            raise UserError(f"target {target!r} matches no linear layer: {nearest(target, known)}")
+            known = [*family.kinds, *sorted({".".join(name.split(".")[3:]) or name for name in layers})]
+            raise UserError(f"target {target!r} matches no layer: {nearest(target, known)}")
     return sorted(found)
 
 

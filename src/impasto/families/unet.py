@@ -24,6 +24,7 @@ KINDS = {
     "cross_attention": CROSS,
     "cross_attention_kv": ("attn2.to_k", "attn2.to_v"),
     "feed_forward": ("ff.net.0.proj", "ff.net.2"),
+    "convolution": ("conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv"),
 }
 
 
