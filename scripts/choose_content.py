@@ -2,6 +2,7 @@
 
     python scripts/choose_content.py --out docs/results/keep-content-mini-sd3.json
     python scripts/choose_content.py --arms prior --rate 3e-3 --out X.json      # some arms, other rates
+    python scripts/choose_content.py --base mini-sd15 --arms plain --targets attention convolution --out Y.json
 
 Each arm trains sd3-sampler's law on one reference with the base's own steps, then draws 24 concepts that are neither
 evaluation nor reference concepts, with guidance alone and with style guidances. Judged: style accuracy and concept
@@ -18,6 +19,7 @@ top-5, as shares of what the judge gives the true pictures, and of the base's on
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +96,20 @@ def trial(
     weights: list[float],
     judges: Judges,
     folder: Path,
-    steps: int | None = None,
+    changes: Mapping[str, Any],
 ) -> list[dict]:
-    """Rows of one arm on one style: without style guidance, and with each weight of it."""
+    """Rows of one arm on one style: without style guidance, and with each weight of it. changes: of its settings."""
     meta, world = load_meta(), load(styles=[style])
     concept, asked = reference_of(world), concepts_for(style, 24)
     settings, what = ARMS.get(arm, ({}, arm))
-    settings = settings if steps is None else {**settings, "steps": steps}
     files = []
     for i, (picture, caption) in enumerate(material(what, style, concept, asked)):
         files.append((folder / f"{style}-{arm}-{i}.png", caption))
         picture.save(files[-1][0])
     out = folder / f"{style}-{arm}-{lr:g}"
     given = {"image": tuple(file for file, _ in files), "caption": tuple(caption for _, caption in files), "out": out}
-    train(resolve("sd3-sampler", base, lr=lr, seed=SEED, preview=False, tensorboard=False, **given, **settings))
+    settings = {**settings, **changes, "seed": SEED, "preview": False, "tensorboard": False}
+    train(resolve("sd3-sampler", base, lr=lr, **given, **settings))
     prompts = [prompt(meta["concepts"][c]["label"], words(style)) for c in asked]
 
     def scores(pictures: np.ndarray) -> dict[str, float]:
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, nargs="+", default=[7e-4, 1.4e-3])
     parser.add_argument("--weight", type=float, nargs="*", default=[4.0, 6.0, 8.0])
     parser.add_argument("--steps", type=int, help="the base's own when not given")
+    parser.add_argument("--targets", nargs="+", help="layers that are trained; the recipe's when not given")
     parser.add_argument("--styles", nargs="+", help="secondary held-out styles; all four when not given")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -140,7 +143,9 @@ def main() -> None:
     if unknown := {arm for arm in args.arms if arm not in ARMS and not arm.startswith("many-")}:
         parser.error(f"unknown arms: {sorted(unknown)}; they are {', '.join(ARMS)}, many-N")
     result: dict[str, Any] = {"base": args.base, "base_sha256": families.load(args.base, device="cpu").hash}
-    result |= {"styles": styles, "steps": args.steps, "trials": []}
+    result |= {"styles": styles, "steps": args.steps, "targets": args.targets, "trials": []}
+    changes = {"steps": args.steps, "targets": tuple(args.targets or ())}
+    changes = {key: value for key, value in changes.items() if value}
     for arm in args.arms:
         for lr in args.rate:
             with tempfile.TemporaryDirectory() as scratch:
@@ -153,7 +158,7 @@ def main() -> None:
                         args.weight,
                         judges,
                         Path(scratch),
-                        args.steps,
+                        changes,
                     )
                     for name in styles
                 }

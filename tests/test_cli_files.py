@@ -33,7 +33,8 @@ TARGETS = {"tiny_sd3": ("attention",), "tiny_sd15": ("attention", "convolution")
 def trained(request, picture, tmp_path_factory):
     """(base, style folder): trained at once so hard that it is seen, alpha other than the rank."""
     base, out = request.getfixturevalue(request.param), tmp_path_factory.mktemp("runs") / "ink"
-    settings = {"targets": TARGETS[request.param], "rank": 4, "alpha": 6.0, "lr": 0.2, "steps": 2, "preview": False, "tensorboard": False}
+    settings = {"rank": 4, "alpha": 6.0, "lr": 0.2, "steps": 2, "targets": TARGETS[request.param]}
+    settings |= {"preview": False, "tensorboard": False}
     config = resolve(
         "style-friendly", str(base), image=[str(picture)], caption=["in ink style"], out=str(out), **settings
     )

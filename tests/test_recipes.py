@@ -13,9 +13,7 @@ from impasto.noise.laws import within
 from impasto.objectives import prior
 from impasto.plan import noise_law
 
-CANNOT = {
-    ("style-friendly-image-stream", name): "target 'image_stream' matches no layer" for name in ("sd15", "sdxl")
-}
+CANNOT = {("style-friendly-image-stream", name): "target 'image_stream' matches no layer" for name in ("sd15", "sdxl")}
 FLUX, SD35 = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-large"
 QKVO = ["to_k", "to_out.0", "to_q", "to_v"]
 
