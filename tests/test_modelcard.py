@@ -1,6 +1,7 @@
 """The model card: its code runs as it stands, on the device and at the size that the style is for."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,18 @@ def test_the_code_of_a_run(request, picture, tmp_path, placed, name, where):
     styles, sampling = [str(tmp_path / "ink")], Sampling(size=32)
     (image, _), *_ = generate(str(base), [CAPTION], styles=styles, sampling=sampling, device="cpu", precision="bf16")
     assert (np.asarray(left["image"]) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("parts", ["*", "unet"])
+def test_the_code_on_a_base_of_half_precision_only(tiny_sd15, picture, tmp_path, placed, parts):
+    base = shutil.copytree(tiny_sd15, tmp_path / "half")
+    for weights in base.glob(f"{parts}/*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    card = style_on(base, picture, tmp_path / "ink")
+    assert 'variant="fp16"' in card and run_code(card)["image"].size == (16, 16)
+    made = made_card("ink", "Made.", str(tmp_path / "ink"), str(base), {"size": 16}, "sd15", CAPTION)
+    assert 'variant="fp16"' in made and run_code(made)["image"].size == (16, 16)
+    assert "variant" not in style_on(tiny_sd15, picture, tmp_path / "plain")
 
 
 def test_at_the_base_s_own_size_no_size_is_named(tiny_sd15, picture, tmp_path):

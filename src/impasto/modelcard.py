@@ -12,6 +12,7 @@ from impasto.adapters.metadata import About
 from impasto.config import TrainConfig
 from impasto.families import mini, pipeline_class
 from impasto.families.base import Family
+from impasto.families.folder import variant
 from impasto.noise.laws import within
 from impasto.paths import atomic
 from impasto.plan import bars, histogram, noise_law
@@ -92,17 +93,19 @@ or `impasto generate --base {shell_base} --style {path} --prompt ...{size_flag}`
 """
 
 
-def placing(architecture: str, embedded: bool) -> tuple[str, str]:
-    """What the card's code says of precision and device: (an argument of the opening, a line after the loading).
+def placing(architecture: str, embedded: bool, folder: Path | None = None) -> tuple[str, str]:
+    """What the card's code says of precision and device: (arguments of the opening, a line after the loading).
 
     Embedded bases stay in float32 on the CPU. All others are bf16 on CUDA as a whole, those BESIDE_T5 part by part.
+    folder: the base's; where it holds a component's weights as a variant alone, diffusers must be told to read that.
     """
     if embedded:
         return "", ""
     line = 'pipe.to("cuda")\n'
     if architecture in BESIDE_T5:
         line = 'pipe.enable_model_cpu_offload()  # pipe.to("cuda") is faster where the GPU holds all of it\n'
-    return ", torch_dtype=torch.bfloat16", line
+    only = {variant(part) for part in folder.iterdir()} - {None} if folder else set()
+    return ", torch_dtype=torch.bfloat16" + "".join(f', variant="{name}"' for name in only), line
 
 
 def size_flag(size: int | None, known: Mapping[str, Any]) -> str:
@@ -156,7 +159,8 @@ def made_card(
 
     size: what it was trained at, see `trained_size`; the base's own when not given.
     """
-    precision, device = placing(architecture, base in mini.names() or bool(known.get("embedded")))
+    folder = Path(base) if base and Path(base).is_dir() else None
+    precision, device = placing(architecture, base in mini.names() or bool(known.get("embedded")), folder)
     size = size or known.get("size")
     opener, method, where = "DiffusionPipeline", "from_pretrained", base or "its base model"
     if base in mini.names():
@@ -183,7 +187,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     """Write `README.md` into the style folder. previews: files in it, by their names."""
     prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
-    precision, device = placing(architecture, bool(family.card.get("embedded")))
+    precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
     widget = [(prompt, name) for name in previews]
     text = TEXT.format(
         front=front_matter(config.base, family.card, architecture, config.caption[0], widget),

@@ -349,6 +349,7 @@ def test_min_snr_there_and_back():
         ("diffusers sd3 precondition_outputs=0 snr_gamma=5", "snr_gamma is left out"),
         ("kohya flux timestep_sampling=sigma model_prediction_type=raw logit_mean=-3", "logit_mean is left out"),
         ("kohya sd3 weighting_scheme=sigma_sqrt logit_std=2", "logit_std is left out"),
+        ("kohya flux timestep_sampling=uniform model_prediction_type=raw min_timestep=200", "min_timestep is left out"),
         ("kohya flux timestep_sampling=uniform model_prediction_type=raw min_snr_gamma=5", "min_snr_gamma is left out"),
         ("simpletuner flux snr_gamma=5", "snr_gamma is left out"),
     ],

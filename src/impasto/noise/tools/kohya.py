@@ -72,6 +72,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         if scheme != "sigma_sqrt":
             s.notes.append(f"sd-scripts' SD3 training {squared_sigma(of(ours))}; this is not carried over")
         return ours
+    given.leave_out(s, "sd-scripts' FLUX training does not use it", "min_timestep", "max_timestep")
     told = given.word("model_prediction_type")
     if told != "raw":
         s.notes.append(f"model_prediction_type {told} is not carried over: here the velocity itself is compared (raw)")
