@@ -155,19 +155,27 @@ def trade_off(sweep: dict[str, Any]) -> str:
     return "\n".join([head, *lines])
 
 
+def picture_of(about: dict[str, Any]) -> str:
+    """The file of a demo's grid."""
+    base = "" if about["base"] == "mini-sd3" else f"{about['base']}-"
+    return f"demo-{base}{about['style']}.webp"
+
+
 def all_styles(demos: list[dict[str, Any]]) -> str:
     """Style accuracy, concept top-5 and leakage of demos in several styles, a row each, with a link to its grid."""
     if not demos:
         return ""
-    names = ("true", "base", *demos[0]["about"]["steps"])
+    names = ("true", "base", *max((scores["about"]["steps"] for scores in demos), key=len))
     lines = ["| style | reference | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for scores in demos:
         about = scores["about"]
-        cells = [together(scores[name], "style_accuracy", "concept_top5", "leakage") for name in names]
-        pictures = f"[{about['style']}](../images/demo-{about['style']}.webp)"
+        keys = ("style_accuracy", "concept_top5", "leakage")
+        cells = [together(scores[name], *keys) if name in scores else "–" for name in names]
+        on = "" if about["base"] == "mini-sd3" else f" on {about['base']}"
+        pictures = f"[{about['style']}](../images/{picture_of(about)}){on}"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
     title = (
-        "All primary styles (`impasto demo --style X --also keep-content`), style / concept top-5 / leakage. "
+        "All primary styles (`impasto demo --style X --also keep-content`, or `--base`), style / concept top-5 / leakage. "
         "The demo's was chosen after looking at all of them, for what shows best:"
     )
     return "\n" + "\n".join([title, "", *lines]) + "\n"
@@ -247,7 +255,7 @@ def main() -> None:
         (RESULTS / "demo.json").write_text(json.dumps(nowhere(scores), indent=1) + "\n")
         shutil.copy(args.demo / "grid.png", IMAGES / "demo.png")
         for folder, found in beside.items():
-            Image.open(folder / "grid.png").save(IMAGES / f"demo-{found['about']['style']}.webp", quality=85)
+            Image.open(folder / "grid.png").save(IMAGES / picture_of(found["about"]), quality=85)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,7 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
     """What was run."""
     meta = load_meta()
     return {
+        "base": plan.base,
         "style": meta["style_names"][plan.style],
         "reference": meta["concepts"][plan.concept]["label"],
         "caption": plan.prompt(plan.concept),

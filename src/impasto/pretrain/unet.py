@@ -1,8 +1,9 @@
 """The denoiser of `mini-sd15`: a U-Net that predicts the noise, on the scaled-linear schedule of SD1.5.
 
 x_t = sqrt(ac_t) x0 + sqrt(1 - ac_t) eps, target eps, t uniform in 0..999; a picture's mean square is weighted by
-min(SNR_t, 5) / SNR_t, SNR_t = ac_t / (1 - ac_t) (Hang et al. 2023, arXiv 2303.09556), which spares the levels at which
-hardly any noise is left.
+min(sqrt(SNR_t), 5) / SNR_t, SNR_t = ac_t / (1 - ac_t). The error of the predicted picture then counts min(sqrt(SNR), 5): as
+with min-SNR (Hang et al. 2023, arXiv 2303.09556: min(SNR, 5)) not more where hardly any noise is left, but seven times
+as much at log-SNR -4, where a picture's colours are decided.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from transformers import CLIPTextModelWithProjection
 
 from impasto.pretrain.clip import WIDTH
 
-GAMMA = 5.0
+LIMIT = 5.0
 
 
 class UNet:
@@ -95,4 +96,4 @@ class UNet:
         out = model(noisy, t, return_dict=False, **cond)[0]
         _, eps = taught or (x0, eps)
         snr = (alpha / sigma) ** 2
-        return ((out.float() - eps).pow(2).mean((1, 2, 3)) * snr.clamp(max=GAMMA) / snr).mean()
+        return ((out.float() - eps).pow(2).mean((1, 2, 3)) * snr.sqrt().clamp(max=LIMIT) / snr).mean()
