@@ -175,8 +175,8 @@ def all_styles(demos: list[dict[str, Any]]) -> str:
         pictures = f"[{about['style']}](../images/{picture_of(about)}){on}"
         lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
     title = (
-        "All primary styles (`impasto demo --style X --also keep-content`, or `--base`), style / concept top-5 / leakage. "
-        "The demo's was chosen after looking at all of them, for what shows best:"
+        "All primary styles (`impasto demo --style X --also keep-content`, or `--base`), style / concept top-5 / "
+        "leakage. The demo's was chosen after looking at all of them, for what shows best:"
     )
     return "\n" + "\n".join([title, "", *lines]) + "\n"
 

@@ -1,9 +1,9 @@
 """The denoiser of `mini-sd15`: a U-Net that predicts the noise, on the scaled-linear schedule of SD1.5.
 
 x_t = sqrt(ac_t) x0 + sqrt(1 - ac_t) eps, target eps, t uniform in 0..999; a picture's mean square is weighted by
-min(sqrt(SNR_t), 5) / SNR_t, SNR_t = ac_t / (1 - ac_t). The error of the predicted picture then counts min(sqrt(SNR), 5): as
-with min-SNR (Hang et al. 2023, arXiv 2303.09556: min(SNR, 5)) not more where hardly any noise is left, but seven times
-as much at log-SNR -4, where a picture's colours are decided.
+min(sqrt(SNR_t), 5) / SNR_t, SNR_t = ac_t / (1 - ac_t). The error of the predicted picture then counts
+min(sqrt(SNR), 5): as with min-SNR (Hang et al. 2023, arXiv 2303.09556: min(SNR, 5)) not more where hardly any noise is
+left, but seven times as much at log-SNR -4, where a picture's colours are decided.
 """
 
 from collections.abc import Mapping
