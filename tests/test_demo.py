@@ -57,7 +57,7 @@ def test_everything_is_there(finished):
     assert Image.open(out / "reference.png").size == (128, 128)
 
 
-def test_all_recipes_have_equal_steps_prompts_and_seeds(finished):
+def test_all_recipes_have_equal_steps_prompts_and_seeds(finished, tiny_sd3):
     out, result = finished
     assert len(set(result["about"]["steps"].values())) == 1
     metas = [
@@ -70,7 +70,7 @@ def test_all_recipes_have_equal_steps_prompts_and_seeds(finished):
     assert guided == [None, *(GUIDED.get(name) for name in RECIPES)] and any(guided)
     assert metas[0][0]["prompt"].endswith(", 16 by 16 black and white pixel art")
     assert metas[0][0]["styles"] == [] and metas[1][0]["styles"][0]["strength"] == 1.0
-    assert result["about"]["base"] == "mini-sd3"
+    assert result["about"]["base"] == str(tiny_sd3)
     assert result["about"]["caption"] == "rabbit face, 16 by 16 black and white pixel art"
     assert "rabbit face" not in result["about"]["concepts"]
 

@@ -71,7 +71,8 @@ def test_the_losses_take_its_targets_and_the_same_noisy_picture():
     plain, taught = MMDiT().loss(model, X0, EPS, t, {}), MMDiT().loss(model, X0, EPS, t, {}, (OTHER, 2 * EPS))
     assert torch.equal(*shown) and plain == (EPS - X0).square().mean()
     assert taught == (2 * EPS - OTHER).square().mean()
-    weights = (5 / torch.tensor([float((a / s) ** 2) for a, s in zip(*UNet().signal(T), strict=True)])).clamp(max=1)
+    snr = torch.tensor([float((a / s) ** 2) for a, s in zip(*UNet().signal(T), strict=True)])
+    weights = torch.minimum(snr**-0.5, 5 / snr)
     own = (2 * EPS).square().mean((1, 2, 3)) * weights
     loss = UNet().loss(lambda x, t, **_: (torch.zeros_like(x),), X0, EPS, T, {}, (OTHER, 2 * EPS))
     assert float(loss) == pytest.approx(float(own.mean()), rel=1e-5)
