@@ -144,7 +144,7 @@ def config_of(family: Family, part: str) -> dict[str, Any]:
 
 def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -> Size:
     """Size of training `model` (on any device, also meta) as `config` says. family: kinds and modules only."""
-    from impasto.adapters.lora import endings
+    from impasto.adapters.lora import endings, ends
 
     names = endings(family, config.targets, model)
     side = config.size // vae_factor
@@ -154,7 +154,7 @@ def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -
         if isinstance(layer, nn.Linear | nn.Conv2d):
             tokens = unet_tokens(name, model, side) if unet else stream_tokens(name, model, side)
             linear += 2 * layer.weight.numel() * tokens
-            if any(name == end or name.endswith(f".{end}") for end in names):
+            if ends(name, names):
                 rows, columns = layer.weight.shape[0], layer.weight[0].numel()  # a kernel counts as columns
                 trained += config.rank * (rows + columns)
         in_blocks += layer.weight.numel() if in_block(layer, name) else 0

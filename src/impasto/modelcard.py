@@ -10,7 +10,7 @@ from impasto.adapters.io import WEIGHTS
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.adapters.metadata import About
 from impasto.config import TrainConfig
-from impasto.families import mini, pipeline_class
+from impasto.families import VARIANT, mini, pipeline_class
 from impasto.families.base import Family
 from impasto.families.folder import variant
 from impasto.noise.laws import within
@@ -104,8 +104,8 @@ def placing(architecture: str, embedded: bool, folder: Path | None = None) -> tu
     line = 'pipe.to("cuda")\n'
     if architecture in BESIDE_T5:
         line = 'pipe.enable_model_cpu_offload()  # pipe.to("cuda") is faster where the GPU holds all of it\n'
-    only = {variant(part) for part in folder.iterdir()} - {None} if folder else set()
-    return ", torch_dtype=torch.bfloat16" + "".join(f', variant="{name}"' for name in only), line
+    half = folder is not None and any(map(variant, folder.iterdir()))
+    return ", torch_dtype=torch.bfloat16" + (f', variant="{VARIANT}"' if half else ""), line
 
 
 def size_flag(size: int | None, known: Mapping[str, Any]) -> str:

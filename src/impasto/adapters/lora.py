@@ -29,7 +29,7 @@ def endings(family: Family, targets: Sequence[str], model: nn.Module | None = No
     layers = [name for name, layer in whole.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     found = set()
     for target in targets:
-        if any(name == target or name.endswith(f".{target}") for name in layers):
+        if any(ends(name, [target]) for name in layers):
             found.add(target)
         elif target in family.kinds:
             found.update(family.modules(target))
@@ -37,6 +37,11 @@ def endings(family: Family, targets: Sequence[str], model: nn.Module | None = No
             known = [*family.kinds, *sorted({".".join(name.split(".")[3:]) or name for name in layers})]
             raise UserError(f"target {target!r} matches no layer: {nearest(target, known)}")
     return sorted(found)
+
+
+def ends(name: str, found: Sequence[str]) -> bool:
+    """Whether a layer is one of those with these endings, as peft takes them."""
+    return any(name == ending or name.endswith(f".{ending}") for ending in found)
 
 
 def add(
