@@ -59,14 +59,14 @@ def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, wor
     assert told["run"] == 13 * 4 * 2 and told["verdicts"] == {"C1": "reproduced"}
     told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
     assert told["verdicts"] == {"C2": verdict} and not lines
-    assert told["run"] == (0 if mean == -2.0 else 27)  # the same law is the same cells
+    assert told["run"] == (0 if mean == -2.0 else 54)  # the same law is the same cells
     meta = load_meta()
     styles = {arm: {c.spec["style"] for c in invented if (c.arm in calibration.SWEEP) == arm} for arm in (True, False)}
     assert styles[True] == {meta["style_names"][s] for s in meta["split"]["secondary_styles"]}
     assert styles[False] == {meta["style_names"][s] for s in meta["split"]["primary_styles"]}
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
     assert [c["above"] for c in entry["readings"][0]["compares"]] == pytest.approx([-0.03, -0.05])
-    assert entry["arms"]["best of the sweep"]["style_accuracy"][2] == 27
+    assert entry["arms"]["best of the sweep"]["style_accuracy"][2] == 54
     told, _ = go(tiny_sd3, tmp_path, world, "C1")  # the calibration is kept beside the cells
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
     assert entry["verdict"] == verdict
@@ -76,7 +76,7 @@ def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, wor
 def test_two_arms_that_come_to_the_same_law_are_run_once(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world, "C1")
     told, _ = go(tiny_sd3, tmp_path, world, "C2", calibration=calibrated(tiny_sd3, tmp_path, -2.0))
-    assert told["wanted"] == told["run"] == 27 and told["verdicts"] == {"C2": "reproduced"}
+    assert told["wanted"] == told["run"] == 54 and told["verdicts"] == {"C2": "reproduced"}
     assert len({cell.key for cell in invented}) == len(invented)
 
 
@@ -84,7 +84,7 @@ def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
     split, meta = load_meta()["split"], load_meta()
     known = {u["reference"]: u for u in world.units("full", "heldout").values()}
     fresh, chosen = world.units("full", "fresh"), world.units("full", "secondary")
-    assert len(fresh) == 27 and len(chosen) == 8
+    assert len(fresh) == 54 and len(chosen) == 8
     assert not {u["reference"] for u in fresh.values()} & set(known)
     assert not {u["reference"] for u in fresh.values()} & set(REFERENCES.values())  # nor what everybody has looked at
     assert not {u["seed"] for u in fresh.values()} & {u["seed"] for u in known.values()}

@@ -6,7 +6,7 @@
 References are reference concepts of the packaged slice at equal distances, prompts "{label}, {style description}", as
 in the demo. Claims about the base alone (prompt switching) are tested on styles that it knows: 3 x 1 seed, or 12 x 3.
 What is chosen is chosen on the 4 secondary held-out styles and concepts that are neither evaluation nor reference
-concepts, x 1 or 2 references, and then tried on fresh references and seeds of the primary styles, as many as above.
+concepts, x 1 or 2 references, and then tried on the primary styles once: 3 x 18 fresh references x 1 fresh seed.
 """
 
 import hashlib
@@ -32,7 +32,11 @@ CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 """References, seeds, evaluation concepts."""
 SECONDARY = {"smoke": (1, 1, 12), "full": (2, 1, 24)}
 """The same of the secondary styles, with other concepts."""
-FRESH = 100  # first of the seeds that only fresh units have
+FRESH = {"smoke": (1, 1, 12), "full": (18, 1, 24)}
+"""The same of the primary styles with references and seeds of their own. Two laws that are as good as each other differ
+by .08 (standard deviation) in the style accuracy of a cell, about half of it the reference's doing: 9 effects would tell
+0 from -.03 in a third of all cases, 54 do in four of five."""
+FRESH_SEED = 100  # first of the seeds that only fresh units have
 KNOWN = (
     *("twemoji", "openmoji", "openmoji-black", "noto-v1", "fluent-emoji-high-contrast", "emojione-v1"),
     *("noto", "fluent-emoji-flat", "emojione", "emojione-monotone", "fxemoji", "noto-emoji-mono"),
@@ -75,8 +79,8 @@ class SmallWorld:
             "Small world: one reference of a held-out style that the base never saw (fluent-emoji-3d, "
             "streamline-emojis, unifont), evaluation concepts drawn in it, scored by the judges. `smoke`: 3 styles "
             "x 1 reference x 1 seed, 12 concepts; `full`: 3 x 3 x 3, 24 concepts. Claims about the base alone use "
-            "styles that it knows; what is chosen is chosen on four other held-out styles and other concepts. "
-            "How: [reproduce.md](../../reproduce.md)."
+            "styles that it knows; what is chosen is chosen on four other held-out styles and other concepts, then "
+            "tried on 3 x 18 references that nothing else has used. How: [reproduce.md](../../reproduce.md)."
         )
 
     def ready(self, cells: str) -> bool:
@@ -86,7 +90,7 @@ class SmallWorld:
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
         if cells not in CELLS:
             raise UserError(f"unknown cells {cells!r}: {nearest(cells, list(CELLS))}")
-        references, seeds, concepts = (SECONDARY if where == "secondary" else CELLS)[cells]
+        references, seeds, concepts = {"secondary": SECONDARY, "fresh": FRESH}.get(where, CELLS)[cells]
         concepts, split = self.concepts or concepts, load_meta()["split"]
         if where == "known":
             return known_units(KNOWN[: min(self.known, 3 if cells == "smoke" else len(KNOWN))], seeds, concepts)
@@ -98,7 +102,7 @@ class SmallWorld:
             for style in split["primary_styles"][: self.styles]
         }
         if where == "fresh":
-            return heldout_units(asked, references, range(FRESH, FRESH + seeds), concepts, fresh=True)
+            return heldout_units(asked, references, range(FRESH_SEED, FRESH_SEED + seeds), concepts, fresh=True)
         return heldout_units(asked, references, range(seeds), concepts)
 
     def instruments(self) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def heldout_units(
         chosen = spread(known, most)
         if fresh:
             shown = {concept_index(label) for label in REFERENCES.values()}
-            chosen = spread([c for c in known if c not in chosen and c not in shown], most)
+            chosen = spread([c for c in known if c not in chosen and c not in shown], references)
         for concept in chosen[:references]:
             for seed in seeds:
                 unit = unit_of(style, spread(concepts, n), seed)
