@@ -226,17 +226,18 @@ def split_strength(style: str) -> tuple[Path, float]:
     return Path(path), value
 
 
-def check_multiple(size: int | None, unit: int) -> None:
-    """Raise UserError unless the size is a whole number of a model's patches, of `unit` pixels."""
+def check_multiple(size: int | None, unit: int, name: str = "size") -> None:
+    """Raise UserError unless the size, of that name, is a whole number of a model's patches, of `unit` pixels."""
     if size is None or size < unit or size % unit:
-        raise UserError(f"size must be a multiple of {unit} for this base, not {size}")
+        raise UserError(f"{name} must be a multiple of {unit} for this base, not {size}")
 
 
-def check_size(size: int | None, family: Family) -> None:
-    """Raise UserError unless the size is a whole number of the model's patches, and within its positions."""
-    check_multiple(size, family.unit)
+def check_size(size: int | None, family: Family, name: str = "size") -> None:
+    """Raise UserError unless the size, of that name, is a whole number of the model's patches, and within its
+    positions."""
+    check_multiple(size, family.unit, name)
     if family.largest and size and size > family.largest:
-        raise UserError(f"size must be at most {family.largest} for this base, not {size}: its positions end there")
+        raise UserError(f"{name} must be at most {family.largest} for this base, not {size}: its positions end there")
 
 
 def save_png(image: Image.Image, info: Info, path: Path) -> None:

@@ -221,6 +221,11 @@ def test_levels():
         ({"styles": Path("x")}, "leave out --styles"),
         ({"components": Path("nowhere")}, "is no folder: name a diffusers folder"),
         ({"clip": "/nowhere/clip"}, "no encoder at /nowhere/clip"),
+        ({"clip": "/nowhere/clip", "by": "judges"}, "the judges score without an encoder: leave out --clip"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": 2**64}, "seed must be from 0"),
+        ({"minutes": math.nan}, "minutes must be a number from 0 on, not nan"),
+        ({"sampling": Sampling(steps=6, size=100)}, "resolution must be a multiple of"),
     ],
     ids=str,
 )

@@ -91,6 +91,14 @@ def test_the_rule_is_small_and_replaceable():
     assert emergence(synthetic(), Rule(offset=-1)).law[0] == pytest.approx(emergence(synthetic()).law[0] - 1)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"offset": math.nan}, {"scale": -1.0}, {"floor": 0.0}, {"floor": math.inf}], ids=str
+)
+def test_a_rule_always_gives_a_law(changes):
+    with pytest.raises(UserError, match="scale one from 0 on and floor one above 0"):
+        Rule(**changes)
+
+
 def test_published_laws_move_by_the_ratio_of_positions():
     assert matched(-6, 128 * 128) == -6
     assert matched(-6, 16 * 16) == pytest.approx(-6 + 4.1589, abs=1e-4)

@@ -85,6 +85,13 @@ def test_the_picture(tmp_path):
         show(LawFlags(base=SD35).config(), None, tmp_path / "law.svg")
 
 
+@pytest.mark.parametrize(("mean", "std"), [(10.0, 0.1), (-6.025, 0.0005)])
+def test_the_picture_of_a_law_that_is_far_out_or_narrow(tmp_path, mean, std):
+    show(LawFlags(base=SD35, noise_mean=mean, noise_std=std).config(), None, tmp_path / "law.png")
+    colours = {colour for _, colour in Image.open(tmp_path / "law.png").getcolors(100_000)}
+    assert (0x3B, 0x6E, 0xA5) in colours
+
+
 def run(monkeypatch, capsys, *args):
     monkeypatch.setattr(sys, "argv", ["impasto", "noise", "show", *args])
     with pytest.raises(SystemExit) as stop:

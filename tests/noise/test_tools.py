@@ -247,6 +247,21 @@ REFUSED = {
     "simpletuner sdxl offset_noise=true": "noise_offset_probability = 0.25 shifts the noise of some steps only",
     "diffusers flux weighting_scheme=sigma_sqrt": "weighs the loss",
     "diffusers sdxl timestep_bias_strategy=later": "timestep_bias_strategy = later has no counterpart",
+    "diffusers sd15 offset_noise=true noise_offset=0.05": "no script of diffusers has both",
+    "diffusers sdxl do_edm_style_training=true": "do_edm_style_training = true has no counterpart",
+    "simpletuner sdxl prediction_type=flow_matching": "trains a U-Net as a flow",
+    "simpletuner sd15 rescale_betas_zero_snr=true": "rescale_betas_zero_snr = true has no counterpart",
+    "onetrainer sdxl rescale_noise_scheduler_to_zero_terminal_snr=true": "has no counterpart",
+    "onetrainer flux noising_weight=4": "is an older OneTrainer's SIGMOID",
+    "kohya sdxl zero_terminal_snr=true": "zero_terminal_snr = true has no counterpart",
+    "kohya flux timestep_sampling=shift weighting_scheme=sigma_sqrt": "sigma_sqrt weighs the loss",
+    "kohya flux timestep_sampling=shift model_prediction_type=bogus": "is none of raw, additive, sigma_scaled",
+    "kohya flux timestep_sampling=sigma ip_noise_gamma=0.1": "ip_noise_gamma = 0.1 has no counterpart",
+    "kohya sd3 weighting_scheme=logit_normal logit_mean=-30": "of the noise levels lie above log-SNR 13.81",
+    "kohya flux timestep_sampling=shift timestep_sampling=uniform": "timestep_sampling is set more than once",
+    "ai-toolkit flux force_consistent_noise=true": "force_consistent_noise = true has no counterpart",
+    "ai-toolkit flux optimal_noise_pairing_samples=4": "optimal_noise_pairing_samples = 4 has no counterpart",
+    "ai-toolkit flux target_noise_multiplier=1.1": "target_noise_multiplier = 1.1 has no counterpart",
     "diffusers flux learning_rate=1e-4": "what was given holds no noise settings of diffusers",
     "kohyaa flux noise_offset=1": "did you mean 'kohya'",
     "kohya flux timestep_sampling": "'timestep_sampling' does not exist",
@@ -274,10 +289,9 @@ def test_a_loss_weighed_by_sigma_squared():
         median = effective_median(shifted(torch.sigmoid(normal()), 3.0))
         assert f"the median t is {median:.2f}, log-SNR -3.0, instead of 0.75, -2.2" in note
     even = {"noise": "uniform", "noise_shift": 3.0}
-    for command in (
-        "diffusers sd3 weighting_scheme=sigma_sqrt",
-        "kohya sd3 weighting_scheme=sigma_sqrt training_shift=3",
-    ):
+    kohya = "kohya sd3 weighting_scheme=sigma_sqrt training_shift=3"
+    assert "divides by 0 in one draw of a thousand there: set min_timestep = 1" in imported(kohya)["notes"][0]
+    for command in ("diffusers sd3 weighting_scheme=sigma_sqrt", f"{kohya} min_timestep=1"):
         result = imported(command)
         assert result["settings"] == even and not result["notes"]
     assert not imported("diffusers sd3 logit_mean=0 precondition_outputs=0")["notes"]
@@ -289,7 +303,8 @@ def test_a_loss_weighed_by_sigma_squared():
     assert "sigma^2" in exported["kohya"]["notes"][0]
     for tool in ("diffusers", "kohya"):
         theirs = export_settings(tool, TrainConfig(**even), "sd3")
-        assert theirs["settings"]["weighting_scheme"] == "sigma_sqrt" and not theirs["notes"]
+        assert theirs["settings"]["weighting_scheme"] == "sigma_sqrt"
+        assert [note.startswith("min_timestep 1 keeps") for note in theirs["notes"]] == [True] * (tool == "kohya")
 
 
 def test_kohya_compares_the_velocity_itself_when_raw():
@@ -311,7 +326,29 @@ def test_weightings_and_ends():
     assert imported("ai-toolkit flux max_denoising_steps=1000")["settings"]["noise"] == "logit-normal"
 
 
+def test_a_uniform_law_in_kohya_s_sd3_never_divides_by_zero():
+    """get_noisy_model_input_and_timesteps takes u (1000 - min_timestep) + min_timestep down to a whole number."""
+    theirs = export_settings("kohya", TrainConfig(noise="uniform"), "sd3")["settings"]
+    steps = (uniform() * (1000 - theirs["min_timestep"]) + theirs["min_timestep"]).long()
+    assert steps.min() >= 1 and (uniform() * 1000).long().min() == 0
+
+
+def test_noise_that_is_shifted_twice_or_not_at_all():
+    assert imported("ai-toolkit flux noise_offset=0.3 random_noise_shift=0.4")["settings"]["offset_noise"] == 0.5
+    assert "offset_noise" not in imported("ai-toolkit flux random_noise_shift=-0.5")["settings"]
+    assert imported("diffusers sd15 offset_noise=true")["settings"] == {"noise": "uniform", "offset_noise": 0.1}
+
+
 def test_what_cannot_be_exported():
+    far, narrow = TrainConfig(noise_mean=-40.0), TrainConfig(noise_std=1e-300)
+    for tool in TOOLS:
+        with pytest.raises(UserError, match=r"lie below log-SNR -13\.81"):
+            export_settings(tool, far, "flux")
+        with pytest.raises(UserError, match="noise_std = 1e-300 is nothing to"):
+            export_settings(tool, narrow, "flux")
+    large = TrainConfig(noise="uniform", noise_shift=3.0, size=100_000)
+    with pytest.raises(UserError, match="size must be from 16 to 16384 pixels"):
+        export_settings("ai-toolkit", large, "flux")
     truncated = TrainConfig(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
     assert isinstance(of(vars(truncated)), Truncated)
     for tool in TOOLS:
@@ -348,10 +385,27 @@ def test_min_snr_there_and_back():
         ("diffusers flux weighting_scheme=none noise_offset=0.1", "noise_offset is left out"),
         ("diffusers sd3 precondition_outputs=0 snr_gamma=5", "snr_gamma is left out"),
         ("kohya flux timestep_sampling=sigma model_prediction_type=raw logit_mean=-3", "logit_mean is left out"),
-        ("kohya sd3 weighting_scheme=sigma_sqrt logit_std=2", "logit_std is left out"),
+        ("kohya sd3 weighting_scheme=sigma_sqrt min_timestep=1 logit_std=2", "logit_std is left out"),
         ("kohya flux timestep_sampling=uniform model_prediction_type=raw min_timestep=200", "min_timestep is left out"),
         ("kohya flux timestep_sampling=uniform model_prediction_type=raw min_snr_gamma=5", "min_snr_gamma is left out"),
         ("simpletuner flux snr_gamma=5", "snr_gamma is left out"),
+        (
+            "simpletuner flux flow_use_uniform_schedule=true flow_sigmoid_scale=2",
+            "flow_sigmoid_scale is left out: flow_use_uniform_schedule does not use it",
+        ),
+        ("simpletuner sdxl flow_schedule_shift=2", "SimpleTuner does not use it with a U-Net"),
+        ("onetrainer flux timestep_distribution=UNIFORM noising_bias=1", "noising_bias is left out: UNIFORM does not"),
+        ("ai-toolkit sdxl timestep_type=linear", "timestep_type is left out"),
+        ("kohya sdxl weighting_scheme=logit_normal", "weighting_scheme is left out"),
+        (
+            "kohya flux timestep_sampling=uniform model_prediction_type=raw sigmoid_scale=2 weighting_scheme=mode",
+            "sigmoid_scale and weighting_scheme are left out: timestep_sampling uniform does not use",
+        ),
+        (
+            "kohya flux timestep_sampling=uniform model_prediction_type=raw multires_noise_iterations=6",
+            "multires_noise_iterations is left out",
+        ),
+        ("kohya sd3 weighting_scheme=sigma_sqrt min_timestep=1 ip_noise_gamma=0.1", "ip_noise_gamma is left out"),
     ],
 )
 def test_what_the_tool_does_not_use_is_told(command, note):
@@ -449,6 +503,17 @@ def test_files(tmp_path):
     ):
         law = of(import_settings(tool, [str(tmp_path / name)], None)["settings"])
         assert law.log_snr == pytest.approx((-6, 2), abs=1e-4), name
+    (tmp_path / "bom.txt").write_text("\ufeffweighting_scheme=logit_normal\nlogit_mean=-2\n", encoding="utf-8")
+    (tmp_path / "bom.json").write_text('\ufeff{"weighting_scheme": "logit_normal", "logit_mean": -2}', encoding="utf-8")
+    for name in ("bom.txt", "bom.json"):
+        marked = import_settings("diffusers", [str(tmp_path / name)], "flux")["settings"]
+        assert marked["noise"] == "logit-normal" and marked["noise_mean"] == 2.0
+    (tmp_path / "sets.json").write_text('[{"timestep_sampling_offset": 2.0}, {"timestep_sampling_offset": -1.0}]')
+    with pytest.raises(UserError, match=r"timestep_sampling_offset is set more than once, to 2\.0 and -1\.0"):
+        import_settings("simpletuner", [str(tmp_path / "sets.json")], "flux")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        import_settings("kohya", [str(tmp_path / "deep.json")], "flux")
     ai = import_settings("ai-toolkit", [str(tmp_path / "ai.yaml")], None)["settings"]
     assert of(ai) == LogitNormal() and ai["offset_noise"] == 0.02
     for name, content in (

@@ -25,6 +25,7 @@ from impasto import families, prompts
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt as styled_prompt
 from impasto.artworld.judges import Judges
+from impasto.config import check_seed
 from impasto.errors import UserError, nearest
 from impasto.evaluate.encoders import Encoder, load_encoder
 from impasto.families.base import Family
@@ -147,6 +148,9 @@ def calibrate(
     where it stopped, and another number of levels or prompts takes over what it shares. Raises UserError.
     """
     n_levels, n_prompts = sizes(size, levels, prompts)
+    check_seed(seed)
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise UserError(f"minutes must be a number from 0 on, not {minutes:g}")
     out = out if out is not None else default_file(base).parent
     writable_folder(out)
     started = time.perf_counter()
@@ -165,7 +169,7 @@ def calibrate(
         )
     filled = (sampling or Sampling()).on(family)
     assert filled.steps is not None and filled.size is not None and filled.batch is not None
-    check_size(filled.size, family)
+    check_size(filled.size, family, "resolution")
     draw = Drawing(family, filled, measure)
     chosen = choose_levels(draw.log_snr, n_levels, low, high)
     settings = {
@@ -217,6 +221,8 @@ def measure_of(
     if by not in (None, "judges", "text", "pictures"):
         raise UserError(f"unknown measure {by!r}: {nearest(by, ['judges', 'text', 'pictures'])}")
     known = bool(family.card.get("embedded"))
+    if by == "judges" and (clip or encoder):
+        raise UserError("the judges score without an encoder: leave out --clip, or say --by text or pictures")
     wants_encoder = by in ("text", "pictures") or (by is None and (clip or encoder))
     if not wants_encoder and known:
         found = judges or Judges.load()

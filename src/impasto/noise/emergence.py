@@ -99,6 +99,14 @@ class Rule:
     scale: float = 1.0
     floor: float = 2.0
 
+    def __post_init__(self) -> None:
+        """Raises UserError where a law could come out without a mean, or without a standard deviation above 0."""
+        if not (math.isfinite(self.offset) and 0 <= self.scale < math.inf and 0 < self.floor < math.inf):
+            raise UserError(
+                "offset must be a finite number, scale one from 0 on and floor one above 0, "
+                f"not {self.offset:g}, {self.scale:g} and {self.floor:g}"
+            )
+
     def __call__(self, points: Mapping[float, float]) -> tuple[float, float]:
         """(mean, std) from {share: log-SNR} at .1, .5 and .9."""
         return points[0.5] + self.offset, max(self.floor, self.scale * (points[0.9] - points[0.1]) / WIDTH)

@@ -248,9 +248,10 @@ def check_ends(law: Law, low: float, high: float) -> None:
     for share, side, end in ((below, "below", low), (1 - above, "above", high)):
         if share > ALL:
             what = "pure noise" if end < 0 else "hardly any noise"
+            other = "another noise_mean (style-friendly has -6), or --noise uniform"
             raise UserError(
                 f"{share:.1%} of the noise levels lie {side} log-SNR {end:.2f}, where this base has {what} at the end "
-                f"of its schedule: choose another noise_mean (style-friendly has -6), or --noise uniform"
+                f"of its schedule: choose {'another noise_shift' if isinstance(law, Uniform) else other}"
             )
 
 

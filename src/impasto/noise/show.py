@@ -187,8 +187,9 @@ def picture(law: Law, where: Band, title: str, file: Path) -> None:
     """The density over log-SNR, sigma above it, the band behind it, as a PNG. Raises UserError for another suffix."""
     if file.suffix.lower() != ".png":
         raise UserError(f"--out {str(file)!r} must end in .png")
-    low, high = LOW, HIGH
-    grid = torch.linspace(low, high, 401, dtype=torch.float64)
+    own = law.quantile(torch.linspace(0.001, 0.999, 201, dtype=torch.float64))  # however narrow, or far out, it is
+    low, high = min(LOW, math.floor(own[0])), max(HIGH, math.ceil(own[-1]))
+    grid = torch.cat([torch.linspace(low, high, 401, dtype=torch.float64), own]).sort().values
     density = law.pdf(grid).tolist()
     peak = max(density) * 1.08
 

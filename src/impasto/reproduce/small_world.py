@@ -33,9 +33,9 @@ CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 SECONDARY = {"smoke": (1, 1, 12), "full": (2, 1, 24)}
 """The same of the secondary styles, with other concepts."""
 FRESH = {"smoke": (1, 1, 12), "full": (18, 1, 24)}
-"""The same of the primary styles with references and seeds of their own. Two laws that are as good as each other differ
-by .08 (standard deviation) in the style accuracy of a cell, about half of it the reference's doing: 9 effects would tell
-0 from -.03 in a third of all cases, 54 do in four of five."""
+"""The same of the primary styles, with references and seeds of their own. Two laws that are as good as each other
+differ by .08 (standard deviation) in the style accuracy of a cell, about half of it the reference's doing: 9 effects
+would tell 0 from -.03 in a third of all cases, 54 do in four of five."""
 FRESH_SEED = 100  # first of the seeds that only fresh units have
 KNOWN = (
     *("twemoji", "openmoji", "openmoji-black", "noto-v1", "fluent-emoji-high-contrast", "emojione-v1"),

@@ -15,7 +15,7 @@ import math
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 from impasto import families
 from impasto.config import TrainConfig, check_ranges
 from impasto.errors import UserError, nearest
-from impasto.noise.laws import Law, LogitNormal, StyleFriendly, Uniform, of
+from impasto.noise.laws import FLOW_END, Law, LogitNormal, StyleFriendly, Uniform, check_ends, of
 from impasto.paths import atomic
 
 TOOLS = {
@@ -48,10 +48,11 @@ KINDS = {
     "flux": r"flux",
     "sd3": r"sd-?3|stable[-_]diffusion[-_]3",
     "sdxl": r"sdxl|xl(?![a-z])",
-    "sd15": r"sd-?15|v1-[45]|diffusion_15",
+    "sd15": r"sd-?15|sd1x|v1-[45]|diffusion_15",
 }
 FLUX_2 = r"flux[-_.]?2(?!\d)"
 WHICH = "say --architecture flux, sd3, sdxl or sd15"
+LARGEST = 16384  # pixels of a side: FLUX's shift is exp(178) there
 
 
 @dataclass
@@ -77,6 +78,8 @@ class Situation:
     @property
     def flux_shift(self) -> float:
         """FLUX's shift by resolution, exp(mu): mu linear from .5 at 256 tokens of 16 x 16 px to 1.15 at 4096."""
+        if not 16 <= self.size <= LARGEST:
+            raise UserError(f"size must be from 16 to {LARGEST} pixels, not {self.size}")
         tokens = (self.size // 16) ** 2
         return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
@@ -147,7 +150,7 @@ def module(tool: str) -> Any:
 def import_settings(tool: str, settings: Sequence[str], architecture: str | None, size: int = 1024) -> dict[str, Any]:
     """{"tool", "architecture", "settings": our keys, "law": log-SNR in words, "notes"}. Raises UserError."""
     theirs = module(tool)
-    values = read_settings(settings)
+    values = read_settings(settings, theirs.KEYS)
     if not set(theirs.KEYS) & values.keys():
         named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
         raise UserError(f"{named} holds no noise settings of {tool}: it knows {', '.join(theirs.KEYS)}")
@@ -161,6 +164,7 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
     }
     law = of(ours)
     check_ranges(TrainConfig(**ours))
+    check_within(law, situation)
     return report(tool, situation, ours, law)
 
 
@@ -169,6 +173,7 @@ def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[s
     theirs = module(tool)
     situation = Situation(architecture, config.size)
     law = of(vars(config))
+    check_within(law, situation)
     settings = theirs.write(law, config.offset_noise, situation) | weighed(tool, config, situation)
     return report(tool, situation, settings, law)
 
@@ -176,6 +181,12 @@ def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[s
 def report(tool: str, s: Situation, settings: dict[str, Any], law: Law) -> dict[str, Any]:
     told = {"tool": tool, "source": module(tool).SOURCE, "architecture": s.architecture}
     return told | {"settings": settings, "law": words(law), "notes": s.notes}
+
+
+def check_within(law: Law, s: Situation) -> None:
+    """Raise UserError when nearly all of a flow's law lies beyond one of its ends."""
+    if s.flow:
+        check_ends(law, -FLOW_END, FLOW_END)
 
 
 def weighed(tool: str, config: TrainConfig, s: Situation) -> dict[str, Any]:
@@ -223,7 +234,10 @@ def logit(law: Law, tool: str) -> tuple[float, float]:
     """(M, S) of a law that is normal in the logit of t. Raises UserError for others."""
     if isinstance(law, StyleFriendly | LogitNormal):
         mean, std = (law.mean, law.std) if isinstance(law, StyleFriendly) else law.log_snr
-        return round(-mean / 2, 10), round(std / 2, 10)
+        half = round(std / 2, 10)
+        if not half:
+            raise UserError(f"noise_std = {std:g} is nothing to {tool}: choose a larger one")
+        return round(-mean / 2, 10), half
     raise UserError(f"{tool} has no counterpart of {law}")
 
 
@@ -276,21 +290,27 @@ def told_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """From one file, or from KEY=VALUE words; tables are flattened. Raises UserError."""
+def read_settings(settings: Sequence[str], keys: Container[str]) -> dict[str, Any]:
+    """From one file, or from KEY=VALUE words; tables are flattened. Raises UserError, also where one of `keys` has two
+    values: a law of each data set, say."""
     if len(settings) == 1 and "=" not in settings[0]:
-        return flat(read_file(Path(settings[0])))
-    pairs = [word.partition("=") for word in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"{key!r} is no KEY=VALUE; a settings file is given alone")
-    return flat({key: value for key, _, value in pairs})
+        found = flat(read_file(Path(settings[0])))
+    else:
+        pairs = [word.partition("=") for word in settings]
+        for key, equals, _ in pairs:
+            if not equals:
+                raise UserError(f"{key!r} is no KEY=VALUE; a settings file is given alone")
+        found = flat([{key: value} for key, _, value in pairs])
+    for key, values in found.items():
+        if key in keys and any(value != values[0] for value in values):
+            raise UserError(f"{key} is set more than once, to {' and '.join(map(str, values))}: leave one")
+    return {key: values[-1] for key, values in found.items()}
 
 
 def read_file(file: Path) -> Any:
     """TOML, JSON and YAML by suffix; anything else as a command line or lines of KEY=VALUE. Raises UserError."""
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{str(file)!r} does not exist: give a settings file, or KEY=VALUE ...") from None
     except (OSError, UnicodeDecodeError):
@@ -303,7 +323,7 @@ def read_file(file: Path) -> Any:
         if file.suffix in (".yaml", ".yml"):
             return read_yaml(content)
         return command_line(shlex.split(content.replace("\\\n", " "), comments=True))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
@@ -329,17 +349,18 @@ def command_line(tokens: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def flat(content: Any) -> dict[str, Any]:
-    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _. A file that is
-    neither holds none."""
-    found: dict[str, Any] = {}
+def flat(content: Any) -> dict[str, list[Any]]:
+    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _. All values of a
+    name, in order. A file that is neither holds none."""
+    found: dict[str, list[Any]] = {}
     if not isinstance(content, Mapping | list):
         return found
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         if isinstance(value, Mapping | list):
-            found |= flat(value)
+            for key, values in flat(value).items():
+                found.setdefault(key, []).extend(values)
         elif isinstance(name, str):
-            found[name.lstrip("-").replace("-", "_").lower()] = value
+            found.setdefault(name.lstrip("-").replace("-", "_").lower(), []).append(value)
     return found
 
 

@@ -6,6 +6,7 @@ content_or_style  balanced takes any of them alike; style takes index (1 - u^3) 
                   other way round from the Style-Friendly SNR sampler; content u^3 1000: high noise
 """
 
+import math
 from typing import Any
 
 from impasto.errors import UserError
@@ -34,6 +35,10 @@ KEYS: dict[str, Any] = {
     "loss_target": "noise",
     "snr_gamma": 0.0,
     "min_snr_gamma": 0.0,
+    "force_consistent_noise": False,
+    "optimal_noise_pairing_samples": 1,
+    "target_noise_multiplier": 1.0,
+    "num_train_timesteps": 1000,
 }
 
 
@@ -54,10 +59,13 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     given.refuse("linear_timesteps", "linear_timesteps2", why="weighs the loss, which has no counterpart here")
     given.refuse("do_signal_correction_noise", "do_batch_noise_correction", "blended_blur_noise", "loss_target")
     given.refuse("dynamic_noise_offset", "noise_multiplier", "random_noise_multiplier", "snr_gamma")
-    both = given.number("noise_offset") ** 2 + given.number("random_noise_shift") ** 2  # two normal shifts of a channel
-    offset = {"offset_noise": both**0.5 or None}
+    given.refuse("force_consistent_noise", "optimal_noise_pairing_samples", "target_noise_multiplier")
+    given.refuse("num_train_timesteps")
+    shifts = given.number("noise_offset"), max(0.0, given.number("random_noise_shift"))  # below 0 it does nothing
+    offset = {"offset_noise": math.hypot(*shifts) or None}  # two normal shifts of a channel
     how = given.word("timestep_type")
     if not s.flow:
+        given.leave_out(s, "ai-toolkit does not use it with a U-Net", "timestep_type")
         gamma = given.number("min_snr_gamma")
         return {"noise": "uniform"} | offset | ({"weighting": "min-snr", "gamma": gamma} if gamma else {})
     given.refuse("min_snr_gamma", why="is no weighting for a rectified flow")

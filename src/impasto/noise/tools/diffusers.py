@@ -5,7 +5,7 @@ flux  t = 1 - u                          logit(t) ~ N(-logit_mean, logit_std^2) 
 sd3   t = 3 (1-u) / (1 + 2 (1-u))        logit(t) ~ N(log 3 - logit_mean, logit_std^2)
       precondition_outputs (1 by default) compares x_0, which weighs the loss by sigma^2; sigma_sqrt draws u ~ U(0, 1)
       and weighs by 1 / sigma^2: with precondition_outputs no weighting is left
-sd15, sdxl  the time uniform; noise_offset in the text-to-image scripts
+sd15, sdxl  the time uniform; noise_offset in the text-to-image scripts; offset_noise of train_dreambooth.py is .1
 """
 
 import math
@@ -17,7 +17,7 @@ from impasto.noise.tools import Given, Situation, logit, no_counterpart, squared
 
 SOURCE = (
     "huggingface/diffusers 58eb52c0, examples/dreambooth/train_dreambooth_lora_flux.py 1766-1776, "
-    "train_dreambooth_lora_sd3.py 1784-1843, src/diffusers/training_utils.py 365-407, "
+    "train_dreambooth_lora_sd3.py 1784-1843, train_dreambooth.py 1248, src/diffusers/training_utils.py 365-407, "
     "schedulers/scheduling_flow_match_euler_discrete.py 128-137"
 )
 KEYS: dict[str, Any] = {
@@ -30,6 +30,8 @@ KEYS: dict[str, Any] = {
     "input_perturbation": 0.0,
     "snr_gamma": 0.0,
     "timestep_bias_strategy": "none",
+    "offset_noise": False,
+    "do_edm_style_training": False,
 }
 DEFAULT = {"flux": "none", "sd3": "logit_normal"}
 SHIFT = {"flux": 1.0, "sd3": 3.0}
@@ -37,12 +39,16 @@ SHIFT = {"flux": 1.0, "sd3": 3.0}
 
 def read(given: Given, s: Situation) -> dict[str, Any]:
     if not s.flow:
-        given.refuse("input_perturbation", "timestep_bias_strategy")
+        given.refuse("input_perturbation", "timestep_bias_strategy", "do_edm_style_training")
         gamma = given.number("snr_gamma")
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
-        return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
+        offset = given.number("noise_offset")
+        if given.on("offset_noise"):  # another script's; no script has both
+            given.refuse("noise_offset", why="beside offset_noise: no script of diffusers has both, leave one")
+            offset = 0.1
+        return {"noise": "uniform", "offset_noise": offset or None} | weighting
     assert s.architecture is not None
-    unet = ("noise_offset", "input_perturbation", "snr_gamma", "timestep_bias_strategy")
+    unet = ("noise_offset", "offset_noise", "input_perturbation", "snr_gamma", "timestep_bias_strategy")
     given.leave_out(s, "diffusers' scripts for FLUX and SD3 have none", *unet)
     shift = SHIFT[s.architecture]
     scheme = given.word("weighting_scheme") or DEFAULT[s.architecture]

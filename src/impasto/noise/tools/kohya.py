@@ -8,7 +8,8 @@ flux  timestep_sampling  sigma     u as below, t = k (1-u) / (1 + (k-1) (1-u)), 
       model_prediction_type  raw compares the velocity, with no weighting; sigma_scaled (the default) and additive
                          compare something else with it
 sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed; always compares x_0, which weighs the loss
-      by sigma^2; weighting_scheme sigma_sqrt draws u ~ U(0, 1) and weighs by 1 / sigma^2: no weighting is left
+      by sigma^2; weighting_scheme sigma_sqrt draws u ~ U(0, 1) and weighs by 1 / sigma^2: no weighting is left. t is
+      taken down to a step of 1000, so one draw in a thousand has sigma 0, divided by: min_timestep 1 keeps from that
 sd15, sdxl  the time uniform; offset noise (the other two never add it)
 """
 
@@ -45,8 +46,24 @@ KEYS: dict[str, Any] = {
     "debiased_estimation_loss": False,
     "v_pred_like_loss": 0.0,
     "scale_v_pred_loss_like_noise_pred": False,
+    "zero_terminal_snr": False,
 }
-UNET = ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "min_snr_gamma")
+OTHER = (
+    *("noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations", "debiased_estimation_loss"),
+    *("v_pred_like_loss", "scale_v_pred_loss_like_noise_pred", "zero_terminal_snr"),
+)
+UNET = ("noise_offset", "min_snr_gamma", *OTHER)
+FLUX = ("timestep_sampling", "discrete_flow_shift", "sigmoid_scale", "model_prediction_type")
+DRAWN = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+USED = {
+    "sigma": ("discrete_flow_shift", *DRAWN),
+    "uniform": (),
+    "sigmoid": ("sigmoid_scale",),
+    "shift": ("discrete_flow_shift", "sigmoid_scale"),
+    "flux_shift": ("sigmoid_scale",),
+}
+"""What each timestep_sampling of FLUX uses."""
+SQUEEZES = "squeezes u into a part of its range, which no law here does"
 
 
 def read(given: Given, s: Situation) -> dict[str, Any]:
@@ -54,50 +71,63 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         for key, architecture in (("training_shift", "sd3"), ("timestep_sampling", "flux")):
             if key in given and s.architecture is None:
                 s.assume(architecture, f"{key} is set")
-    given.refuse("multires_noise_iterations", "ip_noise_gamma", "debiased_estimation_loss", "v_pred_like_loss")
-    given.refuse("scale_v_pred_loss_like_noise_pred")
     if not s.flow:
-        given.refuse("min_timestep", "max_timestep", "noise_offset_random_strength", "adaptive_noise_scale")
+        given.refuse("min_timestep", "max_timestep", "ip_noise_gamma", *OTHER)
+        given.leave_out(s, "sd-scripts does not use it with a U-Net", *FLUX, "training_shift", *DRAWN)
         gamma = given.number("min_snr_gamma")
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
     given.leave_out(s, "sd-scripts' FLUX and SD3 training does not use it", *UNET)
     scheme = given.word("weighting_scheme")
-    if scheme != "logit_normal":
-        given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
     if s.architecture == "sd3":
-        given.refuse("min_timestep", "max_timestep", why="squeezes u into a part of its range, which no law here does")
+        least = given.number("min_timestep")
+        if least != 1:  # no more than keeps sigma from 0
+            given.refuse("min_timestep", why=SQUEEZES)
+        given.refuse("max_timestep", why=SQUEEZES)
+        given.leave_out(s, "sd-scripts' SD3 training does not use it", *FLUX, "ip_noise_gamma")
         shift = given.number("training_shift")
-        ours = drawn(given, shift, 1, ("sigma_sqrt",))
-        if scheme != "sigma_sqrt":
+        ours = drawn(given, s, shift, 1, ("sigma_sqrt",))
+        if scheme == "sigma_sqrt" and not least:
+            s.notes.append("sd-scripts' sigma_sqrt divides by 0 in one draw of a thousand there: set min_timestep = 1")
+        elif scheme != "sigma_sqrt":
             s.notes.append(f"sd-scripts' SD3 training {squared_sigma(of(ours))}; this is not carried over")
         return ours
-    given.leave_out(s, "sd-scripts' FLUX training does not use it", "min_timestep", "max_timestep")
+    given.refuse("ip_noise_gamma")
+    given.leave_out(s, "sd-scripts' FLUX training does not use it", "min_timestep", "max_timestep", "training_shift")
     told = given.word("model_prediction_type")
+    if told not in ("raw", "additive", "sigma_scaled"):
+        raise UserError(f"model_prediction_type = {told} is none of raw, additive, sigma_scaled")
+    if told == "sigma_scaled" and scheme in ("sigma_sqrt", "cosmap"):  # weighs, however the times are drawn
+        raise no_counterpart(scheme)
     if told != "raw":
         s.notes.append(f"model_prediction_type {told} is not carried over: here the velocity itself is compared (raw)")
     how = given.word("timestep_sampling")
-    if how != "sigma" and scheme == "logit_normal":
-        s.notes.append(f"logit_mean and logit_std are left out: timestep_sampling {how} does not use them")
+    if how not in USED:
+        raise UserError(f"timestep_sampling = {how} is none of {', '.join(USED)}")
+    unused = [key for key in ("discrete_flow_shift", "sigmoid_scale", *DRAWN) if key not in USED[how]]
+    given.leave_out(s, f"timestep_sampling {how} does not use it", *unused)
     if how == "uniform":
         return {"noise": "uniform"}
-    scale = given.number("sigmoid_scale")
-    if how in ("sigmoid", "shift", "flux_shift"):
-        shift = {"sigmoid": 1.0, "shift": given.number("discrete_flow_shift"), "flux_shift": s.flux_shift}[how]
-        if how == "flux_shift":
-            s.notes.append(f"flux_shift is {shift:.4g} at {s.size} px; say --size for another resolution")
-        return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": scale, "noise_shift": shift}
     if how != "sigma":
-        raise UserError(f"timestep_sampling = {how} is none of sigma, uniform, sigmoid, shift, flux_shift")
-    return drawn(given, given.number("discrete_flow_shift"), -1, ("sigma_sqrt", "cosmap") if told == "raw" else ())
+        shift = 1.0
+        if how == "shift":
+            shift = given.number("discrete_flow_shift")
+        elif how == "flux_shift":
+            shift = s.flux_shift
+            s.notes.append(f"flux_shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+        scale = given.number("sigmoid_scale")
+        return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": scale, "noise_shift": shift}
+    even = ("sigma_sqrt", "cosmap") if told == "raw" else ()
+    return drawn(given, s, given.number("discrete_flow_shift"), -1, even)
 
 
-def drawn(given: Given, shift: float, sign: int, even: Sequence[str]) -> dict[str, Any]:
+def drawn(given: Given, s: Situation, shift: float, sign: int, even: Sequence[str]) -> dict[str, Any]:
     """The law of `weighting_scheme`, u or 1 - u by `sign`, then the shift. even: schemes that leave no weighting."""
     scheme = given.word("weighting_scheme")
     if scheme == "logit_normal":
         mean, std = sign * given.number("logit_mean"), given.number("logit_std")
         return {"noise": "logit-normal", "noise_mean": mean + 0.0, "noise_std": std, "noise_shift": shift}
+    given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
     if scheme in ("uniform", "none", *even):
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
     raise no_counterpart(scheme)
@@ -112,7 +142,8 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
     raw = {"model_prediction_type": "raw"}
     if isinstance(law, Uniform):
         if s.architecture == "sd3":
-            return {"weighting_scheme": "sigma_sqrt", "training_shift": law.shift}
+            s.notes.append("min_timestep 1 keeps sd-scripts' sigma_sqrt from dividing by a sigma of 0")
+            return {"weighting_scheme": "sigma_sqrt", "training_shift": law.shift, "min_timestep": 1}
         return {"timestep_sampling": "sigma", "weighting_scheme": "uniform", "discrete_flow_shift": law.shift} | raw
     mean, std = logit(law, "kohya")
     if s.architecture == "sd3":

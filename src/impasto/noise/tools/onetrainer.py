@@ -28,12 +28,17 @@ KEYS: dict[str, Any] = {
     "perturbation_noise_weight": 0.0,
     "loss_weight_fn": "CONSTANT",
     "loss_weight_strength": 5.0,
+    "rescale_noise_scheduler_to_zero_terminal_snr": False,
 }
 
 
 def read(given: Given, s: Situation) -> dict[str, Any]:
     given.refuse("min_noising_strength", "max_noising_strength", why="squeezes u, which no law here does")
     given.refuse("perturbation_noise_weight")
+    if "timestep_distribution" not in given and given.number("noising_weight") != 0:  # TrainConfig, migration 3
+        raise UserError(
+            "noising_weight without timestep_distribution is an older OneTrainer's SIGMOID: no counterpart here"
+        )
     offset = {"offset_noise": given.number("offset_noise_weight") or None}
     if s.flow or given.word("loss_weight_fn").upper() != "MIN_SNR_GAMMA":
         given.refuse("loss_weight_fn", why="weighs the loss as nothing here does")
@@ -48,8 +53,10 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
             shift = s.flux_shift
             s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
     how = given.word("timestep_distribution").upper()
+    if how != "LOGIT_NORMAL":
+        given.leave_out(s, f"{how} does not use it", "noising_weight", "noising_bias")
     if not s.flow:
-        given.refuse("generalized_offset_noise")
+        given.refuse("generalized_offset_noise", "rescale_noise_scheduler_to_zero_terminal_snr")
         if how != "UNIFORM" or shift != 1:
             raise UserError(f"{how} with shift {shift:g} draws the time of a U-Net as no law here does")
         return {"noise": "uniform"} | offset | weighting

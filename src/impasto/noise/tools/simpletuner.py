@@ -35,13 +35,20 @@ KEYS: dict[str, Any] = {
     "input_perturbation": 0.0,
     "timestep_bias_strategy": "none",
     "snr_gamma": 0.0,
+    "prediction_type": "",
+    "rescale_betas_zero_snr": False,
 }
+FLOW = ("flow_schedule_shift", "flow_schedule_auto_shift", "flow_sigmoid_scale", "flow_use_uniform_schedule")
 OTHER_LAWS = ("flow_use_beta_schedule", "flow_custom_timesteps", "flow_cubic_schedule_weights", "flux_fast_schedule")
 
 
 def read(given: Given, s: Situation) -> dict[str, Any]:
     given.refuse(*OTHER_LAWS, "mixflow_enabled", "input_perturbation", "timestep_bias_strategy")
     if not s.flow:
+        given.refuse("rescale_betas_zero_snr")
+        if given.word("prediction_type") == "flow_matching":
+            raise UserError("prediction_type = flow_matching trains a U-Net as a flow, which has no counterpart here")
+        given.leave_out(s, "SimpleTuner does not use it with a U-Net", *FLOW, "timestep_sampling_offset")
         offset = None
         if given.on("offset_noise"):
             share = given.number("noise_offset_probability")
@@ -63,6 +70,8 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
     shift = shift if shift > 0 else 1.0
     if given.on("flow_use_uniform_schedule"):
+        unused = ("flow_sigmoid_scale", "timestep_sampling_offset")
+        given.leave_out(s, "flow_use_uniform_schedule does not use it", *unused)
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
     scale = given.number("flow_sigmoid_scale")
     mean = scale * given.number("timestep_sampling_offset")
