@@ -131,6 +131,23 @@ def test_a_style_of_another_base_raises(style, pipe, tmp_path):
         load_style(pipe, changed(style, tmp_path, widen))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_raises(style, pipe, tmp_path, value):
+    """It would draw black; so would one number of thousands."""
+    key = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"
+    with pytest.raises(UserError, match=rf"tensor '{key}' holds what is no finite number"):
+        load_style(pipe, changed(style, tmp_path, lambda tensors: tensors[key][0, 0].fill_(value)))
+    assert not pipe.get_list_adapters()
+
+
+def test_a_flat_tensor_raises(style, pipe, tmp_path):
+    def flatten(tensors):
+        tensors["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"] = torch.zeros(4)
+
+    with pytest.raises(UserError, match="1 of 30 tensors do not fit"):
+        load_style(pipe, changed(style, tmp_path, flatten))
+
+
 def test_files_that_are_none(style, pipe, tmp_path):
     data = (style / io.WEIGHTS).read_bytes()
     (tmp_path / "half.safetensors").write_bytes(data[: len(data) // 2])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from impasto.adapters import files
 from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
 from impasto.adapters.io import WEIGHTS
+from impasto.adapters.metadata import about
 from impasto.errors import UserError
 from impasto.modelcard import made_card
 
@@ -170,6 +171,19 @@ def test_what_a_file_said_goes_with_it(tmp_path):
     ):
         assert line in card
     assert '"flux", "flux-diffusers"]' in card and f'weight_name="{WEIGHTS}"' in card
+
+
+@pytest.mark.parametrize("stated", ["null", "7", '{"a": 1}', "[" * 10**5, "{"])
+def test_captions_that_are_none(tmp_path, stated):
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert about(tmp_path / "x.safetensors", {"impasto.captions": stated}).captions == []
+
+
+def test_scores_that_are_none(tmp_path):
+    style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
+    (style / "scores.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"scores\.json is damaged"):
+        export_style(style)
 
 
 def test_another_tools_file_knows_its_base_better(tmp_path):

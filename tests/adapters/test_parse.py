@@ -94,6 +94,11 @@ def test_the_architecture_is_found(tensors, metadata, architecture):
         ({f"{LAYER}.lora_down.weight": A}, "to_q has no up"),
         ({f"{LAYER}.lora_up.weight": B, **file(OUT)}, "to_q has no down"),
         ({f"{LAYER}.lora_down.weight": A, f"{LAYER}.lora_up.weight": A.T[:, :1]}, "do not fit each other"),
+        ({f"{LAYER}.lora_down.weight": A[0], f"{LAYER}.lora_up.weight": A[0]}, "do not fit each other"),
+        ({f"{LAYER}.lora_down.weight": A[:0], f"{LAYER}.lora_up.weight": B[:, :0]}, "do not fit each other"),
+        (file(LAYER) | {f"{LAYER}.lora_up.weight": B / 0}, "lora_up.weight' holds what is no finite number"),
+        (file(LAYER) | {f"{LAYER}.alpha": torch.tensor(float("nan"))}, "to_q.alpha' holds what is no finite"),
+        (file(LAYER) | {f"{LAYER}.alpha": torch.ones(2)}, "its alpha is 2 numbers, not one"),
         (file("lora_unet_down_blocks_9_resnets_0_conv1"), "lora_unet_down_blocks_9_resnets_0_conv1: no layer of sd15"),
         (file("lora_unet_double_blocks_0_img_attn_proj"), "no layer of sd15"),
         (file("lora_prior_unet_x"), "lora_prior_unet_x: no layer"),
@@ -118,10 +123,21 @@ def test_what_is_refused(tensors, message):
 def test_damaged_metadata_and_an_unknown_base():
     with pytest.raises(UserError, match="lora_adapter_metadata is not a JSON object"):
         read(file(LAYER), {"lora_adapter_metadata": "{"}, architecture="sd15")
+    for stated in ("[" * 10**5, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}', '{"unet.alpha_pattern": [1]}'):
+        with pytest.raises(UserError, match="its metadata is damaged: lora_adapter_metadata"):
+            read(file(LAYER), {"lora_adapter_metadata": stated}, architecture="sd15")
     with pytest.raises(UserError, match="says DoRA"):
         read(file(LAYER), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, architecture="sd15")
     with pytest.raises(UserError, match="which base it belongs to: say it with --base"):
         read(file("transformer.transformer_blocks.0.attn.to_q"))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("double_blocks_0_img_attn_qkv", 13), ("single_blocks_0_linear1", 12)])
+def test_a_fused_layer_of_other_rows_is_refused(name, rows):
+    halves = {"down": torch.ones(2, 4), "up": torch.ones(rows, 2)}
+    tensors = {f"lora_unet_{name}.lora_{half}.weight": tensor for half, tensor in halves.items()}
+    with pytest.raises(UserError, match=rf"{name}': its {rows} rows are not [34] layers in one"):
+        read(tensors, architecture="flux")
 
 
 def test_text_encoders_can_be_left_out():

@@ -154,7 +154,7 @@ def peft_metadata(file: Path) -> dict[str, str]:
         return {}
     try:
         stated = json.loads(config.read_text()).items()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{config} is damaged: it is not a JSON object") from None
     return {ADAPTER_METADATA: json.dumps({f"{part}.{k}": v for part in set(DENOISER.values()) for k, v in stated})}
 

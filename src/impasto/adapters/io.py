@@ -58,6 +58,13 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
 
 
+def check_finite(tensors: Mapping[str, Tensor], whose: str = "") -> None:
+    """Raise UserError that names a tensor with infinities or NaN in it, which would draw black. whose: put before."""
+    for name, tensor in tensors.items():
+        if not tensor.float().isfinite().all():
+            raise UserError(f"{whose}tensor {name!r} holds what is no finite number")
+
+
 def check_file(file: Path) -> None:
     """Raise UserError unless `file` is a whole safetensors file; one of ours has to match the hash that it states."""
     try:
@@ -99,11 +106,15 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
 
     For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Adapters that
     are active, also those that you loaded yourself, stay so, at the strengths that they have. Raises UserError when
-    the file is damaged, when it belongs to another base, or when any of its tensors is not used.
+    the file is damaged or holds what is no finite number, when it belongs to another base, or when any of its tensors
+    is not used.
     """
     file = style_file(folder)
-    shapes = read_shapes(file)
+    tensors, _ = read_file(file)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     check_fits(pipe, shapes, file)
+    check_finite(tensors, f"style {str(folder)!r}: ")
+    del tensors
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
     name = next(free for n in count() if (free := f"style{n}") not in taken)
     before = [(layer, dict(layer.scaling)) for layer in lora_layers(pipe)]
@@ -133,13 +144,6 @@ def lora_layers(pipe: Any) -> list[Any]:
     return [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
 
 
-def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a safetensors file. Raises UserError when it is damaged."""
-    check_file(file)
-    with safe_open(file, "pt") as tensors:
-        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-
-
 def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
     """Raise UserError unless every tensor is half of a LoRA on a layer that this pipeline has, in its width."""
     wrong = []
@@ -149,7 +153,8 @@ def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> Non
         part, _, rest = key.partition(".")
         layer, half, _ = rest.rpartition(".lora_")
         width = layer_width(getattr(pipe, part, None), layer)
-        ok = half and width and (shape[1] == width[0] if rest.endswith("_A.weight") else shape[0] == width[1])
+        ok = half and width and len(shape) > 1
+        ok = ok and (shape[1] == width[0] if rest.endswith("_A.weight") else shape[0] == width[1])
         if not ok:
             wrong.append(key)
     if wrong or not shapes:

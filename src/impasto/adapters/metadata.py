@@ -65,9 +65,10 @@ class About:
         if not given:
             try:
                 given = json.loads(self.metadata.get("impasto.captions", "[]"))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 given = []
-        return [given] if isinstance(given, str) else [str(caption) for caption in given]
+        listed = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+        return [str(caption) for caption in listed]
 
 
 def about(style: Path | str, metadata: Mapping[str, str]) -> About:
@@ -83,10 +84,10 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
     inputs = recipe.pop("impasto", {})
     scores = file.parent / "scores.json"
     try:
-        known = json.loads(scores.read_text()) if scores.is_file() else {}
-    except ValueError:
+        known = json.loads(scores.read_text()).items() if scores.is_file() else ()
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{scores} is damaged: `impasto evaluate` writes it again") from None
-    means = {key: value for key, value in known.items() if isinstance(value, int | float) and value is not None}
+    means = {key: value for key, value in known if isinstance(value, int | float)}
     return About(file, recipe, inputs, means, kept)
 
 

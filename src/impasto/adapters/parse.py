@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from impasto.adapters.convert import ADAPTER_METADATA, Adapter, Lora, swap, unfuse
-from impasto.adapters.layouts import DENOISER, TEXT_ENCODERS, Names, names, text_names
+from impasto.adapters.io import check_finite
+from impasto.adapters.layouts import DENOISER, TEXT_ENCODERS, Names, names, part_widths, text_names
 from impasto.errors import UserError
 
 ROLES = {
@@ -65,9 +66,12 @@ def group(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     if halves:
         raise UserError(f"incomplete layers: {listed(halves)}")
     for layer, pair in found.items():
-        if pair["down"].ndim != pair["up"].ndim or pair["down"].shape[0] != pair["up"].shape[1]:
-            shapes = f"{tuple(pair['down'].shape)} and {tuple(pair['up'].shape)}"
-            raise UserError(f"layer {layer!r}: down and up of shapes {shapes} do not fit each other")
+        down, up = tuple(pair["down"].shape), tuple(pair["up"].shape)
+        if len(down) != len(up) or len(down) < 2 or down[0] != up[1] or 0 in down + up:
+            raise UserError(f"layer {layer!r}: down and up of shapes {down} and {up} do not fit each other")
+        if "alpha" in pair and pair["alpha"].numel() != 1:
+            raise UserError(f"layer {layer!r}: its alpha is {pair['alpha'].numel()} numbers, not one")
+    check_finite(tensors)
     return found
 
 
@@ -109,6 +113,10 @@ def read(
             pair["alpha"].item() if "alpha" in pair else stated_alpha(metadata or {}, f"{component}.{parts[0]}", rank)
         )
         lora = Lora(pair["down"], pair["up"], alpha or float(rank))
+        rows = lora.up.shape[0]
+        widths = part_widths(len(parts), rows, lora.down.shape[1])
+        if sum(widths) != rows or min(widths) < 1:
+            raise UserError(f"layer {stem!r}: its {rows} rows are not {len(parts)} layers in one")
         if published:
             lora = swap(parts[0], lora)
         for part, own in zip(parts, unfuse(lora, len(parts)), strict=True):
@@ -184,18 +192,22 @@ def stated_alpha(metadata: Mapping[str, str], layer: str, rank: int) -> float:
     config = {k.partition(".")[2]: v for k, v in stated.items() if k.startswith(f"{component}.")}
     if config.get("use_dora"):
         raise UserError(f"its metadata says DoRA, which rescales the base's own weights ({PLAIN})")
-    pattern = config.get("alpha_pattern") or {}
-    alpha = pattern.get(get_pattern_key(list(pattern), name), config.get("lora_alpha"))
-    if alpha is None:
-        return float(rank)
-    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+    try:
+        pattern = config.get("alpha_pattern") or {}
+        alpha = pattern.get(get_pattern_key(list(pattern), name), config.get("lora_alpha"))
+        alpha = float(rank) if alpha is None else float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+    except (AttributeError, TypeError, ValueError, OverflowError, re.error):
+        alpha = math.nan
+    if not math.isfinite(alpha):
+        raise UserError(f"its metadata is damaged: {ADAPTER_METADATA} states no number as the alpha of {layer!r}")
+    return alpha
 
 
 def adapter_config(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What diffusers' metadata key holds, {} when it is not there. UserError when it cannot be read."""
     try:
         stated = json.loads(metadata.get(ADAPTER_METADATA) or "{}")
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         stated = None
     if not isinstance(stated, dict):
         raise UserError(f"its metadata is damaged: {ADAPTER_METADATA} is not a JSON object")
