@@ -34,6 +34,7 @@ def test_from_the_command_line():
         ({"panels": ("",)}, "no subject"),
         ({"letters": (" ",)}, "letters are empty"),
         ({"letters": ("x",), "panel_style": " "}, "panel-style is empty"),
+        ({"prompt": ("a cat",), "panel_style": "ink"}, "panel-style is of --panels and --letters"),
     ],
     ids=str,
 )

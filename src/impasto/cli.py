@@ -1,7 +1,7 @@
 """`impasto <command>`: each command is a few lines over one public function, imported when it is asked for.
 
-With `--json` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done,
-2 bad input (one line on stderr says what), 130 interrupted.
+With `--json` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done, 1 done
+but for some cells of `reproduce` (named), 2 bad input (one line on stderr says what), 130 interrupted.
 """
 
 import json
@@ -383,7 +383,7 @@ def import_(args: list[str]) -> Result:
             file: The safetensors file.
             out: The style folder.
             base: The base model that it is for; every layer is looked up in it when it is a folder here.
-            architecture: Where neither the file nor the base tells.
+            architecture: Where neither the file nor the base tells, or the file tells another.
             denoiser_only: Leave out the LoRAs of the text encoders.
             overwrite: Replace the folder when it is there.
         """
@@ -640,9 +640,9 @@ def main() -> None:
         print(f"impasto: error: {said}", file=sys.stderr)
         result, code = {"error": said}, 2
     else:
-        code = 0
+        code = 1 if result and result.get("failed") else 0
     if result is not None and as_json and speaks():
         print(json.dumps(result))
-    elif result is not None and code == 0 and speaks():
+    elif result is not None and code in (0, 1) and speaks():
         SHOW.get(args[0], show)(result)
     sys.exit(code)

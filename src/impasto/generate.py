@@ -273,6 +273,8 @@ def parameters(info: Info) -> str:
 def read_prompts(config: GenerateConfig) -> list[str]:
     """The prompts given one by one, those of the file, one per line, empty lines left out, then panels and letters."""
     prompts = list(config.prompt)
+    if config.panel_style != GenerateConfig.panel_style and not (config.panels or config.letters):
+        raise UserError("panel-style is of --panels and --letters: give one of them, or leave it out")
     if config.prompts is not None:
         prompts += lines(config.prompts, "prompts")
     prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]

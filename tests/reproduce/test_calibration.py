@@ -52,14 +52,13 @@ def go(base, out, world, claim, **more):
 def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, world, invented, mean, verdict):
     file = calibrated(tiny_sd3, tmp_path, mean)
     told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
-    assert told["verdicts"] == {"C2": "undecided"} and lines == [
-        "left out: best of the sweep: the sweep (C1) is not complete"
-    ]
+    assert told["verdicts"] == {"C2": "undecided"} and told["wanted"] == 0 and not invented
+    assert lines == [f"left out: {arm}: the sweep (C1) is not complete" for arm in ("calibrated", "best of the sweep")]
     told, _ = go(tiny_sd3, tmp_path, world, "C1")
     assert told["run"] == 13 * 4 * 2 and told["verdicts"] == {"C1": "reproduced"}
     told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
     assert told["verdicts"] == {"C2": verdict} and not lines
-    assert told["run"] == (0 if mean == -2.0 else 54)  # the same law is the same cells
+    assert told["run"] == (54 if mean == -2.0 else 108)  # the same law is the same cells
     meta = load_meta()
     styles = {arm: {c.spec["style"] for c in invented if (c.arm in calibration.SWEEP) == arm} for arm in (True, False)}
     assert styles[True] == {meta["style_names"][s] for s in meta["split"]["secondary_styles"]}
@@ -78,6 +77,15 @@ def test_two_arms_that_come_to_the_same_law_are_run_once(tiny_sd3, tmp_path, wor
     told, _ = go(tiny_sd3, tmp_path, world, "C2", calibration=calibrated(tiny_sd3, tmp_path, -2.0))
     assert told["wanted"] == told["run"] == 54 and told["verdicts"] == {"C2": "reproduced"}
     assert len({cell.key for cell in invented}) == len(invented)
+
+
+def test_one_command_runs_what_follows_from_its_own_cells(tiny_sd3, tmp_path, world, invented):
+    file = calibrated(tiny_sd3, tmp_path, -2.3)
+    told = reproduce(
+        "calibration", "full", base=str(tiny_sd3), out=tmp_path, world=world, calibration=file, told=lambda line: None
+    )
+    assert told["wanted"] == told["run"] == 104 + 108
+    assert told["verdicts"] == {"C1": "reproduced", "C2": "reproduced"}
 
 
 def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):

@@ -2,17 +2,22 @@
 
 import json
 import sys
+import threading
+import time
 import types
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
 from fakes import FakeEncoder, FakeJudges
+from PIL import Image
 
+from impasto import paths
 from impasto.artworld import load_meta
 from impasto.errors import UserError
+from impasto.families import load
 from impasto.reproduce import campaign as module
-from impasto.reproduce import reproduce, style_friendly
+from impasto.reproduce import reproduce, runner, style_friendly
 from impasto.reproduce.cells import Cell, read_all
 from impasto.reproduce.claims import Arm, Claim, Reading, more, no_less
 from impasto.reproduce.runner import on_grid, run_cell, sampling_of
@@ -412,6 +417,74 @@ def test_a_cell_that_fails_stops_no_other_and_nothing_is_decided_without_it(
     assert go(tiny_sd3, tmp_path, world, cells="full")[0]["verdicts"]["T1"] == "reproduced"
 
 
+def test_a_law_that_the_base_cannot_have_is_left_out(tiny_sd3, tmp_path):
+    file = tmp_path / "calibration.json"
+    told = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -200.0, "noise_std": 1.0}}
+    file.write_text(json.dumps(told))
+    campaign = module.prepare("style-friendly", str(tiny_sd3), "x", file)
+    assert "lie below log-SNR -13.81" in campaign.left_out["calibrated"]
+
+
+def test_the_page_tells_of_what_another_command_has_written_meanwhile(tiny_sd3, tmp_path, world, invented, monkeypatch):
+    fine = module.run_cell
+
+    def slow(cell, *rest):
+        monkeypatch.setattr(module, "run_cell", fine)
+        go(tiny_sd3, tmp_path, world, cells="full")  # another command, begun and ended during this one's first cell
+        return fine(cell, *rest)
+
+    monkeypatch.setattr(module, "run_cell", slow)
+    go(tiny_sd3, tmp_path, world, cells="smoke")
+    entry = json.loads((tmp_path / "claims.json").read_text())[0]
+    assert entry["progress"]["full"] == [63, 63] and entry["verdict"] == "reproduced"
+
+
+def test_two_processes_that_meet_on_a_cell_draw_it_once(tiny_sd3, tmp_path, monkeypatch):
+    """The second waits; pictures that are not all there are drawn anew."""
+    world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), concepts=5)  # no other test has its pictures
+    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, world=world)
+    cell = campaign.cells_of("prompt", "smoke")[0]
+    drawn, started = [], threading.Event()
+
+    def generate(base, prompts, **rest):
+        for i, prompt in enumerate(prompts):
+            drawn.append(i)
+            started.set()
+            time.sleep(0.05)
+            yield Image.new("RGB", (8, 8)), {"prompt": prompt}
+
+    monkeypatch.setattr(runner, "generate", generate)
+    monkeypatch.setattr(runner, "save_png", lambda image, info, path: image.save(path))
+    seen = []
+    monkeypatch.setattr(
+        type(world), "scores", lambda self, folder, *rest: seen.append(len(list(folder.iterdir()))) or {}
+    )
+    threads = [threading.Thread(target=runner.run_cell, args=(cell, world, campaign.place)) for _ in range(2)]
+    threads[0].start()
+    started.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(drawn) == len(cell.spec["prompts"]) and seen == [len(drawn)] * 2
+    folder = next(
+        path for path in paths.cache_dir("reproduce", cell.spec["base"][:12]).glob("prompt*") if path.is_dir()
+    )
+    (folder / "images" / "0000.png").unlink()
+    runner.run_cell(cell, world, campaign.place)
+    assert len(drawn) == 2 * len(cell.spec["prompts"]) and seen[-1] == len(cell.spec["prompts"])
+
+
+def test_a_worker_with_another_reference_or_judge_refuses(tiny_sd3, tmp_path, world):
+    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, world=world)
+    cell = campaign.cells_of("sd3", "smoke")[0]
+    for changes, said in (
+        ({"reference_sha256": "0"}, "reference is another one here"),
+        ({"instruments": {"style": "other"}}, "instruments is another one here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            runner.run_cell(replace(cell, spec=cell.spec | changes), world, campaign.place)
+
+
 def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine, count = module.run_cell, []
 
@@ -462,6 +535,9 @@ def test_broken_cells_are_named(tiny_sd3, tmp_path, world, invented):
         (good.replace('"scores"', '"score"'), "not complete \\(no scores\\)"),
         (good.replace('"seed": 0', '"seed": 1'), "changed by hand"),
         (good.replace(": 0.6", ': "high"'), "no numbers"),
+        (good.replace(": 0.6", ": NaN"), "no numbers"),
+        (json.dumps(json.loads(good) | {"scores": {}}), "no numbers, or none"),
+        (json.dumps(json.loads(good) | {"running": None}), "does not say how it was run"),
     ):
         assert broken != good
         path.write_text(broken)
@@ -552,8 +628,6 @@ def test_levels_between_the_same_steps_are_one_cell(tiny_sd3):
 
 
 def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
-    from impasto.families import load
-
     file = tmp_path / "calibration.json"
     own = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -2.5, "noise_std": 2.25}}
     file.write_text(json.dumps(own))

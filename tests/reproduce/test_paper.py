@@ -88,6 +88,11 @@ def test_only_what_the_paper_has_is_claimed(tiny_sd3, pictures, encoders):
     assert str(own) == "docs/results/style-friendly-paper"
     assert "S8" not in {c.id for c in campaign.claims} and len(campaign.claims) >= 8
     assert all("matched" not in arm for claim in campaign.claims for arm in claim.arms)
+    arms = {claim.id: claim.arms for claim in campaign.claims}
+    assert arms["S1"] == ("style-friendly", "sd3", "prompt") and "mu +0" in arms["S2"]
+    assert not {"dco, beta 100", "dco, beta 1000", "dco, sum"} & set(arms["S9"])
+    (first,) = (claim for claim in campaign.claims if claim.id == "S1")
+    assert [reading.name for reading in first.readings] == ["as published"]  # what Holm corrects for
 
 
 def test_it_travels_to_workers_without_its_encoders(pictures, encoders):
@@ -112,6 +117,12 @@ def test_captions_instead_of_numbers(tmp_path):
     (tmp_path / "captions.txt").write_text("b.png: dog | crayon\n")
     with pytest.raises(UserError, match=r"line 1: 'dog \| crayon' is none of the 18 references"):
         find(tmp_path, 1)
+    (tmp_path / "captions.txt").write_text("a.png: house | watercolor painting\nb.png: house | watercolor painting\n")
+    with pytest.raises(UserError, match=r"line 2: a\.png is that reference already"):
+        find(tmp_path, 1)
+    (tmp_path / "captions.txt").write_bytes(b"a.png: h\xf6use | watercolor\n")
+    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+        find(tmp_path, 1)
     (tmp_path / "captions.txt").write_text("c.png: house | watercolor painting\n")
     with pytest.raises(UserError, match=r"there is no file 'c.png' beside it"):
         find(tmp_path, 1)
@@ -128,7 +139,12 @@ def test_bad_input(tmp_path, pictures, encoders, tiny_sd3):
         reproduce(base=str(tiny_sd3), references=pictures)
     with pytest.raises(UserError, match="unknown protocol 'papers': did you mean 'paper'"):
         reproduce(base=str(tiny_sd3), protocol="papers")
-    world = PaperWorld(pictures, encoders["dino"], encoders["dino"])
-    Image.new("RGB", (16, 16)).save(tmp_path / "0000.png")
-    with pytest.raises(UserError, match="reads no text: give --clip a CLIP"):
-        world.scores(tmp_path, {}, pictures / "00.png")
+    world = PaperWorld(pictures, encoders["dino"], encoders["dino"], limits=(2, 2))
+    with pytest.raises(UserError, match="reads no text: give --clip a CLIP"):  # before anything is trained
+        reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, dry_run=True)
+    (tmp_path / "refs").mkdir()
+    for index in range(3):
+        (tmp_path / "refs" / f"{index:02d}.png").write_text("not a picture")
+    world = PaperWorld(tmp_path / "refs", encoders["clip"], encoders["dino"])
+    with pytest.raises(UserError, match="is not a picture of a known format"):
+        reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, dry_run=True)

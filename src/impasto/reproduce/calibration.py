@@ -29,12 +29,13 @@ MEANS = {f"mean {mean:+g}": float(mean) for mean in (-8, -6, -4, -2, 0, 2, 4)}
 STDS = {f"mean {mean:+g}, std {std:g}": (float(mean), float(std)) for mean in (-4, -2, 0) for std in (1, 3)}
 SWEEP = {name: (mean, STD) for name, mean in MEANS.items()} | STDS
 CALIBRATED, BEST = "calibrated", "best of the sweep"
+INCOMPLETE = "the sweep (C1) is not complete"
 GAIN = {CALIBRATED: 1.0, BEST: -1.0}
 
 ARMS: dict[str, Arm] = {
     **{name: Arm(f"log-SNR ~ N({m:g}, {s:g}²)", law(m, s), where="secondary") for name, (m, s) in SWEEP.items()},
     CALIBRATED: Arm("the law of a calibration", where="fresh", absent="no calibration was given (--calibration)"),
-    BEST: Arm("the best law of the sweep", where="fresh", absent="the sweep (C1) is not complete"),
+    BEST: Arm("the best law of the sweep", where="fresh", absent=INCOMPLETE),
 }
 
 CLAIMS: tuple[Claim, ...] = (
@@ -82,11 +83,13 @@ def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]
 
 
 def following(campaign: "Campaign") -> dict[str, Arm]:
-    """The best law of the sweep, once the sweep is complete."""
-    name = best(campaign)
+    """The best law of the sweep, and with it the calibrated one, once the sweep is complete: neither is tried on the
+    primary styles before."""
+    name, arm = best(campaign), campaign.arms[CALIBRATED]
+    own = {CALIBRATED: replace(arm, absent="" if name else INCOMPLETE)} if arm.settings else {}
     if name is None:
-        return {}
-    return {BEST: replace(normal(*SWEEP[name], what=f"the best of the sweep: {ARMS[name].what}"), where="fresh")}
+        return own
+    return own | {BEST: replace(normal(*SWEEP[name], what=f"the best of the sweep: {ARMS[name].what}"), where="fresh")}
 
 
 def best(campaign: "Campaign") -> str | None:

@@ -99,6 +99,16 @@ class Campaign:
             for unit, spec in self.world.units(size, of.where).items()
         }
 
+    def anew(self) -> "Campaign":
+        """With all cells that are there now, also those of another command, and the arms that follow from them."""
+        known = usable(store.read_all(self.out / "cells"), self.family, lambda line: None)
+        return replace(self, known=known).followed()
+
+    def followed(self) -> "Campaign":
+        """With the arms that follow from the cells that are known."""
+        module = import_module(GROUPS[self.group])
+        return self.with_arms(module.following(self)) if hasattr(module, "following") else self
+
 
 def reproduce(
     group: str = "style-friendly",
@@ -122,6 +132,7 @@ def reproduce(
 ) -> dict[str, Any]:
     """Run the cells of the claims that have no file yet, write claims.json and the page; returns a summary.
 
+    Cells of arms that follow from those just run are run as well.
     claim: ids, all when empty. cells: "smoke" or "full". out: see `default_out`. workers: processes here, cluster: the
     address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see
     paper.py); world: one that is made already. told: called with lines for a person. Raises UserError on bad input.
@@ -148,12 +159,18 @@ def reproduce(
     writable_folder(campaign.out / "cells", campaign.out)
     if calibration is not None:
         keep(Path(calibration), campaign.out / CALIBRATION, campaign.family.hash)
+    failed, tried = [], set[str]()
     try:
-        failed = run(campaign, missing, workers, cluster, progress)
+        while missing:
+            failed += run(campaign, missing, workers, cluster, progress)
+            tried |= {cell.key for cell in missing}
+            campaign = campaign.anew()
+            missing = [c for c in campaign.cells(chosen, cells) if c.key not in campaign.known.keys() | tried]
     finally:  # whatever stopped it: the page tells of all cells that are there
-        result = write_page(campaign)
+        result = write_page(campaign.anew())
     verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
-    return about | {"run": len(missing) - len(failed), "failed": failed, "verdicts": verdicts}
+    about["wanted"] = len(campaign.cells(chosen, cells))
+    return about | {"run": len(tried) - len(failed), "failed": failed, "verdicts": verdicts}
 
 
 def prepare(
@@ -179,9 +196,8 @@ def prepare(
     known = usable(there, family, told)
     check_page(out, family, there, known)
     arms: dict[str, Arm] = module.arms(family.hash, calibration or kept(out, family.hash, told), world.name)
-    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms)))
-    campaign = Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms)
-    return campaign.with_arms(module.following(campaign)) if hasattr(module, "following") else campaign
+    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms, ours=world.name != "paper")))
+    return Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms).followed()
 
 
 def default_out(group: str, base: str, world: str) -> Path:

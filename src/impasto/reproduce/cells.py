@@ -9,6 +9,7 @@ every version that it was made with.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from impasto.config import TrainConfig, as_dict, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families.base import Family
+from impasto.noise.laws import within
 from impasto.objectives import objective
 from impasto.paths import atomic
 from impasto.plan import noise_law
@@ -76,7 +78,7 @@ def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainCo
     """The resolved config of an arm; learning rate, steps and batch are the base's own. UserError on what it lacks."""
     config = resolve("style-friendly", base, **{**settings, "precision": family.precision})
     check_ranges(config)
-    noise_law(config)
+    within(noise_law(config), family.schedule)
     objective(config.objective)
     for target in config.targets:
         if target in ("image_stream", "text_stream") and target not in family.kinds:
@@ -121,7 +123,7 @@ def read_all(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One cell file. Raises UserError when it is no JSON, lacks a part, or its key does not fit what it says."""
+    """One cell file. Raises UserError when it is no JSON, lacks a part, or its key does not fit its spec."""
     mend = "remove it, and the same command makes it anew"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -133,6 +135,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"the cell {path} is not complete (no {', '.join(wrong)}): {mend}")
     if Cell(content["arm"], content["unit"], content["spec"]).key != content["key"]:
         raise UserError(f"the cell {path} was changed by hand (its key is another one's): {mend}")
-    if not all(isinstance(value, int | float) for value in content["scores"].values()):
-        raise UserError(f"the cell {path} holds scores that are no numbers: {mend}")
+    scores = content["scores"].values()
+    if not scores or not all(isinstance(value, int | float) and math.isfinite(value) for value in scores):
+        raise UserError(f"the cell {path} holds scores that are no numbers, or none: {mend}")
+    if not isinstance(content.get("running", []), list):
+        raise UserError(f"the cell {path} does not say how it was run: {mend}")
     return content

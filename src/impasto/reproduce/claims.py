@@ -105,10 +105,11 @@ def falls(arms: Mapping[str, float], what: str) -> Compare:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to carry a claim over to another base; every comparison must hold."""
+    """One way to carry a claim over to another base; every comparison must hold. ours: the paper has no such reading."""
 
     name: str
     compares: tuple[Compare, ...]
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ class Claim:
         return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
 
 
-def restricted(claim: Claim, arms: Collection[str]) -> Claim | None:
-    """What can be said of a claim with these arms alone; None when that is nothing."""
-    readings = tuple(reading for reading in claim.readings if set(arms_of(reading)) <= set(arms))
+def restricted(claim: Claim, arms: Collection[str], ours: bool = True) -> Claim | None:
+    """What can be said of a claim with these arms alone, and with or without `ours`; None when that is nothing."""
+    readings = tuple(r for r in claim.readings if set(arms_of(r)) <= set(arms) and (ours or not r.ours))
     if not readings:
         return None
     curves = {x: {arm: at for arm, at in own.items() if arm in arms} for x, own in claim.curves.items()}
@@ -147,9 +148,9 @@ RULE = (
     "Paired over style x reference x seed; the mean over the seeds of a style and reference "
     "counts as one. A comparison holds when its mean effect is above its threshold (0 for "
     "'more', minus the margin for 'no less'), and is refuted when it is below (the margin for 'more', minus the margin "
-    "for 'no less'), by the exact one-sided sign-flip test. A reading holds when all of its comparisons do (largest "
-    "p), and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the "
-    f"claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells "
+    "for 'no less'), by the exact one-sided sign-flip test; where both are shown (a gain, below the margin) it holds. "
+    "A reading holds when all of its comparisons do (largest p), and is refuted when one is (smallest p times their "
+    f"number); both Holm-corrected for the readings of the claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells "
     "decide nothing; smoke cells never decide. The claim's verdict is that of its first reading."
 )
 

@@ -87,7 +87,8 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
         if cluster is not None:
             ray.init(address=cluster, **quiet)
         else:
-            ray.init(num_cpus=workers * share(workers)["num_cpus"], include_dashboard=False, **quiet)
+            # "local": not the cluster that this machine may be in, which would take no num_cpus
+            ray.init(address="local", num_cpus=workers * share(workers)["num_cpus"], include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare ones when its processes do not come up in time
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

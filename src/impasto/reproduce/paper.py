@@ -108,19 +108,24 @@ class PaperWorld:
         }
 
     def instruments(self) -> dict[str, Any]:
+        """Raises UserError where the encoder called clip reads no text."""
+        if self._clip.texts(["a picture"]) is None:
+            raise UserError(f"{self._clip.name} reads no text: give --clip a CLIP, such as {CLIP}")
         return {"clip": encoder_hash(self._clip), "dino": encoder_hash(self._dino)}
+
+    def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
+        return file_hash(find(self.folder, spec["reference"] + 1)[spec["reference"]])
 
     def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
         return references.load(find(self.folder, spec["reference"] + 1)[spec["reference"]]).image
 
     def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
-        """Means over the pictures of `folder`. Raises UserError where the encoder called clip reads no text."""
+        """Means over the pictures of `folder`."""
         assert reference is not None
         samples = read_folder(folder)
         images, origin = [s.image for s in samples], [references.load(reference).image]
         seen, texts = self._clip.images(images), self._clip.texts([s.prompt or "" for s in samples])
-        if texts is None:
-            raise UserError(f"{self._clip.name} reads no text: give --clip a CLIP, such as {CLIP}")
+        assert texts is not None  # `instruments` has asked
         own = self._dino.images(images)
         return {
             "dino": clip.clip_i_reference(own, self._dino.images(origin)).mean().item(),
@@ -173,9 +178,14 @@ def by_number(folder: Path) -> dict[int, Path]:
 
 
 def by_caption(file: Path) -> dict[int, Path]:
-    """The lines `FILE: content | style` of a captions file. Raises UserError on one that is none of the 18."""
-    found = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    """The lines `FILE: content | style` of a captions file. Raises UserError on one that is none of the 18, and where
+    two name the same."""
+    found: dict[int, Path] = {}
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 text ({error})") from None
+    for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         name, _, told = line.partition(":")
@@ -191,12 +201,15 @@ def by_caption(file: Path) -> dict[int, Path]:
             )
         if not (file.parent / name.strip()).is_file():
             raise UserError(f"{file}, line {number}: there is no file {name.strip()!r} beside it")
-        found[match[0]] = file.parent / name.strip()
+        if (other := found.setdefault(match[0], file.parent / name.strip())) != file.parent / name.strip():
+            raise UserError(f"{file}, line {number}: {other.name} is that reference already: keep one of them")
     return found
 
 
 @cache
 def file_hash(file: Path) -> str:
+    """sha256 of the file of a picture. Raises UserError where it is none."""
+    references.load(file)
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
 from PIL import Image
 
 from impasto import families
@@ -74,6 +75,10 @@ class World(Protocol):
         """What measures, by hash."""
         ...
 
+    def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
+        """sha256 of the reference that is here, as a spec states it; None where there is none."""
+        ...
+
     def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
         """The reference."""
         ...
@@ -123,14 +128,24 @@ def whole_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
 def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
     """What the cell's file holds beside its spec. Goes on where an earlier attempt stopped.
 
-    Raises UserError when the base is another one here, or the cell cannot be run.
+    Another process that runs the same cell is waited for, and its pictures are taken. Raises UserError when base,
+    reference or instruments are others here, or the cell cannot be run.
     """
+    with FileLock(cache_dir("reproduce", cell.spec["base"][:12]) / f".{cell.name}.lock"):
+        return run_alone(cell, world, place)
+
+
+def run_alone(cell: Cell, world: World, place: Place) -> dict[str, Any]:
+    """`run_cell`, when no other process runs this cell."""
     started = time.perf_counter()
     family = place.family()
     if family.hash != cell.spec["base"]:
         raise UserError(
             f"the base {place.base!r} is another one here: {family.hash[:12]}, not {cell.spec['base'][:12]}"
         )
+    for what, own in (("instruments", world.instruments()), ("reference_sha256", world.reference_hash(cell.spec))):
+        if cell.spec.get(what) != own:
+            raise UserError(f"{what.partition('_')[0]} is another one here: {own}, not {cell.spec.get(what)}")
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     if quantised(running(folder / "style"), cell.spec):  # of a time when memory decided: it is run anew
         shutil.rmtree(folder)
@@ -171,7 +186,9 @@ def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None
     """The cell's pictures in `folder/images`, `0000.png` on, unless they are there already."""
     spec, images, part = cell.spec, folder / "images", folder / "images.part"
     if images.is_dir():
-        return
+        if len(list(images.glob("*.png"))) == len(spec["prompts"]) * spec.get("count", 1):
+            return
+        shutil.rmtree(images)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     sampling = Sampling(*(spec["sampling"][key] for key in ("steps", "guidance")), size=spec["sampling"]["size"])

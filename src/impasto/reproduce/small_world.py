@@ -110,6 +110,9 @@ class SmallWorld:
         told = {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card}
         return told | {"clip": clip_hash() if self.encoder is None else self.encoder.name}
 
+    def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
+        return None if spec["reference"] is None else picture_hash(spec["style"], spec["reference"])
+
     def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
         return None if spec["reference"] is None else picture(spec["style"], spec["reference"])
 

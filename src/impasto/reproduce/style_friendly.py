@@ -96,7 +96,9 @@ ARMS: dict[str, Arm] = {
     "dco + style-friendly": Arm("style-friendly, DCO, beta 1", law(-6.0) | dco(1)),
     "matched dco": Arm("matched SD3 sampler, DCO, beta 1", MATCHED_SD3 | dco(1)),
     "matched dco + style-friendly": Arm("matched, DCO, beta 1", MATCHED | dco(1)),
-    "style-aligned": aligned(math.log(2), "StyleAligned, attention to the reference counted twice (its authors' code)"),
+    "style-aligned": aligned(
+        math.log(2), "StyleAligned, attention to the reference counted twice (its authors' weight)"
+    ),
     "style-aligned, plain": aligned(0.0, "StyleAligned, as its paper says"),
     "style throughout": told("the base alone, the style's words in every step", "prompt"),
     "no style": told("the base alone, no word of the style", "plain"),
@@ -106,14 +108,16 @@ ARMS: dict[str, Arm] = {
 
 
 def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]:
-    """ARMS, with the law of a calibration file in the calibrated arm; on the paper's own bases nothing is matched.
+    """ARMS, with the law of a calibration file in the calibrated arm; in the paper's own protocol only what it has, and
+    the calibrated arm where a calibration is given.
 
     Raises UserError when the calibration is another base's.
     """
     own = ARMS if calibration is None else ARMS | {"calibrated": calibrated(calibration, base_hash)}
     if world == "small-world":
         return own
-    return {name: arm for name, arm in own.items() if arm.where == "heldout" and not is_matched(name)}
+    ours = is_ours if calibration is not None else lambda name: is_ours(name) or name == "calibrated"
+    return {name: arm for name, arm in own.items() if arm.where == "heldout" and not ours(name)}
 
 
 def calibrated(file: Path, base_hash: str) -> Arm:
@@ -135,9 +139,9 @@ def proposal(file: Path) -> tuple[str, float, float]:
         raise UserError(f"{file} is no calibration.json of `impasto noise calibrate` ({why})") from None
 
 
-def is_matched(name: str) -> bool:
-    """Whether an arm is there for 16 x 16 positions only."""
-    return name.startswith("matched") or name in ("mu +2", "mu +4")
+def is_ours(name: str) -> bool:
+    """Whether the paper has no such arm: what is there for 16 x 16 positions, and other weights of DCO."""
+    return name.startswith("matched") or name in ("mu +2", "mu +4", "dco, beta 100", "dco, beta 1000", "dco, sum")
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -154,9 +158,13 @@ CLAIMS: tuple[Claim, ...] = (
             Reading("matched", (more("matched", "matched sd3"), no_less("matched", "matched sd3"))),
             Reading("calibrated", (more("calibrated", "sd3"), no_less("calibrated", "sd3"))),
             Reading(
-                "against logit-normal(0, 1)", (more("style-friendly", "mu +0"), no_less("style-friendly", "mu +0"))
+                "against logit-normal(0, 1)",
+                (more("style-friendly", "mu +0"), no_less("style-friendly", "mu +0")),
+                ours=True,
             ),
-            Reading("against uniform", (more("style-friendly", "uniform"), no_less("style-friendly", "uniform"))),
+            Reading(
+                "against uniform", (more("style-friendly", "uniform"), no_less("style-friendly", "uniform")), ours=True
+            ),
         ),
         shown=("prompt",),
     ),
