@@ -197,6 +197,20 @@ def test_another_tools_file_knows_its_base_better(tmp_path):
     assert not {"ss_dataset_dirs", "ss_vae_name", "ss_training_comment"} & meta.keys()
 
 
+def test_what_is_taken_for_another_base_says_so(tmp_path):
+    """Nothing of what the file said of its base is left beside what it was taken for."""
+    tensors = {"transformer.x_embedder.lora_A.weight": torch.randn(2, 4)}
+    tensors |= {"transformer.x_embedder.lora_B.weight": torch.randn(3, 2)}
+    said = {"modelspec.architecture": "chroma/lora", "ss_base_model_version": "chroma"}
+    save_file(tensors, tmp_path / "x.safetensors", said)
+    with pytest.raises(UserError, match=r"x\.safetensors: its metadata says that it is for 'chroma/lora'"):
+        export_style(tmp_path / "x.safetensors", base="black-forest-labs/FLUX.1-dev")
+    import_style(tmp_path / "x.safetensors", tmp_path / "x", architecture="flux")
+    meta = told(tmp_path / "x" / WEIGHTS)
+    assert meta["modelspec.architecture"] == "flux-1/lora" and meta["ss_base_model_version"] == "flux1"
+    assert export_style(tmp_path / "x", "kohya")["architecture"] == "flux"
+
+
 def test_out_is_not_overwritten_unasked(tmp_path):
     style = write_style(tmp_path / "ink", "black-forest-labs/FLUX.1-dev")
     export_style(style)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from impasto.adapters.convert import Adapter, Lora, write
-from impasto.adapters.parse import read
+from impasto.adapters.parse import agreed, read
 from impasto.errors import UserError
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -79,6 +79,11 @@ FLUX, JOINT = "lora_unet_single_blocks_0_linear2", "lora_unet_joint_blocks_0_x_b
         (file("lora_unet_middle_block_1_proj_in"), {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sd15"),
         (file("transformer.transformer_blocks.0.attn.to_q"), {"ss_base_model_version": "5-large"}, "sd3"),
         (file("transformer.transformer_blocks.0.attn.to_q"), {"modelspec.architecture": "flux-1-dev/lora"}, "flux"),
+        (file("transformer.transformer_blocks.0.attn.to_q"), {"modelspec.architecture": "Flux.1-dev/lora"}, "flux"),
+        (file("transformer.transformer_blocks.0.attn.to_q"), {"ss_base_model_version": "sd_3"}, "sd3"),
+        (file("lora_unet_middle_block_1_proj_in"), {"ss_base_model_version": "sd_1.5"}, "sd15"),
+        (file("lora_unet_middle_block_1_proj_in"), {"modelspec.architecture": "sdxl-base-1.0/lora"}, "sdxl"),
+        (file(FLUX), {"ss_base_model_version": "unknown"}, "flux"),
     ],
 )
 def test_the_architecture_is_found(tensors, metadata, architecture):
@@ -118,6 +123,26 @@ def test_the_architecture_is_found(tensors, metadata, architecture):
 def test_what_is_refused(tensors, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         read(tensors, architecture="sd15")
+
+
+@pytest.mark.parametrize("stated", ["chroma/lora", "Chroma1/lora", "flux-2-dev/lora", "Flux.2", "flux.1_kontext"])
+def test_another_model_with_layers_of_the_same_names_is_refused(stated):
+    for key in ("modelspec.architecture", "ss_base_model_version"):
+        with pytest.raises(UserError, match=rf"for '{stated}' \({key}\), no base that impasto speaks"):
+            read(file(FLUX), {key: stated})
+        with pytest.raises(UserError, match="no base that impasto speaks"):
+            agreed({key: stated}, "flux")
+    assert read(file(FLUX), {"modelspec.architecture": stated}, architecture="flux").architecture == "flux"
+
+
+def test_metadata_that_contradicts_the_base_or_itself_is_refused():
+    with pytest.raises(UserError, match="another architecture than sdxl"):
+        agreed({"modelspec.architecture": "stable-diffusion-v1/lora"}, "sdxl")
+    with pytest.raises(UserError, match="another architecture than flux"):
+        agreed({"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "sd_v1"})
+    with pytest.raises(UserError, match="'stable-diffusion-xl-v1-refiner/lora'"):
+        agreed({"modelspec.architecture": "stable-diffusion-xl-v1-refiner/lora"}, "sdxl")
+    assert agreed({"modelspec.architecture": "flux-1/lora", "ss_base_model_version": "flux1"}, "flux") == "flux"
 
 
 def test_damaged_metadata_and_an_unknown_base():

@@ -17,7 +17,7 @@ from impasto.adapters.convert import ADAPTER_METADATA, Adapter, write
 from impasto.adapters.io import WEIGHTS, check_fits, read_file, style_file, write_tensors
 from impasto.adapters.layouts import DENOISER, LAYOUTS, PIPELINES
 from impasto.adapters.metadata import About, about, architecture_of, describe, known_card, layers_per_block
-from impasto.adapters.parse import PEFT, read
+from impasto.adapters.parse import PEFT, agreed, read
 from impasto.errors import UserError, nearest
 from impasto.families import check_name
 from impasto.paths import atomic
@@ -67,7 +67,8 @@ def import_style(
     """Turn a LoRA file of any tool into a style folder; returns what was written.
 
     base: the model it is for; when that is a folder here, every layer is looked up in it. architecture: where neither
-    the file nor the base tells. denoiser_only: leave out text encoders. Raises UserError on bad input.
+    the file nor the base tells, or the file tells another. denoiser_only: leave out text encoders. Raises UserError on
+    bad input.
     """
     adapter, told = open_style(file, base=base, architecture=architecture, denoiser_only=denoiser_only)
     checked = check_base(adapter, base, Path(file))
@@ -132,8 +133,8 @@ def open_style(
     of_peft = any(key.startswith(PEFT) for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
     if of_peft and ADAPTER_METADATA not in metadata:
         metadata |= peft_metadata(file)
-    known = architecture or architecture_of(base or told.base)
     with naming(file):
+        known = architecture or agreed(metadata, architecture_of(base or told.base))
         adapter = read(
             tensors,
             metadata,

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from impasto.adapters.convert import Adapter
 from impasto.adapters.io import WEIGHTS, check_file, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
+from impasto.adapters.parse import STATING, meant
 from impasto.errors import UserError
 from impasto.families import card, cards, embedded, part_config, pipeline_class
 from impasto.families.single_file import read_header
@@ -146,7 +147,9 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     trigger = style.captions[0] if style.captions else None
     local = bool(style.base) and Path(style.base or "").exists()
     size = recipe.get("size") or (known.get("size") if style.base else None)
-    told = style.metadata if not style.base else {}  # a file of another tool may know its base better than we do
+    other = [key for key in STATING if meant(style.metadata.get(key, "")) != adapter.architecture]
+    kept = {key: value for key, value in style.metadata.items() if key not in other}
+    told = kept if not style.base else {}  # a file of another tool may know its base better than we do
     predicts = prediction(style.base, known) if adapter.architecture in ("sdxl", "sd15") else None
     model = base_model(adapter, known, predicts)
     spec = {
@@ -185,7 +188,7 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
         "images": None if private else recipe.get("image"),
         "scores": style.scores or None,
     }
-    result = dict(style.metadata)
+    result = dict(kept)
     for prefix, values in (("modelspec", spec), ("ss", kohya), ("impasto", own)):
         separator = "_" if prefix == "ss" else "."
         result |= {f"{prefix}{separator}{key}": text(value) for key, value in values.items() if value is not None}

@@ -220,11 +220,42 @@ MARKS = {  # in the names of a file's layers
     "sdxl": ("lora_te2_", "text_encoder_2.", "clip_g", "add_embedding", "label_emb"),
     "sd15": ("lora_te_", "down_blocks.0.attentions", "down_blocks_0_attentions", "up_blocks.3.", "up_blocks_3_"),
 }
-STATED = {"flux": "flux", "stable-diffusion-3": "sd3", "stable-diffusion-xl": "sdxl", "stable-diffusion-v1": "sd15"}
-STATED |= {"sd3": "sd3", "5-large": "sd3", "5-medium": "sd3", "medium": "sd3", "sdxl": "sdxl", "sd_v1": "sd15"}
-STATED |= {"stable-diffusion-v2": "sd15", "sd_v2": "sd15"}  # the same U-Net by name
-"""How modelspec.architecture and ss_base_model_version begin."""
+STATING = ("modelspec.architecture", "ss_base_model_version")
+STATED = {
+    "flux": r"flux([.-]?1)?(-krea)?(-dev|-schnell)?",
+    "sd3": r"(stable-diffusion-v?3|sd_?3m?)([.-]5)?(-m|-medium|-large|-large-turbo)?|5-large|5-medium|medium",
+    "sdxl": r"stable-diffusion-xl(-v(1|1-0|0-9))?(-base)?(-1\.0)?|sdxl([_-]base)?([_-]v?(1[.-]0|0[.-]9))?",
+    "sd15": r"stable-diffusion-(v1([.-][45])?|v2([.-]1)?(-512|-768-v)?)|sd_?v?[12]([._-]?[0145])?(_v)?|sd1x(-1\.[45])?",
+}
+"""What stands there for each architecture, as sd-scripts, OneTrainer, ai-toolkit, SimpleTuner and we write it (SD2 has
+SD1's U-Net by name). Their other names are of other models, also where layers are called alike: chroma, flux-2-dev."""
 UNET_MARKS = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
+
+
+def meant(statement: str) -> str | None:
+    """The architecture that a value of STATING's keys is for; None when it is for none that impasto speaks."""
+    name = statement.lower().partition("/")[0]
+    return next((architecture for architecture, known in STATED.items() if re.fullmatch(known, name)), None)
+
+
+def agreed(metadata: Mapping[str, str], expected: str | None = None) -> str | None:
+    """`expected`, or the architecture that the metadata states, None when it states none.
+
+    Raises UserError when it states one that is unknown, or another.
+    """
+    for key in STATING:
+        stated = metadata.get(key, "")
+        if stated.lower() in ("", "none", "unknown"):
+            continue
+        own = meant(stated)
+        if own is None or own != (expected or own):
+            what = f"another architecture than {expected}" if own else "no base that impasto speaks"
+            raise UserError(
+                f"its metadata says that it is for {stated!r} ({key}), {what}; "
+                f"`impasto import --architecture {expected or 'NAME'}` takes it for that all the same"
+            )
+        expected = own
+    return expected
 
 
 def detect(layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> str:
@@ -232,10 +263,8 @@ def detect(layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, st
 
     layers: as `group` gives them. Raises UserError when neither tells.
     """
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        for begin, architecture in STATED.items():
-            if metadata.get(key, "").lower().startswith(begin):
-                return architecture
+    if architecture := agreed(metadata):
+        return architecture
     stems = list(layers)
     is_unet = any(mark in stem for stem in stems for mark in UNET_MARKS)
     for architecture, marks in MARKS.items():
