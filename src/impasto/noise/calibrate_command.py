@@ -115,7 +115,7 @@ def show_calibration(result: Result) -> None:
     law = result["proposal"]
     console.print(f"proposed: --noise style-friendly --noise-mean {law['noise_mean']} --noise-std {law['noise_std']}")
     console.print(
-        "the rule that made it of the curve is a guess that no sweep has tried yet: docs/noise-calibration.md"
+        "the rule that made it of the curve is a guess, tried by the sweep of one base: docs/noise-calibration.md"
     )
     for name, known in result["published"].items():
         matched = f"matched to {result['latent_positions']} latents {known['matched_mean']}"

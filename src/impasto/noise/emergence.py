@@ -90,9 +90,10 @@ class Rule:
     """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = the 50 % point + offset, std = scale times that of the
     normal law with the curve's 10-90 width, but no less than floor.
 
-    offset 0 and scale 1 take the curve at its word: train where style is decided. That is a guess, tried in no sweep
-    yet. floor 2: the paper found less to be poor at its mean (figure 6b), and the curve's width says how sharply style
-    is decided, not how much of the neighbourhood a short training needs.
+    offset 0 and scale 1 take the curve at its word: train where style is decided. That is a guess: in mini-sd3's sweep
+    the law next to it is the second of 13 (docs/noise-calibration.md). floor 2: the paper found less to be poor at its
+    mean (figure 6b), and the curve's width says how sharply style is decided, not how much of the neighbourhood a short
+    training needs.
     """
 
     offset: float = 0.0
