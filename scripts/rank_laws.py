@@ -37,9 +37,8 @@ def main() -> None:
     picks = np.random.default_rng(0).integers(0, len(units), (DRAWS, len(units)))
     drawn = np.stack([harmonic(scores[:, pick]) for pick in picks])
     best = np.bincount(drawn.argmax(1), minlength=len(SWEEP)) / DRAWS
-    print(
-        "| law | style accuracy | concept top-5 | harmonic mean | drawn anew: sd | the best in |\n|---|---|---|---|---|---|"
-    )
+    print("| law | style accuracy | concept top-5 | harmonic mean | drawn anew: sd | the best in |")
+    print("|---|---|---|---|---|---|")
     names, means, whole = list(SWEEP), scores.mean(1), harmonic(scores)
     for i in np.argsort(-whole):
         style, text = means[i]
