@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from impasto import families
 from impasto.adapters import parse, text
 from impasto.adapters.files import export_style
-from impasto.adapters.io import WEIGHTS, load_style, read_file
+from impasto.adapters.io import WEIGHTS, load_style, plain_key, read_file, write_tensors
 from impasto.config import check_ranges, resolve
 from impasto.data.prepare import text as cached_text
 from impasto.errors import UserError
@@ -70,6 +70,8 @@ def test_train_save_and_draw(base, request, picture, tmp_path):
     for clip in clips:
         assert any(value > 0 for name, value in moved.items() if name.startswith(clip))
     assert not any(name.startswith("text_encoder_3.") for name in tensors)
+    towers = {name.partition(".")[2] for name in tensors if name.startswith("text_encoder")}
+    assert all(name.startswith("text_model.encoder.layers.") for name in towers)  # as ComfyUI and older readers have it
     averages = read_adapter(saved_states(config.out / "state")[4])
     assert any(name.startswith("text_encoder.") for name in averages)
     assert not any(name.startswith(("adapter/", "average/")) for name in averages)
@@ -95,6 +97,12 @@ def test_train_save_and_draw(base, request, picture, tmp_path):
     weak = plain(folder)
     load_style(weak, config.out, 0.0)
     assert np.allclose(draw(weak), bare, atol=1e-5)
+    before = plain(folder)  # loads also what was saved under the names of a CLIP without "text_model."
+    flat = tuple(clip for clip in clips if not hasattr(getattr(before, clip[:-1]), "text_model"))
+    kept = {plain_key(name) if name.startswith(flat) else name: t for name, t in tensors.items()}
+    write_tensors(tmp_path / "before.safetensors", kept, read_file(config.out / WEIGHTS)[1])
+    load_style(before, tmp_path / "before.safetensors")
+    assert np.array_equal(draw(before), styled)
 
 
 def test_resumed_is_the_same_run(tiny_sd15, picture, tmp_path):

@@ -70,7 +70,10 @@ def anew(family: Family, batch: Batch) -> Batch:
 
 
 def state(family: Family) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """{component: (tensors, configuration)} of the adapters on the CLIPs, {} when they are not trained."""
+    """{component: (tensors, configuration)} of the adapters on the CLIPs, {} when they are not trained.
+
+    Under the names of files: transformers 5 has some CLIPs without "text_model.", which other readers look for.
+    """
     from peft.utils import get_peft_model_state_dict
 
     found = {}
@@ -79,5 +82,6 @@ def state(family: Family) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         config = encoder.peft_config["default"].to_dict()
         config["target_modules"] = sorted(config["target_modules"])  # a set has another order each time
         tensors = get_peft_model_state_dict(encoder, adapter_name="default")
-        found[part] = ({name: t.cpu() for name, t in tensors.items()}, config)
+        named = {f"text_model.{name.removeprefix('text_model.')}": t.cpu() for name, t in tensors.items()}
+        found[part] = named, config
     return found
