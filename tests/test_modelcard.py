@@ -12,8 +12,9 @@ from diffusers import DiffusionPipeline
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import About
 from impasto.config import resolve
+from impasto.families import load
 from impasto.generate import Sampling, generate
-from impasto.modelcard import made_card, trained_size
+from impasto.modelcard import made_card, trained_size, write_card
 from impasto.train import train
 
 CAPTION = "a rocket in ink style"
@@ -41,6 +42,16 @@ def run_code(card):
     left = {}
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), left)
     return left
+
+
+@pytest.mark.parametrize(("kind", "said"), [("int8", True), ("none", False), ("auto", False)])
+def test_a_run_on_a_quantised_base_says_so(tiny_sd3, picture, tmp_path, kind, said):
+    """Its own command draws on the same base; plain diffusers does not, and no one is told that it would."""
+    about = {"image": [str(picture)], "caption": [CAPTION], "out": str(tmp_path), "quantize": kind}
+    card = write_card(resolve("style-friendly", str(tiny_sd3), **about), load(str(tiny_sd3), device="cpu"), [], "1")
+    text = card.read_text()
+    assert (" --quantize int8 --seed 0" in text, "Trained on the base in int8" in text) == (said, said)
+    assert ("The same picture" in text) != said and ("quantize" in text) == said
 
 
 def style_on(base, picture, out, **changes):

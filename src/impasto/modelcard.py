@@ -26,7 +26,7 @@ A style for `{base}`, learnt from {pictures}, trained with impasto {version}.
 {gallery}
 ## Use
 
-In plain diffusers:
+{in_full}In plain diffusers:
 
 ```python
 import torch
@@ -38,10 +38,10 @@ pipe.load_lora_weights("{path}", weight_name="{weights}")
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
-The same picture from the command line:
+{same} from the command line:
 
 ```
-impasto generate --base {base}{components} --style {path} --prompt {prompt}{size_flag} --seed 0 --out pictures
+impasto generate --base {base}{components} --style {path} --prompt {prompt}{size_flag}{quantize} --seed 0 --out pictures
 ```
 
 A strength below 1 keeps more of the base: `--style {path}:0.7`, or `pipe.set_adapters(..., 0.7)`.
@@ -60,6 +60,11 @@ Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps; ever
 ```
 """
 
+
+IN_FULL = """Trained on the base in {kind}, on which its previews are drawn too. The code below reads the base in
+full: its pictures differ a little.
+
+"""
 
 TAGS = {
     "flux": ("flux", "flux-diffusers"),
@@ -189,7 +194,11 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
     precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
     widget = [(prompt, name) for name in previews]
+    in_bits = config.quantize not in ("auto", "none")
     text = TEXT.format(
+        in_full=IN_FULL.format(kind=config.quantize) if in_bits else "",
+        same="The picture on the base that it was trained on" if in_bits else "The same picture",
+        quantize=f" --quantize {config.quantize}" if in_bits else "",
         front=front_matter(config.base, family.card, architecture, config.caption[0], widget),
         weights=WEIGHTS,
         name=config.out.resolve().name,
