@@ -109,6 +109,7 @@ def test_masks_are_found_and_are_no_pictures(folder):
     ("line", "message"),
     [
         ('{"file_name": "a.png", ', "line 3: no valid JSON"),
+        ("[" * 100_000, "line 3: nested too deeply"),
         ("[1]", "line 3: not an object"),
         ('{"file_name": "a.png"}', "line 3: 'text' is missing or empty"),
         ('{"file_name": "a.png", "text": "  "}', "line 3: 'text' is missing or empty"),

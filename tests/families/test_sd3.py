@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from diffusers import StableDiffusion3Pipeline
 
 from impasto import families
 from impasto.errors import UserError
-from impasto.families import cards, folder_hash, load
+from impasto.families import cards, folder_hash, load, mini
+from impasto.families.sd3 import SD3
 
+CPU = {"device": "cpu", "precision": "fp32"}
 PROMPTS = ["a rocket in pixel art style", "a cat"]
 
 
@@ -59,6 +62,29 @@ def test_a_prompt_that_is_cut_is_said(tiny_sd3):
         load(str(tiny_sd3), device="cpu").encode_prompt(["a rocket " * 40])
 
 
+def test_what_t5_reads_is_not_said_to_be_cut(random_t5, tiny_sd3, tmp_path):
+    """CLIP reads 32 tokens here; T5 as many as it is told, unless there is none, or an embedded base's empty one."""
+    family, longer = load(str(random_t5), device="cpu"), "a rocket " * 25
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cond = family.encode_prompt([longer], 60)
+        family.embed_clip([longer], cond)
+    with pytest.warns(UserWarning, match="too long") as said:
+        family.encode_prompt([longer], 40)
+    kept = str(said[0].message)
+    assert 32 / 2 < kept.count("rocket") < 25
+    with pytest.warns(UserWarning, match="too long") as said:
+        family.encode_prompt([longer], 5)
+    assert str(said[0].message).count("rocket") < kept.count("rocket")
+    copy = shutil.copytree(random_t5, tmp_path / "no-t5")
+    index = json.loads((copy / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    for other in (load(str(copy), device="cpu"), SD3.load(random_t5, family.card | {"embedded": True}, **CPU)):
+        with pytest.warns(UserWarning, match="too long"):
+            other.encode_prompt([longer], 60)
+
+
 def test_encoders_and_vae_can_be_freed_and_come_back(tiny_sd3):
     family = load(str(tiny_sd3), device="cpu")
     before = family.encode_prompt(["a cat"])["pooled"]
@@ -80,6 +106,38 @@ def test_the_hash_knows_weights_and_configs_and_nothing_else(tiny_sd3, tmp_path)
     assert folder_hash(copy) != folder_hash(tiny_sd3)
 
 
+def test_what_another_tool_fetches_into_a_folder_does_not_count(tiny_sd3, tmp_path):
+    """Variants beside plain weights and folders that the index does not name; a variant alone is what is read."""
+    copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
+    name = "diffusion_pytorch_model"
+    for extra in (f"{name}.fp16", f"{name}.fp16-00001-of-00002", f"{name}-00001-of-00002.fp16"):
+        (copy / "transformer" / f"{extra}.safetensors").write_bytes(b"a variant")
+    (copy / "transformer" / f"{name}.safetensors.index.fp16.json").write_text("{}")
+    for other in ("vae_1_0", "feature_extractor"):  # the index says that there is none of the second
+        (copy / other).mkdir()
+        (copy / other / f"{name}.safetensors").write_bytes(b"another")
+    assert folder_hash(copy) == folder_hash(tiny_sd3)
+    (copy / "transformer" / f"{name}.safetensors.index.json").write_text("{}")
+    assert folder_hash(copy) != folder_hash(tiny_sd3)
+    (copy / "transformer" / f"{name}.safetensors").unlink()
+    assert {file.name for file in families.counted(copy) if "fp16" in file.name} == {
+        *(file.name for file in (copy / "transformer").glob("*fp16*"))
+    }
+
+
+@pytest.mark.parametrize("name", families.embedded())
+def test_all_of_a_packaged_base_is_counted(name):
+    """Cells, calibrations and runs are keyed by these hashes: what is packaged is in them, and they stay what they are
+    as long as it does."""
+    folder = families.locate(name)
+    beside = {"impasto.json", "card.json", "sizes.json"}  # what is known of it, not what draws
+    there = {file for file in folder.rglob("*") if file.is_file() and file.parent != folder}
+    there = {file for file in there if file.name != "card.json"}
+    assert there | {folder / "model_index.json"} == set(families.counted(folder))
+    assert {file.name for file in folder.iterdir() if file.is_file()} - beside == {"model_index.json"}
+    assert mini.card(name)["folder_sha256"] == folder_hash(folder)
+
+
 def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         load("mini-sd")
@@ -90,9 +148,15 @@ def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
     (other / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(UserError, match="NoSuchPipeline"):
         load(str(other))
-    (other / "model_index.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(str(other))
+    for text in ("{", "[]", '{"_class_name": null}', '{"_class_name": ["a"]}', "[" * 100_000):
+        (other / "model_index.json").write_text(text)
+        with pytest.raises(UserError, match=r"model_index\.json cannot be read"):
+            load(str(other))
+    copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
+    for text in ("{", "[]", "[" * 100_000):
+        (copy / "impasto.json").write_text(text)
+        with pytest.raises(UserError, match=r"impasto\.json cannot be read"):
+            families.card(str(copy))
     with pytest.raises(UserError, match="cannot be fetched from the hub"):
         load("owner/no-such-model")
     with pytest.raises(UserError, match="unknown device"):

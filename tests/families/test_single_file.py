@@ -140,6 +140,23 @@ def test_the_tokenisers_must_come_from_somewhere(original):
         convert(original.file, None, original.configs)
 
 
+def test_a_file_of_sd3_without_t5_is_said_to_be(tiny_sd3, tmp_path):
+    """Where it is asked for text encoders, and where it does without; one without its tokeniser is of no use."""
+    sd3 = Original("sd3", tiny_sd3, tmp_path)
+    rest = {key: v for key, v in sd3.state.items() if not key.startswith("text_encoders.")}
+    save_file(rest, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match=r"hold text_encoder, text_encoder_2, .*\(text_encoder_3 too: without, prompts"):
+        convert(tmp_path / "bare.safetensors", sd3.tokenizers, sd3.configs)
+    rest = {key: v for key, v in sd3.state.items() if "t5xxl" not in key}
+    save_file(rest, tmp_path / "clips.safetensors")
+    with pytest.warns(UserWarning, match=r"no text_encoder_3 with it: prompts are read by the CLIPs alone \(77 tokens"):
+        folder = convert(tmp_path / "clips.safetensors", sd3.tokenizers, sd3.configs)
+    families.load(str(folder), device="cpu", precision="fp32").encode_prompt(["a cat"])
+    shutil.rmtree(sd3.tokenizers / "tokenizer_3")
+    with pytest.raises(UserError, match="does not hold tokenizer_3, nor does"):
+        convert(sd3.file, sd3.tokenizers, sd3.configs)
+
+
 def test_pictures_are_those_of_the_folder(sd15, monkeypatch):
     monkeypatch.setattr(single_file, "CONFIGS", sd15.configs)
     call = {"seed": 3, "sampling": Sampling(steps=2, guidance=2.0, size=16)}
@@ -156,6 +173,9 @@ def test_text_encoders_and_autoencoder_may_come_from_elsewhere(sd15, tmp_path):
     folder = convert(tmp_path / "unet.safetensors", sd15.folder, sd15.configs)
     assert (folder / "vae" / "diffusion_pytorch_model.safetensors").is_symlink()
     DiffusionPipeline.from_pretrained(folder)
+    shutil.copytree(sd15.folder, tmp_path / "more")
+    (tmp_path / "more" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is not read")
+    assert convert(tmp_path / "unet.safetensors", tmp_path / "more", sd15.configs) == folder
     with pytest.raises(UserError, match="does not hold text_encoder, vae, nor does"):
         convert(tmp_path / "unet.safetensors", sd15.tokenizers, sd15.configs)
     assert folder != convert(sd15.file, sd15.tokenizers, sd15.configs)
@@ -366,6 +386,9 @@ def test_files_that_are_none(tmp_path, sd15):
         with pytest.raises(UserError, match="is damaged, or no safetensors file") as error:
             families.card(str(tmp_path / f"{name}.safetensors"))
         assert "\n" not in str(error.value)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="is GGUF, which is not read"):
+        families.card(str(tmp_path / "model.gguf"))
     with pytest.raises(UserError, match="is a pickle, which can run code"):
         families.load(str(tmp_path / "model.ckpt"))
     with pytest.raises(UserError, match="does not exist"):

@@ -84,7 +84,7 @@ def patch(folder: Path) -> int | None:
         blocks = len(denoiser["block_out_channels"]) if "block_out_channels" in denoiser else 1
         packed = 2 if denoiser["in_channels"] == 4 * vae["latent_channels"] else 1  # FLUX: 2 x 2 latents are a token
         return 2 ** (len(vae["block_out_channels"]) + blocks - 2) * denoiser.get("patch_size", 1) * packed
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -151,6 +151,8 @@ def row(line: str, folder: Path, pictures: set[Path]) -> tuple[str, Path, str]:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         return f"no valid JSON ({error.msg})", folder, ""
+    except RecursionError:
+        return "nested too deeply", folder, ""
     if not isinstance(values, dict):
         return 'not an object like {"file_name": "a.png", "text": "..."}', folder, ""
     for key in ("file_name", "text"):

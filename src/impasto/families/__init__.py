@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LARGE = 64_000_000  # bytes; hashing less takes no time
 VARIANT = "fp16"  # of weights, in their files' names; read where there are no others
+OF_VARIANT = re.compile(r".+\..+\.safetensors|.+\.index\..+\.json")
+READ = {".safetensors", ".json", ".txt", ".model"}  # of a base: no pickles, no second format
 SCHEDULER = "scheduler/scheduler_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FAMILIES = {
@@ -45,12 +47,31 @@ def embedded() -> list[str]:
 
 def pipeline_class(folder: Path) -> str:
     """The pipeline class that a diffusers folder names."""
+    name = model_index(folder).get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"{folder}/model_index.json cannot be read")
+    return name
+
+
+def model_index(folder: Path) -> dict[str, Any]:
+    """What the `model_index.json` of a diffusers folder says. Raises UserError when it cannot be read."""
     try:
-        return json.loads((folder / "model_index.json").read_text())["_class_name"]
+        return read_object(folder / "model_index.json")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json") from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except (OSError, ValueError):
         raise UserError(f"{folder}/model_index.json cannot be read") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError when there is anything else in it."""
+    try:
+        found = json.loads(file.read_text())
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no object")
+    return found
 
 
 def check_class(base: str, name: str | None) -> None:
@@ -93,8 +114,11 @@ def card(base: str) -> dict[str, Any]:
         pipeline = told.get("pipeline") or told.get("_class_name", "")
     else:
         file = folder / "impasto.json"
-        own = json.loads(file.read_text()) if file.is_file() else {}
-        name, pipeline = own.get("name", ""), pipeline_class(folder)
+        try:
+            own = read_object(file) if file.is_file() else {}
+        except (OSError, ValueError):
+            raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+        name, pipeline = str(own.get("name", "")), pipeline_class(folder)
     named = known.get(name, {})
     if pipeline == "FluxPipeline" and not named:
         transformer = part_config(base, "transformer/config.json")
@@ -117,7 +141,7 @@ def part_config(base: str, name: str) -> dict[str, Any]:
         elif HUB_ID.fullmatch(base):
             found = try_to_load_from_cache(base, name)
             file = Path(found) if isinstance(found, str) else fetched(base, name)
-        return json.loads(file.read_text()) if file else {}
+        return read_object(file) if file else {}
     except (OSError, ValueError):  # a damaged one, or what the hub does not take for an id, such as "../x"
         return {}
 
@@ -226,24 +250,32 @@ def schedule(base: str) -> "Schedule":
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else (not
-    how they came about, `card.json`).
+    """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else (see
+    `counted`).
 
     A weight file that is a link into the hub's cache is known there by its sha256 already; the versions of libraries
     that configs state do not count.
     """
     total = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        inside = len(file.relative_to(folder).parts) > 1 or file.name == "model_index.json"
-        if (
-            not inside
-            or not file.is_file()
-            or file.name == "card.json"
-            or file.suffix not in {".safetensors", ".json", ".txt", ".model"}
-        ):
-            continue
+    for file in counted(folder):
         total.update(f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n".encode())
     return total.hexdigest()
+
+
+def counted(folder: Path) -> list[Path]:
+    """The files of a diffusers folder that are read: `model_index.json`, and those of the components that it names; not
+    how they came about (`card.json`), and not what another tool has fetched into the same folder."""
+    parts = {name for name, value in model_index(folder).items() if isinstance(value, list) and value and value[0]}
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in READ)
+    named = [file for file in files if file.relative_to(folder).parts[0] in parts and file.name != "card.json"]
+    return sorted([folder / "model_index.json", *without_variants(named)])
+
+
+def without_variants(files: list[Path]) -> list[Path]:
+    """Components' files but for those of a variant, such as "model.fp16.safetensors", beside plain weights, which are
+    what is read."""
+    plain = {file.parent for file in files if file.suffix == ".safetensors" and not OF_VARIANT.fullmatch(file.name)}
+    return [file for file in files if file.parent not in plain or not OF_VARIANT.fullmatch(file.name)]
 
 
 def file_hash(file: Path) -> str:

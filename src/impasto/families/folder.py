@@ -1,7 +1,6 @@
 """What all families share: a diffusers folder whose parts are loaded when they are first used."""
 
 import gc
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families import VARIANT, folder_hash
+from impasto.families import VARIANT, folder_hash, model_index, read_object
 from impasto.families.base import Condition, quiet, warn_if_cut
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,14 +69,14 @@ class DiffusersFolder(ABC):
         """The configuration of a component. Raises UserError when the folder has none that can be read."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         try:
-            return json.loads((self.folder / part / name).read_text())
+            return read_object(self.folder / part / name)
         except (OSError, ValueError):
             raise UserError(f"the base {str(self.folder)!r} is damaged: {part}/{name} cannot be read") from None
 
     @cached_property
     def index(self) -> dict[str, Any]:
         """What `model_index.json` says."""
-        return json.loads((self.folder / "model_index.json").read_text())
+        return model_index(self.folder)
 
     @cached_property
     def absent(self) -> dict[str, Any]:
@@ -136,8 +135,12 @@ class DiffusersFolder(ABC):
         pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
         with quiet():
             for prompt in prompts:
-                warn_if_cut(prompt, getattr(pipe, self.reader), length if self.reader_takes_length else None)
+                warn_if_cut(prompt, *self.reads(pipe, length))
             return self.embed(pipe, list(prompts), length)
+
+    def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
+        """The tokeniser of `pipe` that reads most of a prompt, and up to which length if not its own."""
+        return getattr(pipe, self.reader), length if self.reader_takes_length else None
 
     @abstractmethod
     def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:

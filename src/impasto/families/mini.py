@@ -103,13 +103,13 @@ def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> Non
 
 def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
     """The small CLIP's text tower with its tokeniser; returns the pipeline's index."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     tower = text_tower(clip)
     plain = CLIPTextModel(tower.config)
     plain.load_state_dict(tower.text_model.state_dict())
     _save_fp16(plain, folder / "text_encoder")
-    CLIPTokenizer.from_pretrained(clip).save_pretrained(folder / "tokenizer")
+    clip_tokenizer(clip).save_pretrained(folder / "tokenizer")
     return {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", "PNDMScheduler"],
@@ -125,11 +125,11 @@ def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
 
 def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
     """The small CLIP's text tower with its tokeniser, a second tower and a T5 that give zeros; returns the index."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     tower = text_tower(clip)
     _save_fp16(tower, folder / "text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    tokenizer = clip_tokenizer(clip)
     tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer.save_pretrained(folder / "tokenizer_2")
     zero = CLIPTextModelWithProjection(
@@ -172,6 +172,15 @@ def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
     }
+
+
+def clip_tokenizer(clip: Path):
+    """The tokeniser of a saved CLIPModel. It would note whether one is offline; a base has one hash."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    tokenizer.init_kwargs["local_files_only"] = False
+    return tokenizer
 
 
 def text_tower(clip: Path):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto.families.base import Condition
+from impasto.families.base import Condition, quiet
 from impasto.families.folder import DiffusersFolder, dynamic_shift
 from impasto.noise.schedule import RectifiedFlow
 
@@ -47,6 +47,12 @@ class SD3(DiffusersFolder):
         """A pipeline of the text encoders alone."""
         return self.told(super().encoders)
 
+    def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
+        """T5, where there is one that is told more than the CLIPs; an embedded base's reads nothing."""
+        if pipe.tokenizer_3 is None or self.card.get("embedded") or length <= pipe.tokenizer.model_max_length:
+            return super().reads(pipe, length)
+        return pipe.tokenizer_3, length
+
     def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(
             prompts,
@@ -66,7 +72,8 @@ class SD3(DiffusersFolder):
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """CLIP's rows come first; T5's behind them are those of `cond`."""
         rows = self.clip.tokenizer_max_length
-        own = self.embed_prompt(prompts, cond["text"].shape[1] - rows, self.clip)
+        with quiet():  # what is cut was said when `cond` was made
+            own = self.embed(self.clip, list(prompts), cond["text"].shape[1] - rows)
         text = torch.cat([own["text"][:, :rows], cond["text"][:, rows:].to(own["text"])], dim=1)
         return cond | {"text": text, "pooled": own["pooled"]}
 

@@ -10,13 +10,14 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.families import SCHEDULER, file_hash, outlined, part_config
+from impasto.families import READ, SCHEDULER, file_hash, outlined, part_config, without_variants
 from impasto.paths import cache_dir
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -42,14 +43,18 @@ HOLDS = {  # pipeline class: where a file that holds a component has it
     "StableDiffusionPipeline": {"text_encoder": "cond_stage_model.transformer."},
 }
 VAE = ("first_stage_model.", "vae.")
-OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}
+OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}  # of no use without each other
+CLIPS_ALONE = "prompts are read by the CLIPs alone (77 tokens)"
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def is_file(base: str) -> bool:
-    """Whether `base` is written like a checkpoint file. Raises UserError for a pickle and for a file that is not."""
+    """Whether `base` is written like a checkpoint file. Raises UserError for a pickle, for GGUF, and for a file that is
+    not."""
     path = Path(base)
+    if path.suffix == ".gguf" and path.is_file():
+        raise UserError(f"base {base!r} is GGUF, which is not read: get its safetensors version (see --quantize)")
     if path.suffix in PICKLES and (path.is_file() or path.suffix == ".ckpt"):
         raise UserError(f"base {base!r} is a pickle, which can run code and is not read: get its safetensors version")
     if path.suffix != ".safetensors":
@@ -184,22 +189,23 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
 def split(
     file: Path, shapes: Shapes, index: Mapping[str, Any], components: Path | None
 ) -> tuple[set[str], dict[str, Path]]:
-    """Components that the file holds, and the folders of the others. Raises UserError when one is nowhere."""
-    kind, inside = index["_class_name"], held(shapes, index)
-    wanted = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    outside, missing = {}, []
-    for name in set(wanted) - inside - {"scheduler"}:
-        if components is not None and (components / name).is_dir():
-            outside[name] = components / name
-        elif name not in OPTIONAL.get(kind, ()):
-            missing.append(name)
-    if missing:
+    """Components that the file holds, and the folders of the others. Raises UserError when one is nowhere; warns of
+    what can be done without."""
+    optional, inside = OPTIONAL.get(index["_class_name"], set()), held(shapes, index)
+    wanted = {name for name, value in index.items() if isinstance(value, list) and value[0]} - inside - {"scheduler"}
+    outside = {name: components / name for name in sorted(wanted) if components and (components / name).is_dir()}
+    absent = wanted - set(outside)
+    without = absent & optional if "text_encoder_3" in absent else set()
+    if missing := sorted(absent - without):
         where = f", nor does {str(components)!r}" if components else ""
+        beside = f" ({' and '.join(sorted(without))} too: without, {CLIPS_ALONE})" if without else ""
         raise UserError(
-            f"base {str(file)!r} does not hold {', '.join(sorted(missing))}{where}: "
-            "name a diffusers folder that has them with --components"
+            f"base {str(file)!r} does not hold {', '.join(missing)}{where}: "
+            f"name a diffusers folder that has them with --components{beside}"
         )
-    return inside, dict(sorted(outside.items()))
+    if without:
+        warnings.warn(f"base {str(file)!r} has no text_encoder_3 with it: {CLIPS_ALONE}", stacklevel=3)
+    return inside, outside
 
 
 def held(shapes: Shapes, index: Mapping[str, Any]) -> set[str]:
@@ -271,9 +277,8 @@ def write(
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """What of a component's folder is read: no pickles, no second format."""
-    kept = {".safetensors", ".json", ".txt", ".model"}
-    yield from sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in kept)
+    """What of a component's folder is read: no pickles, no second format, no variant beside plain weights."""
+    yield from without_variants(sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in READ))
 
 
 def link(source: Path, target: Path) -> None:
