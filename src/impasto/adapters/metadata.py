@@ -146,9 +146,11 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     alphas = sorted({lora.alpha for lora in adapter.layers.values()})
     trigger = style.captions[0] if style.captions else None
     local = bool(style.base) and Path(style.base or "").exists()
-    size = recipe.get("size") or (known.get("size") if style.base else None)
     other = [key for key in STATING if meant(style.metadata.get(key, "")) != adapter.architecture]
+    other += ["impasto.base"] if local and private else []
     kept = {key: value for key, value in style.metadata.items() if key not in other}
+    guessed = known.get("size") if style.base and "modelspec.resolution" not in kept else None
+    size = recipe.get("size") or guessed
     told = kept if not style.base else {}  # a file of another tool may know its base better than we do
     predicts = prediction(style.base, known) if adapter.architecture in ("sdxl", "sd15") else None
     model = base_model(adapter, known, predicts)
@@ -163,7 +165,7 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
         "license": told.get("modelspec.license", known.get("license_name") or known.get("license")),
         "trigger_phrase": trigger,
         "usage_hint": f"Name the style as its captions did: {trigger}" if trigger else None,
-        "prediction_type": predicts,
+        "prediction_type": {"v_prediction": "v"}.get(predicts or "", predicts),
         "tags": "style",
     }
     kohya = {
