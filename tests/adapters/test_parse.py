@@ -41,6 +41,7 @@ def file(*layers, down="lora_down.weight", up="lora_up.weight", alpha=None):
         (file("lora_te_text_model_encoder_layers_3_self_attn_k_proj"), CLIP),
         (file("lora_te1_text_model_encoder_layers_3_self_attn_k_proj"), CLIP),
         (file("text_encoders.clip_l.transformer.text_model.encoder.layers.3.self_attn.k_proj"), CLIP),
+        (file("text_encoders.clip_h.transformer.text_model.encoder.layers.3.self_attn.k_proj"), CLIP),
         (file(CLIP.replace("text_model.", "")), CLIP),
         (file(CLIP.replace("k_proj", "to_k"), down="_lora.down.weight", up="_lora.up.weight"), CLIP),
     ],
@@ -155,6 +156,17 @@ def test_damaged_metadata_and_an_unknown_base():
         read(file(LAYER), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, architecture="sd15")
     with pytest.raises(UserError, match="which base it belongs to: say it with --base"):
         read(file("transformer.transformer_blocks.0.attn.to_q"))
+
+
+@pytest.mark.parametrize(("width", "tower"), [(768, "clip_l"), (1024, "clip_h")])
+def test_comfyui_calls_the_text_encoder_of_sd2_by_another_name(width, tower):
+    """Of every layer, the MLP's wide ones too."""
+    sizes = {"self_attn.q_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    layer = "text_encoder.text_model.encoder.layers.0"
+    layers = {f"{layer}.{name}": Lora(torch.ones(1, i), torch.ones(o, 1), 1.0) for name, (o, i) in sizes.items()}
+    tensors, _ = write(Adapter("sd15", layers), "comfyui")
+    assert all(key.startswith(f"text_encoders.{tower}.transformer.text_model.") for key in tensors)
+    assert read(tensors, architecture="sd15").layers.keys() == layers.keys()
 
 
 @pytest.mark.parametrize(("name", "rows"), [("double_blocks_0_img_attn_qkv", 13), ("single_blocks_0_linear1", 12)])

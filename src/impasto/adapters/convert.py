@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from impasto.adapters.layouts import DENOISER, SWAPPED, TEXT_ENCODERS, names, part_widths
+from impasto.adapters.layouts import DENOISER, SD2_TEXT, SWAPPED, TEXT_ENCODERS, names, part_widths
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 """The key under which diffusers keeps the configs of a file's LoRAs, alpha among them."""
@@ -165,6 +165,8 @@ def published(adapter: Adapter, layout: str, layers_per_block: int) -> dict[str,
         component, _, name = layer.partition(".")
         if component != denoiser:
             kohya, comfyui = TEXT_ENCODERS[architecture][component]
+            if architecture == "sd15" and min(lora.down.shape[1], lora.up.shape[0]) == SD2_TEXT:
+                comfyui = "clip_h"
             prefix = f"{kohya}_" if layout == "kohya" else f"text_encoders.{comfyui}.transformer."
             result[prefix + (name.replace(".", "_") if layout == "kohya" else name)] = lora
         elif architecture == "sd15" and layout == "kohya":

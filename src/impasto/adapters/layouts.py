@@ -34,6 +34,8 @@ TEXT_ENCODERS = {
     "sd15": {"text_encoder": ("lora_te", "clip_l")},
 }
 """The encoders that diffusers can put a LoRA on (a T5 is none), with the names that kohya and ComfyUI give them."""
+SD2_TEXT = 1024
+"""How wide SD2's text encoder is, which ComfyUI calls "clip_h"; SD1's has 768."""
 
 DEPTH = 100  # blocks of a transformer that are known by name; FLUX.1 has 38, SD3.5 large 38
 UNET_DEPTH = 10  # transformer blocks in one attention of a U-Net; SDXL has 10

@@ -166,6 +166,7 @@ def split(stem: str, architecture: str) -> tuple[str, str]:
         *((f"lora_te{n}_", "text_encoder") for n in ("", "1")),
         *(("lora_te2_", "text_encoder_2"), ("text_encoder.", "text_encoder"), ("text_encoder_2.", "text_encoder_2")),
         ("text_encoders.clip_l.transformer.", "text_encoder"),
+        ("text_encoders.clip_h.transformer.", "text_encoder"),
         ("text_encoders.clip_g.transformer.", "text_encoder_2"),
     ):
         if stem.startswith(prefix):
