@@ -79,6 +79,18 @@ def check_same(one, other):
         assert a["lam"] == b["lam"] and abs(a["loss"] - b["loss"]) < 1e-5 * a["loss"]
 
 
+def test_the_others_wait_for_hours(monkeypatch):
+    """While the first one downloads a base, or draws the previews; NCCL's own patience is 10 minutes."""
+    import accelerate
+
+    from impasto.parallel import Team
+
+    asked, real = [], accelerate.PartialState
+    monkeypatch.setattr(accelerate, "PartialState", lambda **more: asked.append(more) or real(**more))
+    assert Team("cpu").size == 1
+    assert asked[0]["cpu"] and asked[0]["timeout"].total_seconds() >= 3600
+
+
 def test_two_processes_are_one_with_the_double_batch(runs):
     folder, said = runs
     one = load_file(folder / "one" / WEIGHTS)

@@ -340,6 +340,21 @@ def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
     assert weights(config)
 
 
+def test_a_run_whose_previews_were_cut_off_is_completed_by_the_same_command(config, monkeypatch):
+    def cut_off(self, step):
+        raise StopError
+
+    config = replace(config, preview=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("impasto.preview.Previews.draw", cut_off)
+        with pytest.raises(StopError):
+            train(config)
+    before = weights(config)
+    assert not (config.out / "README.md").exists()
+    assert train(config)["resumed_from"] == 6 and same(before, weights(config))
+    assert "previews/step-000006-0.png" in (config.out / "README.md").read_text()
+
+
 def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monkeypatch):
     """After it was quantised or offloaded, and when the text encoders are gone: only then there is room."""
     from impasto.objectives import prior

@@ -17,6 +17,7 @@ from impasto.noise.laws import within
 from impasto.paths import atomic
 from impasto.plan import bars, histogram, noise_law
 
+CARD = "README.md"  # in a style folder
 TEXT = """---
 {front}
 ---
@@ -223,6 +224,6 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         train_steps=config.steps,
         bars=bars(histogram(within(noise_law(config), family.schedule))),
     )
-    with atomic(config.out / "README.md") as file:
+    with atomic(config.out / CARD) as file:
         file.write_text(text)
-    return config.out / "README.md"
+    return config.out / CARD

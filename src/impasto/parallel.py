@@ -8,12 +8,16 @@ sharded, see docs/training.md). `accelerate launch` says who is who.
 
 import os
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 from impasto.running import repeated
+
+PATIENCE = timedelta(hours=6)
+"""For which processes wait for the first one, which downloads the base and draws the previews; NCCL has 10 minutes."""
 
 
 class Team:
@@ -22,7 +26,8 @@ class Team:
     def __init__(self, device: str) -> None:
         from accelerate import PartialState
 
-        self.state = PartialState(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        self.state = PartialState(cpu=cpu, timeout=PATIENCE)
         self.index, self.size = self.state.process_index, self.state.num_processes
         self.main = self.state.is_main_process
         self.shards = self.size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

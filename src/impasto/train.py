@@ -31,7 +31,7 @@ from impasto.data.prepare import prepare_items
 from impasto.data.references import Reference
 from impasto.errors import UserError
 from impasto.families.base import Family
-from impasto.modelcard import write_card
+from impasto.modelcard import CARD, write_card
 from impasto.moving import Moving
 from impasto.noise import offset
 from impasto.noise.laws import within
@@ -91,7 +91,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     done, state = run.resume()
     try:
         with told(config.out, memory.advice(config, running)):
-            if done < config.steps or not (config.out / WEIGHTS).is_file():
+            if done < config.steps or not all((config.out / name).is_file() for name in (WEIGHTS, CARD)):
                 objectives.read(resolved, family)
                 previews = Previews(family, resolved)
                 prepared = prepare_items(
@@ -184,12 +184,13 @@ def loop(
 def finish(
     config: TrainConfig, family: Family, pairs: Sequence[tuple[Reference, str]], moving: Moving, previews: Previews
 ) -> None:
-    """The style folder's own files: pictures, card, and last the adapter, which says that the run is complete."""
+    """The style folder's own files: references, adapter, previews, and last the card, which says that the run is
+    complete: where the previews are cut off, the style is there, and the same command goes on with them."""
     for i, (reference, _) in enumerate(pairs):
         reference.image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
     with moving.averaged():
-        write_card(config, family, draw_previews(previews, config.steps), version("impasto"))
         save(family, config.out)
+        write_card(config, family, draw_previews(previews, config.steps), version("impasto"))
 
 
 def draw_previews(previews: Previews, step: int) -> list[str]:
