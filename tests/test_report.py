@@ -128,6 +128,9 @@ def test_bad_input(run, tmp_path):
         file.unlink()
     with pytest.raises(UserError, match="no images yet"):
         report(run)
+    (run / "recipe.toml").write_text('caption = ["a cat, [trigger]"]\ntrigger = "wibble style"\n')
+    with pytest.raises(UserError, match="--prompt 'a cat, wibble style' --out"):
+        report(run)
     (run / "recipe.toml").write_text("= 3")
     with pytest.raises(UserError, match="cannot be read"):
         report(run)

@@ -70,6 +70,8 @@ def test_a_folder_is_trained_and_goes_on_bit_for_bit(config, tmp_path):
     assert (whole.out / "metrics.jsonl").read_bytes() == (config.out / "metrics.jsonl").read_bytes()
     kept = tomllib.loads((config.out / "recipe.toml").read_text())
     assert kept["trigger"] == "wibble" and len(kept["impasto"]["references_sha256"]) == 5
+    assert kept["impasto"]["captions"] == [f"{thing}, wibble" for thing in [THINGS[4], *THINGS[:4]]]
+    assert kept["impasto"]["caption_counts"] == [1] * 5 and kept["impasto"]["pictures"] == 5
     assert sorted(file.name for file in config.out.glob("reference*.png")) == [
         *(f"reference-{i}.png" for i in range(1, 5)),
         "reference.png",

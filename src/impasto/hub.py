@@ -88,7 +88,7 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
     if told.file.name == WEIGHTS and own.is_file():
         text = own.read_text()
     else:
-        known, trigger = known_card(base, architecture), (told.captions or [None])[0]
+        known, trigger = known_card(base, architecture), next(iter(told.captions), told.trigger)
         text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger, trained_size(told))
     name = Path(base).name if base and Path(base).exists() else base or "its base model"
     text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)

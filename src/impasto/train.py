@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto import adapters, families, hub, memory, objectives
+from impasto import adapters, families, hub, memory, objectives, optimizers
 from impasto.adapters import text
 from impasto.adapters.io import WEIGHTS, save
 from impasto.config import TrainConfig, check_ranges
@@ -74,12 +74,17 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
     objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
+    device, _ = families.place(config.device, config.precision)
+    optimizers.check(config, device, text.rates(config))
+    outline = families.outline(config.base, config.components)  # tells before a download what is wrong
+    if outline is not None:
+        check_base(config, outline, device, team.shards)
     with team.state.main_process_first():
         family = families.load(
             config.base, device=config.device, precision=config.precision, components=config.components
         )
-        text.check(config, family, team.shards)
-        check_base(config, family)
+        if outline is None:
+            check_base(config, family, device, team.shards)
         levels = within(levels, family.schedule)
     config, shards = going_on(config), team.size if team.shards else 1
     running = memory.plan(config, family, family.device, family.precision, shards)
@@ -209,8 +214,8 @@ def draw_previews(previews: Previews, step: int) -> list[str]:
 
 
 def inputs(family: Family, items: Sequence[Item], team: Team, running: Running) -> dict[str, Any]:
-    """What a run met beside its settings: hashes, processes, how it was run, the versions of what computes."""
-    met = {"processes": team.size, "running": list(running.why)}
+    """What a run met beside its settings: hashes, captions, processes, how it was run, versions of what computes."""
+    met = data.spoken(items) | {"processes": team.size, "running": list(running.why)}
     return {"base_sha256": family.hash} | data.hashes(items) | met | {name: version(name) for name in PACKAGES}
 
 

@@ -43,6 +43,7 @@ base_sha256 = "b0"
 references_sha256 = ["r0"]
 """
 FLUX = "transformer.single_transformer_blocks.0.proj_out"
+DEV = "black-forest-labs/FLUX.1-dev"
 
 
 def write_style(folder, base, layer=FLUX, recipe=RECIPE, width=6):
@@ -212,6 +213,46 @@ def test_a_folder_that_is_given_as_the_base_is_private(tmp_path, tiny_flux, monk
     monkeypatch.chdir(tiny_flux.parent)
     meta = told(export_style(tmp_path / "x.safetensors", private=True, base=tiny_flux.name)["out"])
     assert not {"impasto.base", "ss_sd_model_name"} & meta.keys()
+
+
+FILLED = ["photo of a cat, wibble style", "photo of two cats, night, wibble style"]
+RAW = 'caption = ["a cat, [trigger]"]\ntrigger = "wibble style"\ncaption_prefix = "photo of"\n'
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "captions", "tags"),
+    [  # an older run; one that kept its captions; a folder, and an older one
+        (RAW, "", FILLED[:1], {"photo of a cat": 1, "wibble style": 1}),
+        (RAW, "caption_counts = [2]\npictures = 2\n", FILLED[:1], {"photo of a cat": 2, "wibble style": 2}),
+        ('trigger = "wibble style"\n', "caption_counts = [3, 1]\npictures = 17\n", FILLED, None),
+        ('trigger = "wibble style"\n', "", [], None),
+    ],
+)
+def test_captions_as_they_were_trained_on(tmp_path, given, kept, captions, tags):
+    """With trigger and prefix, through export, import and resize, and in the card's code."""
+    recipe = RECIPE.replace('caption = ["a rocket in ink style"]\n', given)
+    recipe += (f"captions = {json.dumps(captions)}\n" + kept) if kept else ""
+    style = write_style(tmp_path / "ink", DEV, recipe=recipe)
+    file = export_style(style, "kohya", private=True)["out"]
+    import_style(file, tmp_path / "back")
+    resize_style(tmp_path / "back", 2, tmp_path / "small")
+    for meta in (told(file), told(tmp_path / "small" / WEIGHTS)):
+        assert meta["modelspec.trigger_phrase"] == meta["impasto.trigger"] == "wibble style"
+        assert json.loads(meta.get("impasto.captions", "[]")) == captions and "[trigger]" not in str(meta)
+        assert meta["modelspec.usage_hint"].endswith(f": {captions[0] if captions else 'wibble style'}")
+    if tags:
+        assert json.loads(meta["ss_tag_frequency"]) == {"ink": tags}
+    elif captions:
+        assert json.loads(meta["ss_tag_frequency"])["ink"]["wibble style"] == 4
+        assert meta["ss_num_train_images"] == "17"
+    prompt = captions[0] if captions else "wibble style"
+    assert f'pipe("{prompt}", height' in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_a_trigger_that_no_caption_holds_is_not_what_calls_it(tmp_path):
+    recipe = RECIPE.replace("out =", 'trigger = "wibble"\nout =')
+    meta = told(export_style(write_style(tmp_path / "ink", DEV, recipe=recipe))["out"])
+    assert meta["modelspec.trigger_phrase"] == "a rocket in ink style"
 
 
 @pytest.mark.parametrize("stated", ["null", "7", '{"a": 1}', "[" * 10**5, "{"])

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from impasto.data.captions import check, pair
+from impasto.data.captions import check, of_run, pair
 from impasto.errors import UserError
+
+
+def test_what_a_run_was_trained_on():
+    """As it kept it, else as its recipe says it."""
+    recipe = {"caption": ["a cat,  [trigger]", "a dog"], "caption_prefix": "photo of", "trigger": "wibble style"}
+    filled = ["photo of a cat, wibble style", "photo of a dog"]
+    assert of_run(recipe, {"torch": "2"}) == filled
+    assert of_run(recipe, {"captions": filled[:1]}) == filled[:1]
+    assert of_run({"caption": "a cat, [trigger]"}, {}) == ["a cat, [trigger]"]
+    assert of_run({"trigger": "wibble"}, {}) == []
 
 
 def test_pairs_keep_their_order():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from impasto.config import TrainConfig
 from impasto.data import items
-from impasto.data.items import hashes, summary, told
+from impasto.data.items import KEPT, hashes, spoken, summary, told
 from impasto.errors import UserError
 
 CARD = {"bucket_step": 8}
@@ -45,6 +45,18 @@ def quiet(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return read(config)
+
+
+def test_the_captions_that_are_kept(folder):
+    """Each once and as it is trained on; of very many the most common ones."""
+    paint(folder / "d.png", colour="white").with_suffix(".txt").write_text("a [trigger] in ink style")
+    found = read(config_of(folder, trigger="b", caption_prefix="photo of"))
+    texts = [f"photo of a {name} in ink style" for name in "abc"]
+    assert spoken(found) == {"pictures": 4, "captions": texts, "caption_counts": [1, 2, 1]}
+    many = [replace(found[0], caption=f"{i} {STYLE}") for i in range(1000)] + [found[1]] * 2
+    kept = spoken(many)
+    assert kept["pictures"] == 1002 and len(kept["captions"]) == KEPT
+    assert kept["captions"][-1] == texts[1] and kept["caption_counts"][-1] == 2
 
 
 def test_a_folder(folder):

@@ -219,7 +219,7 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
         describe(adapter, told) | ({"impasto.base": base} if base else {}) | {"modelspec.title": out.resolve().name}
     )
     writable_folder(out)
-    known, trigger = known_card(base, adapter.architecture), (told.captions or [None])[0]
+    known, trigger = known_card(base, adapter.architecture), next(iter(told.captions), told.trigger)
     with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
         card.write_text(

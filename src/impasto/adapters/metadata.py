@@ -8,6 +8,7 @@ its parameters (of log-SNR), hashes of base and references, scores.
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +21,7 @@ from impasto.adapters.convert import Adapter
 from impasto.adapters.io import WEIGHTS, check_file, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.adapters.parse import STATING, meant
+from impasto.data import captions
 from impasto.errors import UserError
 from impasto.families import card, cards, embedded, part_config, pipeline_class
 from impasto.families.single_file import read_header
@@ -62,14 +64,23 @@ class About:
 
     @property
     def captions(self) -> list[str]:
-        given = self.recipe.get("caption")
-        if not given:
-            try:
-                given = json.loads(self.metadata.get("impasto.captions", "[]"))
-            except (ValueError, RecursionError):
-                given = []
+        """Those that it was trained on, with prefix and trigger; of a folder's the most common ones."""
+        if own := captions.of_run(self.recipe, self.inputs):
+            return own
+        try:
+            given = json.loads(self.metadata.get("impasto.captions", "[]"))
+        except (ValueError, RecursionError):
+            given = []
         listed = [given] if isinstance(given, str) else given if isinstance(given, list) else []
         return [str(caption) for caption in listed]
+
+    @property
+    def trigger(self) -> str | None:
+        """What calls it: its trigger where the captions hold it, as far as they are known, else the first caption."""
+        word, texts = self.recipe.get("trigger") or self.metadata.get("impasto.trigger"), self.captions
+        if word and (not texts or any(word.lower() in text.lower() for text in texts)):
+            return word
+        return texts[0] if texts else None
 
 
 def about(style: Path | str, metadata: Mapping[str, str]) -> About:
@@ -144,7 +155,7 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     recipe, known = style.recipe, known_card(style.base, adapter.architecture)
     ranks = sorted({lora.rank for lora in adapter.layers.values()})
     alphas = sorted({lora.alpha for lora in adapter.layers.values()})
-    trigger = style.captions[0] if style.captions else None
+    example = next(iter(style.captions), style.trigger)
     local = bool(style.base) and Path(style.base or "").exists()
     other = [key for key in STATING if meant(style.metadata.get(key, "")) != adapter.architecture]
     other += ["impasto.base"] if local and private else []
@@ -163,8 +174,8 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
         "description": "A style, trained with impasto" if recipe else None,
         "date": datetime.fromtimestamp(int(style.file.stat().st_mtime)).isoformat(),
         "license": told.get("modelspec.license", known.get("license_name") or known.get("license")),
-        "trigger_phrase": trigger,
-        "usage_hint": f"Name the style as its captions did: {trigger}" if trigger else None,
+        "trigger_phrase": style.trigger,
+        "usage_hint": f"Name the style as its captions did: {example}" if example else None,
         "prediction_type": {"v_prediction": "v"}.get(predicts or "", predicts),
         "tags": "style",
     }
@@ -187,6 +198,7 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
         "architecture": adapter.architecture,
         "base": None if local and private else style.base,
         "captions": style.captions or None,
+        "trigger": recipe.get("trigger") or None,
         "images": None if private else recipe.get("image"),
         "scores": style.scores or None,
     }
@@ -243,8 +255,13 @@ def base_version(adapter: Adapter, known: Mapping[str, Any], predicts: str | Non
 def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str, Any]:
     """kohya's keys of a training run, under the names and in the forms that its train_network.py writes."""
     size, images = recipe.get("size"), recipe.get("image") or []
-    folder = style.name if private else (Path(images[0]).resolve().parent.name if images else style.name)
-    counts = {caption: style.captions.count(caption) for caption in style.captions}
+    pictures = style.inputs.get("pictures") or len(style.inputs.get("references_sha256") or images)
+    first = Path(images[0]).resolve() if images and not private else None
+    folder = (first if first.is_dir() else first.parent).name if first else style.name
+    texts, counts = style.captions, style.inputs.get("caption_counts") or []
+    tags: Counter[str] = Counter()
+    for caption, n in zip(texts, counts if len(counts) == len(texts) else [1] * len(texts), strict=True):
+        tags.update(dict.fromkeys((tag.strip().lower() for tag in caption.split(",") if tag.strip()), n))
     return {
         "seed": recipe.get("seed"),
         "steps": recipe.get("steps"),
@@ -258,10 +275,10 @@ def trained(recipe: Mapping[str, Any], style: About, private: bool) -> dict[str,
         "max_grad_norm": recipe.get("clip"),
         "noise_offset": recipe.get("offset_noise") or None,
         "resolution": f"({size}, {size})" if size else None,
-        "num_train_images": len(style.inputs.get("references_sha256") or images) or None,
+        "num_train_images": pictures or None,
         "batch_size_per_device": recipe.get("batch"),
         "gradient_accumulation_steps": recipe.get("accumulate"),
-        "tag_frequency": {folder: counts} if counts else None,
+        "tag_frequency": {folder: tags} if tags else None,
         "training_comment": f"impasto, recipe {Path(str(recipe.get('recipe'))).name}, noise {recipe.get('noise')}",
     }
 

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from impasto.errors import UserError
 
@@ -55,6 +56,19 @@ def fill(caption: str, prefix: str = "", trigger: str = "") -> str:
             f"the caption {caption!r} holds {TRIGGER}: say what stands for it with --trigger 'wibble style'"
         )
     return caption.replace(TRIGGER, trigger)
+
+
+def of_run(recipe: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """The captions that a run was trained on, each with prefix and trigger. inputs: what recipe.toml has in [impasto].
+
+    A run that has kept none there has the recipe's, which are filled here; of a folder's pictures it tells none.
+    """
+    given = inputs.get("captions")
+    if isinstance(given, list) and given:
+        return [str(caption) for caption in given]
+    given = recipe.get("caption") or []
+    prefix, trigger = recipe.get("caption_prefix") or "", recipe.get("trigger") or TRIGGER
+    return [fill(str(caption), prefix, trigger) for caption in ([given] if isinstance(given, str) else given)]
 
 
 def pair(images: Sequence[Path], captions: Sequence[str], trigger: str = "") -> list[tuple[Path, str]]:

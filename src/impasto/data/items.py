@@ -18,6 +18,7 @@ from impasto.data.references import ANIMATED, TRANSPARENT, enlarged
 from impasto.errors import UserError
 
 FEW = 8  # pictures that need no progress bar
+KEPT = 32  # different captions that recipe.toml keeps
 PREVIEWS = 4  # prompts of previews and captions in the card, where a folder brings many
 
 
@@ -204,6 +205,15 @@ def hashes(items: Sequence[Item]) -> dict[str, Any]:
         pictures = [hashlib.sha256("\n".join(pictures).encode()).hexdigest()]
     everything = json.dumps([one.told() for one in items])
     return {"references_sha256": pictures, "data_sha256": hashlib.sha256(everything.encode()).hexdigest()}
+
+
+def spoken(items: Sequence[Item]) -> dict[str, Any]:
+    """How many pictures, and their different captions in order, each with the number of its pictures; of more than KEPT
+    the most common ones."""
+    counts = Counter(one.caption for one in items)
+    most = dict(counts.most_common(KEPT))
+    kept = [caption for caption in counts if caption in most]
+    return {"pictures": len(items), "captions": kept, "caption_counts": [counts[caption] for caption in kept]}
 
 
 def summary(items: Sequence[Item]) -> dict[str, Any]:

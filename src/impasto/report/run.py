@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.data import captions
 from impasto.errors import UserError
 from impasto.evaluate.samples import Sample, read_folder
 from impasto.noise import laws
@@ -32,9 +33,9 @@ class Run:
 
     @property
     def caption(self) -> str:
-        """The caption of the (first) reference, "" when the recipe states none."""
-        captions = self.key("caption") or ""
-        return captions if isinstance(captions, str) else captions[0]
+        """The caption of the (first) reference as it was trained on, "" when the recipe states none."""
+        recipe = {name: self.key(name) for name in ("caption", "caption_prefix", "trigger")}
+        return next(iter(captions.of_run(recipe, {"captions": self.key("captions")})), "")
 
     @property
     def title(self) -> str:
@@ -125,5 +126,5 @@ def generated_folder(run: Run) -> Path:
         if any((run.folder / name).glob("*.png")):
             return run.folder / name
     command = ["impasto", "generate", "--base", str(run.key("base") or "mini-sd3"), "--style", str(run.folder)]
-    command += ["--prompt", str((run.key("caption") or ["a cat"])[0]), "--out", str(run.folder / "images")]
+    command += ["--prompt", run.caption or "a cat", "--out", str(run.folder / "images")]
     raise UserError(f"{run.folder} has no images yet: `{shlex.join(command)}` first")
