@@ -319,6 +319,8 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
         ({"size": 17}, "size must be a multiple of"),
         ({"targets": ("to_qq",)}, "matches no layer"),
         ({"out": tmp_path / "file"}, "is a file, or lies in one"),
+        ({"prior_weight": 1.0}, "prior_weight needs captions"),
+        ({"optimizer": "adamv"}, "unknown optimizer"),
         ({"lr": 5.0}, r"other settings \(lr: "),
     ):
         with pytest.raises(UserError, match=message):
@@ -328,6 +330,38 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
             with pytest.raises(UserError, match=message):
                 train(fresh)
             assert not fresh.out.is_dir(), "nothing is left of a run that cannot be"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "muon", "targets": ("convolution",)}, "muon steps matrices only"),
+        ({"optimizer": "prodigy", "lr": 1.0, "text_encoder_lora": True, "text_encoder_lr": 0.1}, "one rate for all"),
+        ({"optimizer": "adamw8bit"}, "adamw8bit needs bitsandbytes"),
+        ({"optimizer": "prodigy"}, "prodigy needs prodigyopt"),
+        ({"prior_weight": 1.0}, "prior_weight needs captions"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
+    tiny_sdxl, picture, tmp_path, monkeypatch, changes, message
+):
+    import importlib
+
+    def missing(name, package=None):
+        if name in ("bitsandbytes", "prodigyopt"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, package)
+
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", missing)
+    about = {"image": [str(picture)], "caption": [CAPTION], "out": str(tmp_path / "run")}
+    config = resolve("style-friendly", str(tiny_sdxl), **about, **changes)
+    with pytest.raises(UserError, match=message):
+        dry_run(config)
+    monkeypatch.setattr(families, "load", None)
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):

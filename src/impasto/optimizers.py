@@ -37,11 +37,8 @@ def adamw(groups: Groups, config: TrainConfig) -> Optimizer:
 def adamw8bit(groups: Groups, config: TrainConfig) -> Optimizer:
     """AdamW with both moments in 8 bits per block of 256 (Dettmers et al. 2022, arXiv 2110.02861), by bitsandbytes.
 
-    Tensors of fewer than 4,096 weights keep theirs in float32. Raises UserError without bitsandbytes, and on MPS.
+    Tensors of fewer than 4,096 weights keep theirs in float32.
     """
-    device = groups[0]["params"][0].device.type
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"adamw8bit does not run on {device}: bitsandbytes has no optimiser for it; use adamw")
     bitsandbytes = extra("bitsandbytes", "quant", "adamw8bit")
     return bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
 
@@ -52,8 +49,6 @@ def prodigy(groups: Groups, config: TrainConfig) -> Optimizer:
     Mishchenko & Defazio 2024, arXiv 2306.06101, by prodigyopt, with bias correction and safeguarded warm-up (as the
     diffusers scripts advise). `lr` multiplies d and is 1 unless it is given. One d serves all groups.
     """
-    if len({group.get("lr", config.lr) for group in groups}) > 1:
-        raise UserError("prodigy finds one rate for all weights: leave --text-encoder-lr out, or use adamw")
     prodigyopt = extra("prodigyopt", "prodigy", "prodigy")
     settings = {"betas": BETAS, "weight_decay": config.weight_decay}
     return prodigyopt.Prodigy(groups, lr=config.lr, use_bias_correction=True, safeguard_warmup=True, **settings)
@@ -63,10 +58,8 @@ def muon(groups: Groups, config: TrainConfig) -> Optimizer:
     """Momentum .95, made orthogonal by Newton-Schulz, for matrices: `p = p - lr .2 sqrt(max(rows, columns)) UV^T`.
 
     Jordan et al. 2024; the factor (Liu et al. 2025, arXiv 2502.16982, eq. 4) gives its steps the size of AdamW's, so
-    that AdamW's learning rate serves. A LoRA's A and B are such matrices. Raises UserError on convolutions.
+    that AdamW's learning rate serves. A LoRA's A and B are such matrices, unless its layer is a convolution.
     """
-    if any(p.ndim != 2 for group in groups for p in group["params"]):
-        raise UserError("muon steps matrices only, and these targets hold convolutions: use adamw, or other --targets")
     return torch.optim.Muon(groups, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
@@ -85,11 +78,30 @@ def choice(name: str) -> Choice:
     return OPTIMIZERS[name]
 
 
+def check(config: TrainConfig, device: str, rates: Mapping[str, float], matrices: bool = True) -> None:
+    """Raise UserError where the optimiser cannot be had: unknown, not on `device`, its package missing, of several
+    `rates` (see `build`), or of weights that are no `matrices`."""
+    choice(config.optimizer)
+    kind = device.split(":")[0]
+    if config.optimizer == "adamw8bit":
+        if kind not in ("cpu", "cuda"):
+            raise UserError(f"adamw8bit does not run on {kind}: bitsandbytes has no optimiser for it; use adamw")
+        extra("bitsandbytes", "quant", "adamw8bit")
+    if config.optimizer == "prodigy":
+        if any(rate != config.lr for rate in rates.values()):
+            raise UserError("prodigy finds one rate for all weights: leave --text-encoder-lr out, or use adamw")
+        extra("prodigyopt", "prodigy", "prodigy")
+    if config.optimizer == "muon" and not matrices:
+        raise UserError("muon steps matrices only, and these targets hold convolutions: use adamw, or other --targets")
+
+
 def build(config: TrainConfig, named: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> Optimizer:
     """The config's optimiser over the parameters. rates: learning rates of those whose names begin so.
 
-    A group's "scale" is its rate over `config.lr`: schedules multiply both.
+    A group's "scale" is its rate over `config.lr`: schedules multiply both. Raises UserError, see `check`.
     """
+    device = next(iter(named.values())).device.type
+    check(config, device, rates, all(p.ndim == 2 for p in named.values()))
     groups: Groups = []
     for prefix, rate in [*rates.items(), ("", config.lr)]:
         taken = [name for name in named if name.startswith(prefix) and (prefix or not name.startswith(tuple(rates)))]

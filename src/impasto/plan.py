@@ -93,6 +93,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     """Every setting as it will be used, the pictures, and the noise levels; no weights are read, and nothing is written
     but the caches of configurations and of what pictures are like. Raises UserError."""
     from impasto import adapters, families, memory, objectives, optimizers
+    from impasto.adapters import text
     from impasto.config import check_ranges
     from impasto.data import advice, items
     from impasto.runfolder import check_out, check_recipe, going_on
@@ -101,13 +102,13 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     check_out(config)
     adapters.adapter(config.adapter)
     objectives.check(config)
-    optimizers.choice(config.optimizer)
     device, precision = families.place(config.device, config.precision)
+    optimizers.check(config, device, text.rates(config))
     found = items.read(config, families.card(config.base))
     data = items.summary(found) | {"advice": advice.advise(found, config)}
     family = families.outline(config.base, config.components)
     if family is not None:
-        check_base(config, family)
+        check_base(config, family, device)
     config = going_on(config)
     running = memory.plan(config, family, device, precision)
     check_recipe(replace(config, quantize=running.quantize, precision=precision), items.hashes(found))
@@ -125,15 +126,25 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def check_base(config: TrainConfig, family: Family) -> None:
+def check_base(config: TrainConfig, family: Family, device: str, shards: bool = False) -> None:
     """What can be said of settings on a base before its weights are read. Raises UserError on a size and on targets
-    that it does not have."""
-    from impasto.adapters import lora
+    that it does not have, an optimiser that has no steps for these, text encoders that cannot be trained, and a prior
+    of no captions. shards: the base is sharded over processes."""
+    from impasto import optimizers
+    from impasto.adapters import lora, text
     from impasto.generate import check_size
     from impasto.memory import skeleton
+    from impasto.objectives import prior
 
     check_size(config.size, family)
-    lora.endings(family, config.targets, skeleton(family))
+    model = skeleton(family)
+    names = lora.endings(family, config.targets, model)
+    convolutions = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    matrices = not any(lora.ends(name, names) for name in convolutions)
+    optimizers.check(config, device, text.rates(config), matrices)
+    text.check(config, family, shards)
+    if config.prior_weight:
+        prior.captions(config, family)
 
 
 def positions(size: int, family: Family | None) -> int:
