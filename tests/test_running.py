@@ -180,6 +180,21 @@ def test_a_quantised_base_trains(tiny_sd3, plain, kind, package, error):
     assert 1 - error < torch.cosine_similarity(one, two, dim=0) < 1
 
 
+def test_no_weights_are_made_up_to_be_quantised(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    model = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64, bias=False))])
+    layers, made = [*model[0]], []
+    before = [layer.weight.detach().clone() for layer in layers]
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: made.append(layer.weight.device.type))
+    running.quantize(model, "nf4", torch.float32)
+    assert made == ["meta", "meta"] and [layer.bias is None for layer in model[0]] == [False, True]
+    model.to("cpu")
+    for old, new in zip(before, model[0], strict=True):
+        x = torch.eye(64)
+        told = new(x) - (0 if new.bias is None else new.bias)
+        assert 0 < (told.T - old).abs().max() < 0.2 * old.abs().max()
+
+
 @pytest.mark.parametrize(
     ("kind", "package", "error"),
     [

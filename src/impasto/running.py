@@ -178,7 +178,8 @@ def quantize(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
     bnb = extra("bitsandbytes", "quant", f"--quantize {kind}")
     for name, layer in list(model.named_modules()):
         if in_block(layer, name):
-            new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, compute_dtype=dtype, quant_type=kind)
+            size = layer.in_features, layer.out_features
+            new = bnb.nn.Linear4bit(*size, compute_dtype=dtype, quant_type=kind, device="meta")  # of no weights yet
             new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type=kind)
             new.bias = layer.bias
             parent, _, own = name.rpartition(".")
