@@ -153,9 +153,10 @@ def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> Non
         part, _, rest = key.partition(".")
         layer, half, _ = rest.rpartition(".lora_")
         width = layer_width(getattr(pipe, part, None), layer)
-        ok = half and width and len(shape) > 1
-        ok = ok and (shape[1] == width[0] if rest.endswith("_A.weight") else shape[0] == width[1])
-        if not ok:
+        side = (
+            0 if rest.endswith("_A.weight") else 1
+        )  # of the layer: A has its inputs as columns, B its outputs as rows
+        if not (half and width and len(shape) > 1 and shape[1 - side] == width[side]):
             wrong.append(key)
     if wrong or not shapes:
         of = f"{len(wrong)} of {len(shapes)} tensors do not fit, {wrong[0]!r} first" if wrong else "it is empty"
