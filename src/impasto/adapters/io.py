@@ -153,9 +153,7 @@ def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> Non
         part, _, rest = key.partition(".")
         layer, half, _ = rest.rpartition(".lora_")
         width = layer_width(getattr(pipe, part, None), layer)
-        side = (
-            0 if rest.endswith("_A.weight") else 1
-        )  # of the layer: A has its inputs as columns, B its outputs as rows
+        side = 0 if rest.endswith("_A.weight") else 1  # A has the inputs as columns, B the outputs as rows
         if not (half and width and len(shape) > 1 and shape[1 - side] == width[side]):
             wrong.append(key)
     if wrong or not shapes:
