@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from impasto.adapters.convert import Adapter, Lora, write
-from impasto.adapters.parse import agreed, read
+from impasto.adapters.layouts import ARCHITECTURES
+from impasto.adapters.parse import agreed, meant, read
 from impasto.errors import UserError
+from impasto.families import cards
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = LAYER.replace("to_q", "to_out.0")
@@ -144,6 +146,14 @@ def test_metadata_that_contradicts_the_base_or_itself_is_refused():
     with pytest.raises(UserError, match="'stable-diffusion-xl-v1-refiner/lora'"):
         agreed({"modelspec.architecture": "stable-diffusion-xl-v1-refiner/lora"}, "sdxl")
     assert agreed({"modelspec.architecture": "flux-1/lora", "ss_base_model_version": "flux1"}, "flux") == "flux"
+
+
+def test_what_we_state_is_known():
+    """The cards' own names, and kohya's of all versions that it has."""
+    stated = {card["modelspec"]: card.get("pipeline", name) for name, card in cards().items() if "modelspec" in card}
+    assert len(stated) == 10 and all(meant(f"{name}/lora") == ARCHITECTURES[kind] for name, kind in stated.items())
+    versions = ["flux1", "5-large", "5-medium", "medium", "sdxl_base_v1-0", "sd_v1", "sd_v1_v", "sd_v2", "sd_v2_v"]
+    assert [meant(version) for version in versions] == ["flux", *["sd3"] * 3, "sdxl", *["sd15"] * 4]
 
 
 def test_damaged_metadata_and_an_unknown_base():
