@@ -1,7 +1,7 @@
 """impasto's own commands on a real CUDA device: what a machine without one cannot run.
 
     python checks.py mini --out checks.json                  # the embedded bases, each command compared with the CPU's
-    python checks.py make-flux --folder /dev/shm/flux        # FLUX.1-dev's sizes, random bf16 weights, a folder
+    python checks.py make-flux --folder /dev/shm/flux        # FLUX.1-dev's sizes, random bf16 weights, and a style
     python checks.py flux --folder /dev/shm/flux --out ...   # train and generate with it, on 80 GB and with 24 GB free
 
 A card of 24 GB is stood in for by a process that holds the rest of the memory. Every line says what was run, how long
@@ -11,6 +11,7 @@ it took and what came of it; the JSON has it all, losses included. Nothing here 
 import argparse
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -202,12 +203,55 @@ print(json.dumps(out))
             "json": json.loads(last) if done.returncode == 0 else None, "said": done.stderr[-1500:]}  # fmt: skip
 
 
+def random_weights(shape: Sequence[int], name: str, block: Any, shift: int) -> Any:
+    """Weights of a layer out of one random block, repeated from `shift` on: drawing 12e9 numbers takes a minute. As
+    small as a layer's usually are at first; norms are ones."""
+    import torch
+
+    if len(shape) == 1 and name.endswith("weight"):
+        return torch.ones(shape, dtype=block.dtype, device=block.device)
+    inputs = math.prod(shape[1:]) if len(shape) > 1 else 2500
+    own = (block * inputs**-0.5).roll(-shift % len(block))
+    flat = torch.empty(math.prod(shape), dtype=block.dtype, device=block.device)
+    whole = len(flat) // len(block) * len(block)
+    flat[:whole].view(-1, len(block)).copy_(own.expand(whole // len(block), -1))
+    flat[whole:] = own[: len(flat) - whole]
+    return flat.view(*shape)
+
+
+def fill(model: Any, block: Any) -> None:
+    """Give a model that lies on the meta device `random_weights`, each parameter from another place of the block on."""
+    import torch
+
+    for i, (name, old) in enumerate(list(model.named_parameters())):
+        owner, _, own = name.rpartition(".")
+        new = random_weights(old.shape, name, block, 7919 * i)
+        setattr(model.get_submodule(owner), own, torch.nn.Parameter(new, requires_grad=False))
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+
+
+def make_style(folder: Path, transformer: Any, block: Any) -> None:
+    """A style beside the base, on every to_q: what is drawn with, also where nothing was trained."""
+    from impasto.adapters.io import WEIGHTS, write_tensors
+
+    tensors = {}
+    for i, (name, layer) in enumerate(transformer.named_modules()):
+        if name.endswith("attn.to_q"):
+            for half, shape in (("A", (4, layer.in_features)), ("B", (layer.out_features, 4))):
+                tensors[f"transformer.{name}.lora_{half}.weight"] = random_weights(shape, "", block, 104729 * i).cpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, tensors, {})
+
+
 def make_flux(o: argparse.Namespace) -> None:
     """A FLUX.1-dev folder of random bf16 weights: the sizes of `families/configs/flux-dev`, but for a T5 of four layers
-    (it only takes time to write), and small tokenisers."""
+    (it only takes time to write), and small tokenisers; a style beside it. Its hash is taken here, as every command
+    asks for it. "made" is written last."""
     import diffusers
     import torch
     import transformers
+    from accelerate import init_empty_weights
 
     import impasto.families as families
 
@@ -218,8 +262,8 @@ def make_flux(o: argparse.Namespace) -> None:
     begun = time.monotonic()
     shutil.rmtree(o.folder, ignore_errors=True)
     shutil.copytree(configs, o.folder)
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(0)
+    shutil.rmtree(style := style_of(o.folder), ignore_errors=True)
+    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(o.device, torch.bfloat16)
     index = json.loads((configs / "model_index.json").read_text())
     for part in ("text_encoder", "vae", "text_encoder_2", "transformer"):
         settings = json.loads((configs / part / "config.json").read_text())
@@ -227,12 +271,15 @@ def make_flux(o: argparse.Namespace) -> None:
         settings |= LITTLE.get(part, {}) if o.little else {}
         library = {"diffusers": diffusers, "transformers": transformers}[index[part][0]]
         kind = getattr(library, index[part][1])
-        with torch.device(o.device):
+        with init_empty_weights():
             if index[part][0] == "diffusers":
                 model: Any = kind.from_config(settings)
             else:
                 model = kind(kind.config_class.from_dict(settings))
-        model.to(torch.bfloat16).save_pretrained(o.folder / part)
+        fill(model, block)
+        model.save_pretrained(o.folder / part)
+        if part == "transformer":
+            make_style(style, model, block)
         print(f"{part}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f}e9, {time.monotonic() - begun:.0f} s",
               flush=True)  # fmt: skip
         del model
@@ -242,7 +289,14 @@ def make_flux(o: argparse.Namespace) -> None:
     words = tiny.t5_tokenizer()
     words.model_max_length = 512
     words.save_pretrained(o.folder / "tokenizer_2")
+    families.folder_hash(o.folder)
     (o.folder / "made").write_text("")
+    print(f"made, {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def style_of(base: Path) -> Path:
+    """The folder of the style that `make_flux` writes beside a base."""
+    return base.with_name(f"{base.name}-style")
 
 
 LITTLE = {
@@ -277,7 +331,7 @@ def flux(o: argparse.Namespace, say: Any) -> None:
     reference = str(picture(work / "ref.png", o.size))
     train = ("train", "--base", str(o.folder), "--image", reference, "--caption", "a rocket in neon style",
              "--size", str(o.size), "--steps", str(o.steps), "--no-preview", "--no-tensorboard")  # fmt: skip
-    generate = ("generate", "--base", str(o.folder), "--style", str(work / "auto"), "--prompt", "a cat in neon style",
+    generate = ("generate", "--base", str(o.folder), "--style", str(style_of(o.folder)), "--prompt", "a neon cat",
                 "--steps", "4", "--size", str(o.size), "--seed", "1")  # fmt: skip
     known: dict[str, tuple[float | None, tuple[str, ...]]] = {
         "auto": (None, (*train, "--out", str(work / "auto"))),
@@ -290,6 +344,9 @@ def flux(o: argparse.Namespace, say: Any) -> None:
         "generate-int8": (24.0, (*generate, "--quantize", "int8", "--out", str(work / "int8"))),
     }
     end = time.monotonic() + o.seconds
+    if not (o.folder / "made").is_file():
+        say({"check": "flux", "rc": None, "said": f"{o.folder} is not made (yet): make-flux, and its log"})
+        return
     for name in o.what:
         gb, args = known[name]
         if (left := end - time.monotonic()) < 20:
@@ -297,6 +354,7 @@ def flux(o: argparse.Namespace, say: Any) -> None:
             continue
         with free_memory(gb) as free:
             folder = work / name if args[0] == "train" else None
+            left = end - time.monotonic()  # holding the memory took some
             row = impasto(f"flux {name}", *args, limit=min(left, o.limit), watch=folder)
         if folder:
             row |= {"losses": losses(folder)}
@@ -319,13 +377,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--seconds", type=float, default=200.0, help="flux: for all of its commands")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds for one command")
-    parser.add_argument("--what", nargs="+", default=["auto", "auto-24", "generate", "offload-24", "generate-layer",
-                                                      "generate-part", "nf4-24", "generate-int8"])  # fmt: skip
+    parser.add_argument("--what", nargs="+", default=["generate", "generate-part", "generate-int8", "auto", "auto-24",
+                                                      "offload-24", "nf4-24", "generate-layer"])  # fmt: skip
     o = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    rows: list[Row] = []
+    rows: list[Row] = json.loads(o.out.read_text()) if o.out and o.out.is_file() else []  # an earlier check's
 
     def say(row: Row) -> None:
         rows.append(row)

@@ -7,6 +7,7 @@
 #   stop                  let it finish its step, export, and end
 #   decoder ARGS          retrain the autoencoder's decoder: parts.py decoder ARGS, in the foreground
 #   bench ARGS            bench_real_size.py ARGS: needs .gpu/whl or an earlier start, nothing else
+#   make-flux ARGS        checks.py make-flux ARGS in a session of its own, which goes on when the call ends: after start
 #   check SECONDS ARGS    checks.py ARGS: impasto's own commands on the device; may run beside a training
 #
 # IMPASTO_GPU_RUN names the run, so that two bases train at once: each comes back in a folder of its name, without its
@@ -82,7 +83,7 @@ attach() {
   fi
 }
 
-verb=${1:?"load, start, attach, stop, decoder, bench or check"}
+verb=${1:?"load, start, attach, stop, decoder, bench, make-flux or check"}
 shift
 case $verb in
   load)
@@ -119,11 +120,19 @@ if torch.cuda.is_available():
     [ -d "$kit/src" ] || setup
     "$python" -W ignore "$kit/scripts/gpu/bench_real_size.py" --out "$out/bench.json" "$@"
     ;;
+  make-flux)
+    [ -d "$kit/src" ] || setup
+    setsid "$python" -W ignore "$kit/scripts/gpu/checks.py" make-flux --device cpu "$@" \
+      >"$kit/make-flux.log" 2>&1 </dev/null &
+    df -h /dev/shm | tail -n 1 || true
+    ;;
   check)
     seconds=$1
     shift
     [ -d "$kit/src" ] || setup
-    timeout "$seconds" "$python" -W ignore "$kit/scripts/gpu/checks.py" --out "$out/checks.json" "$@" || echo "checks: $?"
+    [ ! -f "$kit/make-flux.log" ] || tail -n 2 "$kit/make-flux.log"
+    timeout "$seconds" "$python" -W ignore "$kit/scripts/gpu/checks.py" --out "$out/checks.json" \
+      --seconds $((seconds - 10)) "$@" || echo "checks: $?"  # the last row is written before it is stopped
     ;;
   *) echo "unknown verb $verb" >&2; exit 2 ;;
 esac

@@ -8,9 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from impasto import families
 from impasto.config import GenerateConfig, TrainConfig
+from impasto.generate import Sampling, generate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "gpu"))
 import checks
@@ -50,12 +53,80 @@ def test_every_flag_is_one_of_impasto(tmp_path, monkeypatch):
     checks.mini(o, rows.append)
     o.what, o.seconds, o.limit = ["auto", "offload-24", "generate-part"], 100.0, 50.0
     checks.flux(o, rows.append)
+    assert "is not made (yet)" in rows.pop()["said"]
+    o.folder.mkdir(exist_ok=True)
+    (o.folder / "made").write_text("")
+    checks.flux(o, rows.append)
     assert len(rows) == len(asked) + 1 == 14 + 5 + 1 + 3
     known = {"train": {f.name for f in fields(TrainConfig)}, "generate": {f.name for f in fields(GenerateConfig)}}
     known["generate"] |= {"style", "prompt"}
     for verb, *flags in asked:
         names = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flags if flag.startswith("--")}
         assert names and names <= known[verb], names - known[verb]
+
+
+def test_rows_of_an_earlier_check_are_kept(tmp_path, monkeypatch):
+    out = tmp_path / "checks.json"
+    for what in ("auto", "generate"):
+        monkeypatch.setattr(sys, "argv", ["checks.py", "flux", "--folder", str(tmp_path), "--out", str(out)])
+        monkeypatch.setattr(checks, "flux", lambda o, say, what=what: say({"check": what, "rc": 0, "said": ""}))
+        checks.main()
+    assert [row["check"] for row in json.loads(out.read_text())] == ["auto", "generate"]
+
+
+TINY = {
+    "transformer": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+    },
+    "text_encoder": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 32,
+        "vocab_size": 1000,
+    },
+    "text_encoder_2": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 200},
+    "vae": {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1},
+}
+
+
+def test_a_flux_of_random_weights_is_a_whole_base_with_a_style(tmp_path, monkeypatch):
+    """Weights are numbers, differ within a layer and from layer to layer, and each is in its file."""
+    monkeypatch.setattr(checks, "LITTLE", TINY)
+    tests, folder = Path(__file__).parents[1], tmp_path / "flux"
+    checks.make_flux(argparse.Namespace(folder=folder, tests=tests, little=True, device="cpu"))
+    assert (folder / "made").is_file()
+    family = families.load(str(folder), device="cpu", precision="bf16")
+    pipe = family.pipeline(**{family.part: family.denoiser})
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        state = getattr(pipe, part).state_dict()
+        assert all(t.isfinite().all() and t.any() for t in state.values()), part
+        matrices = [t.flatten() for t in state.values() if t.ndim > 1]
+        assert all(len(t.unique()) > 1 for t in matrices)
+        starts = {tuple(t[:4].tolist()) for t in matrices}
+        assert len(starts) > 0.9 * len(matrices), "each from another place of the block on"
+    sampling = Sampling(steps=1, size=32)
+    about = {"seed": 1, "sampling": sampling, "device": "cpu", "precision": "bf16"}
+    ((plain, _),) = generate(str(folder), ["a cat"], **about)
+    ((styled, _),) = generate(str(folder), ["a cat"], styles=[str(checks.style_of(folder))], **about)
+    assert plain.size == (32, 32) and plain.tobytes() != styled.tobytes()
+    assert len(set(plain.tobytes())) > 10
+
+
+def test_random_weights_have_a_layer_s_size():
+    block = torch.randn(10_007)
+    weights = checks.random_weights((500, 64), "to_q.weight", block, 3)
+    assert weights.shape == (500, 64) and weights.std() * 8 == pytest.approx(1, rel=0.05)
+    assert len(weights.unique(dim=0)) == 500
+    assert (checks.random_weights((64,), "norm.weight", block, 3) == 1).all()
+    assert 0 < checks.random_weights((64,), "to_q.bias", block, 3).abs().max() < 0.2
 
 
 def test_a_command_is_told_with_its_exit_code(tmp_path, capsys):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -434,6 +435,8 @@ def test_the_shell_keeps_loads_and_tells_when_the_training_died(tmp_path):
     stub.write_text(f"""#!/bin/bash
 case "$*" in
   *pretrain.py*) echo "the first words"; sleep 1; echo "RuntimeError: boom"; exit 3 ;;
+  *make-flux*) sleep 2; echo "$@" >"$IMPASTO_GPU_KIT/flux" ;;
+  *checks.py*) echo "$@" ;;
   -c*) exit 0 ;;
   *) exec {sys.executable} "$@" ;;
 esac
@@ -452,6 +455,12 @@ esac
     assert shell("start", "30").returncode == 1 and (machine / "second" / "pid").exists()
     assert (tmp_path / "out" / "second").is_dir()
     assert shell("nothing").returncode == 2
+    assert "--seconds 190 flux --what auto" in shell("check", "200", "flux", "--what", "auto").stdout
+    began = time.monotonic()
+    assert shell("make-flux", "--little").returncode == 0 and not (machine / "flux").exists()
+    while time.monotonic() - began < 30 and not (machine / "flux").exists():  # it outlives its call
+        time.sleep(0.1)
+    assert "make-flux --device cpu --little" in (machine / "flux").read_text()
 
 
 def test_a_bench_of_its_own_needs_only_the_wheels(tmp_path, monkeypatch, capsys):
