@@ -140,6 +140,15 @@ def test_what_is_no_number_raises(style, pipe, tmp_path, value):
     assert not pipe.get_list_adapters()
 
 
+def test_a_file_that_says_it_is_of_another_model_raises(style, pipe, tmp_path):
+    """Chroma's layers are called, and as wide, as FLUX's."""
+    tensors, metadata = io.read_file(style / io.WEIGHTS)
+    io.write_tensors(tmp_path / io.WEIGHTS, tensors, metadata | {"modelspec.architecture": "chroma/lora"})
+    with pytest.raises(UserError, match=r"it is for 'chroma/lora' \(modelspec.architecture\), no base that impasto"):
+        load_style(pipe, tmp_path)
+    assert not pipe.get_list_adapters()
+
+
 def test_a_flat_tensor_raises(style, pipe, tmp_path):
     def flatten(tensors):
         tensors["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"] = torch.zeros(4)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from impasto.adapters import text
+from impasto.adapters.layouts import ARCHITECTURES
 from impasto.errors import UserError
 from impasto.families.base import Family, quiet
 from impasto.paths import atomic
@@ -106,11 +107,17 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
 
     For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Adapters that
     are active, also those that you loaded yourself, stay so, at the strengths that they have. Raises UserError when
-    the file is damaged or holds what is no finite number, when it belongs to another base, or when any of its tensors
-    is not used.
+    the file is damaged or holds what is no finite number, when it belongs to another base (by its shapes, or as it
+    says itself), or when any of its tensors is not used.
     """
+    from impasto.adapters.parse import agreed
+
     file = style_file(folder)
-    tensors, _ = read_file(file)
+    tensors, metadata = read_file(file)
+    try:
+        agreed(metadata, ARCHITECTURES.get(type(pipe).__name__))
+    except UserError as error:
+        raise UserError(f"style {str(folder)!r}: {error}") from None
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     check_fits(pipe, shapes, file)
     check_finite(tensors, f"style {str(folder)!r}: ")

@@ -105,7 +105,7 @@ def falls(arms: Mapping[str, float], what: str) -> Compare:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to carry a claim over to another base; every comparison must hold. ours: the paper has no such reading."""
+    """One way to carry a claim over to another base; every comparison must hold. ours: the paper has none such."""
 
     name: str
     compares: tuple[Compare, ...]
@@ -145,13 +145,14 @@ def restricted(claim: Claim, arms: Collection[str], ours: bool = True) -> Claim 
 
 
 RULE = (
-    "Paired over style x reference x seed; the mean over the seeds of a style and reference counts as one. A comparison "
-    "holds when its mean effect is above its threshold (0 for 'more', minus the margin for 'no less'), and is refuted "
-    "when it is below (the margin for 'more', minus the margin for 'no less'), by the exact one-sided sign-flip test; "
-    "where both are shown (a gain, below the margin) it holds. A reading holds when all of its comparisons do (largest "
-    "p), and is refuted when one is (smallest p times their number); both Holm-corrected for the readings of the "
-    f"claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its ceiling, decide nothing; missing cells "
-    "decide nothing; smoke cells never decide. The claim's verdict is that of its first reading."
+    "Paired over style x reference x seed; the mean over the seeds of a style and reference counts as one. A "
+    "comparison holds when its mean effect is above its threshold (0 for 'more', minus the margin for 'no less'), "
+    "and is refuted when it is below (the margin for 'more', minus the margin for 'no less'), by the exact one-"
+    "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
+    "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
+    f"corrected for the readings of the claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its "
+    "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. The claim's verdict is that "
+    "of its first reading."
 )
 
 
