@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,3 +101,20 @@ def test_no_cluster_at_an_address(monkeypatch):
     ):
         list(fan(lambda cell: {}, CELLS, (), cluster="10.0.0.1:6379"))
     assert module.cores() >= 1
+
+
+def test_sigterm_stops_as_ctrl_c_does(monkeypatch):
+    """Ray's own handler would end the process before the page is written."""
+
+    def killed(waiting, num_returns):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not stopped")
+
+    task = SimpleNamespace(remote=lambda *args: object())
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=dict, put=id, wait=killed)
+    ray.remote = lambda **options: lambda function: task
+    monkeypatch.setattr(module, "get_ray", lambda: ray)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        list(module.over_ray(lambda cell: {}, ["cell"], (), 2, None))
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -3,6 +3,8 @@
 A worker that dies costs its cell only: Ray gives the cell to another one, up to `RETRIES` times.
 """
 
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -50,6 +52,8 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
     """As `fan`, over a Ray of our own, or over the cluster at an address ("auto": the one that this machine is in)."""
     ray = get_ray()
     started = start(ray, workers, cluster)
+    here = threading.current_thread() is threading.main_thread()  # where alone signals can be caught
+    before = signal.signal(signal.SIGTERM, interrupt) if here else None  # Ray's own handler ends the process at once
     try:
         gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
         task = ray.remote(**share(workers, cluster), **gpu, max_retries=RETRIES)(attempt)
@@ -66,8 +70,15 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
                 except ray.exceptions.RayError as error:
                     yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
     finally:
+        if here:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if started:
             ray.shutdown()
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """SIGTERM stops as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def get_ray() -> Any:
