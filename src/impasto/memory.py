@@ -27,9 +27,9 @@ device that is not in PEAKS the time is not known, and said so.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -62,7 +62,6 @@ SLOWER = {"none": 1.0, "fp8": 1.15, "int8": 1.3, "nf4": 1.5}  # dequantising, pe
 FACTOR = {"none": 1.0, "fp8": 1.03 / 2, "int8": 1.03 / 2, "nf4": 0.5625 / 2}  # of a bf16 weight
 TEXT_TOKENS = 77
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-SKELETONS: "WeakKeyDictionary[Family, nn.Module]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,20 @@ def peak(name: str) -> float | None:
 
 
 def skeleton(family: Family) -> nn.Module:
-    """The denoiser without its weights, made once for a family: SD3.5's table of positions takes seconds."""
+    """The denoiser without its weights, to be read only."""
+    return bones(json.dumps(config_of(family, family.part), sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def bones(config: str) -> nn.Module:
+    """`skeleton` by its configuration (JSON), made once for an outline and the family itself: SD3.5's table of
+    positions takes seconds."""
     import diffusers
     from accelerate import init_empty_weights
 
-    if family not in SKELETONS:
-        settings = config_of(family, family.part)
-        with init_empty_weights():
-            SKELETONS[family] = getattr(diffusers, settings["_class_name"]).from_config(settings)
-    return SKELETONS[family]
+    settings = json.loads(config)
+    with init_empty_weights():
+        return getattr(diffusers, settings["_class_name"]).from_config(settings)
 
 
 def clip_skeletons(family: Family) -> list[Any]:

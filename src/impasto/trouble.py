@@ -3,7 +3,7 @@
 import errno
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,22 @@ def interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
+    with catching(catch, signal.SIGINT, signal.SIGTERM):
+        yield caught
+
+
+@contextmanager
+def catching(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """`handler` for these signals, then as before. Nothing outside of the main thread, where none come."""
     if threading.current_thread() is not threading.main_thread():
-        yield caught
+        yield
         return
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield caught
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, own in before.items():
+            signal.signal(number, own or signal.SIG_DFL)  # None: one that Python did not set
 
 
 def out_of_memory(error: BaseException) -> bool:

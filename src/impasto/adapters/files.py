@@ -6,8 +6,7 @@ states alpha = rank or an alpha per layer, so that no reader can get its strengt
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from typing import Any
 
 from impasto.adapters import combine
 from impasto.adapters.convert import ADAPTER_METADATA, Adapter, write
-from impasto.adapters.io import WEIGHTS, check_fits, read_file, style_file, write_tensors
+from impasto.adapters.io import WEIGHTS, check_fits, naming, read_file, style_file, write_tensors
 from impasto.adapters.layouts import DENOISER, LAYOUTS, PIPELINES
 from impasto.adapters.metadata import About, about, architecture_of, describe, known_card, layers_per_block
 from impasto.adapters.parse import PEFT, agreed, read
@@ -162,15 +161,6 @@ def peft_metadata(file: Path) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{config} is damaged: it is not a JSON object") from None
     return {ADAPTER_METADATA: json.dumps({f"{part}.{k}": v for part in set(DENOISER.values()) for k, v in stated})}
-
-
-@contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def check_base(adapter: Adapter, base: str | None, file: Path) -> bool:

@@ -1,7 +1,8 @@
 """Style folders: `pytorch_lora_weights.safetensors` as diffusers reads it, written and read without a silent loss."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -59,11 +60,20 @@ def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
 
 
-def check_finite(tensors: Mapping[str, Tensor], whose: str = "") -> None:
-    """Raise UserError that names a tensor with infinities or NaN in it, which would draw black. whose: put before."""
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError that names a tensor with infinities or NaN in it, which would draw black."""
     for name, tensor in tensors.items():
         if not tensor.float().isfinite().all():
-            raise UserError(f"{whose}tensor {name!r} holds what is no finite number")
+            raise UserError(f"tensor {name!r} holds what is no finite number")
 
 
 def check_file(file: Path) -> None:
@@ -114,13 +124,11 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
 
     file = style_file(folder)
     tensors, metadata = read_file(file)
-    try:
-        agreed(metadata, ARCHITECTURES.get(type(pipe).__name__))
-    except UserError as error:
-        raise UserError(f"style {str(folder)!r}: {error}") from None
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    with naming(file):
+        agreed(metadata, ARCHITECTURES.get(type(pipe).__name__))
+        check_finite(tensors)
     check_fits(pipe, shapes, file)
-    check_finite(tensors, f"style {str(folder)!r}: ")
     del tensors
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
     name = next(free for n in count() if (free := f"style{n}") not in taken)

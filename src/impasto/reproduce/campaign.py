@@ -164,7 +164,7 @@ def reproduce(
         while missing:
             failed += run(campaign, missing, workers, cluster, progress)
             tried |= {cell.key for cell in missing}
-            campaign = campaign.anew()
+            campaign = campaign.followed()
             missing = [c for c in campaign.cells(chosen, cells) if c.key not in campaign.known.keys() | tried]
     finally:  # whatever stopped it: the page tells of all cells that are there
         result = write_page(campaign.anew())
@@ -326,7 +326,7 @@ def estimate(missing: Sequence[Cell], known: Mapping[str, Mapping[str, Any]], ba
 
 def load_of(spec: Mapping[str, Any]) -> tuple[str, int]:
     """What the time of a cell depends on most: ("train" or "other", pictures)."""
-    return "train" if spec["arm"]["how"] == "train" else "other", len(spec["prompts"]) * spec.get("count", 1)
+    return "train" if spec["arm"]["how"] == "train" else "other", store.pictures(spec)
 
 
 def run(

@@ -96,6 +96,11 @@ def stated(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def pictures(spec: Mapping[str, Any]) -> int:
+    """How many a cell has."""
+    return len(spec["prompts"]) * spec.get("count", 1)
+
+
 def quantised(running: Sequence[str], spec: Mapping[str, Any]) -> bool:
     """Whether a run had its base in fewer bits to fit it into memory, though its arm does not say so.
 

@@ -4,7 +4,6 @@ A worker that dies costs its cell only: Ray gives the cell to another one, up to
 """
 
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -13,7 +12,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.reproduce.cells import Cell
-from impasto.trouble import in_words
+from impasto.trouble import catching, in_words
 
 RETRIES = 3
 Run = Callable[..., dict[str, Any]]
@@ -52,28 +51,30 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
     """As `fan`, over a Ray of our own, or over the cluster at an address ("auto": the one that this machine is in)."""
     ray = get_ray()
     started = start(ray, workers, cluster)
-    here = threading.current_thread() is threading.main_thread()  # where alone signals can be caught
-    before = signal.signal(signal.SIGTERM, interrupt) if here else None  # Ray's own handler ends the process at once
     try:
-        gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
-        task = ray.remote(**share(workers, cluster), **gpu, max_retries=RETRIES)(attempt)
-        common = [ray.put(value) for value in (run, shared)]
-        waiting = {task.remote(common[0], cell, common[1]): cell for cell in cells}
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            for one in ready:
-                cell = waiting.pop(one)
-                try:
-                    yield cell, ray.get(one)
-                except ray.exceptions.RayTaskError as error:  # around `attempt`: what cannot be sent, for one
-                    yield cell, why(error.cause if isinstance(error.cause, Exception) else error)
-                except ray.exceptions.RayError as error:
-                    yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
+        with catching(interrupt, signal.SIGTERM):  # Ray's own handler ends the process at once
+            yield from each(ray, run, cells, shared, workers, cluster)
     finally:
-        if here:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if started:
             ray.shutdown()
+
+
+def each(ray: Any, run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
+    """As `fan`, over a Ray that runs."""
+    gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
+    task = ray.remote(**share(workers, cluster), **gpu, max_retries=RETRIES)(attempt)
+    common = [ray.put(value) for value in (run, shared)]
+    waiting = {task.remote(common[0], cell, common[1]): cell for cell in cells}
+    while waiting:
+        ready, _ = ray.wait(list(waiting), num_returns=1)
+        for one in ready:
+            cell = waiting.pop(one)
+            try:
+                yield cell, ray.get(one)
+            except ray.exceptions.RayTaskError as error:  # around `attempt`: what cannot be sent, for one
+                yield cell, why(error.cause if isinstance(error.cause, Exception) else error)
+            except ray.exceptions.RayError as error:
+                yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
 
 
 def interrupt(number: int, frame: Any) -> None:

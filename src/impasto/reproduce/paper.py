@@ -114,10 +114,13 @@ class PaperWorld:
         return {"clip": encoder_hash(self._clip), "dino": encoder_hash(self._dino)}
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
-        return file_hash(find(self.folder, spec["reference"] + 1)[spec["reference"]])
+        return file_hash(self._file(spec))
 
     def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
-        return references.load(find(self.folder, spec["reference"] + 1)[spec["reference"]]).image
+        return references.load(self._file(spec)).image
+
+    def _file(self, spec: Mapping[str, Any]) -> Path:
+        return find(self.folder, spec["reference"] + 1)[spec["reference"]]
 
     def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
         """Means over the pictures of `folder`."""
@@ -209,8 +212,7 @@ def by_caption(file: Path) -> dict[int, Path]:
 @cache
 def file_hash(file: Path) -> str:
     """sha256 of the file of a picture. Raises UserError where it is none."""
-    references.load(file)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return references.load(file).sha256
 
 
 def encoder_hash(encoder: Encoder) -> str:

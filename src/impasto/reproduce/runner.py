@@ -26,7 +26,7 @@ from impasto.generate import Sampling, generate, save_png
 from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.guidance.style_aligned import Sharing, StyleAligned
 from impasto.paths import atomic, cache_dir
-from impasto.reproduce.cells import VERSION, Cell, quantised
+from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.train import train
 
@@ -186,7 +186,7 @@ def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None
     """The cell's pictures in `folder/images`, `0000.png` on, unless they are there already."""
     spec, images, part = cell.spec, folder / "images", folder / "images.part"
     if images.is_dir():
-        if len(list(images.glob("*.png"))) == len(spec["prompts"]) * spec.get("count", 1):
+        if len(list(images.glob("*.png"))) == pictures(spec):
             return
         shutil.rmtree(images)
     shutil.rmtree(part, ignore_errors=True)

@@ -116,8 +116,7 @@ def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]
     own = ARMS if calibration is None else ARMS | {"calibrated": calibrated(calibration, base_hash)}
     if world == "small-world":
         return own
-    ours = is_ours if calibration is not None else lambda name: is_ours(name) or name == "calibrated"
-    return {name: arm for name, arm in own.items() if arm.where == "heldout" and not ours(name)}
+    return {name: arm for name, arm in own.items() if arm.where == "heldout" and not (arm.absent or is_ours(name))}
 
 
 def calibrated(file: Path, base_hash: str) -> Arm:
