@@ -24,16 +24,23 @@ def harmonic(scores: np.ndarray) -> np.ndarray:
     return 2 * style * text / np.maximum(style + text, 1e-9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def sweep(folder: Path) -> tuple[list[str], np.ndarray]:
+    """The pairs of style and reference, and the full cells' scores [law, pair, (style accuracy, concept top-5)].
+
+    Exits where the sweep is not complete.
+    """
     cells = [c for c in read_all(folder / "cells").values() if len(c["spec"]["prompts"]) == SECONDARY["full"][2]]
     own = {(c["arm"], c["unit"]): [c["scores"][n] for n in ("style_accuracy", "concept_top5")] for c in cells}
     units = sorted({unit for arm, unit in own if arm in SWEEP})
     if missing := [f"{arm}: {unit}" for arm in SWEEP for unit in units if (arm, unit) not in own] or not units:
         raise SystemExit(f"{folder}: the sweep is not complete ({missing})")
-    scores = np.array([[own[arm, unit] for unit in units] for arm in SWEEP])
+    return units, np.array([[own[arm, unit] for unit in units] for arm in SWEEP])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    units, scores = sweep(parser.parse_args().folder)
     picks = np.random.default_rng(0).integers(0, len(units), (DRAWS, len(units)))
     drawn = np.stack([harmonic(scores[:, pick]) for pick in picks])
     best = np.bincount(drawn.argmax(1), minlength=len(SWEEP)) / DRAWS
