@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from impasto.adapters import files
 from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
 from impasto.adapters.io import WEIGHTS
-from impasto.adapters.metadata import about
+from impasto.adapters.metadata import about, layers_per_block
 from impasto.errors import UserError
 from impasto.modelcard import made_card
 
@@ -407,3 +407,11 @@ def test_files_that_are_no_style(tmp_path, tiny_sd3):
     with pytest.raises(UserError, match="was not trained for this base: 2 of 2 tensors do not fit"):
         import_style(other / WEIGHTS, tmp_path / "out", base=str(tiny_sd3))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_damaged_unet_config_is_said(tmp_path, content):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(UserError, match=r"damaged: unet/config.json cannot be read"):
+        layers_per_block(str(tmp_path))

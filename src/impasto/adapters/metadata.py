@@ -23,7 +23,7 @@ from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.adapters.parse import STATING, meant
 from impasto.data import captions
 from impasto.errors import UserError
-from impasto.families import card, cards, embedded, part_config, pipeline_class
+from impasto.families import card, cards, embedded, part_config, pipeline_class, read_object
 from impasto.families.single_file import read_header
 from impasto.noise.laws import PARAMETERS
 
@@ -135,13 +135,16 @@ def architecture_of(base: str | None) -> str | None:
 
 
 def layers_per_block(base: str | None) -> int:
-    """Of the base's U-Net, where that can be read here; 2, as in SD1.5 and SDXL, otherwise."""
+    """Of the base's U-Net where that is here, else 2 (SD1.5, SDXL). Raises UserError when it is damaged."""
     from impasto.families import locate
 
     if not base or not (Path(base).is_dir() or base in embedded()):
         return 2
     file = locate(base) / "unet" / "config.json"
-    n = json.loads(file.read_text()).get("layers_per_block", 2) if file.is_file() else 2
+    try:
+        n = read_object(file).get("layers_per_block", 2) if file.is_file() else 2
+    except (OSError, ValueError):
+        raise UserError(f"the base {base!r} is damaged: unet/config.json cannot be read") from None
     if not isinstance(n, int):
         raise UserError(f"{base!r} has another number of layers in each of its blocks ({n}), which no other tool knows")
     return n
