@@ -166,7 +166,8 @@ def test_an_interrupted_command_leaves_no_mixture(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance": math.nan}, "guidance must be a finite number, not nan"),
+        ({"guidance": math.nan}, "guidance must be a finite number from 0 on, not nan"),
+        ({"guidance": -7.0}, "guidance must be a finite number from 0 on, not -7"),
         ({"style_guidance": math.inf}, "style-guidance must be 0 or above, not inf"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"seed": 10**20}, "seed must be from 0 to"),
@@ -184,6 +185,22 @@ def test_numbers_that_cannot_be(config, changes, message):
 def test_a_strength_is_finite(config, style, strength):
     with pytest.raises(UserError, match="the strength must be a finite number"):
         generate_folder(replace(config, style=(f"{style}:{strength}",)))
+
+
+def test_what_is_not_finite_is_no_picture(config, style):
+    with pytest.raises(UserError, match=r"the picture of seed \d+ came out as numbers that are not finite"):
+        generate_folder(replace(config, style=(f"{style}:1e30",)))
+    assert not list(config.out.glob("*.png"))
+
+
+def test_a_unet_has_no_more_steps_than_its_schedule(tiny_sd15):
+    with pytest.raises(UserError, match="steps must be at most 999 for this base, not 1000"):
+        next(generate(str(tiny_sd15), ["a cat"], sampling=Sampling(steps=1000)))
+
+
+def test_a_negative_prompt_that_is_not_used_is_told(tiny_sd3):
+    with pytest.warns(UserWarning, match="without guidance above 1 a negative prompt is not used"):
+        next(generate(str(tiny_sd3), ["a cat"], sampling=Sampling(negative="a dog", guidance=1.0)))
 
 
 def test_a_prompts_file_as_windows_writes_it(config, tmp_path):
@@ -212,6 +229,7 @@ def test_a_picture_can_be_made_again_from_what_it_says(config):
     ("changes", "message"),
     [
         ({"prompt": (), "prompts": None}, "no prompt"),
+        ({"prompt": ("a cat", " ")}, "no prompt"),
         ({"style": ("nowhere",)}, "no such file or folder"),
         ({"style": ("nowhere:0.5",)}, "no such file or folder"),
         ({"style": ("STYLE:much",)}, "after the colon comes a number"),
@@ -288,6 +306,17 @@ def test_aligned_to_a_picture(config, picture, style):
     assert told["styles"][0]["path"] == str(style) and "StyleAligned to: " in png.text["parameters"]
     alone, _ = next(generate(config.base, ["a rocket"], styles=config.style, seed=config.seed))
     assert (pixels(alone) != pixels(png)).any()
+
+
+def test_a_reference_in_the_folder_stays(config):
+    """The first picture, which would be written over, and the last of an earlier command, which would be removed."""
+    generate_folder(config)
+    before = {file.name: file.read_bytes() for file in config.out.iterdir()}
+    for name in (min(before), max(before)):
+        given = {"aligned_to": config.out / name, "reference_caption": "a star", "prompts": None, "prompt": ("a cat",)}
+        with pytest.raises(UserError, match="lies in --out, and would be removed"):
+            generate_folder(replace(config, **given))
+    assert {file.name: file.read_bytes() for file in config.out.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, PngImagePlugin
 
 import impasto
@@ -26,6 +27,7 @@ from impasto.families.base import Condition, Family, quiet
 from impasto.guidance import style_guidance
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
 from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
+from impasto.noise.schedule import VariancePreserving
 from impasto.paths import atomic
 from impasto.prompts import lettering, lines, multi_panel
 from impasto.runfolder import writable_folder
@@ -63,10 +65,15 @@ class Sampling:
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
-        if not math.isfinite(filled.guidance or 0.0):
-            raise UserError(f"guidance must be a finite number, not {filled.guidance}")
+        most = len(family.schedule.levels) - 1 if isinstance(family.schedule, VariancePreserving) else math.inf
+        if (filled.steps or 0) > most:
+            raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
+        if not 0 <= (filled.guidance or 0.0) < math.inf:
+            raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
         if self.negative and family.guided_by != "negative":
             warnings.warn("this base is not guided by a negative prompt: what it says is not used", stacklevel=2)
+        elif self.negative and (filled.guidance or 0.0) <= 1:
+            warnings.warn("without guidance above 1 a negative prompt is not used", stacklevel=2)
         if self.guidance and family.guided_by == "nothing":
             warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
@@ -96,8 +103,7 @@ def generate(
     (UserError); the pictures are drawn as they are asked for.
     """
     check_seed(seed)
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
+    check_prompts(prompts)
     chosen = [split_strength(style) for style in styles]
     kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
@@ -195,11 +201,18 @@ def sample(
                 guidance_scale=guidance,
                 height=size,
                 width=size,
+                output_type="pt",
                 **(extra or {}),
             ).images
         if reference:
             images, about = images[1:], about | {"aligned": reference.info}
-        for image, (prompt, seed) in zip(images, part, strict=True):
+        for pixels, (prompt, seed) in zip(images, part, strict=True):
+            if not pixels.isfinite().all():
+                raise UserError(
+                    f"the picture of seed {seed} came out as numbers that are not finite, which would be black: take a "
+                    "strength nearer to 1, less guidance, or --precision fp32"
+                )
+            image = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None]))[0]
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
             info |= {} if weight is None else {"style_guidance": weight}
@@ -270,6 +283,12 @@ def parameters(info: Info) -> str:
     return f"{info['prompt']}{styles}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in settings.items())
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise UserError where there is none, or an empty one."""
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
+
+
 def read_prompts(config: GenerateConfig) -> list[str]:
     """The prompts given one by one, those of the file, one per line, empty lines left out, then panels and letters."""
     prompts = list(config.prompt)
@@ -311,7 +330,9 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
     switch, total = read_switch(config), len(prompts) * config.count
-    check_targets(config.out, total)
+    aligned = alignment(config)
+    check_targets(config.out, total, config.aligned_to)
+    check_prompts(prompts)
     writable_folder(config.out)
     sampling = Sampling(
         config.steps, config.guidance, config.negative, config.size, config.batch, config.style_guidance
@@ -323,7 +344,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         seed=config.seed,
         count=config.count,
         sampling=sampling,
-        aligned=alignment(config),
+        aligned=aligned,
         device=config.device,
         precision=config.precision,
         components=config.components,
@@ -343,21 +364,35 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told
 
 
-def check_targets(folder: Path, total: int) -> None:
-    """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw."""
-    for file in (folder / f"{i:04d}.png" for i in range(total)):
+def check_targets(folder: Path, total: int, reference: Path | None = None) -> None:
+    """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw, or
+    where the reference, an earlier picture in that folder, would be removed."""
+    for file in targets(folder, total):
         if file.exists() and not drawn_here(file):
             raise UserError(
                 f"{str(file)!r} is a picture that impasto did not draw: use another --out, it stays as it is"
             )
+    doomed = {file.resolve() for file in (*targets(folder, total), *leftovers(folder))}
+    if reference is not None and reference.resolve() in doomed:
+        raise UserError(f"the reference {str(reference)!r} lies in --out, and would be removed: use another --out")
+
+
+def targets(folder: Path, total: int) -> list[Path]:
+    """The files of `total` new pictures."""
+    return [folder / f"{i:04d}.png" for i in range(total)]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """An earlier command's pictures and the scores of them."""
+    found = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
+    gone = [file for file in sorted(found) if file.name == f"{int(file.stem):04d}.png" and drawn_here(file)]
+    return gone + ([folder / "scores.json"] if scored_here(folder / "scores.json") else [])
 
 
 def clear_leftovers(folder: Path) -> list[str]:
     """Remove an earlier command's pictures and the scores of them; returns their names. What impasto did not write
     stays."""
-    found = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
-    gone = [file for file in sorted(found) if file.name == f"{int(file.stem):04d}.png" and drawn_here(file)]
-    gone += [folder / "scores.json"] if scored_here(folder / "scores.json") else []
+    gone = leftovers(folder)
     for file in gone:
         file.unlink()
     return [file.name for file in gone]
@@ -368,7 +403,7 @@ def drawn_here(file: Path) -> bool:
     try:
         with Image.open(file) as image:
             info = json.loads(image.info.get("impasto", "null"))
-    except (OSError, ValueError, TypeError, SyntaxError):
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError):
         return False
     return isinstance(info, dict) and {"prompt", "seed", "base_hash"} <= info.keys()
 
@@ -377,6 +412,6 @@ def scored_here(file: Path) -> bool:
     """Whether a file is what `evaluate` writes."""
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(scores, dict) and "images_scored" in scores

@@ -171,7 +171,7 @@ def test_what_the_pictures_and_the_result_tell(tiny_sd3, tmp_path):
         ({"switch_to": " ", "switch_at": -3.0}, "switch-to is empty"),
         ({"switch_to": B, "switch_at": 50.0}, r"outside .* its 5 steps have log-SNR -\d.* after a first one of pure"),
         ({"switch_to": B, "switch_at": math.nan}, "outside"),
-        ({"switch_to": B, "switch_at": -3.0, "steps": 1}, "its one step starts from pure noise"),
+        ({"switch_to": B, "switch_at": -3.0, "steps": 1}, "its one step has pure noise"),
     ],
     ids=str,
 )

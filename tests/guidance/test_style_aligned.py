@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -239,6 +240,13 @@ def test_pictures(tiny_base, picture, monkeypatch):
     for i in range(2):
         assert abs(pixels(off[i][0]) - pixels(plain[i])).max() <= 1
         assert abs(pixels(together[i][0]) - pixels(plain[i])).max() > 1
+
+
+def test_one_image_token_has_a_spread_of_0(tiny_sd3, picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (image, _) = draw(tiny_sd3, picture, prompts=["a cat"], sampling=Sampling(size=8))[0]
+    assert len(np.unique(pixels(image))) > 1
 
 
 def test_a_sampler_that_asks_twice(tiny_sd15, picture, tmp_path):

@@ -40,8 +40,8 @@ class PromptSwitch:
         low, high = min(log_snr), max(log_snr)
         if math.isnan(self.at) or (math.isfinite(self.at) and not low < self.at <= high):
             finite = [level for level in log_snr if math.isfinite(level)]
-            steps = f"its {len(log_snr)} steps" if len(log_snr) > 1 else "its one step"
-            reach = f"have log-SNR {finite[0]:.2f} to {high:.2f}" if finite else "starts from pure noise"
+            steps = f"its {len(log_snr)} steps have" if len(log_snr) > 1 else "its one step has"
+            reach = f"log-SNR {finite[0]:.2f} to {high:.2f}" if finite else "pure noise"
             noise = ", after a first one of pure noise" if finite and low == -math.inf else ""
             raise UserError(
                 f"switch-at {self.at:g} is outside of the sampling of this base: {steps} {reach}{noise}; "

@@ -155,10 +155,13 @@ def project(attn: Any, tokens: Tensor, to: str, norm: str) -> list[Tensor]:
 
 
 def adain(x: Tensor, rows: Rows, image: slice, eps: float = 1e-5) -> Tensor:
-    """x (B, tokens, heads, channels): rows 1.. of each half take mean and spread of row 0, at their image tokens."""
+    """x (B, tokens, heads, channels): rows 1.. of each half take mean and spread of row 0, at their image tokens; of one
+    token the spread is 0."""
     x = rows.split(x).clone()
     tokens = x[:, :, image].to(torch.promote_types(x.dtype, torch.float32))
-    mean, std = tokens.mean(2, keepdim=True), (tokens.var(2, keepdim=True) + eps).sqrt()
+    n = tokens.shape[2]
+    mean, var = tokens.mean(2, keepdim=True), tokens.var(2, correction=min(1, n - 1), keepdim=True)
+    std = (var + eps).sqrt()
     x[:, 1:, image] = ((tokens[:, 1:] - mean[:, 1:]) / std[:, 1:] * std[:, :1] + mean[:, :1]).to(x.dtype)
     return x.flatten(0, 1)
 
