@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 from fakes import draw
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.evaluate import SCORES, evaluate
+from impasto.evaluate.labels import Labels, read_concepts
 
 META = load_meta()
 LABELS = [concept["label"] for concept in META["concepts"]]
 UNIFONT = META["style_names"].index("unifont")
 PENGUIN, ROCKET, FROG, RABBIT = (LABELS.index(name) for name in ("penguin", "rocket", "frog", "rabbit face"))
+KNOWN = Labels.from_meta(META)
 STYLE = "16 by 16 black and white pixel art"
 
 
@@ -114,7 +116,7 @@ def test_concepts_file(tmp_path, judges, encoder, truths):
     names.write_text("penguin\nfrog\n")
     scores = evaluate(tmp_path, "unifont", concepts=names, judges=judges, encoder=encoder)
     assert scores["concept_top1"] == 0.5 and scores["clip_t"] is None and scores["notes"][0].startswith("1 asked")
-    names.write_text("penguin\n\n")
+    names.write_text("penguin\n")
     with pytest.raises(UserError, match="1 lines for 2 images"):
         evaluate(tmp_path, concepts=names, judges=judges, encoder=encoder)
     names.write_text("penguin\npengiun\n")
@@ -122,6 +124,21 @@ def test_concepts_file(tmp_path, judges, encoder, truths):
         evaluate(tmp_path, concepts=names, judges=judges, encoder=encoder)
     with pytest.raises(UserError, match="cannot be read"):
         evaluate(tmp_path, concepts=tmp_path / "none.txt", judges=judges, encoder=encoder)
+
+
+@pytest.mark.parametrize("text", ["penguin\n\n", "penguin\n\n\n", "penguin\r\n\r\n", "\ufeffpenguin\n\n", "penguin\n "])
+def test_an_empty_line_of_a_concepts_file_is_unknown_also_the_last(tmp_path, text):
+    file = tmp_path / "concepts.txt"
+    file.write_bytes(text.encode())
+    assert read_concepts(file, 2, KNOWN) == [PENGUIN, None]
+
+
+def test_a_concepts_file_may_begin_with_a_mark_and_an_empty_line(tmp_path):
+    file = tmp_path / "concepts.txt"
+    file.write_text("\ufeff\npenguin\n", encoding="utf-8")
+    assert read_concepts(file, 2, KNOWN) == [None, PENGUIN]
+    with pytest.raises(UserError, match="2 lines for 4 images"):
+        read_concepts(file, 4, KNOWN)
 
 
 def test_the_same_folder_gives_the_same_scores(tmp_path, judges, encoder, truths):
@@ -169,10 +186,18 @@ def test_missing_reference(tmp_path, judges):
         evaluate(tmp_path, reference=tmp_path / "none.png", judges=judges, encoder=None)
 
 
-def test_foreign_metadata_is_as_good_as_none(tmp_path, judges):
-    from PIL import PngImagePlugin
-
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        *("{not json", "[1]", "[" * 100_000, "1" * 5000, '{"prompt": 5}', '{"prompt": ["a"]}', '{"prompt": NaN}'),
+        *('{"prompt": "a", "styles": "x"}', '{"prompt": "a", "styles": ["runs/neon"]}', '{"prompt": "a", "styles": 5}'),
+        r'{"prompt": "\ud800"}',
+    ],
+)
+def test_foreign_metadata_is_as_good_as_none(tmp_path, judges, encoder, chunk):
     info = PngImagePlugin.PngInfo()
-    info.add_text("impasto", "{not json")
+    info.add_text("impasto", chunk)
     Image.new("RGB", (128, 128)).save(tmp_path / "0000.png", pnginfo=info)
-    assert evaluate(tmp_path, judges=judges, encoder=None)["concept_top1"] is None
+    scores = evaluate(tmp_path, judges=judges, encoder=encoder)
+    assert scores["concept_top1"] is None and scores["images"][0]["prompt"] is None
+    assert any(note.startswith("1 of 1 images carry no prompt") for note in scores["notes"])

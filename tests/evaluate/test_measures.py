@@ -1,10 +1,13 @@
 """The single measures against hand-made numbers and properties."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from impasto.errors import UserError
 from impasto.evaluate import clip, paired
@@ -106,6 +109,13 @@ def test_table_shows_intervals_and_dashes():
     assert cell(column, "ssim") == "–" == cell(None, "ssim")
     assert scores_table({"a": column, "b": None}).row_count == 2
     assert decimal(1.0) == "1.000" and decimal(0.5) == ".500"
+
+
+def test_names_in_a_table_are_no_markup():
+    console = Console(width=80, file=io.StringIO())
+    console.print(scores_table({"a[/b]": {"ssim": 0.5}, "[red]c": {"ssim": 0.5}}, "x[/y] o[final] :cat:"))
+    shown = console.file.getvalue()
+    assert all(name in shown for name in ("a[/b]", "[red]c", "x[/y] o[final] :cat:"))
 
 
 def test_unknown_encoder_is_one_line(tmp_path):

@@ -90,11 +90,16 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def read_concepts(path: Path | str, count: int, labels: Labels) -> list[int | None]:
-    """Concepts from a file with one label per line, one line per image in name order; an empty line is "unknown"."""
+    """Concepts from a file with one label per line, one line per image in name order; an empty line is "unknown".
+
+    A byte order mark, and one empty line more at the end, are passed over. UserError for another number of lines.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"concepts file {path} cannot be read: {error}") from None
+    if len(lines) == count + 1 and not lines[-1].strip():
+        lines.pop()
     if len(lines) != count:
         raise UserError(f"{path} has {len(lines)} lines for {count} images: write one label per image, in name order")
     return [labels.named(line) if line.strip() else None for line in lines]

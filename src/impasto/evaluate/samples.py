@@ -34,12 +34,23 @@ def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
     image = references.read(path).image
     with Image.open(path) as file:
-        text = file.info.get("impasto", "{}")
+        return image, metadata(file.info.get("impasto"))
+
+
+def metadata(text: Any) -> dict[str, Any]:
+    """What a PNG's `impasto` chunk tells; {} where it is none that `impasto generate` could have written.
+
+    The prompt is then a text that UTF-8 can hold, or None, and the styles are a list of objects, or None.
+    """
     try:
         meta = json.loads(text)
-    except (TypeError, json.JSONDecodeError):
-        meta = {}  # some other tool's chunk of that name: as good as none, and `evaluate` says that there is none
-    return image, meta if isinstance(meta, dict) else {}
+        prompt, styles = meta.get("prompt"), meta.get("styles")
+        if prompt is not None:
+            prompt.encode()
+    except (TypeError, AttributeError, ValueError, RecursionError):
+        return {}  # cut, or some other tool's chunk of that name: as good as none, and `evaluate` says so
+    listed = styles is None or (isinstance(styles, list) and all(isinstance(style, dict) for style in styles))
+    return meta if listed else {}
 
 
 def read_folder(folder: Path | str) -> list[Sample]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from impasto.evaluate.scores import SCORES
 
@@ -12,12 +13,14 @@ from impasto.evaluate.scores import SCORES
 def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "", names: Any = SCORES) -> Table:
     """A rich table: `columns` maps a heading to a result of `evaluate` (or one of its "true" and "base" parts).
 
-    Each cell is the mean and its 95 % interval; an unknown score is a dash. Rows that no column knows are left out.
+    Title and headings are plain text, no markup: a folder may be called `out[final]`. Each cell is the mean and its
+    95 % interval; an unknown score is a dash. Rows that no column knows are left out.
     """
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    shown = Text(title, "table.title") if title else None
+    table = Table(title=shown, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("score", no_wrap=True)
     for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for name in names:
         cells = [cell(column, name) for column in columns.values()]
         if any(text != "–" for text in cells):
