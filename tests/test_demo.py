@@ -94,6 +94,20 @@ def test_second_run_reuses_what_is_there(finished, tiny_sd3, monkeypatch):
     assert {k: v for k, v in first.items() if k != "about"} == {k: v for k, v in second.items() if k != "about"}
 
 
+def test_another_spelling_or_recipe_keeps_what_is_there(tmp_path, tiny_sd3, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("runs", tiny_sd3, also=())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*/*.png")}
+    assert len(before) == 2 * (1 + 2 * 2)  # of the base, and of two recipes at two strengths
+    run(tmp_path / "runs", tiny_sd3)
+    run("runs", tiny_sd3, also=())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "runs" / "keep-content" / "images" / "0001.png").is_file()
+    run("runs", tiny_sd3, also=(), steps=3)
+    after = {path for path in before if path.is_file() and path.stat().st_mtime_ns == before[path]}
+    assert after == {path for path in before if "base" in path.parts}
+
+
 def test_other_settings_start_afresh(tmp_path, tiny_sd3):
     run(tmp_path / "runs", tiny_sd3)
     result = run(tmp_path / "runs", tiny_sd3, style="streamline-emojis", count=3, seed=7, strengths=(), also=())

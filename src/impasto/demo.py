@@ -166,23 +166,41 @@ def config_of(plan: Plan, recipe: str, steps: int | None) -> TrainConfig:
 
 
 def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
-    """Write reference.png and demo.json; results of other settings, or of another base, are cleared first."""
+    """Write reference.png and demo.json. Results of other settings are cleared first: all of them where base, seed or
+    prompts are others, else the runs of recipes whose own settings are."""
     mark = plan.out / "demo.json"
-    settings = {"base": families.load(plan.base).hash, "prompts": [plan.prompt(i) for i in plan.prompts_for]}
-    settings |= {name: as_dict(config) | {"style_guidance": GUIDED.get(name)} for name, config in configs.items()}
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"{plan.out} is a file: give a folder for the demo")
     if plan.out.is_dir() and any(plan.out.iterdir()) and not mark.is_file():
         raise UserError(f"{plan.out} is not empty and holds no demo: give another folder")
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != as_json(settings):
-        for name in ("base", *recipes()):
-            shutil.rmtree(plan.out / name, ignore_errors=True)
+    same = {"base": families.load(plan.base).hash, "seed": plan.seed, "prompts": [*map(plan.prompt, plan.prompts_for)]}
+    runs = {name: marked(config) | {"style_guidance": GUIDED.get(name)} for name, config in configs.items()}
+    before = read_mark(mark)
+    known = before.get("runs", {}) if {key: before.get(key) for key in same} == same else {}
+    stale = [name for name in runs if runs[name] != known.get(name, runs[name])] if known else ["base", *recipes()]
+    for name in stale:
+        shutil.rmtree(plan.out / name, ignore_errors=True)
+    settings = same | {"runs": known | runs}
+    if settings != before:
         for name in RESULTS:
             (plan.out / name).unlink(missing_ok=True)
     picture = true_pictures(plan.style, [plan.concept])[plan.concept]
     with atomic(plan.out / "reference.png") as path:
         picture.save(path)
     write_json(mark, settings)
+
+
+def marked(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a run that make its weights: all but how its folder is spelled."""
+    return {key: value for key, value in as_dict(config).items() if key not in ("image", "out")}
+
+
+def read_mark(mark: Path) -> dict[str, Any]:
+    """What demo.json says, {} where there is none that can be read."""
+    try:
+        return dict(json.loads(mark.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 def train_once(config: TrainConfig, tick: Tick) -> None:

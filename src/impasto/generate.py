@@ -173,6 +173,7 @@ def sample(
     """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling, switch: filled
     in. reference: one more row before those of each batch, which they are aligned to.
     """
+    asked = {"output_type": "pt"} | (extra or {})
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
     for start in range(0, len(jobs), batch):
@@ -201,23 +202,29 @@ def sample(
                 guidance_scale=guidance,
                 height=size,
                 width=size,
-                output_type="pt",
-                **(extra or {}),
+                **asked,
             ).images
         if reference:
             images, about = images[1:], about | {"aligned": reference.info}
         for pixels, (prompt, seed) in zip(images, part, strict=True):
             if not pixels.isfinite().all():
-                raise UserError(
-                    f"the picture of seed {seed} came out as numbers that are not finite, which would be black: take a "
-                    "strength nearer to 1, less guidance, or --precision fp32"
+                warnings.warn(
+                    f"the picture of seed {seed} came out as numbers that are not finite, and is black: take a strength "
+                    "nearer to 1, less guidance, or --precision fp32",
+                    stacklevel=2,
                 )
-            image = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None]))[0]
+            image = as_image(pixels) if asked["output_type"] == "pt" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
             info |= {} if weight is None else {"style_guidance": weight}
             info |= switch.info(prompt) if switch is not None else {}
             yield image, info | about | {"version": impasto.__version__}
+
+
+def as_image(pixels: torch.Tensor) -> Image.Image:
+    """(3, h, w) in [0, 1] as diffusers itself makes a picture of it, black where a number is not finite."""
+    pixels = pixels if pixels.isfinite().all() else torch.zeros_like(pixels)
+    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None]))[0]
 
 
 def join(conds: Sequence[Condition]) -> Condition:

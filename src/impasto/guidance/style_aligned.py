@@ -155,8 +155,10 @@ def project(attn: Any, tokens: Tensor, to: str, norm: str) -> list[Tensor]:
 
 
 def adain(x: Tensor, rows: Rows, image: slice, eps: float = 1e-5) -> Tensor:
-    """x (B, tokens, heads, channels): rows 1.. of each half take mean and spread of row 0, at their image tokens; of one
-    token the spread is 0."""
+    """x (B, tokens, heads, channels): rows 1.. of each half take mean and spread of row 0, at their image tokens.
+
+    The spread of a single token is 0.
+    """
     x = rows.split(x).clone()
     tokens = x[:, :, image].to(torch.promote_types(x.dtype, torch.float32))
     n = tokens.shape[2]
