@@ -209,8 +209,8 @@ def sample(
         for pixels, (prompt, seed) in zip(images, part, strict=True):
             if not pixels.isfinite().all():
                 warnings.warn(
-                    f"the picture of seed {seed} came out as numbers that are not finite, and is black: take a strength "
-                    "nearer to 1, less guidance, or --precision fp32",
+                    f"the picture of seed {seed} came out as numbers that are not finite, and is black: take a "
+                    "strength nearer to 1, less guidance, or --precision fp32",
                     stacklevel=2,
                 )
             image = as_image(pixels) if asked["output_type"] == "pt" else pixels
