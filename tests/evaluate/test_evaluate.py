@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from fakes import draw
 from PIL import Image, PngImagePlugin
 
+from impasto.adapters.io import style_hash
 from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.evaluate import SCORES, evaluate
@@ -68,6 +70,19 @@ def test_base_images_stand_beside(tmp_path, judges, encoder, truths):
     assert (scores["style_accuracy"], scores["base"]["style_accuracy"]) == (1.0, 0.0)
 
 
+def test_base_images_of_other_prompts_are_refused(tmp_path, judges):
+    ours = folder_of(tmp_path / "ours", [(0, PENGUIN, PENGUIN), (0, ROCKET, ROCKET)])
+    turned = folder_of(tmp_path / "turned", [(0, ROCKET, ROCKET), (0, PENGUIN, PENGUIN)])
+    assert evaluate(ours, base_images=turned, judges=judges, encoder=None)["base"]["concept_top1"] == 1.0
+    for i, asked in enumerate(([PENGUIN, FROG], [PENGUIN], [PENGUIN, ROCKET, ROCKET])):
+        other = folder_of(tmp_path / str(i), [(0, PENGUIN, concept) for concept in asked])
+        with pytest.raises(UserError, match="is not of the same prompts"):
+            evaluate(ours, base_images=other, judges=judges, encoder=None)
+    draw(tmp_path / "mute" / "0000.png", 0, PENGUIN)
+    notes = evaluate(ours, base_images=tmp_path / "mute", judges=judges, encoder=None)["notes"]
+    assert any("whether the base's are of the same prompts is not known" in note for note in notes)
+
+
 def test_unknown_is_null_and_never_0(tmp_path, judges, encoder):
     draw(tmp_path / "a.png", 3, PENGUIN)
     scores = evaluate(tmp_path, judges=judges, encoder=None)
@@ -107,6 +122,51 @@ def test_reference_and_its_concept_come_from_the_style_folder(tmp_path, judges, 
     assert scores["reference"]["concept"] == "rabbit face"
     assert scores["leakage"] == 1.0 and scores["n"]["leakage"] == 1
     assert scores["clip_i_reference"] is not None
+
+
+def style_of(folder: Path, weights: bytes, recipe: str = 'caption = ["a rabbit face in pixel art style"]\n') -> str:
+    """A style folder; returns the hash that pictures drawn with it name."""
+    draw(folder / "reference.png", UNIFONT, RABBIT)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(weights)
+    (folder / "recipe.toml").write_text(recipe)
+    return style_hash(folder)
+
+
+def test_a_style_folder_counts_only_with_the_weights_that_drew(tmp_path, judges, encoder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    styles = [{"path": "runs/s", "strength": 1.0, "hash": style_of(Path("runs/s"), b"one")}]
+    folder = folder_of(tmp_path / "images", [(UNIFONT, RABBIT, PENGUIN)], styles=styles)
+    scores = evaluate(folder, judges=judges, encoder=encoder)
+    assert scores["leakage"] == 1.0 and scores["style_cosine"] is not None
+    for weights in (b"another", None):
+        if weights is None:
+            Path("runs/s/pytorch_lora_weights.safetensors").unlink()
+        else:
+            style_of(Path("runs/s"), weights)
+        scores = evaluate(folder, judges=judges, encoder=encoder)
+        assert scores["reference"] is None and scores["leakage"] is None and scores["style_cosine"] is None
+        assert any(note.startswith("'runs/s' no longer holds the style") for note in scores["notes"])
+    scores = evaluate(folder, None, None, "runs/s/reference.png", "rabbit face", judges=judges, encoder=encoder)
+    assert scores["leakage"] == 1.0 and not any("no longer" in note for note in scores["notes"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "concept"),
+    [
+        ('caption = []\n[impasto]\ncaptions = ["a rabbit face in ink style", "a frog in ink style"]\n', "rabbit face"),
+        ('caption = ["[trigger] rabbit face"]\ntrigger = "happy"\n', "rabbit face"),
+        ("caption = 5\n", None),
+        ('impasto = "x"\n', None),
+        ("= 5", None),
+    ],
+)
+def test_captions_are_those_that_were_trained_on(tmp_path, judges, recipe, concept):
+    styles = [{"path": str(tmp_path / "s"), "hash": style_of(tmp_path / "s", b"one", recipe)}]
+    folder = folder_of(tmp_path / "images", [(UNIFONT, RABBIT, PENGUIN)], styles=styles)
+    scores = evaluate(folder, judges=judges, encoder=None)
+    assert scores["reference"]["concept"] == concept and (scores["leakage"] is None) == (concept is None)
+    said = any(note.endswith("leakage is that of the first, rabbit face") for note in scores["notes"])
+    assert said == ("frog" in recipe)
 
 
 def test_concepts_file(tmp_path, judges, encoder, truths):
@@ -164,6 +224,35 @@ def test_bad_folders(tmp_path, judges):
     file.write_text("")
     with pytest.raises(UserError, match="is not a folder"):
         evaluate(file, judges=judges)
+
+
+@pytest.mark.parametrize("mark", ["recipe.toml", "demo.json"])
+def test_a_style_or_a_demo_is_no_folder_of_pictures(tmp_path, judges, mark):
+    draw(tmp_path / "reference.png", UNIFONT, PENGUIN)
+    (tmp_path / mark).write_text("")
+    with pytest.raises(UserError, match=r"give that of its pictures, such as .*images"):
+        evaluate(tmp_path, judges=judges, encoder=None)
+    assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "mine"])
+def test_scores_of_another_tool_stay(tmp_path, judges, text):
+    draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
+    for file, out in ((tmp_path / "scores.json", None), (tmp_path / "other.json", tmp_path / "other.json")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"{file.name} was not written by `impasto evaluate`"):
+            evaluate(tmp_path, judges=judges, encoder=None, out=out)
+        assert file.read_text() == text
+        file.unlink()
+        first = evaluate(tmp_path, judges=judges, encoder=None, out=out)
+        assert evaluate(tmp_path, judges=judges, encoder=None, out=out) == first, "its own are replaced"
+
+
+def test_a_folder_whose_name_is_no_utf8_is_scored(tmp_path, judges):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    draw(folder / "0000.png", UNIFONT, PENGUIN)
+    evaluate(folder, judges=judges, encoder=None)
+    assert json.loads((folder / "scores.json").read_text(encoding="utf-8"))["folder"] == str(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 20])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from PIL import Image
 
+from impasto.adapters.io import style_hash
 from impasto.artworld import load_meta
 from impasto.artworld.judges import Judges
+from impasto.data import captions
 from impasto.errors import UserError, nearest
 from impasto.evaluate.encoders import Encoder, load_encoder
 from impasto.evaluate.labels import Labels, concepts_of, read_concepts
@@ -33,25 +36,29 @@ def evaluate(
     encoder: Encoder | Path | str | None = "clip",
     out: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically.
+    """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. What
+    lies there stays unless `evaluate` wrote it; the pictures of a style folder or a demo are in folders of their own.
 
     style_of: a style of the art world that the images should be in; None leaves what needs it None.
     concepts: file with one label per image, in name order; default: what each PNG's own prompt names,
         None where that is not certain (`labels.Labels.concept`).
-    reference: the picture that was trained on; default: that of the one style folder that the PNGs name.
-    reference_concept: label of the reference's object; default: what the caption of that style folder names.
-    base_images: folder with the same prompts drawn by the base without adapter; scored the same way, under "base".
+    reference: the picture that was trained on; default: that of the one style folder that the PNGs name, as long as it
+        holds the weights that they were drawn with.
+    reference_concept: label of the reference's object; default: what the (first) caption of that style folder names.
+    base_images: folder with the same prompts, each as often, drawn by the base without adapter; scored the same way,
+        under "base".
     judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None.
 
     Result: every score of `scores.SCORES` as its mean over the images (None where it cannot be known), "interval"
     (95 %, [low, high]) and "n" per score, the same under "true" (the true pictures of the same cells) and "base" (None
     when not given), "images" (a row per image), "notes" (what is unknown, and why). UserError on bad input.
     """
-    samples = read_folder(folder)
+    samples, target = read_folder(folder), _target(Path(folder), out)
+    base, unsure = ([], []) if base_images is None else _base(base_images, samples)
     judges = judges if judges is not None else Judges.load()
     labels = Labels.from_meta(load_meta())
     asked, notes = _concepts(samples, concepts, labels)
-    trained = _reference(samples, reference, reference_concept, labels)
+    trained, found = _reference(samples, reference, reference_concept, labels)
     style = _style(style_of, judges)
     truths = {} if style is None else true_pictures(style, [c for c in asked if c is not None])
     ruler = Ruler(judges, _encoder(encoder), style, trained.image, trained.concept, truths)
@@ -65,13 +72,29 @@ def evaluate(
         "encoder": ruler.encoder.name if ruler.encoder else None,
         **means(rows),
         "true": _true_means(ruler, samples, asked),
-        "base": _base_means(ruler, base_images, concepts, labels),
-        "notes": notes + _notes(style_of, asked, truths, trained),
+        "base": _base_means(ruler, base, concepts, labels),
+        "notes": notes + unsure + found + _notes(style_of, asked, truths, trained),
         "images": [{"file": s.path.name, "prompt": s.prompt, **row} for s, row in zip(samples, rows, strict=True)],
     }
-    with atomic(Path(out) if out is not None else Path(folder) / "scores.json") as path:
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic(target) as path:
+        # a path that is no UTF-8 is escaped, as JSON writes it
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
+
+
+def _target(folder: Path, out: Path | str | None) -> Path:
+    """Where the scores go. UserError when the folder is a style's or a demo's, or another's file would be replaced."""
+    for mark, what, images in (("recipe.toml", "style", "images"), ("demo.json", "demo", "style-friendly/images")):
+        if (folder / mark).is_file():
+            raise UserError(f"{folder} is the folder of a {what}: give that of its pictures, such as {folder / images}")
+    target = Path(out) if out is not None else folder / "scores.json"
+    if target.exists():
+        from impasto.generate import scored_here
+
+        if not scored_here(target):
+            raise UserError(f"{target} was not written by `impasto evaluate` and stays: give another --out")
+    return target
 
 
 @dataclass(frozen=True)
@@ -119,32 +142,69 @@ def _style(name: str | None, judges: Judges) -> int | None:
     return judges.style_names.index(name)
 
 
-def _reference(samples: Sequence[Sample], path: Path | str | None, concept: str | None, labels: Labels) -> Reference:
-    run = _style_folder(samples)
+def _reference(
+    samples: Sequence[Sample], path: Path | str | None, concept: str | None, labels: Labels
+) -> tuple[Reference, list[str]]:
+    """What is given, else what the style folder has; and notes on it."""
+    run, notes = (None, []) if path is not None and concept else _style_folder(samples)
     if path is None and run is not None and (run / "reference.png").is_file():
         path = run / "reference.png"
-    caption = None if run is None else _caption(run)
-    named = labels.named(concept) if concept else labels.concept(caption) if caption else None
+    told = [labels.concept(caption) for caption in ([] if run is None else _captions(run))]
+    named = labels.named(concept) if concept else told[0] if told else None
+    if named is not None and not concept and len(set(told)) > 1:
+        notes.append(f"the style was trained on several things: leakage is that of the first, {labels.names[named]}")
     if path is None:
-        return Reference(concept=named)
-    return Reference(Path(path), open_image(Path(path))[0], named)
+        return Reference(concept=named), notes
+    return Reference(Path(path), open_image(Path(path))[0], named), notes
 
 
-def _style_folder(samples: Sequence[Sample]) -> Path | None:
-    """The style folder that all images were drawn with, when they name exactly one and it is still there."""
-    paths = {tuple(str(style.get("path")) for style in sample.meta.get("styles") or ()) for sample in samples}
-    names = next(iter(paths)) if len(paths) == 1 else ()
-    return Path(names[0]) if len(names) == 1 and Path(names[0]).is_dir() else None
+def _style_folder(samples: Sequence[Sample]) -> tuple[Path | None, list[str]]:
+    """The style folder that all images were drawn with: they name exactly one, and it is there, with the weights that
+    they name; a note where it has others."""
+    named = {tuple(_path_and_hash(style) for style in sample.meta.get("styles") or ()) for sample in samples}
+    one = next(iter(named)) if len(named) == 1 else ()
+    if len(one) != 1 or not Path(one[0][0]).is_dir():
+        return None, []
+    path, drawn = one[0]
+    if drawn and drawn != _weights(path):
+        note = f"{path!r} no longer holds the style that drew the images: its reference and caption are not used"
+        return None, [note]
+    return Path(path), []
 
 
-def _caption(run: Path) -> str | None:
-    """The (first) caption in a run's resolved recipe.toml, None where there is none."""
+def _path_and_hash(style: dict[str, Any]) -> tuple[str, str]:
+    return str(style.get("path")), str(style.get("hash") or "")
+
+
+def _weights(run: str) -> str | None:
+    """The sha256 of a style's weights, None where there are none."""
+    try:
+        return style_hash(run)
+    except UserError:
+        return None
+
+
+def _captions(run: Path) -> list[str]:
+    """Those that a run was trained on, [] where its recipe.toml tells none, or is damaged."""
     try:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    caption = recipe.get("caption") or None
-    return caption[0] if isinstance(caption, list) else caption
+        return captions.of_run(recipe, recipe.get("impasto") or {})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _base(folder: Path | str, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+    """The base's images, and a note where not all prompts are known. UserError when they are of other prompts."""
+    base = read_folder(folder)
+    ours, theirs = Counter(sample.prompt for sample in samples), Counter(sample.prompt for sample in base)
+    if None in ours | theirs:
+        return base, ["some images carry no prompt: whether the base's are of the same prompts is not known"]
+    if odd := (ours - theirs) + (theirs - ours):
+        raise UserError(
+            f"{folder} is not of the same prompts, each as often: {next(iter(odd))!r} is one that differs; draw them "
+            "with the base alone, or leave out --base-images"
+        )
+    return base, []
 
 
 def _encoder(encoder: Encoder | Path | str | None) -> Encoder | None:
@@ -166,11 +226,10 @@ def _true_means(ruler: Ruler, samples: Sequence[Sample], asked: Sequence[int | N
 
 
 def _base_means(
-    ruler: Ruler, folder: Path | str | None, concepts: Path | str | None, labels: Labels
+    ruler: Ruler, samples: Sequence[Sample], concepts: Path | str | None, labels: Labels
 ) -> dict[str, Any] | None:
-    if folder is None:
+    if not samples:
         return None
-    samples = read_folder(folder)
     asked, _ = _concepts(samples, concepts, labels)
     return means(ruler.rows([sample.image for sample in samples], asked, [sample.prompt for sample in samples]))
 
