@@ -2,6 +2,8 @@
 
 import base64
 import json
+import shlex
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +17,11 @@ from safetensors.torch import save_file
 from impasto import cli
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import About
-from impasto.config import resolve
+from impasto.config import as_dict, resolve
 from impasto.errors import UserError
+from impasto.families import load
 from impasto.hub import check_access, hub_card, publish
+from impasto.modelcard import write_card
 from impasto.train import train
 
 RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'
@@ -157,7 +161,36 @@ def test_a_base_of_any_name(style, tmp_path):
     base.mkdir()
     (style / "README.md").write_text(CARD.format(base="BASE"))
     card = hub_card(About(style / WEIGHTS), str(base), "flux", "me/ink", [])
-    assert "from_pretrained(" + json.dumps(base.name, ensure_ascii=False) in card and f"--base {base.name} " in card
+    assert (
+        "from_pretrained(" + json.dumps(base.name, ensure_ascii=False) in card
+        and f"--base {shlex.quote(base.name)} " in card
+    )
+
+
+def test_no_word_of_this_machine_is_left(tmp_path, tiny_flux):
+    """Of a card as it is written: spaces in all names, components of one's own, exported for the base's name."""
+    model, folder, parts = tmp_path / "my models" / "secret", tmp_path / "my styles" / "ink", tmp_path / "my parts"
+    shutil.copytree(tiny_flux, model)
+    parts.mkdir()
+    folder.mkdir(parents=True)
+    caption = 'a `cat` in $INK "style"'
+    given = {"image": ["a.png"], "caption": [caption], "out": str(folder), "components": str(parts), "size": 16}
+    config = resolve("style-friendly", str(model), **given)
+    write_card(config, load(str(model), device="cpu"), [], "1")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    command = next(shlex.split(line) for line in card.splitlines() if line.startswith("impasto generate"))
+    assert command[2:10] == [
+        *("--base", str(model), "--components", str(parts), "--style", str(folder), "--prompt", caption)
+    ]
+    told = About(folder / WEIGHTS, recipe=as_dict(config))
+    public = hub_card(told, "stabilityai/stable-diffusion-3.5-medium", "flux", "me/ink", [])
+    assert 'base_model: "stabilityai/stable-diffusion-3.5-medium"' in public and "components" not in public
+    command = next(shlex.split(line) for line in public.splitlines() if line.startswith("impasto generate"))
+    assert command[2:8] == [
+        *("--base", "stabilityai/stable-diffusion-3.5-medium", "--style", "ink", "--prompt", caption)
+    ]
+    assert "`--style ink:0.7`" in public and "A style for `stabilityai/stable-diffusion-3.5-medium`" in public
+    assert not any(word in public for word in (str(tmp_path), "secret", "my "))
 
 
 @pytest.mark.parametrize(

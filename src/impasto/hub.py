@@ -5,6 +5,7 @@ file beside them when one is asked for. What is published never names a path of 
 import json
 import os
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from impasto.adapters.files import export_style, open_style
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import About, known_card
 from impasto.errors import UserError
-from impasto.modelcard import made_card, trained_size
+from impasto.modelcard import made_card, quoted, trained_size
 
 FORBIDDEN = "the token may not write to {!r}: it needs the right to write, and the owner must be you or yours"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+STRING = r'"(?:[^"\\]|\\.)*"'
+WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"`])+?"""  # of a shell
 
 
 def publish(
@@ -38,7 +41,7 @@ def publish(
         for file, layout in zip(files, ("diffusers", format), strict=False):
             export_style(style, layout, file, private=True, base=base)
         card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         there = {file.name: file for file in [*files, folder / "README.md"]} | pictures(told, card)
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
@@ -86,23 +89,32 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
     """The style's own README.md with the repository in place of this machine's folders."""
     own = told.file.parent / "README.md"
     if told.file.name == WEIGHTS and own.is_file():
-        text = own.read_text()
+        text = own.read_text(encoding="utf-8")
     else:
         known, trigger = known_card(base, architecture), next(iter(told.captions), told.trigger)
         text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger, trained_size(told))
     name = Path(base).name if base and Path(base).exists() else base or "its base model"
-    text = re.sub(r'load_lora_weights\("[^"]*"', f'load_lora_weights("{repo}"', text)
-    quoted = json.dumps(name, ensure_ascii=False)
-    text = re.sub(r'from_(pretrained|single_file)\("[^"]*"', lambda found: f"from_{found[1]}({quoted}", text)
-    text = re.sub(r"--style \S+?(?=[:`\s])", f"--style {repo.partition('/')[2]}", text)
-    text = re.sub(r"--base \S+", lambda _: f"--base {name}", text)
-    if base and name != base:
-        text = text.replace(f"`{base}`", f"`{name}`")
-    if not REPO.fullmatch(name):  # the Hub links base_model, and refuses what is no repository
-        text = re.sub(r"^base_model: .*\n", "", text, count=1, flags=re.MULTILINE)
+    recipe, style = told.recipe, repo.partition("/")[2]
+    text = re.sub(rf"load_lora_weights\({STRING}", lambda _: f"load_lora_weights({quoted(repo)}", text)
+    text = re.sub(rf"from_(pretrained|single_file)\({STRING}", lambda found: f"from_{found[1]}({quoted(name)}", text)
+    text = named(text, "--style", style, recipe.get("out"), str(told.file.parent))
+    text = named(text, "--base", shlex.quote(name), told.base, base)
+    text = named(text, "--components", "", recipe.get("components"))
+    for old in {told.base, base} - {None, name}:
+        text = text.replace(f"`{old}`", f"`{name}`")
+    linked = f"base_model: {quoted(name)}\n" if REPO.fullmatch(name) else ""  # the Hub refuses what is no repository
+    text = re.sub(r"^base_model: .*\n", lambda _: linked, text, count=1, flags=re.MULTILINE)
     if len(files) > 1:
         text += f"\nFor tools that do not read diffusers' layout: `{files[1]}`.\n"
     return text
+
+
+def named(text: str, flag: str, new: str, *known: str | None) -> str:
+    """A card with another word behind a flag of its commands, without that flag where `new` is empty. known: words that
+    may stand there; older cards do not quote them."""
+    words = "|".join([*(re.escape(word) for word in known if word), WORD])
+    there = rf"( ?){flag} (?:{words})(?=(?::[\d.]+)?[`\s])"
+    return re.sub(there, lambda found: f"{found[1]}{flag} {new}" if new else "", text)
 
 
 def pictures(told: About, card: str) -> dict[str, Path]:

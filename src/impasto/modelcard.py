@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ A style for `{base}`, learnt from {pictures}, trained with impasto {version}.
 import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{folder}"{precision})
-pipe.load_lora_weights("{path}", weight_name="{weights}")
+pipe = DiffusionPipeline.from_pretrained({folder}{precision})
+pipe.load_lora_weights({path}, weight_name="{weights}")
 {device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
@@ -42,10 +43,10 @@ pipe.load_lora_weights("{path}", weight_name="{weights}")
 {same} from the command line:
 
 ```
-impasto generate --base {base}{components} --style {path} --prompt {prompt}{size_flag}{quantize} --seed 0 --out pictures
+impasto generate --base {shell_base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures
 ```
 
-A strength below 1 keeps more of the base: `--style {path}:0.7`, or `pipe.set_adapters(..., 0.7)`.
+A strength below 1 keeps more of the base: `--style {style}:0.7`, or `pipe.set_adapters(..., 0.7)`.
 
 ## Trigger words
 
@@ -91,12 +92,17 @@ import torch
 from diffusers import {opener}
 
 pipe = {opener}.{opening}
-pipe.load_lora_weights("{path}", weight_name="{weights}")
+pipe.load_lora_weights({path}, weight_name="{weights}")
 {device}image = pipe({prompt}{sides}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
-or `impasto generate --base {shell_base} --style {path} --prompt ...{size_flag}`
+or `impasto generate --base {shell_base} --style {style} --prompt ...{size_flag}`
 """
+
+
+def quoted(text: str) -> str:
+    """As Python reads it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def placing(architecture: str, embedded: bool, folder: Path | None = None) -> tuple[str, str]:
@@ -178,13 +184,14 @@ def made_card(
         name=name,
         how=how,
         opener=opener,
-        opening=f"{method}({json.dumps(where, ensure_ascii=False)}{precision})",
+        opening=f"{method}({quoted(where)}{precision})",
         device=device,
-        prompt=json.dumps(trigger or "...", ensure_ascii=False),
+        prompt=quoted(trigger or "..."),
         sides=f", height={size}, width={size}" if size else "",
         size_flag=size_flag(size, known),
-        shell_base=base or "BASE",
-        path=path,
+        shell_base=shlex.quote(base or "BASE"),
+        path=quoted(path),
+        style=shlex.quote(path),
         weights=WEIGHTS,
     )
 
@@ -199,31 +206,35 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     text = TEXT.format(
         in_full=IN_FULL.format(kind=config.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
-        quantize=f" --quantize {config.quantize}" if in_bits else "",
         front=front_matter(config.base, family.card, architecture, config.caption[0], widget),
         weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
-        components=f" --components {config.components}" if config.components else "",
-        folder=family.folder if family.card.get("embedded") or Path(config.base).is_file() else config.base,
-        path=config.out,
+        shell_base=shlex.quote(config.base),
+        components=f" --components {shlex.quote(str(config.components))}" if config.components else "",
+        folder=quoted(
+            str(family.folder) if family.card.get("embedded") or Path(config.base).is_file() else config.base
+        ),
+        path=quoted(str(config.out)),
+        style=shlex.quote(str(config.out)),
         pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
         version=version,
         gallery="\n<Gallery />\n" if previews else "",
-        prompt=json.dumps(prompt, ensure_ascii=False),
+        prompt=quoted(prompt),
+        words=shlex.quote(prompt),
         steps=family.card["generate"]["steps"],
         guidance=family.card["generate"]["guidance"],
         size=config.size,
-        size_flag=size_flag(config.size, family.card),
+        flags=size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
         precision=precision,
         device=device,
         padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
-        captions="; ".join(json.dumps(caption, ensure_ascii=False) for caption in config.caption),
+        captions="; ".join(map(quoted, config.caption)),
         noise=config.noise,
         draws=config.steps * config.batch * config.accumulate,
         train_steps=config.steps,
         bars=bars(histogram(within(noise_law(config), family.schedule))),
     )
     with atomic(config.out / CARD) as file:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     return config.out / CARD

@@ -157,7 +157,7 @@ def peft_metadata(file: Path) -> dict[str, str]:
         warnings.warn(message, stacklevel=3)
         return {}
     try:
-        stated = json.loads(config.read_text()).items()
+        stated = json.loads(config.read_text(encoding="utf-8")).items()
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{config} is damaged: it is not a JSON object") from None
     return {ADAPTER_METADATA: json.dumps({f"{part}.{k}": v for part in set(DENOISER.values()) for k, v in stated})}
@@ -186,7 +186,7 @@ def skeleton(folder: Path, component: str) -> Any:
 
     import torch
 
-    library, name = json.loads((folder / "model_index.json").read_text()).get(component, [None, None])
+    library, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get(component, [None, None])
     if name is None:
         return None
     cls = getattr(import_module(library), name)
@@ -213,7 +213,10 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
     with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
         card.write_text(
-            made_card(out.resolve().name, how, str(out), base, known, adapter.architecture, trigger, trained_size(told))
+            made_card(
+                out.resolve().name, how, str(out), base, known, adapter.architecture, trigger, trained_size(told)
+            ),
+            encoding="utf-8",
         )
 
 

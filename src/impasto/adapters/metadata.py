@@ -90,13 +90,13 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
     if file.name != WEIGHTS or not (file.parent / "recipe.toml").is_file():
         return About(file, metadata=kept)
     try:
-        recipe = tomllib.loads((file.parent / "recipe.toml").read_text())
+        recipe = tomllib.loads((file.parent / "recipe.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.parent / 'recipe.toml'} is damaged: {error}") from None
     inputs = recipe.pop("impasto", {})
     scores = file.parent / "scores.json"
     try:
-        known = json.loads(scores.read_text()).items() if scores.is_file() else ()
+        known = json.loads(scores.read_text(encoding="utf-8")).items() if scores.is_file() else ()
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{scores} is damaged: `impasto evaluate` writes it again") from None
     means = {key: value for key, value in known if isinstance(value, int | float)}

@@ -29,7 +29,7 @@ class UnavailableError(Exception):
 @cache
 def sources() -> dict:
     """`packages`: name -> {from, version, bytes, sha512 | sha256}; `styles`: name -> {package, reader, files}."""
-    return json.loads(files("impasto.artworld").joinpath("data/sources.json").read_text())
+    return json.loads(files("impasto.artworld").joinpath("data/sources.json").read_text(encoding="utf-8"))
 
 
 def fetch(name: str, folder: Path) -> Path:

@@ -37,7 +37,7 @@ FAMILIES = {
 @cache
 def cards() -> dict[str, dict[str, Any]]:
     """`cards.toml`: per base, or per pipeline class, how it is spoken to and trained."""
-    return tomllib.loads(Path(__file__).with_name("cards.toml").read_text())
+    return tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
 
 
 def embedded() -> list[str]:
@@ -66,7 +66,7 @@ def model_index(folder: Path) -> dict[str, Any]:
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError when there is anything else in it."""
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError(f"{file} is nested too deeply") from None
     if not isinstance(found, dict):
@@ -284,7 +284,7 @@ def file_hash(file: Path) -> str:
     if file.suffix == ".safetensors" and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
     if file.name.endswith(("config.json", "model_index.json")):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         for key in ("_diffusers_version", "transformers_version"):
             content.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -301,13 +301,13 @@ def remembered(file: Path) -> str:
     told = {"path": str(file.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
     note = cache_dir("hashes", hashlib.sha256(told["path"].encode()).hexdigest()[:24] + ".json")
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     if {key: known.get(key) for key in told} != told:
         known = told | {"sha256": sha256(file)}
         with atomic(note) as temporary:
-            temporary.write_text(json.dumps(known))
+            temporary.write_text(json.dumps(known), encoding="utf-8")
     return known["sha256"]
 
 
@@ -401,5 +401,5 @@ def outlined(configs: Mapping[str, Any]) -> Path:
     for name, content in configs.items():
         if not (folder / name).is_file():
             with atomic(folder / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=2))
+                temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return folder

@@ -34,7 +34,7 @@ def names() -> tuple[str, ...]:
 
 def card(name: str) -> dict:
     """The card of an embedded base: scores, concepts, pictures seen, device, time, hash."""
-    return json.loads((MODELS / name / "card.json").read_text())
+    return json.loads((MODELS / name / "card.json").read_text(encoding="utf-8"))
 
 
 def weights_hash(name: str) -> str:
@@ -65,7 +65,7 @@ def ensure(name: str) -> Path:
         with quiet():
             write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
         sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
-        (scratch / SIZES).write_text(json.dumps(sizes))
+        (scratch / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         try:
             if folder.exists() and not whole(folder):
                 folder.rename(broken)
@@ -79,7 +79,11 @@ def ensure(name: str) -> Path:
 def whole(folder: Path) -> bool:
     """Whether an assembled folder has all of its files, in the sizes in which they were written."""
     try:
-        sizes = json.loads((folder / SIZES).read_text()) if (folder / SIZES).exists() else {"model_index.json": None}
+        sizes = (
+            json.loads((folder / SIZES).read_text(encoding="utf-8"))
+            if (folder / SIZES).exists()
+            else {"model_index.json": None}
+        )
         return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
     except (OSError, ValueError):
         return False
@@ -94,11 +98,11 @@ def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> Non
         shutil.copytree(base / part, folder / part)
     shutil.copytree(autoencoder, folder / "vae")
     index = {"mini-sd3": write_sd3_text, "mini-sd15": write_sd15_text}[base.name](folder, clip)
-    (folder / "impasto.json").write_text(json.dumps({"name": base.name}))
+    (folder / "impasto.json").write_text(json.dumps({"name": base.name}), encoding="utf-8")
     if (base / "card.json").exists():
         shutil.copy(base / "card.json", folder / "card.json")
     common = {"_diffusers_version": "0.42.1", "vae": ["diffusers", "AutoencoderKL"]}
-    (folder / "model_index.json").write_text(json.dumps(index | common, indent=2))
+    (folder / "model_index.json").write_text(json.dumps(index | common, indent=2), encoding="utf-8")
 
 
 def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
@@ -216,5 +220,5 @@ def empty_t5_tokenizer():
 
 def _save_fp16(model, folder: Path) -> None:
     model.half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2), encoding="utf-8")

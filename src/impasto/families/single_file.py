@@ -129,7 +129,7 @@ def outline(file: Path, components: Path | None = None, configs: Path | None = N
     """
     shapes, _ = read_header(file)
     config = (configs or CONFIGS) / architecture(shapes, file)
-    texts = {f.relative_to(config).as_posix(): json.loads(f.read_text()) for f in files(config)}
+    texts = {f.relative_to(config).as_posix(): json.loads(f.read_text(encoding="utf-8")) for f in files(config)}
     inside = held(shapes, texts["model_index.json"])
     for name in texts if components is not None else ():
         part, _, file_name = name.partition("/")
@@ -143,7 +143,7 @@ def outline(file: Path, components: Path | None = None, configs: Path | None = N
 def scheduler_config(config: Path, shapes: Shapes) -> dict[str, Any]:
     """The shipped scheduler as the file's marks change it: "v_pred", which v-prediction fine-tunes of SDXL carry, and
     "ztsnr", of those that go to zero terminal SNR: their drawing has to begin at that level, which PNDM cannot."""
-    scheduler = json.loads((config / SCHEDULER).read_text())
+    scheduler = json.loads((config / SCHEDULER).read_text(encoding="utf-8"))
     if "v_pred" in shapes:
         scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
         scheduler |= {"timestep_spacing": "trailing"} if "ztsnr" in shapes else {}
@@ -162,7 +162,7 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
     shapes, types = read_header(file)
     name = architecture(shapes, file)
     config = (configs or CONFIGS) / name
-    index = json.loads((config / "model_index.json").read_text())
+    index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
     inside, outside = split(file, shapes, index, components)
     used = own_weights(shapes, index)
     precision = stored_as({types[key] for key in used})
@@ -268,12 +268,12 @@ def write(
             link(part_file, folder / name / part_file.relative_to(source))
     (folder / SCHEDULER).parent.mkdir()
     scheduler = scheduler_config(config, shapes)
-    (folder / SCHEDULER).write_text(json.dumps(scheduler, indent=2))
+    (folder / SCHEDULER).write_text(json.dumps(scheduler, indent=2), encoding="utf-8")
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     there = inside | set(outside) | {"scheduler"}
     index = {name: [None, None] if name in parts - there else value for name, value in index.items()}
-    (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}))
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}), encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def files(folder: Path) -> Iterator[Path]:

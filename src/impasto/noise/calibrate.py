@@ -341,7 +341,7 @@ class Drawing:
         told = [asdict(ask) for ask in asks]
         count = len(parts(variant, asks))
         try:
-            known = json.loads(file.read_text())
+            known = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = {}
         if known.get("asks") == told and known.get("parts", 1) == count:
@@ -349,7 +349,7 @@ class Drawing:
         images = [image for image, _ in self.pictures(variant, asks)]
         features = self.measure.features(images, asks)
         with atomic(file) as temporary:
-            temporary.write_text(json.dumps({"asks": told, "parts": count, "features": features}))
+            temporary.write_text(json.dumps({"asks": told, "parts": count, "features": features}), encoding="utf-8")
         return features
 
     def pictures(self, variant: str, asks: Sequence[Ask]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:

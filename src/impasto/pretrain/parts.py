@@ -60,7 +60,7 @@ def make_tokenizer(words: Path = WORDS, folder: Path | None = None) -> CLIPToken
     """Train the tokeniser on `corpus()` and a word list (one per line); into the package's CLIP folder by default."""
     if not words.exists():
         raise UserError(f"no word list at {words}: apt-get install wamerican")
-    listed = [word.strip().lower() for word in words.read_text().splitlines() if "'" not in word]
+    listed = [word.strip().lower() for word in words.read_text(encoding="utf-8").splitlines() if "'" not in word]
     texts = (text for text, weight in corpus().items() for _ in range(weight))
     return train_tokenizer(texts, listed, folder or MODELS / "clip")
 
@@ -97,16 +97,16 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dic
     """Write model (fp16, read back as float32), tokeniser, image processor and card; returns the card."""
     card = {"name": "small CLIP", "date": str(date.today()), **clip_scores(model, tokenizer)}
     model.half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with atomic(folder / "config.json") as path:
-        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=1))
+        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=1), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     size = {"height": 128, "width": 128}
     CLIPImageProcessor(
         size=size, crop_size=size, do_center_crop=False, image_mean=contrastive.MEAN, image_std=contrastive.STD
     ).save_pretrained(folder)
     with atomic(folder / "card.json") as path:
-        path.write_text(json.dumps(card, indent=1))
+        path.write_text(json.dumps(card, indent=1), encoding="utf-8")
     return card
 
 
@@ -182,7 +182,7 @@ def export_autoencoder(
     scores = autoencoder_scores(vae, kernel, bias)
     shutil.rmtree(folder, ignore_errors=True)
     vae.half().save_pretrained(folder)
-    state = json.loads((run / "state.json").read_text())
+    state = json.loads((run / "state.json").read_text(encoding="utf-8"))
     card = {
         "name": "autoencoder",
         "date": str(date.today()),
@@ -191,7 +191,7 @@ def export_autoencoder(
         **scores,
     }
     with atomic(folder / "card.json") as path:
-        path.write_text(json.dumps(card, indent=1))
+        path.write_text(json.dumps(card, indent=1), encoding="utf-8")
     return card
 
 

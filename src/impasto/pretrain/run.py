@@ -156,7 +156,7 @@ def packaged_shape(base: str) -> tuple[int, ...] | None:
     """The shape of the packaged weights, None when there are none."""
     net = DENOISERS[base]()
     config = MODELS / base / net.part / "config.json"
-    return net.shape(json.loads(config.read_text())) if config.exists() else None
+    return net.shape(json.loads(config.read_text(encoding="utf-8"))) if config.exists() else None
 
 
 def device_name(device: str) -> str:
@@ -224,7 +224,7 @@ class Session:
             raise UserError(f"unknown text {asked!r}: {nearest(asked, MODES)}")
         file = self.folder / "state.json"
         if file.exists():
-            loads = json.loads(file.read_text()).get("text_tower") == "trained along"
+            loads = json.loads(file.read_text(encoding="utf-8")).get("text_tower") == "trained along"
             if loads and asked == "frozen":
                 raise UserError(f"the text tower of {self.folder} is trained along: not the packaged one again")
             return asked or ("along" if loads else "frozen"), loads and asked != "new"
@@ -411,7 +411,7 @@ class Session:
     def _log(self, row: dict[str, Any]) -> None:
         line = json.dumps({"time": time.strftime("%H:%M:%S"), **row})
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)
 
@@ -446,7 +446,7 @@ class Session:
         pipe = self.pipeline()
         self.draw_grid(pipe)
         scores = score_base(pipe, world, n=n, call=self.net.call, guidance=self.guidance)
-        with (self.folder / "scores.jsonl").open("a") as file:
+        with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"date": str(date.today()), **self.seen, **scores}) + "\n")
         return scores
 
@@ -467,7 +467,7 @@ class Session:
             "name": self.base,
             "architecture": self.net.architecture,
             "parameters": sum(p.numel() for p in self.ema.parameters()),
-            "scheduler": json.loads((target / "scheduler" / "scheduler_config.json").read_text()),
+            "scheduler": json.loads((target / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")),
             "training": self.seen,
             "train_styles": [meta["style_names"][s] for s in meta["split"]["train_styles"]],
             "scores": scores,
@@ -476,8 +476,8 @@ class Session:
         }
         card["weights_sha256"] = mini.weights_hash(self.base)
         with atomic(target / "card.json") as path:
-            path.write_text(json.dumps(card, indent=1))
+            path.write_text(json.dumps(card, indent=1), encoding="utf-8")
         card["folder_sha256"] = folder_hash(mini.ensure(self.base))  # what runs, cells and calibrations call it by
         with atomic(target / "card.json") as path:
-            path.write_text(json.dumps(card, indent=1))
+            path.write_text(json.dumps(card, indent=1), encoding="utf-8")
         return card

@@ -41,7 +41,7 @@ def save_state(folder: Path, parts: dict[str, Any], meta: dict[str, Any]) -> Non
     with atomic(folder / name) as path:
         save_file(tensors, path)
     with atomic(folder / "state.json") as path:
-        path.write_text(json.dumps({**meta, "tensors": name}, indent=1))
+        path.write_text(json.dumps({**meta, "tensors": name}, indent=1), encoding="utf-8")
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -51,7 +51,7 @@ def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict
     """Restore `parts` in place and return the meta, or None where there is no state."""
     if not (folder / "state.json").exists():
         return None
-    meta = json.loads((folder / "state.json").read_text())
+    meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / meta["tensors"], device=device)
     for part, value in parts.items():
         named = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}

@@ -42,4 +42,4 @@ def write_text(tower: CLIPTextModelWithProjection, clip: Path, out: Path) -> Non
         save_file(stored | text, path, metadata={"format": "pt"})
     with atomic(out / "card.json") as path:
         card = {"name": "small CLIP", "text_tower": "trained along with a base", "image_tower": "of before: stale"}
-        path.write_text(json.dumps(card, indent=1))
+        path.write_text(json.dumps(card, indent=1), encoding="utf-8")

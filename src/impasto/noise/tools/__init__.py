@@ -394,4 +394,6 @@ def write_recipe(result: Mapping[str, Any], file: Path) -> None:
     body = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        temporary.write_text("\n".join([*head, *(f"# {note}" for note in result["notes"]), "", *body, ""]))
+        temporary.write_text(
+            "\n".join([*head, *(f"# {note}" for note in result["notes"]), "", *body, ""]), encoding="utf-8"
+        )
