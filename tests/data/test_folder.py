@@ -1,6 +1,7 @@
 """Folders of pictures: captions, masks, repeats, and whatever is wrong with them."""
 
 import json
+import os
 import random
 
 import pytest
@@ -53,6 +54,18 @@ def test_metadata_of_a_subfolder_names_its_own_files(folder):
     assert [entry.caption for entry in listing(folder.path)] == ["above", "below"]
 
 
+def test_two_metadata_files_may_not_tell_two_things(folder):
+    folder("a.png"), folder("sub/b.png")
+    folder("metadata.jsonl", row("sub/b.png", "above"))
+    own = folder("sub/metadata.jsonl", row("b.png", "below"))
+    with pytest.raises(UserError, match=r"sub/metadata.jsonl', line 1: 'b.png' has another caption in another"):
+        listing(folder.path)
+    with pytest.warns(UserWarning, match="another caption.*left out"):
+        assert [entry.caption for entry in listing(folder.path, skip=True)] == [None, "above"]
+    own.write_text(row("b.png", " above"))
+    assert [entry.caption for entry in listing(folder.path)] == [None, "above"]
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
 def test_only_a_line_feed_ends_a_line_of_metadata(folder, mark):
     """JSON may hold the others as they are, where it is not written as ASCII; Windows ends lines with \\r\\n."""
@@ -65,15 +78,16 @@ def test_only_a_line_feed_ends_a_line_of_metadata(folder, mark):
 def test_the_order_of_the_disk_does_not_matter(folder, monkeypatch):
     for name in ("b.png", "a.png", "c/d.png", "B.png"):
         folder(name)
+    folder("b.txt", "a cat")
     first = listing(folder.path)
-    walk = type(folder.path).rglob
+    walk, shuffle = os.walk, random.Random(1).shuffle
 
-    def shuffled(self, pattern):
-        found = list(walk(self, pattern))
-        random.Random(1).shuffle(found)
-        return found
+    def shuffled(*args, **options):
+        for place, folders, names in walk(*args, **options):
+            shuffle(folders), shuffle(names)
+            yield place, folders, names
 
-    monkeypatch.setattr(type(folder.path), "rglob", shuffled)
+    monkeypatch.setattr(os, "walk", shuffled)
     assert listing(folder.path) == first and [entry.path.name for entry in first] == [
         "B.png",
         "a.png",
@@ -147,6 +161,68 @@ def test_captions_that_are_wrong(folder):
     folder("b.txt", "a dog"), folder("metadata.jsonl", row("b.png"))
     with pytest.raises(UserError, match=r"b.png' has two captions"):
         listing(folder.path)
+
+
+def test_endings_in_any_case(folder):
+    folder("A.JPG"), folder("A.TXT", "a cat"), folder("b.png"), folder("b.Txt", "a dog"), folder("sub/c.png")
+    folder("sub/Metadata.JSONL", row("c.png", "a cow"))
+    assert [entry.caption for entry in listing(folder.path)] == ["a cat", "a dog", "a cow"]
+    assert single(folder.path / "A.JPG", False).caption == "a cat"
+    folder("c.TXT", "a bird")
+    with pytest.raises(UserError, match=r"c.TXT' has no picture of that name"):
+        listing(folder.path)
+    (folder.path / "c.TXT").unlink()
+    folder("b.TXT", "a dog")
+    assert listing(folder.path)[1].caption == "a dog"
+    folder("b.TXT", "a wolf")
+    if (folder.path / "b.Txt").read_text() == "a dog":  # two files, where the disk tells the cases apart
+        with pytest.raises(UserError, match=r"b.png' has two captions, in b.Txt and b.TXT"):
+            listing(folder.path)
+
+
+def test_masks_in_any_case(folder):
+    for name in ("a.png", "Masks/a.png", "b.png", "b.MASK.png", "n/c.png", "MASKS/n/c.PNG"):
+        folder(name)
+    found = {entry.path.name: entry.mask for entry in listing(folder.path)}
+    style = folder.path
+    assert found == {"a.png": style / "Masks/a.png", "b.png": style / "b.MASK.png", "c.png": style / "MASKS/n/c.PNG"}
+    assert [single(style / f"{name}.png", True).mask for name in "ab"] == [found["a.png"], found["b.png"]]
+
+
+def test_links_are_followed_once(folder):
+    """To a folder elsewhere, to one of its own, to where it lies itself, and to a picture."""
+    folder("a.png"), folder("z/b.png"), folder("../far/deep/c.png"), folder("../far/d.png")
+    for name, target in (("link", "../far"), ("b", "z"), ("z/up", ".."), ("e.png", "../far/d.png")):
+        (folder.path / name).symlink_to(target)
+    found = [entry.path.relative_to(folder.path).as_posix() for entry in listing(folder.path)]
+    assert found == ["a.png", "e.png", "link/d.png", "link/deep/c.png", "z/b.png"]
+
+
+@pytest.mark.parametrize("name", ["b.png", "sub"])
+def test_a_link_that_leads_nowhere_is_named(folder, name):
+    folder("a.png")
+    (folder.path / name).symlink_to("nowhere")
+    (folder.path / ".#a.txt").symlink_to("hidden")  # what editors leave
+    with pytest.raises(UserError, match=f"{name}' is a link that leads nowhere: mend or remove it; --skip-bad"):
+        listing(folder.path)
+    with pytest.warns(UserWarning, match="nowhere.*left out"):
+        assert len(listing(folder.path, skip=True)) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    folder("a.png"), folder("sub/b.png")
+    scan = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"style/sub' cannot be read \(Permission denied\); --skip-bad"):
+        listing(folder.path)
+    with pytest.warns(UserWarning, match="Permission denied.*left out"):
+        assert [entry.path.name for entry in listing(folder.path, skip=True)] == ["a.png"]
 
 
 def test_masks_that_are_wrong(folder):

@@ -5,21 +5,25 @@
     style/metadata.jsonl                           {"file_name": "night/b.jpg", "text": "..."} (HF imagefolder)
     style/10_wibble/c.png                          kohya's form: counts 10 times, "wibble" is its caption if it has none
 
-Files are listed by their names, never in the order in which the disk holds them. Hidden files and every other kind of
-file are passed over.
+Files are listed by their names, never in the order in which the disk holds them. What a name ends in, and "mask" and
+"masks", may be written in any case. Hidden files and every other kind of file are passed over.
 """
 
 import json
+import os
 import re
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from impasto.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 KOHYA = re.compile(r"(\d{1,3})_(.+)")
+TXT = tuple(map("".join, product(".", "tT", "xX", "tT")))
 NO_CAPTION = {"readme", "license", "licence", "notice", "credits"}
 
 
@@ -43,7 +47,7 @@ def bad(message: str, skip: bool) -> None:
 
 def listing(folder: Path, skip: bool = False) -> list[Entry]:
     """The pictures of a folder and its subfolders, by name. Raises UserError on what cannot be meant, see `bad`."""
-    files = sorted((f for f in folder.rglob("*") if f.is_file() and not hidden(f, folder)), key=Path.as_posix)
+    files = walk(folder, skip)
     pictures, masks = [], {}
     for file in (f for f in files if f.suffix.lower() in SUFFIXES):
         owner = masked(file, folder)
@@ -55,11 +59,11 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
             masks[owner] = file
     if not pictures:
         raise UserError(f"folder {str(folder)!r} holds no picture (PNG, JPEG, WebP, ...)")
-    told = {}
-    for file in (f for f in files if f.name == "metadata.jsonl"):
-        told |= metadata(file, set(pictures), skip)
+    told: dict[Path, str] = {}
+    for file in (f for f in files if f.name.lower() == "metadata.jsonl"):
+        told |= metadata(file, set(pictures), told, skip)
     stems = {picture.with_suffix("") for picture in pictures}
-    for orphan in (f for f in files if f.suffix == ".txt" and f.with_suffix("") not in stems):
+    for orphan in (f for f in files if f.suffix in TXT and f.with_suffix("") not in stems):
         if orphan.stem.lower() not in NO_CAPTION:
             bad(f"the caption file {str(orphan)!r} has no picture of that name beside it: rename or remove it", skip)
     for owner in sorted(masks.keys() - stems):
@@ -68,6 +72,33 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
         entry(picture, folder, told.get(picture), masks.get(picture.with_suffix("")), skip) for picture in pictures
     )
     return [found for found in entries if found]
+
+
+def walk(folder: Path, skip: bool) -> list[Path]:
+    """All files of a folder and its subfolders that are not hidden, by name. Links are followed after what lies in the
+    folder itself, and no folder is read twice. Raises UserError on a folder or a link that leads nowhere, see `bad`."""
+    files, seen, roots = [], set(), [folder]
+
+    def told(error: OSError) -> None:
+        bad(f"the folder {str(error.filename)!r} cannot be read ({error.strerror})", skip)
+
+    while roots:
+        for place, folders, names in os.walk(roots.pop(0), onerror=told):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [link for name in folders if (link := Path(place, name)).is_symlink()]
+            for file in sorted(Path(place, name) for name in names if not name.startswith(".")):
+                try:
+                    if stat.S_ISREG(file.stat().st_mode):
+                        files.append(file)
+                except OSError as error:
+                    what = "is a link that leads nowhere" if file.is_symlink() else f"cannot be read ({error.strerror})"
+                    bad(f"{str(file)!r} {what}: mend or remove it", skip)
+    return sorted(files, key=Path.as_posix)
 
 
 def entry(picture: Path, folder: Path, told: str | None, mask: Path | None, skip: bool) -> Entry | None:
@@ -89,15 +120,24 @@ def entry(picture: Path, folder: Path, told: str | None, mask: Path | None, skip
 
 def single(picture: Path, captioned: bool) -> Entry:
     """A picture given by its name, with the mask beside it, and the caption when it has none yet."""
-    near = sorted([*picture.parent.glob("*.mask.*"), *picture.parent.glob("masks/*")])
+    near = sorted(f for names in ("*.[mM][aA][sS][kK].*", "[mM][aA][sS][kK][sS]/*") for f in picture.parent.glob(names))
     near = [f for f in near if f.suffix.lower() in SUFFIXES]
     masks = [f for f in near if masked(f, picture.parent) == picture.with_suffix("")]
     return Entry(picture, None if captioned else sidecar(picture), mask=masks[0] if masks else None)
 
 
 def sidecar(picture: Path) -> str | None:
-    """The caption in the .txt beside a picture, None when there is none. Raises UserError when it says nothing."""
-    file = picture.with_suffix(".txt")
+    """The caption in the .txt beside a picture, None when there is none. Raises UserError when it says nothing, or
+    two spellings of the name say two things."""
+    found = {text: file for end in TXT if (text := words(file := picture.with_suffix(end), picture))}
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found.values())
+        raise UserError(f"{str(picture)!r} has two captions, in {names}: remove one")
+    return next(iter(found), None)
+
+
+def words(file: Path, picture: Path) -> str | None:
+    """The text of a caption file, None when there is no such file. Raises UserError when it is empty or no text."""
     try:
         text = " ".join(file.read_text(encoding="utf-8-sig").split())
     except FileNotFoundError:
@@ -110,23 +150,20 @@ def sidecar(picture: Path) -> str | None:
     return text
 
 
-def hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
 def masked(file: Path, folder: Path) -> Path | None:
     """The picture (without its suffix) that a mask file belongs to; None when it is not a mask."""
     *parents, _ = file.relative_to(folder).parts
-    stem = file.stem.removesuffix(".mask")
-    if "masks" in parents:
-        parents.pop(len(parents) - 1 - parents[::-1].index("masks"))
+    stem = file.stem[:-5] if file.stem.lower().endswith(".mask") else file.stem
+    places = [i for i, name in enumerate(parents) if name.lower() == "masks"]
+    if places:
+        parents.pop(places[-1])
     elif stem == file.stem:
         return None
     return folder.joinpath(*parents, stem)
 
 
-def metadata(file: Path, pictures: set[Path], skip: bool) -> dict[Path, str]:
-    """Captions by picture out of a metadata.jsonl; a wrong line is named by its number."""
+def metadata(file: Path, pictures: set[Path], told: Mapping[Path, str], skip: bool) -> dict[Path, str]:
+    """Captions by picture out of a metadata.jsonl; a wrong line is named by its number. told: by others before it."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold what splitlines() breaks at
     except (OSError, UnicodeDecodeError):
@@ -138,6 +175,8 @@ def metadata(file: Path, pictures: set[Path], skip: bool) -> dict[Path, str]:
         problem, picture, text = row(line, file.parent, pictures)
         if not problem and picture in found:
             problem = f"{picture.name!r} was described before"
+        elif not problem and told.get(picture, text) != text:
+            problem = f"{picture.name!r} has another caption in another metadata.jsonl: remove one"
         if problem:
             bad(f"{str(file)!r}, line {number}: {problem}", skip)
         else:
