@@ -1,5 +1,7 @@
 """The report: self-contained, well-formed, escaped, the same every time; and its bad input."""
 
+import base64
+import io
 import json
 import re
 from itertools import pairwise
@@ -143,6 +145,89 @@ def test_metrics_of_a_killed_run(tmp_path):
     assert read_metrics(tmp_path / "none") == []
 
 
+def test_bad_rows_of_metrics_are_passed_over(run):
+    file, good = run / "metrics.jsonl", {"step": 1, "loss": 2.0, "lam": [-6.0, float("-inf"), float("inf")]}
+    bad = [
+        *({"step": 2, "loss": None}, {"loss": 1.0}, {"step": "2", "loss": 1.0}, {"step": 2, "loss": "x"}, [1], 5),
+        *({"step": 2, "loss": 1.0, "lam": lam} for lam in (["x"], [float("nan")], 5, [None])),
+        *({"step": 2, "loss": 10**400}, {"step": 10**400, "loss": 1.0}),
+    ]
+    lines = [json.dumps(row).encode() for row in (good, *bad, {"step": 3, "loss": 1})]
+    file.write_bytes(b"\n".join([b"\xff\xfe", b"[" * 100_000, *lines, b'{"step": 5, "x": "\xc3']))
+    assert [row["step"] for row in read_metrics(file)] == [1, 3]
+    assert "3 noise levels drawn" in page_of(report(run)["path"]), "an infinite level is in the last bin"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"style_of": "unifont"}, {"images": [{}]}, {"images": 5}, {"images": [5]}, {"images": [], "notes": [5]}),
+        *({"images": [], "style_of": ["x"]}, {"images": [], "ssim": "x"}, {"images": [], "base": {"ssim": [1]}}),
+        *({"images": [], "true": 5}, {"images": [], "interval": 5}, {"images": [], "interval": {"ssim": [1]}}),
+        *({"images": [], "ssim": 1, "interval": {"ssim": [1, None]}}, {"images": [{"file": "a", "concept": ["x"]}]}),
+        *({"images": [], "ssim": float("nan")}, {"images": [], "notes": "abc"}),
+    ],
+)
+def test_damaged_scores_are_said(run, damaged):
+    (run / "images" / "scores.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"scores\.json is damaged, .* `impasto evaluate`"):
+        report(run)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"a": [5]}, {"a": [{"style_accuracy": 1, "concept_top5": 1}]}, {"a": [{"strength": "x"}]}),
+        *({"a": [{"strength": 1, "style_accuracy": "x"}]}, {"base": {"ssim": "x"}}),
+    ],
+)
+def test_damaged_strengths_are_said(run, damaged):
+    (run / "strengths.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"strengths\.json is damaged: "):
+        report(run)
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.toml", "images/scores.json", "strengths.json", "reference.png"])
+def test_bytes_that_are_no_text_or_picture_are_said(run, name):
+    (run / name).write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=name) as error:
+        report(run)
+    assert "\n" not in str(error.value)
+
+
+def test_scores_of_a_thing_that_is_no_longer_known_still_have_a_page(run):
+    scores = json.loads((run / "images" / "scores.json").read_text())
+    scores["images"][0]["concept"] = "a thing of an older art world"
+    (run / "images" / "scores.json").write_text(json.dumps(scores))
+    assert "a thing of an older art world" in page_of(report(run)["path"])
+
+
+@pytest.mark.parametrize("name", ["true", "base"])
+def test_a_run_called_true_or_base_keeps_its_column(run, name):
+    folder = run.rename(run.with_name(name))
+    assert heads_of(report(folder)) == [f"{name} (run)", "true"]
+    beside = {"base": folder / "images", "true": folder, f"{name} (run)": folder}
+    heads = heads_of(report(folder, beside=beside))
+    assert heads[0] == "base" and heads[-1] == "true" and len(set(heads)) == len(heads) == 5
+    assert heads[1].startswith(f"{name} (run)") and {f"{name} (run)", "true (run)"} <= set(heads)
+
+
+def heads_of(result) -> list[str]:
+    """The headings of the columns of scores."""
+    table = next(tree_of(page_of(result["path"])).iter("thead"))
+    return [th.text for th in table.iter("th") if th.text]
+
+
+def test_what_no_xml_may_hold_is_replaced_everywhere(run):
+    odd = "a\x01\x0b\ufffe\uffff\ud800 cat"
+    for file in (run / "images").glob("*"):
+        file.unlink()
+    draw(run / "images" / "0000.png", UNIFONT, PENGUIN, prompt=odd.replace("\ud800", ""))
+    tree = tree_of(page_of(report(run, title=odd)["path"]))
+    assert "a" + "\ufffd" * 4 + " cat" in [e.text for e in tree.iter("h3")]
+    assert el("p", odd, title=odd) == el("p", "a" + "\ufffd" * 5 + " cat", title="a" + "\ufffd" * 5 + " cat")
+
+
 def test_elements_escape():
     assert el("p", "<b>", class_='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;</p>'
     assert el("img", src="a", alt=None) == '<img src="a" />'
@@ -154,6 +239,13 @@ def test_large_pictures_are_scaled_down(tmp_path):
     path = tmp_path / "large.png"
     Image.effect_noise((2048, 2048), 50).convert("RGB").save(path)
     assert data_uri(path).startswith("data:image/webp") and len(data_uri(path)) < 600_000
+
+
+def test_a_large_transparent_picture_is_put_on_white(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("RGBA", (600, 600), (0, 0, 0, 0)).save(path)
+    shown = Image.open(io.BytesIO(base64.b64decode(data_uri(path).partition(",")[2])))
+    assert shown.size == (512, 512) and shown.convert("RGB").getpixel((256, 256)) == (255, 255, 255)
 
 
 def test_axis_has_round_ticks():
@@ -168,6 +260,8 @@ def test_axis_has_round_ticks():
 def test_density_has_area_1_and_smooth_is_a_moving_mean():
     edges, heights = plots.density([-20.0, -6.1, -6.0, 3.0, 99.0], -16, 8, 24)
     assert sum(heights) == pytest.approx(1.0) and len(edges) == 25
+    inside = [float("-inf"), -6.1, -6.0, 3.0, float("inf")]
+    assert plots.density(inside, -16, 8, 24) == (edges, heights), "the end bins hold what is outside"
     assert plots.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 

@@ -3,11 +3,15 @@
 import base64
 import html
 import io
+import re
 from pathlib import Path
 
 from PIL import Image
 
+from impasto.data import references
+
 LARGEST = 512  # pixels; larger pictures are scaled down for the page
+NO_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Html(str):
@@ -15,10 +19,13 @@ class Html(str):
 
 
 def el(tag: str, *children: str | None, **attributes: str | int | float | None) -> Html:
-    """One element. `class_` is written class, `_` in other names `-`; None children and attributes are left out."""
+    """One element. `class_` is written class, `_` in other names `-`; None children and attributes are left out.
+
+    Characters that no XML may hold become U+FFFD, in children and attributes.
+    """
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     given = "".join(
-        f' {names[k]}="{html.escape(number(v), quote=True)}"' for k, v in attributes.items() if v is not None
+        f' {names[k]}="{html.escape(clean(number(v)), quote=True)}"' for k, v in attributes.items() if v is not None
     )
     inside = "".join(text(child) for child in children if child is not None)
     return Html(f"<{tag}{given}>{inside}</{tag}>" if inside or tag not in VOID else f"<{tag}{given} />")
@@ -31,7 +38,12 @@ def text(value: str) -> Html:
     """Escaped text, or `Html` as it is. Characters that no XML may hold become U+FFFD."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape("".join(c if c >= " " or c in "\t\n" else "\ufffd" for c in value), quote=False))
+    return Html(html.escape(clean(value), quote=False))
+
+
+def clean(value: str) -> str:
+    """With U+FFFD for what no XML may hold: control characters, halves of surrogate pairs, U+FFFE, U+FFFF."""
+    return NO_XML.sub("\ufffd", value)
 
 
 def number(value: str | int | float) -> str:
@@ -40,12 +52,14 @@ def number(value: str | int | float) -> str:
 
 
 def data_uri(picture: Image.Image | Path) -> str:
-    """A picture as a `data:` address: a small PNG file as it is, else PNG, or WebP when it was scaled down."""
+    """A picture as a `data:` address: a small PNG file as it is, else on white, PNG, or WebP when it was scaled down.
+
+    UserError when the file cannot be read as a picture.
+    """
     if isinstance(picture, Path):
-        with Image.open(picture) as file:
-            if file.format == "PNG" and max(file.size) <= LARGEST:
-                return _encode(picture.read_bytes(), "png")
-            picture = file.convert("RGB")
+        data, picture = references.content(picture), references.load(picture).image
+        if data.startswith(b"\x89PNG") and max(picture.size) <= LARGEST:
+            return _encode(data, "png")
     buffer = io.BytesIO()
     if max(picture.size) > LARGEST:
         picture = picture.copy()

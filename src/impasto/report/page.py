@@ -1,6 +1,6 @@
 """`impasto report`: one self-contained HTML page about a style folder."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from impasto.evaluate.truth import true_pictures
 from impasto.paths import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el
-from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_json, read_run
+from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_run, read_strengths
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -34,11 +34,14 @@ def report(
     The page needs no other file and no network. UserError on bad input.
     """
     main = read_run(run)
-    first = read_gallery(main.title, generated if generated is not None else generated_folder(main))
-    others = {name: Path(folder) for name, folder in (beside or {}).items()}
+    others: dict[str, Path] = {}
+    for name, folder in (beside or {}).items():
+        others[apart(name, ["true", *others])] = Path(folder)
+    own = apart(main.title, ["base", "true", *others])
+    first = read_gallery(own, generated if generated is not None else generated_folder(main))
     galleries = [first, *(read_gallery(name, _images(folder)) for name, folder in others.items())]
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
-    sweep = read_json(Path(strengths) if strengths is not None else main.folder / "strengths.json")
+    sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")
     body = (
         sections.hero(main, first.scores, title or main.title),
         sections.gallery(galleries, truths_of(first)),
@@ -68,6 +71,11 @@ def document(title: str, *body: Html | None) -> str:
     return "<!DOCTYPE html>\n" + el("html", head, el("body", el("main", *body)), lang="en") + "\n"
 
 
+def apart(name: str, taken: Collection[str]) -> str:
+    """The name of pictures; "true (run)" where it has another meaning on the page, or is another's."""
+    return apart(f"{name} (run)", taken) if name in taken else name
+
+
 def columns(galleries: list[Gallery]) -> dict[str, Any]:
     """Score columns: the base without adapter, the galleries, the true pictures; None where there are no scores."""
     first, named = galleries[0].scores, {one.name: one.scores for one in galleries}
@@ -81,7 +89,7 @@ def truths_of(gallery: Gallery) -> dict[str, Image.Image]:
     if style is None:
         return {}
     labels = [concept["label"] for concept in load_meta()["concepts"]]
-    ids = {labels.index(row["concept"]) for row in gallery.scores["images"] if row.get("concept")}
+    ids = {labels.index(row["concept"]) for row in gallery.scores["images"] if row.get("concept") in labels}
     return {labels[i]: picture for i, picture in true_pictures(style_index(style), ids).items()}
 
 

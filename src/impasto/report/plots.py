@@ -157,7 +157,8 @@ def density(values: Sequence[float], low: float, high: float, bins: int) -> tupl
     width = (high - low) / bins
     counts = [0] * bins
     for value in values:
-        counts[min(bins - 1, max(0, math.floor((value - low) / width)))] += 1
+        inside = min(max(value, low), high)
+        counts[min(bins - 1, math.floor((inside - low) / width))] += 1
     return [low + i * width for i in range(bins + 1)], [c / (len(values) * width) for c in counts]
 
 

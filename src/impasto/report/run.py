@@ -1,8 +1,8 @@
 """What a report reads: a style folder (recipe, metrics, card, reference) and folders of images with their scores."""
 
 import json
-import math
 import shlex
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.evaluate.samples import Sample, read_folder
+from impasto.evaluate.scores import SCORES
 from impasto.noise import laws
 from impasto.noise.laws import Law
 
@@ -44,7 +45,7 @@ class Run:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Read a style folder. UserError when it is missing or holds no recipe.toml."""
+    """Read a style folder. UserError when it is missing, holds no recipe.toml, or recipe or card cannot be read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no style folder at {folder}: give the --out folder of `impasto train`")
@@ -56,29 +57,46 @@ def read_run(folder: Path | str) -> Run:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'recipe.toml'} cannot be read: {error}") from None
     card, reference = folder / "README.md", folder / "reference.png"
+    try:
+        said = card.read_text(encoding="utf-8") if card.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{card} cannot be read: {error}; save it as UTF-8, or move it away") from None
     return Run(
         folder,
         text,
         recipe,
         read_metrics(folder / "metrics.jsonl"),
-        card.read_text(encoding="utf-8") if card.is_file() else "",
+        said,
         reference if reference.is_file() else None,
     )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows with a finite loss, in order of steps; a half-written line, as a killed run leaves it, is passed over."""
+    """Rows with a step and a finite loss, in order of steps; what is no such row, as the half-written line that a
+    killed run leaves, is passed over."""
     if not path.is_file():
         return []
     rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and math.isfinite(row.get("loss", math.nan)):
+        if isinstance(row, dict) and _step(row):
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def _step(row: dict[str, Any]) -> bool:
+    """Whether a row tells a step with its loss, and its noise levels, where it has any, are numbers, or infinite."""
+    step, levels = row.get("step"), row.get("lam") or []
+    numbers = isinstance(levels, list) and all(isinstance(lam, int | float) and lam == lam for lam in levels)
+    return isinstance(step, int) and finite(step) and finite(row.get("loss")) and numbers
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number, and neither NaN nor beyond what a float holds."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def law_of(run: Run) -> Law | None:
@@ -103,8 +121,48 @@ class Gallery:
 
 
 def read_gallery(name: str, folder: Path | str) -> Gallery:
-    """The images of a folder and its scores. UserError when it has no images or its scores cannot be read."""
-    return Gallery(name, read_folder(folder), read_json(Path(folder) / "scores.json"))
+    """The images of a folder and its scores. UserError when it has no images or its scores are damaged."""
+    samples, file = read_folder(folder), Path(folder) / "scores.json"
+    scores = read_json(file)
+    if scores and not _whole(scores):
+        raise UserError(f"{file} is damaged, or another tool's: move it away, and write it with `impasto evaluate`")
+    return Gallery(name, samples, scores)
+
+
+def read_strengths(path: Path) -> dict[str, Any]:
+    """{run: [scores with "strength"], "base": scores, "true": scores}, {} when there is no such file. UserError when it
+    is damaged."""
+    sweep = read_json(path)
+    rows = [row for curve in sweep.values() if isinstance(curve, list) for row in curve]
+    points = [sweep[name] for name in ("base", "true") if isinstance(sweep.get(name), dict)]
+    if not all(_means(row) for row in rows + points) or not all(finite(row.get("strength")) for row in rows):
+        raise UserError(f"{path} is damaged: move it away, or write it again with `impasto demo`")
+    return sweep
+
+
+def _whole(scores: dict[str, Any]) -> bool:
+    """Whether what the page shows is there, as `evaluate` writes it."""
+    parts = [scores, *(scores[name] for name in ("base", "true") if scores.get(name) is not None)]
+    rows, notes = scores.get("images"), scores.get("notes", [])
+    return (
+        all(_means(part) for part in parts)
+        and isinstance(scores.get("style_of"), str | None)
+        and isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) and isinstance(row.get("file"), str) for row in rows)
+        and all(isinstance(row.get(name), str | None) for row in rows for name in ("concept", "style_judged"))
+    )
+
+
+def _means(scores: Any) -> bool:
+    """Whether these are scores with their intervals [low, high], numbers where they are known."""
+    if not isinstance(scores, dict) or not isinstance(scores.get("interval") or {}, dict):
+        return False
+    known = [scores[name] for name in SCORES if scores.get(name) is not None]
+    spans = [span for name in SCORES if (span := (scores.get("interval") or {}).get(name))]
+    pairs = all(isinstance(span, list) and len(span) == 2 and all(map(finite, span)) for span in spans)
+    return pairs and all(map(finite, known))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,10 +171,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object: write it again with `impasto evaluate`")
+        raise UserError(f"{path} is not a JSON object: move it away, or write it again")
     return value
 
 

@@ -164,7 +164,7 @@ def loss_plot(run: Run, series: int) -> Html | None:
 
 def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
     """Histogram of the noise levels that were drawn, with the law's density; log-SNR below, sigma above."""
-    drawn = [float(lam) for row in run.metrics for lam in row.get("lam") or ()]
+    drawn = [lam for row in run.metrics for lam in row.get("lam") or ()]
     if not drawn:
         return None
     low, high = -16.0, 8.0
