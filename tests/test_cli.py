@@ -8,6 +8,7 @@ import warnings
 import pytest
 
 from impasto import cli
+from impasto.families import load
 
 
 @pytest.fixture
@@ -133,3 +134,21 @@ def test_a_prompt_that_is_cut_is_said(run, tiny_sd3, tmp_path):
         code, _, err = run("generate", "--base", tiny_sd3, "--prompt", "a rocket " * 40, "--out", tmp_path)
     lines = [line for line in err.splitlines() if "warning" in line.lower()]
     assert code == 0 and len(lines) == 1 and "too long for the text encoder" in lines[0]
+
+
+def test_an_argument_that_is_no_utf8(run):
+    code, out, err = run("generate", "--json", "--prompt", "caf\udce9")
+    assert code == 2 and "is no UTF-8" in json.loads(out[0])["error"] and "is no UTF-8" in err
+
+
+@pytest.mark.parametrize("arguments", ["generate --help", "noise show --help"])
+def test_a_reader_that_leaves_is_no_traceback(arguments):
+    main = f"{sys.executable} -c 'from impasto.cli import main; main()'"
+    command = f"(sleep 1; {main} {arguments}) | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.strip() in ("0", "1")
+
+
+def test_components_of_a_base_that_has_its_own_are_said(tiny_sd3, tmp_path):
+    with pytest.warns(UserWarning, match="this base has its own"):
+        load(str(tiny_sd3), components=tmp_path)

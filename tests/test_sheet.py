@@ -23,6 +23,15 @@ def test_reference_and_wrapping_make_room():
     assert wrapped.tobytes() == sheet({"r": [RED] * 5}, list("abcde"), 48, 2, "t", BLUE).tobytes()
 
 
+@pytest.mark.parametrize("reference", [None, BLUE])
+def test_a_long_title_is_wrapped_not_cut(reference):
+    """Of one column, where there is least room: its last word is on the sheet, and nothing at the right edge."""
+    words = "a rocket with a long tail in the style of woodcut prints; 2: "
+    image, other = (sheet({"r": [RED]}, ["1"], 112, title=words + last, reference=reference) for last in ("A", "W"))
+    assert image.size == other.size and image.tobytes() != other.tobytes()
+    assert len(image.crop((image.width - 2, 0, image.width, image.height)).getcolors()) == 1
+
+
 def test_fit_keeps_proportions():
     square = fit(BLUE, 100)
     assert square.getpixel((50, 50)) == (0, 0, 255) and square.getpixel((50, 10)) == (255, 255, 255)

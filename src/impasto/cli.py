@@ -603,6 +603,15 @@ def run(args: list[str], as_json: bool) -> Result | None:
         return COMMANDS[args[0]](args[1:])
 
 
+def check_arguments(args: list[str]) -> None:
+    """Raise UserError where one is no UTF-8: it could be written neither into a file's texts nor as JSON."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{arg!r} is no UTF-8: write, or rename, it as such") from None
+
+
 def speaks() -> bool:
     """Whether this process tells what happens: of several under `accelerate launch` the first one does."""
     return os.environ.get("RANK", "0") == "0"
@@ -623,6 +632,7 @@ def main() -> None:
     warnings.showwarning = warn
     as_json, args = flag(sys.argv[1:], "--json")
     try:
+        check_arguments(args)
         result = run(args, as_json)
     except UserError as error:
         print(f"impasto: error: {error}", file=sys.stderr)
@@ -632,6 +642,10 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print(f"impasto: interrupted: {stop}" if str(stop) else "impasto: interrupted", file=sys.stderr)
         result, code = {"error": "interrupted"}, 130
+    except BrokenPipeError:
+        if not {"-h", "--help"} & set(args):
+            raise
+        result, code = None, 1  # tyro was showing its help
     except Exception as error:
         from impasto.trouble import in_words
 
@@ -641,8 +655,12 @@ def main() -> None:
         result, code = {"error": said}, 2
     else:
         code = 1 if result and result.get("failed") else 0
-    if result is not None and as_json and speaks():
-        print(json.dumps(result))
-    elif result is not None and code in (0, 1) and speaks():
-        SHOW.get(args[0], show)(result)
+    try:
+        if result is not None and as_json and speaks():
+            print(json.dumps(result))
+        elif result is not None and code in (0, 1) and speaks():
+            SHOW.get(args[0], show)(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it has seen enough, as `head` has; the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
     sys.exit(code)

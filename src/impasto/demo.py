@@ -124,7 +124,8 @@ def demo(
     results["about"]["seconds"] = round(time.perf_counter() - started, 1)
     write_json(plan.out / "strengths.json", sweep | {"base": results["base"], "true": results["true"]})
     write_json(plan.out / "scores.json", results)
-    grid(plan).save(plan.out / "grid.png")
+    with atomic(plan.out / "grid.png") as file:
+        grid(plan).save(file, "PNG")
     page(plan)
     show(console, plan, results)
     return results

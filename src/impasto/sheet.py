@@ -18,7 +18,7 @@ def sheet(
     """Draw `rows` (label -> one picture per column, None leaves the cell empty) as RGB.
 
     cell: side of a picture in pixels; wrap: columns per block, further columns start a new block below;
-    title and reference: a line of text and a picture above it all.
+    title and reference: text, wrapped, and a picture above it all.
     Raises ValueError when a row's length is not that of `columns`, or when there is nothing to draw.
     """
     if not rows or not columns:
@@ -31,16 +31,19 @@ def sheet(
     head = _lines(columns, font, cell) * _height(font) + 2 * gap
     block = head + len(rows) * (cell + gap) + 3 * gap
     blocks = [range(start, min(start + wrap, len(columns))) for start in range(0, len(columns), wrap)]
-    header = cell if reference is not None else _height(font) if title else 0
+    start = left + cell + 2 * gap if reference is not None else 2 * gap  # of the title
+    room = start + min(int(font.getlength(title)) + 1, 3 * cell) + 2 * gap if title else 0
+    width = max(left + min(wrap, len(columns)) * (cell + gap) + 2 * gap, room)
+    told = _wrapped(title, font, width - start - 2 * gap)
+    header = max(cell if reference is not None else 0, len(told) * _height(font))
     top = 2 * gap + (header + 3 * gap if header else 0)
-    width = left + min(wrap, len(columns)) * (cell + gap) + 2 * gap
     canvas = Image.new("RGB", (width, top + len(blocks) * block), PAPER)
     draw = ImageDraw.Draw(canvas)
     if reference is not None:
         canvas.paste(fit(reference, cell), (left, 2 * gap))
-    if title:
-        start = left + (cell + 2 * gap if reference is not None else 0)
-        draw.text((start, 2 * gap + header // 2), title, INK, font=font, anchor="lm")
+    for i, line in enumerate(told):
+        y = 2 * gap + header // 2 + (2 * i - len(told) + 1) * _height(font) // 2
+        draw.text((start, y), line, INK, font=font, anchor="lm")
     for i, block_columns in enumerate(blocks):
         _block(canvas, draw, rows, columns, block_columns, (left, top + i * block + head), cell, gap, font)
     return canvas

@@ -157,10 +157,16 @@ def fetched(base: str, name: str) -> Path | None:
         return None
 
 
-def check_components(components: Path | None) -> None:
-    """Raise UserError when it is given and no folder."""
-    if components is not None and not components.is_dir():
+def check_components(base: str, components: Path | None) -> None:
+    """Raise UserError when it is given and no folder; warn where `base` is no single file, which holds all itself."""
+    if components is None:
+        return
+    if not components.is_dir():
         raise UserError(f"--components {str(components)!r} is no folder: name a diffusers folder")
+    if not Path(base).is_file():
+        warnings.warn(
+            "components are of a .safetensors checkpoint: this base has its own, which are used", stacklevel=2
+        )
 
 
 def locate(base: str, components: Path | None = None) -> Path:
@@ -170,7 +176,7 @@ def locate(base: str, components: Path | None = None) -> Path:
     Raises UserError when there is no such base, no network, or no access.
     """
     check_name(base)
-    check_components(components)
+    check_components(base, components)
     if Path(base).is_dir():
         return Path(base)
     if Path(base).is_file():
@@ -363,7 +369,7 @@ def outline(base: str, components: Path | None = None) -> "Family | None":
     Raises UserError when there is no such base, and when it is none that impasto speaks.
     """
     check_name(base)
-    check_components(components)
+    check_components(base, components)
     if Path(base).is_file():
         from impasto.families import single_file
 
