@@ -183,6 +183,13 @@ def test_notes_are_said_once_for_many(folder):
         assert one == "4 images (d.png, e.png, f.png, ..): each is transparent: it is put on white"
 
 
+def test_a_profile_that_does_not_fit_is_said(folder):
+    Image.new("RGB", (16, 16)).save(folder / "a.png", icc_profile=b"none")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"a.png' has a colour profile that is damaged"):
+            read(config_of(folder))
+
+
 def test_crops_without_effect(folder):
     with pytest.warns(UserWarning, match="crops 3 has no effect"):
         read(config_of(folder / "a.png", caption=(STYLE,), crops=3, flip=True))

@@ -1,6 +1,7 @@
 """Preparing: cached by content, paired by content."""
 
 import random
+import struct
 import weakref
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_a_mask_on_a_transparent_ground(tiny_sd3, folder, under):
     (one,) = [one for one in items_of(folder, mask="files") if one.mask]
     grey = np.asarray(mask_image(one))
     assert (grey[:, :16] == 51).all() and (grey[:, 16:48] == 0).all() and (grey[:, 48:] == 255).all()
+
+
+def test_a_mask_is_read_as_its_values_stand(tiny_sd3, folder):
+    """Whatever colour profile it was saved with: half is half."""
+    lut = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 256)
+    head = struct.pack(">I4sI4s4s4s", 160, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ") + bytes(12) + b"acsp"
+    linear = head + bytes(128 - len(head)) + struct.pack(">I4sII", 1, b"kTRC", 144, 14) + lut
+    mask, plain = Image.new("L", (64, 64), 128), folder / "5.mask.png"
+    mask.save(plain, icc_profile=linear)
+    assert references.load(plain).image.getpixel((9, 9)) == (188, 188, 188)
+    (one,) = [one for one in items_of(folder, mask="files") if one.mask]
+    assert np.asarray(mask_image(one)).max() == 128 == np.asarray(mask_image(one)).min()
 
 
 def test_the_alpha_channel_as_a_mask(tiny_sd3, folder):

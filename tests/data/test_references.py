@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from impasto.data.references import read
 from impasto.errors import UserError
@@ -53,6 +53,105 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     pixels = np.asarray(quiet_read(save(tmp_path / "a.png", Image.fromarray(ramp))).image)[..., 0]
     assert abs(pixels.astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
+
+
+def profile(space, tags, pcs=b"XYZ ", kind=b"mntr"):
+    """An ICC profile (ICC.1:2022, 7): header, table, tags."""
+    at, table, body = 132 + 12 * (len(tags) + 1), struct.pack(">I", len(tags) + 1), b""
+    for name, data in {b"wtpt": xyz(0.9642, 1, 0.8249), **tags}.items():
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, kind, space, pcs)
+    head += bytes(12) + b"acsp" + bytes(28) + s15(0.9642, 1, 0.8249)
+    return head + bytes(128 - len(head)) + table + body
+
+
+def s15(*values):
+    return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def xyz(*values):
+    return b"XYZ \0\0\0\0" + s15(*values)
+
+
+def gamma(value):
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(value * 256))
+
+
+SRGB_CURVE = b"curv\0\0\0\0" + struct.pack(">I", 1024)
+SRGB_CURVE += b"".join(
+    struct.pack(">H", round(65535 * (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4)))
+    for x in np.linspace(0, 1, 1024)
+)
+SRGB = (0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141)
+P3 = (0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)
+
+
+def rgb_profile(primaries, curve=SRGB_CURVE):
+    """primaries: XYZ of red, green, blue, to D50."""
+    tags = {name + b"XYZ": xyz(*values) for name, values in zip((b"r", b"g", b"b"), primaries, strict=True)}
+    return profile(b"RGB ", tags | {name + b"TRC": curve for name in (b"r", b"g", b"b")})
+
+
+def cmyk_profile():
+    """Paper is white, full cyan is a grey of L* 50, everything else black."""
+    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + s15(1, 0, 0, 0, 1, 0, 0, 0, 1) + bytes(range(256)) * 4
+    lightness = [255] + [0] * 7 + [128] + [0] * 7  # cyan varies slowest
+    return profile(
+        b"CMYK",
+        {b"A2B0": lut + b"".join(bytes((value, 128, 128)) for value in lightness) + bytes(range(256)) * 3},
+        b"Lab ",
+        b"prtr",
+    )
+
+
+def test_display_p3_is_told_in_srgb(tmp_path):
+    """By hand: the curve is sRGB's, so only the matrices differ. Red of sRGB is (234, 51, 35) there."""
+    colours = [(234, 51, 35), (120, 130, 140), (200, 180, 170), (0, 0, 0), (255, 255, 255), (64, 90, 60)]
+    linear = np.array(colours) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ np.array(P3) @ np.linalg.inv(np.array(SRGB))).clip(0, 1)
+    expected = 255 * np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    for i, (colour, told) in enumerate(zip(colours, expected, strict=True)):
+        image = Image.new("RGB", (16, 16), colour)
+        reference = quiet_read(save(tmp_path / f"{i}.png", image, icc_profile=rgb_profile(P3)))
+        assert reference.image.getpixel((3, 3)) == pytest.approx(told, abs=1.5)
+        assert "icc_profile" not in reference.image.info
+    image = Image.new("RGBA", (16, 16), (234, 51, 35, 255))
+    image.paste((234, 51, 35, 0), (0, 0, 8, 16))
+    with pytest.warns(UserWarning, match="transparent"):
+        reference = read(save(tmp_path / "a.png", image, icc_profile=rgb_profile(P3)))
+    assert reference.image.getpixel((12, 3)) == pytest.approx((255, 0, 0), abs=1.5)
+    assert reference.image.getpixel((3, 3)) == (255, 255, 255) and reference.alpha.getpixel((3, 3)) == 0
+    image = Image.new("RGB", (16, 16), (234, 51, 35)).quantize(2)
+    assert quiet_read(save(tmp_path / "p.png", image, icc_profile=rgb_profile(P3))).image.getpixel((3, 3))[0] >= 254
+
+
+@pytest.mark.parametrize("own", [rgb_profile(SRGB), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()])
+def test_a_profile_of_srgb_changes_nothing(tmp_path, own):
+    image = Image.effect_noise((64, 64), 90)
+    image = Image.merge("RGB", (image, image.rotate(90), image.rotate(180)))
+    assert quiet_read(save(tmp_path / "a.png", image, icc_profile=own)).image.tobytes() == image.tobytes()
+    grey = image.convert("L")
+    assert quiet_read(save(tmp_path / "b.png", grey, icc_profile=own)).image.tobytes() == grey.convert("RGB").tobytes()
+
+
+def test_profiles_of_grey_and_of_ink(tmp_path):
+    grey = profile(b"GRAY", {b"kTRC": gamma(1)})
+    for i, image in enumerate((Image.new("L", (16, 16), 55), Image.new("LA", (16, 16), (55, 255)))):
+        found = quiet_read(save(tmp_path / f"{i}.png", image, icc_profile=grey)).image
+        assert found.getpixel((3, 3)) == pytest.approx((128, 128, 128), abs=1)  # 255 sRGB(55 / 255)
+    for colour, told in (((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((0, 0, 0, 255), 0)):
+        path = save(tmp_path / "a.tif", Image.new("CMYK", (16, 16), colour), icc_profile=cmyk_profile())
+        assert quiet_read(path).image.getpixel((3, 3)) == pytest.approx((told,) * 3, abs=1)
+
+
+@pytest.mark.parametrize("own", [b"no profile", rgb_profile(P3)[:300], cmyk_profile(), profile(b"GRAY", {})])
+def test_a_profile_that_does_not_fit_is_said_and_ignored(tmp_path, own):
+    path = save(tmp_path / "a.png", Image.new("RGB", (16, 16), (234, 51, 35)), icc_profile=own)
+    with pytest.warns(UserWarning, match="colour profile that is damaged or of another kind.*read as sRGB") as said:
+        assert read(path).image.getpixel((3, 3)) == (234, 51, 35)
+    assert len(said) == 1
 
 
 def test_transparency_goes_on_white_and_is_said_once(tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor
 from impasto.paths import atomic, cache_dir
 
 MAPPED = 2**18  # bytes: the system allows some 65,000 mapped files
-VERSION = 3  # of what is done to a picture and to a prompt
+VERSION = 4  # of what is done to a picture and to a prompt
 
 
 def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

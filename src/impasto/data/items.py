@@ -14,7 +14,7 @@ from impasto.data import buckets, captions, folder
 from impasto.data.buckets import Shape, View
 from impasto.data.folder import Entry
 from impasto.data.pictures import Picture, look
-from impasto.data.references import ANIMATED, TRANSPARENT, enlarged
+from impasto.data.references import NOTES, TRANSPARENT, enlarged
 from impasto.errors import UserError
 
 FEW = 8  # pictures that need no progress bar
@@ -160,7 +160,7 @@ def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:
         picture = one.picture
         if min(picture.width, picture.height) < size and one.shape == (size, size):
             found.setdefault(enlarged(picture.width, picture.height, size), []).append(one)
-        for note in (ANIMATED, TRANSPARENT):
+        for note in NOTES:
             if note in picture.notes and not (by_alpha and note == TRANSPARENT):
                 found.setdefault(note, []).append(one)
     for note, those in found.items():

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from impasto.data.cache import cached
-from impasto.data.references import ANIMATED, TRANSPARENT, Reference, content, load
+from impasto.data.references import NOTES, Reference, content, load
 from impasto.errors import UserError
 
 
@@ -42,14 +42,14 @@ def look(path: Path) -> Picture:
     width, height, dhash, *noted = cached({"facts of": sha256}, lambda: {"facts": facts(path, sha256)})[
         "facts"
     ].tolist()
-    notes = tuple(note for note, is_so in zip((ANIMATED, TRANSPARENT), noted, strict=True) if is_so)
+    notes = tuple(note for note, is_so in zip(NOTES, noted, strict=True) if is_so)
     return Picture(path, sha256, width, height, dhash, notes)
 
 
 def facts(path: Path, sha256: str) -> Tensor:
-    """(width, height, dhash, animated, transparent), int64."""
+    """(width, height, dhash, whether each of NOTES holds), int64."""
     reference = Picture(path, sha256, 0, 0).load()
-    noted = [note in reference.notes for note in (ANIMATED, TRANSPARENT)]
+    noted = [note in reference.notes for note in NOTES]
     return torch.tensor([*reference.image.size, difference_hash(reference.image), *noted], dtype=torch.int64)
 
 

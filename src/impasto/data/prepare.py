@@ -156,7 +156,7 @@ def mask_image(item: Item) -> Image.Image:
     Raises UserError when it is not any more what was looked at.
     """
     assert isinstance(item.mask, Path)
-    reference = load(item.mask)
+    reference = load(item.mask, colours=False)
     if reference.sha256 != item.mask_sha256:
         raise UserError(f"the mask {str(item.mask)!r} was changed while it was read: start again")
     grey = reference.image.convert("L")  # on white: a v + 255 - a

@@ -11,16 +11,19 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from impasto.data.colours import to_srgb
 from impasto.errors import UserError
 
 MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000; decoding it takes .3 GB
 MIN_SIDE = 8
 ANIMATED, TRANSPARENT = "has several frames: the first one is used", "is transparent: it is put on white"
+UNFIT = "has a colour profile that is damaged or of another kind of picture: it is read as sRGB"
+NOTES = (ANIMATED, TRANSPARENT, UNFIT)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference picture: where it was, what is in it (RGB, upright), and the sha256 of its file.
+    """One reference picture: where it was, what is in it (sRGB, upright), and the sha256 of its file.
 
     alpha: its transparency (8 bits, 255 is opaque), None when nothing in it is transparent. notes: what was decided.
     """
@@ -55,12 +58,12 @@ def read(path: Path | str, size: int = MIN_SIDE) -> Reference:
     return reference
 
 
-def load(path: Path | str) -> Reference:
-    """As `read`, without a warning."""
+def load(path: Path | str, colours: bool = True) -> Reference:
+    """As `read`, without a warning. colours: False leaves every value as it is, whatever a colour profile says."""
     path = Path(path)
     data = content(path)
     try:
-        image, alpha, notes = decode(data, path)
+        image, alpha, notes = decode(data, path, colours)
     except UnidentifiedImageError:
         raise UserError(f"image {str(path)!r} is not a picture of a known format (PNG, JPEG, WebP, ...)") from None
     except (UserError, MemoryError):
@@ -85,8 +88,8 @@ def content(path: Path) -> bytes:
     return data
 
 
-def decode(data: bytes, path: Path) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """(the first frame as upright RGB, its alpha, notes). Raises what Pillow raises, UserError for a size out of
+def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
+    """(the first frame as upright sRGB, its alpha, notes). Raises what Pillow raises, UserError for a size out of
     bounds."""
     notes = []
     try:
@@ -109,12 +112,15 @@ def decode(data: bytes, path: Path) -> tuple[Image.Image, Image.Image | None, tu
             notes.append(ANIMATED)
             image.seek(0)
         image.load()
-        rgb, alpha = to_rgb(ImageOps.exif_transpose(image), path)
-    return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []))
+        rgb, alpha, fits = to_rgb(ImageOps.exif_transpose(image), path, colours)
+    return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []), *([] if fits else [UNFIT]))
 
 
-def to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
-    """Any mode to (RGB, alpha): 16 bits scaled (Pillow would clip them), transparency on white, CMYK resolved."""
+def to_rgb(image: Image.Image, path: Path, colours: bool = True) -> tuple[Image.Image, Image.Image | None, bool]:
+    """Any mode to (sRGB, alpha, whether its profile fits): 16 bits scaled (Pillow would clip them), transparency on
+    white, CMYK resolved. What has no profile counts as sRGB."""
+    profiled = colours and "icc_profile" in image.info and image.mode != "LAB"
+    profile = image.info.get("icc_profile") or b""  # None: damaged
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode == "F":
@@ -123,10 +129,17 @@ def to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | N
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        if np.asarray(alpha).min() == 255:
-            return image.convert("RGB"), None
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB"), alpha
+        alpha = None if np.asarray(alpha).min() == 255 else alpha
+    fits = True
+    try:
+        rgb = to_srgb(image, profile) if profiled else image.convert("RGB")
+    except ValueError:
+        rgb, fits = image.convert("RGB"), False
+    if alpha:
+        rgb.putalpha(alpha)
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgb).convert("RGB")
+    rgb.info.pop("icc_profile", None)  # or it would be written into copies
+    return rgb, alpha, fits
 
 
 def enlarged(width: int, height: int, size: int) -> str:
