@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from impasto.data.references import read
 from impasto.errors import UserError
@@ -161,6 +161,42 @@ def test_transparency_goes_on_white_and_is_said_once(tmp_path):
     assert len(said) == 1 and np.asarray(reference.image).min() == 255
     opaque = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
     assert quiet_read(save(tmp_path / "b.png", opaque)).image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_sixteen_bits_of_grey_with_a_transparent_level(tmp_path):
+    values = np.full((16, 16), 1000, dtype=np.uint16)
+    values[:8], values[8] = 1001, 999
+    with pytest.warns(UserWarning, match="transparent"):
+        reference = read(save(tmp_path / "a.png", Image.fromarray(values), transparency=1001))
+    assert np.asarray(reference.image)[..., 0].tolist() == [[255] * 16] * 8 + [[4] * 16] * 8
+    assert np.asarray(reference.alpha).tolist() == [[0] * 16] * 8 + [[255] * 16] * 8
+    assert quiet_read(save(tmp_path / "b.png", Image.fromarray(values), transparency=7)).alpha is None
+
+
+def test_long_texts_do_not_stop_a_png(tmp_path):
+    """Compressed or not, before the pixels or behind them; the limits of Pillow are as they were."""
+    image, info = Image.effect_noise((64, 64), 90), PngImagePlugin.PngInfo()
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    info.add_itxt("workflow", "x" * 2_000_000, zip=True)
+    info.add_text("workflow", "x" * 2_000_000, zip=True), info.add_text("prompt", "x" * 70_000_000)
+    path = save(tmp_path / "a.png", image, pnginfo=info, dpi=(72, 72))
+    assert quiet_read(path).image.tobytes() == image.convert("RGB").tobytes()
+    data = path.read_bytes()
+    for end in (len(data) - 30, len(data) // 2, 60):
+        path.write_bytes(data[:end])
+        with pytest.raises(UserError, match=r"damaged|not a picture"):
+            read(path)
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_a_png_may_say_which_side_is_up(tmp_path):
+    exif, info, raw = Image.Exif(), PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    exif[0x0112] = 6
+    info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>', zip=True)
+    data = exif.tobytes()
+    raw.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    for i, options in enumerate(({"exif": exif}, {"pnginfo": info}, {"pnginfo": raw})):
+        assert quiet_read(save(tmp_path / f"{i}.png", Image.new("RGB", (30, 10)), **options)).image.size == (10, 30)
 
 
 def test_a_palette_with_transparency(tmp_path):

@@ -18,6 +18,8 @@ MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000; decoding it takes .3 G
 MIN_SIDE = 8
 ANIMATED, TRANSPARENT = "has several frames: the first one is used", "is transparent: it is put on white"
 UNFIT = "has a colour profile that is damaged or of another kind of picture: it is read as sRGB"
+PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
+TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may say which side is up
 NOTES = (ANIMATED, TRANSPARENT, UNFIT)
 
 
@@ -95,7 +97,7 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(without_texts(data)))
     except Image.DecompressionBombError:
         raise UserError(f"image {str(path)!r} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
     with image:
@@ -116,13 +118,31 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
     return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []), *([] if fits else [UNFIT]))
 
 
+def without_texts(data: bytes) -> bytes:
+    """A PNG without the texts that are not about its pixels, anything else as it is.
+
+    A ComfyUI workflow may be megabytes, and Pillow refuses a picture for a compressed text of more than one.
+    """
+    at = len(PNG)
+    kept = [data[:at]]
+    while data.startswith(PNG) and len(data) - at >= 12:  # a chunk: length, kind, content, sum
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in TEXTS or data.startswith(TURNED, at + 8):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
 def to_rgb(image: Image.Image, path: Path, colours: bool = True) -> tuple[Image.Image, Image.Image | None, bool]:
     """Any mode to (sRGB, alpha, whether its profile fits): 16 bits scaled (Pillow would clip them), transparency on
     white, CMYK resolved. What has no profile counts as sRGB."""
     profiled = colours and "icc_profile" in image.info and image.mode != "LAB"
     profile = image.info.get("icc_profile") or b""  # None: damaged
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
+        values, key = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((values.astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
+        if key is not None:  # the one level that is transparent
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     if image.mode == "F":
         raise UserError(f"image {str(path)!r} holds floating-point values: save it with 8 or 16 bits")
     alpha = None
