@@ -149,6 +149,13 @@ def test_repeats(folder, tmp_path):
     assert [one.repeats for one in found] == [1, 1, 1, 5]
     with pytest.raises(UserError, match="1 times --image but 2 times --repeats"):
         read(config_of(folder, repeats=(1, 2)))
+    paint(folder / "3_x" / "e.png")
+    with pytest.warns(UserWarning) as said:
+        assert {one.repeats for one in read(config_of(folder, caption=("x style",), repeats=(10,)))} == {10}
+    assert [str(warning.message) for warning in said] == [
+        "--repeats 10 for all replaces what folders are called (1, 3): every picture counts the same"
+    ]
+    (folder / "3_x" / "e.png").unlink()
     folder.rename(tmp_path / "7_ink")
     paint(tmp_path / "7_ink" / "2_x" / "e.png")
     found = quiet(config_of(tmp_path / "7_ink", caption=("x style",)))
@@ -170,6 +177,29 @@ def test_masks(folder):
         read(config_of(folder, mask="alpha"))
     paint(folder / "a.png", mode="RGBA", colour=(255, 0, 0, 100))
     assert quiet(config_of(folder, mask="alpha"))[0].mask == "alpha"
+
+
+@pytest.mark.parametrize("how", ["files", "alpha"])
+def test_a_mask_that_leaves_nothing_is_seen_at_once(folder, how):
+    """Before anything is prepared, so that --skip-bad can leave it out. White outside of all crops is nothing."""
+    for name in "bc":
+        mask = Image.new("L", (40, 14) if name == "b" else (20, 50))
+        if name == "c":
+            mask.paste(255, (0, 0, 1, 50))  # 24 x 8 is cut from 40 x 13.3 of the wide one, 8 x 24 from 16.7 x 50
+        path = next(folder.rglob(f"{name}.png"))
+        if how == "alpha":
+            image = Image.open(path)
+            image.putalpha(mask)
+            image.save(path)
+        else:
+            mask.save(path.with_suffix(".mask.png"))
+    paint(folder / "d.png", mode="LA", colour=(0, 99)).with_suffix(".txt").write_text(STYLE)
+    paint(folder / "d.mask.png", colour="white")
+    with pytest.raises(UserError, match=r"the mask of .*b.png' leaves nothing of it: .*; --skip-bad leaves it out"):
+        read(config_of(folder, mask=how))
+    with pytest.warns(UserWarning, match=r"leaves nothing of it: white is what counts: left out"):
+        found = read(config_of(folder, mask=how, skip_bad=True))
+    assert [one.picture.path.name for one in found] == ["a.png", "d.png"] and found[1].mask
 
 
 def test_notes_are_said_once_for_many(folder):

@@ -13,8 +13,9 @@ from PIL import Image
 from impasto.config import TrainConfig
 from impasto.data import items, references
 from impasto.data.draws import Draws
+from impasto.data.masks import grey
 from impasto.data.pictures import Picture
-from impasto.data.prepare import cached, mask_image, prepare_items
+from impasto.data.prepare import cached, prepare_items
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.noise.laws import law
@@ -187,7 +188,7 @@ def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
     assert len(files() - before) == 12  # the captions: the autoencoder computes in float32 all the same
     for i, value in enumerate((255, 100)):
         Image.new("L", (64, 64), value).save(folder / "5.mask.png")
-        assert new_files(mask="files") == 2, i  # the mask's facts, and the latents with it
+        assert new_files(mask="files") == 3, i  # the mask's facts, what it leaves, and the latents with it
     (folder / "0.txt").write_text("another in ink style")
     assert new_files() == 2
     paint(folder / "0.png", (16, 16), 9)
@@ -215,8 +216,8 @@ def test_a_mask_on_a_transparent_ground(tiny_sd3, folder, under):
     mask.paste((255, 255, 255, 255), (48, 0, 64, 64)), mask.paste((255, 255, 255, 51), (0, 0, 16, 64))
     mask.save(folder / "5.mask.png")
     (one,) = [one for one in items_of(folder, mask="files") if one.mask]
-    grey = np.asarray(mask_image(one))
-    assert (grey[:, :16] == 51).all() and (grey[:, 16:48] == 0).all() and (grey[:, 48:] == 255).all()
+    found = np.asarray(grey(one.mask, one.mask_sha256))
+    assert (found[:, :16] == 51).all() and (found[:, 16:48] == 0).all() and (found[:, 48:] == 255).all()
 
 
 def test_a_mask_is_read_as_its_values_stand(tiny_sd3, folder):
@@ -228,7 +229,7 @@ def test_a_mask_is_read_as_its_values_stand(tiny_sd3, folder):
     mask.save(plain, icc_profile=linear)
     assert references.load(plain).image.getpixel((9, 9)) == (188, 188, 188)
     (one,) = [one for one in items_of(folder, mask="files") if one.mask]
-    assert np.asarray(mask_image(one)).max() == 128 == np.asarray(mask_image(one)).min()
+    assert set(grey(one.mask, one.mask_sha256).tobytes()) == {128}
 
 
 def test_the_alpha_channel_as_a_mask(tiny_sd3, folder):

@@ -4,13 +4,13 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from impasto.config import TrainConfig
-from impasto.data import buckets, captions, folder
+from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
 from impasto.data.folder import Entry
 from impasto.data.pictures import Picture, look
@@ -75,10 +75,24 @@ def entries(config: TrainConfig) -> list[Entry]:
         raise UserError(f"{len(config.image)} times --image but {len(times)} times --repeats: give one for each")
     singles = iter(by_name(files, config))
     result: list[Entry] = []
+    named: set[int] = set()
     for i, path in enumerate(config.image):
         found = in_folder(path, config) if path.is_dir() else [next(singles)]
+        named |= {entry.repeats for entry in found}
         result += [replace(entry, repeats=times[i]) for entry in found] if times else found
+    if times and len(set(times)) == 1:
+        say_same(times[0], named)
     return result
+
+
+def say_same(times: int, named: Collection[int]) -> None:
+    """Warn that --repeats makes all pictures count the same. named: the repeats that the folders' names say."""
+    if len(named) > 1:
+        told = ", ".join(map(str, sorted(named)))
+        what = f"--repeats {times} for all replaces what folders are called ({told}): every picture counts the same"
+    else:
+        what = "repeats are the same for all pictures: no effect, since steps are counted"
+    warnings.warn(what, stacklevel=2)
 
 
 def by_name(files: Sequence[Path], config: TrainConfig) -> list[Entry]:
@@ -129,28 +143,19 @@ def item(entry: Entry, config: TrainConfig, step: int | None) -> Item | None:
             )
         mask, mask_sha256 = None, None
         if config.mask == "files" and entry.mask:
-            mask, mask_sha256 = entry.mask, check_mask(entry.mask, picture)
+            mask, mask_sha256 = entry.mask, masks.check(entry.mask, picture)
         elif config.mask == "alpha" and TRANSPARENT in picture.notes:
             mask = "alpha"
+        views = buckets.views(picture.width, picture.height, shape, config.crops, config.flip, picture.sha256)
+        if mask:
+            masks.check_left(picture, mask, mask_sha256, views)
     except UserError as error:
         if not config.skip_bad:
             skippable = config.image != (entry.path,)
             raise UserError(f"{error}" + ("; --skip-bad leaves it out" if skippable else "")) from None
         warnings.warn(f"{error}: left out", stacklevel=2)
         return None
-    views = buckets.views(picture.width, picture.height, shape, config.crops, config.flip, picture.sha256)
     return Item(picture, entry.caption or "", shape, views, entry.repeats, mask, mask_sha256)
-
-
-def check_mask(file: Path, picture: Picture) -> str:
-    """The sha256 of a mask. Raises UserError unless it is a picture of the same size."""
-    mask = look(file)
-    if (mask.width, mask.height) != (picture.width, picture.height):
-        raise UserError(
-            f"the mask {str(file)!r} is {mask.width} x {mask.height} and its picture {picture.width} x "
-            f"{picture.height}: make them the same size"
-        )
-    return mask.sha256
 
 
 def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:
@@ -174,8 +179,6 @@ def check_settings(config: TrainConfig, items: Sequence[Item]) -> None:
     if config.mask != "off" and not any(one.mask for one in items):
         where = "a.mask.png beside a.png, or masks/a.png" if config.mask == "files" else "transparent pictures"
         raise UserError(f"--mask {config.mask}, but no picture has one: there must be {where}")
-    if config.repeats and len({one.repeats for one in items}) == 1:
-        warnings.warn("repeats are the same for all pictures: no effect, since steps are counted", stacklevel=2)
     if config.crops > 1 and all(len(one.views) <= 1 + config.flip for one in items):
         warnings.warn(f"crops {config.crops} has no effect: no picture is larger than what is cut out", stacklevel=2)
 

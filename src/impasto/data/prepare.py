@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from impasto.data import masks as loss_masks
 from impasto.data.buckets import View
 from impasto.data.cache import cached as cached
 from impasto.data.items import Item
-from impasto.data.references import Reference, load, to_tensor
-from impasto.errors import UserError
+from impasto.data.references import Reference, to_tensor
 from impasto.families.base import Condition, Family
 
-LEAST = 0.01  # of a view that a mask must leave
 ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch does
 
 Rows = Any
@@ -132,10 +131,10 @@ def view_tensors(family: Family, item: Item) -> list[tuple[View, dict[str, Tenso
         key = {"image": item.picture.sha256, "box": view.box, "shape": view.shape, "mirrored": view.mirrored}
         key |= {"mask": item.mask_sha256 or item.mask, "base": family.hash}
         tensors = cached(key, lambda view=view: encode(family, reference(), item, view))
-        if "mask" not in tensors or tensors["mask"].mean() >= LEAST:
+        if "mask" not in tensors or tensors["mask"].mean() >= loss_masks.LEAST:
             kept.append((view, weighted(tensors)))
     if not kept:
-        raise UserError(f"the mask of {str(item.picture.path)!r} leaves nothing of it: white is what counts")
+        raise loss_masks.nothing(item.picture)
     return kept
 
 
@@ -144,23 +143,10 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
     x = family.encode_image(to_tensor(cut(reference.image, view, view.shape))).float()[0]
     if item.mask is None:
         return {"x": x}
-    mask = reference.alpha if item.mask == "alpha" else mask_image(item)
+    mask = loss_masks.grey(item.mask, item.mask_sha256) if isinstance(item.mask, Path) else reference.alpha
     assert mask is not None
     share = cut(mask.convert("F"), view, (x.shape[2], x.shape[1]), Image.Resampling.BOX)
     return {"x": x, "mask": torch.from_numpy(np.asarray(share) / 255)[None]}
-
-
-def mask_image(item: Item) -> Image.Image:
-    """The mask file of an item, 8 bits grey; what is transparent in it counts as black.
-
-    Raises UserError when it is not any more what was looked at.
-    """
-    assert isinstance(item.mask, Path)
-    reference = load(item.mask, colours=False)
-    if reference.sha256 != item.mask_sha256:
-        raise UserError(f"the mask {str(item.mask)!r} was changed while it was read: start again")
-    grey = reference.image.convert("L")  # on white: a v + 255 - a
-    return ImageChops.subtract(grey, ImageChops.invert(reference.alpha)) if reference.alpha else grey
 
 
 def weighted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
