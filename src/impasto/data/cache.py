@@ -5,6 +5,7 @@ base can never be read by mistake.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from impasto.paths import atomic, cache_dir
 
-MAPPED = 2**18  # bytes: the system allows some 65,000 mapped files
+MAPPED = 2**18  # bytes: smaller tensors are read
+MOST = 30_000  # files that a process maps; the system allows some 65,000, and others map as well
+COUNT = itertools.count()  # of those mapped so far
 VERSION = 4  # of what is done to a picture and to a prompt
 
 
 def cached(key: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors that `make` returns for `key`, on the CPU; from the cache when they were made before.
 
-    Large ones are mapped from the file, not read: they take memory that the system can take back.
+    Large ones are mapped from the file, not read: they take memory that the system can take back. After MOST files
+    they are read as well.
     """
     file, told = place(key)
     found = read(file, told)
@@ -47,6 +51,8 @@ def read(file: Path, told: str) -> dict[str, Tensor] | None:
             if (tensors.metadata() or {}).get("key") != told:
                 return None
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: t.clone() if t.nbytes < MAPPED else t for name, t in found.items()}
+            large = {name for name, t in found.items() if t.nbytes >= MAPPED}
+            mapped = large if large and next(COUNT) < MOST else set()
+            return {name: t if name in mapped else t.clone() for name, t in found.items()}
     except (FileNotFoundError, SafetensorError):
         return None
