@@ -1,6 +1,6 @@
 """Recipes, cards and flags: who wins, and what is refused."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -127,3 +127,14 @@ def test_the_histogram_shows_where_a_law_lies():
     assert noise["sigma"]["shares"][9] == pytest.approx(0.7889, abs=0.02)
     text = bars(noise)
     assert "sigma 0.940" in text and "█" * 36 in text
+
+
+def test_a_recipe_may_name_its_base(tiny_sd3, tmp_path):
+    """Its card counts too; a base that is given beats it."""
+    (tmp_path / "own.toml").write_text(f'base = "{tiny_sd3}"\nrank = 3\n')
+    (tmp_path / "none.toml").write_text("rank = 3\n")
+    own, none = (str(tmp_path / f"{name}.toml") for name in ("own", "none"))
+    assert resolve(own) == resolve(own, str(tiny_sd3)) and resolve(own).base == str(tiny_sd3)
+    assert resolve(own).steps == 6 != resolve(none).steps
+    assert resolve(own, "mini-sd3") == replace(resolve(none, "mini-sd3"), recipe=own)
+    assert resolve(none).base == resolve().base == "mini-sd3"

@@ -276,12 +276,16 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     raise UserError(f"{where} must be {'a list' if origin is tuple else wanted}, not {value!r}")
 
 
-def resolve(recipe: str = "style-friendly", base: str = "mini-sd3", **explicit: Any) -> TrainConfig:
-    """The config of `recipe` on `base`; `explicit` keys win. Raises UserError on an unknown recipe, key or type."""
+def resolve(recipe: str = "style-friendly", base: str | None = None, **explicit: Any) -> TrainConfig:
+    """The config of `recipe` on `base` (the recipe's own when it is None, else mini-sd3); `explicit` keys win.
+
+    Raises UserError on an unknown recipe, key or type.
+    """
     from impasto.families import card
 
-    known = card(base)
     content = read_recipe(recipe)
+    base = str(content.get("base", TrainConfig.base)) if base is None else base
+    known = card(base)
     train = dict(known.get("train", {}))
     if "size" in known:
         train["size"] = known["size"]
