@@ -242,10 +242,17 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
 def test_advice_names_what_is_left_to_try():
     config = TrainConfig(batch=4, size=1024)
     assert memory.advice(config, Running()) == (
-        "try --batch 1 (it is 4; --accumulate makes up for it), or --checkpointing 1, or --optimizer adamw8bit"
+        "the same command with --checkpointing 1 goes on; with another --out try --batch 1 (it is 4; --accumulate "
+        "makes up for it), or --optimizer adamw8bit, or --quantize nf4"
     )
     last = replace(config, batch=1, optimizer="adamw8bit")
-    assert memory.advice(last, Running(1.0, quantize="nf4")) == "try --size 512"
+    assert memory.advice(last, Running(1.0, quantize="nf4")) == "with another --out try --size 512"
+    assert memory.advice(replace(last, size=256), Running(1.0), "cuda").startswith("the same command with --offload on")
+    assert "--offload" not in memory.advice(last, Running(1.0), "cpu") + memory.advice(
+        last, Running(1.0, offload=True), "cuda"
+    )
+    small = replace(last, size=256)
+    assert memory.advice(small, Running(1.0, offload=True), "cuda") == "this device is too small for this base"
 
 
 def test_a_sharded_base_is_neither_quantised_nor_offloaded_and_takes_its_share(flux, every_package):

@@ -49,10 +49,16 @@ def test_out_of_memory_keeps_the_step_before(config, tmp_path, monkeypatch):
 
     torn = replace(config, out=tmp_path / "run")
     monkeypatch.setattr(objective, "denoise", denoise)
-    with pytest.raises(UserError, match=r"out of memory: the state of step 3 stays; try --batch 1 .*--checkpointing 1"):
+    told = r"out of memory: the state of step 3 stays; the same command with --checkpointing 1 goes on; "
+    with pytest.raises(
+        UserError, match=told + r"with another --out try --batch 1 .*--optimizer adamw8bit, or --quantize nf4"
+    ):
         train(torn)
     monkeypatch.undo()
     assert states(torn)[-1] == "step-000003.safetensors"
+    for changes in ({"batch": 1}, {"optimizer": "muon"}):  # as said: another run
+        with pytest.raises(UserError, match="holds a run with other settings"):
+            train(replace(torn, **changes))
     assert train(replace(torn, checkpointing=1.0))["resumed_from"] == 3  # as advised: not another run
     assert [json.loads(x)["step"] for x in (torn.out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert same(config, torn)

@@ -358,11 +358,16 @@ def plan(config: TrainConfig, family: Family | None, name: str, precision: str, 
     return choose(config, of, size, precision, shards)
 
 
-def advice(config: TrainConfig, running: Running) -> str:
-    """What to change when memory ran out, cheapest first."""
+def advice(config: TrainConfig, running: Running, device: str = "") -> str:
+    """What to change when memory ran out, cheapest first: what the run goes on with (config.FREE), and what makes it
+    another one. device: where the base may lie in main memory beside it, see `running.check`."""
+    free = ["--checkpointing 1"] if running.checkpointing < 1 else []
+    may = device.startswith("cuda") and running.quantize == "none" and not running.offload
+    free += ["--offload on"] if may and not free else []
     tips = [f"--batch 1 (it is {config.batch}; --accumulate makes up for it)"] if config.batch > 1 else []
-    tips += ["--checkpointing 1"] if running.checkpointing < 1 else []
     tips += ["--optimizer adamw8bit"] if config.optimizer in ("adamw", "prodigy") else []
     tips += ["--quantize nf4"] if running.quantize != "nf4" and not running.offload else []
     tips += [f"--size {config.size // 2}"] if config.size > 256 else []
-    return f"try {', or '.join(tips[:3])}"
+    told = [f"the same command with {free[0]} goes on"] if free else []
+    told += [f"with another --out try {', or '.join(tips[:3])}"] if tips else []
+    return "; ".join(told) or "this device is too small for this base"
