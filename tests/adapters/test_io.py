@@ -49,6 +49,24 @@ def test_the_file_is_what_diffusers_writes(style):
         assert all(key.startswith("transformer.transformer_blocks.") for key in file.keys())  # noqa: SIM118
 
 
+def test_the_same_style_is_the_same_file(style, tmp_path):
+    """safetensors itself writes metadata in another order each time; what is here it reads as it reads its own."""
+    tensors, metadata = io.read_file(style / io.WEIGHTS)
+    metadata |= {f"key{i}": '"ä\n' for i in range(20)}
+    hashes = set()
+    for i in range(4):
+        io.write_tensors(
+            tmp_path / f"{i}.safetensors", tensors, dict(reversed(metadata.items())) if i % 2 else metadata
+        )
+        hashes.add(io.style_hash(tmp_path / f"{i}.safetensors"))
+    save_file(tensors, tmp_path / "theirs.safetensors", metadata)
+    ours, theirs = (io.read_file(tmp_path / f"{name}.safetensors") for name in ("0", "theirs"))
+    assert len(hashes) == 1 and ours[1] == theirs[1] == metadata
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in tensors) and ours[0].keys() == theirs[0].keys()
+    data = (tmp_path / "0.safetensors").read_bytes()
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+
+
 def test_load_style_is_load_lora_weights(style, pipe, tiny_sd3):
     base = latents(pipe)
     plain = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)

@@ -1,6 +1,7 @@
 """Style folders: `pytorch_lora_weights.safetensors` as diffusers reads it, written and read without a silent loss."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -44,13 +45,23 @@ def save(family: Family, folder: Path) -> Path:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file that knows its own content: `modelspec.hash_sha256`, of the bytes behind the header."""
-    from safetensors.torch import save, save_file
+    """A safetensors file that knows its own content: `modelspec.hash_sha256`, of the bytes behind the header.
 
-    data = save(dict(tensors))
-    digest = hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    The same tensors and metadata make the same bytes, and so the same `style_hash`: safetensors itself writes metadata
+    in another order each time, so the header (its length in 8 bytes, JSON, spaces up to a multiple of 8) is ours.
+    """
+    from safetensors.torch import save
+
+    data = memoryview(save(dict(tensors)))
+    start = 8 + int.from_bytes(data[:8], "little")
+    digest = hashlib.sha256(data[start:]).hexdigest()
     own = {"format": "pt", HASH: f"0x{digest}", "impasto.version": version("impasto")}
-    save_file(dict(tensors), file, {**metadata, **own})
+    told = {"__metadata__": dict(sorted({**metadata, **own}.items()))} | json.loads(bytes(data[8:start]))
+    header = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with file.open("wb") as stream:
+        for part in (len(header).to_bytes(8, "little"), header, data[start:]):
+            stream.write(part)
 
 
 def read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
