@@ -97,11 +97,14 @@ def test_text_encoders_and_captions_are_the_run_s_own(folder_run, monkeypatch):
 
 def test_prompts_of_a_run(folder_run, tmp_path):
     given = replace(folder_run, caption=("a cat in [trigger]",))
-    assert checkpoints.own_prompts(tmp_path, given) == ["one, a cat in ink style"]
+    assert checkpoints.own_prompts(tmp_path, given, {}) == ["one, a cat in ink style"]
+    kept = {"captions": [f"one, {name} in ink style" for name in "abcdef"]}
+    for config in (folder_run, given):  # one that was given is that of pictures without
+        assert checkpoints.own_prompts(tmp_path, config, kept) == kept["captions"][:4]
     given = replace(given, preview_prompt=("a star in [trigger]",))
-    assert checkpoints.own_prompts(tmp_path, given) == ["a star in ink style"]
+    assert checkpoints.own_prompts(tmp_path, given, kept) == ["a star in ink style"]
     with pytest.raises(UserError, match="not there any more: give a --prompt"):
-        checkpoints.own_prompts(tmp_path, replace(folder_run, image=(tmp_path / "gone",)))
+        checkpoints.own_prompts(tmp_path, replace(folder_run, image=(tmp_path / "gone",)), {})
 
 
 def test_refusals(run, tmp_path):

@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from impasto import adapters, families, running
 from impasto.adapters import text
-from impasto.config import TrainConfig, check_keys, check_seed
+from impasto.config import TrainConfig, as_dict, check_keys, check_seed
 from impasto.data import captions, items
 from impasto.errors import UserError
 from impasto.families.base import Condition
@@ -46,7 +46,7 @@ def checkpoint_sheet(
     A row per saved state (and prompt), a column per strength; the moving average where the run had one, as its style
     has. Raises UserError when the folder holds no run or no saved state, before anything is drawn.
     """
-    config = read_run(run)
+    config, inputs = read_run(run)
     states = saved_states(run / "state")
     if not states:
         raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
@@ -54,7 +54,7 @@ def checkpoint_sheet(
         raise UserError("no strength: give some with --strength 0.5 1")
     if odd := [strength for strength in strengths if not math.isfinite(strength)]:
         raise UserError(f"a strength must be a finite number, not {odd[0]}")
-    prompts = list(prompts) or own_prompts(run, config)
+    prompts = list(prompts) or own_prompts(run, config, inputs)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
     check_seed(seed)
     if out.is_dir() or out.suffix == ".json":
@@ -103,22 +103,26 @@ def checkpoint_sheet(
     return about | {"out": str(out)}
 
 
-def read_run(run: Path) -> TrainConfig:
-    """The settings of a run, from its recipe.toml."""
+def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run, from its recipe.toml, and what that says of what they met, under [impasto]."""
     try:
         content = tomllib.loads((run / "recipe.toml").read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise UserError(f"{str(run)!r} is no style folder: it has no recipe.toml that can be read") from None
-    content.pop("impasto", None)
-    return TrainConfig(**check_keys(content, f"{run}/recipe.toml"))
+    inputs = content.pop("impasto", {})
+    return TrainConfig(**check_keys(content, f"{run}/recipe.toml")), inputs if isinstance(inputs, dict) else {}
 
 
-def own_prompts(run: Path, config: TrainConfig) -> list[str]:
-    """The prompts of a run's previews, else its first captions, filled in as they were trained. Raises UserError."""
+def own_prompts(run: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> list[str]:
+    """The prompts of a run's previews, else its first captions, as they were trained. inputs: what recipe.toml has in
+    [impasto].
+
+    Raises UserError where they cannot be known: an older run's, that lay beside its pictures only.
+    """
     if config.preview_prompt:
         return [captions.fill(prompt, trigger=config.trigger) for prompt in config.preview_prompt]
-    if config.caption:
-        return list(dict.fromkeys(items.fill(caption, config) for caption in config.caption))
+    if known := captions.of_run(as_dict(config), inputs):
+        return list(dict.fromkeys(known))[: items.PREVIEWS]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training said it
