@@ -22,9 +22,11 @@ from impasto.noise.random import generator
 def endings(family: Family, targets: Sequence[str], model: nn.Module | None = None) -> list[str]:
     """Layer name endings for `targets`, each a kind of layers of this family or an ending itself, sorted.
 
-    model: the denoiser, on any device, also meta; the family's own by default. Raises UserError when a target is no
-    linear or convolution layer of it.
+    model: the denoiser, on any device, also meta; the family's own by default. Raises UserError when there is no
+    target, and when one is no linear or convolution layer of it.
     """
+    if not targets:
+        raise UserError(f"no targets, so nothing would be trained: name layers, {', '.join(family.kinds)} for example")
     whole: nn.Module = family.denoiser if model is None else model
     layers = [name for name, layer in whole.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     found = set()
