@@ -82,7 +82,7 @@ class TrainConfig:
     prior_weight: float = 0.0
     """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
     prior_batch: int = 2
-    """Pictures of the base per forward pass, when prior_weight is above 0."""
+    """Pictures of the base per forward pass, when prior_weight is above 0; never more than batch."""
     prior_prompt: Append[tuple[str, ...]] = ()
     """A caption that shall stay as it is; may be given several times. Those of the base's card when not given."""
     adapter: str = "lora"

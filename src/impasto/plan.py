@@ -144,7 +144,7 @@ def check_base(config: TrainConfig, family: Family, device: str, shards: bool = 
     optimizers.check(config, device, text.rates(config), matrices)
     text.check(config, family, shards)
     if config.prior_weight:
-        prior.captions(config, family)
+        prior.check(config, family)
 
 
 def positions(size: int, family: Family | None) -> int:

@@ -13,7 +13,8 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.families import load
 from impasto.noise.random import generators
-from impasto.plan import noise_law
+from impasto.objectives.prior import Artist
+from impasto.plan import noise_law, plan
 from impasto.train import Draws, train
 
 CAPTION = "a rocket in pixel art style"
@@ -112,3 +113,22 @@ def test_a_whole_run_with_it(config):
 def test_no_captions_to_preserve(config):
     with pytest.raises(UserError, match="prior_weight needs captions"):
         objectives.build(replace(config, prior_prompt=()), load(config.base, device="cpu"))
+
+
+def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
+    """Nothing is drawn, encoded or looked at yet; afterwards the base's two pictures are in it."""
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "empty"))
+    drawn, draw = [], Artist.draw
+    monkeypatch.setattr(Artist, "draw", lambda self, *asked: drawn.append(asked) or draw(self, *asked))
+    assert train(replace(config, steps=1))["steps"] == 1
+    assert drawn == [("a cat", 0), ("a star", 1)]
+
+
+def test_more_pictures_than_a_batch_holds_are_told(config):
+    """At the planning and at the start; each of the base's pictures has the noise level of one of the batch."""
+    told = r"prior_batch 2 is more than batch 1, .*: 1 a forward pass"
+    config = replace(config, batch=1, steps=1)
+    for begin in (plan, train):
+        with pytest.warns(UserWarning, match=told):
+            begin(config)
+    assert objectives.build(config, load(config.base, device="cpu")).count == 1

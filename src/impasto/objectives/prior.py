@@ -8,6 +8,7 @@ DreamBooth's prior preservation (Ruiz et al. 2022, arXiv 2208.12242, eq. 2) with
 target, as ai-toolkit's output preservation has it: no noise of its own, and exactly zero as long as nothing has moved.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,17 @@ class Prior:
             target = family.predict(z_t, lam, cond).float()
         prior = scale * (family.predict(z_t, lam, cond).float() - target).square().mean()
         return {"loss": parts["loss"] + self.weight * prior, "fit": parts["loss"].detach(), "prior": prior.detach()}
+
+
+def check(config: TrainConfig, family: Family) -> None:
+    """Raise UserError as `captions` does; warns where a batch holds fewer pictures of the base than were asked for."""
+    captions(config, family)
+    if config.prior_batch > config.batch:
+        warnings.warn(
+            f"prior_batch {config.prior_batch} is more than batch {config.batch}, and each of the base's pictures has "
+            f"the noise level of one of the batch: {config.batch} a forward pass; raise --batch or lower --prior-batch",
+            stacklevel=2,
+        )
 
 
 def captions(config: TrainConfig, family: Family) -> list[str]:
