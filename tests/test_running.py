@@ -247,11 +247,18 @@ def test_refusals(tiny_sd3, monkeypatch):
 def test_an_attention_backend_is_set_where_there_is_one():
     """As FLUX has it: processors with a backend of their own."""
     from diffusers import FluxTransformer2DModel
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
     model = FluxTransformer2DModel(
         **sizes, in_channels=4, joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4)
     )
+    before = _AttentionBackendRegistry.get_active_backend()
+    running.check_attention(model, "_native_math"), running.check_attention(model, "auto")  # only tried
+    assert model.transformer_blocks[0].attn.processor._attention_backend is None
+    assert _AttentionBackendRegistry.get_active_backend() == before
+    with pytest.raises(UserError, match=r"--attention zigzag cannot be had: .*must be one of"):
+        running.check_attention(model, "zigzag")
     running.attention(model, "native")
     assert model.transformer_blocks[0].attn.processor._attention_backend.value == "native"
     with pytest.raises(UserError, match=r"--attention zigzag cannot be had: .*must be one of"):

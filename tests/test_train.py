@@ -321,6 +321,9 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
         ({"out": tmp_path / "file"}, "is a file, or lies in one"),
         ({"prior_weight": 1.0}, "prior_weight needs captions"),
         ({"optimizer": "adamv"}, "unknown optimizer"),
+        ({"weighting": "min-snr"}, "rectified flow"),
+        ({"noise_mean": -60.0}, "lie below log-SNR"),
+        ({"attention": "foo"}, "--attention foo has no effect on SD3"),
         ({"lr": 5.0}, r"other settings \(lr: "),
     ):
         with pytest.raises(UserError, match=message):
@@ -340,6 +343,17 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
         ({"optimizer": "adamw8bit"}, "adamw8bit needs bitsandbytes"),
         ({"optimizer": "prodigy"}, "prodigy needs prodigyopt"),
         ({"prior_weight": 1.0}, "prior_weight needs captions"),
+        ({"prior_weight": 1.0, "prior_prompt": ["a cat, [trigger]"]}, "say what stands for it with --trigger"),
+        ({"preview_prompt": ["a cat, [trigger]"]}, "say what stands for it with --trigger"),
+        ({"targets": ()}, "no targets"),
+        ({"weighting": "nonsense"}, "unknown weighting 'nonsense'"),
+        ({"attention": "foo"}, "--attention foo has no effect on UNet2DConditionModel"),
+        ({"offload": "on", "device": "cpu"}, "lies in main memory already"),
+        ({"quantize": "nf4"}, "--quantize nf4 needs bitsandbytes"),
+        ({"noise": "uniform", "noise_shift": 3.0}, "noise_shift of the uniform law is for rectified flows"),
+        ({"noise_mean": -60.0}, "lie below log-SNR"),
+        ({"caption": ["a cat \ud800 in ink style"]}, r"caption: 'a cat \? in ink style' is no UTF-8.*write it anew"),
+        ({"out": "/proc/impasto/run"}, "cannot be written"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
@@ -355,7 +369,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", missing)
     about = {"image": [str(picture)], "caption": [CAPTION], "out": str(tmp_path / "run")}
-    config = resolve("style-friendly", str(tiny_sdxl), **about, **changes)
+    config = resolve("style-friendly", str(tiny_sdxl), **about | changes)
     with pytest.raises(UserError, match=message):
         dry_run(config)
     monkeypatch.setattr(families, "load", None)

@@ -96,7 +96,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     from impasto.adapters import text
     from impasto.config import check_ranges
     from impasto.data import advice, items
-    from impasto.runfolder import check_out, check_recipe, going_on
+    from impasto.runfolder import check_out, check_recipe, going_on, recipe_text
 
     check_ranges(config)
     check_out(config)
@@ -105,6 +105,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     device, precision = families.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
     found = items.read(config, families.card(config.base))
+    items.told(config, found)
+    recipe_text(config, {"captions": [item.caption for item in found]})
     data = items.summary(found) | {"advice": advice.advise(found, config)}
     family = families.outline(config.base, config.components)
     if family is not None:
@@ -128,16 +130,21 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 def check_base(config: TrainConfig, family: Family, device: str, shards: bool = False) -> None:
     """What can be said of settings on a base before its weights are read. Raises UserError on a size and on targets
-    that it does not have, an optimiser that has no steps for these, text encoders that cannot be trained, and a prior
-    of no captions. shards: the base is sharded over processes."""
-    from impasto import optimizers
+    that it does not have, noise levels and a loss weighting that are not for it, ways of running that cannot be had, an
+    optimiser that has no steps for these, text encoders that cannot be trained, and a prior of no captions. shards: the
+    base is sharded over processes."""
+    from impasto import optimizers, running
     from impasto.adapters import lora, text
     from impasto.generate import check_size
     from impasto.memory import skeleton
-    from impasto.objectives import prior
+    from impasto.objectives import prior, weighting
 
     check_size(config.size, family)
+    within(noise_law(config), family.schedule)
+    weighting.build(config, family)
+    running.check(config, device, 2 if shards else 1)
     model = skeleton(family)
+    running.check_attention(model, config.attention)
     names = lora.endings(family, config.targets, model)
     convolutions = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)]
     matrices = not any(lora.ends(name, names) for name in convolutions)

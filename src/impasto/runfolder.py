@@ -30,7 +30,8 @@ from impasto.paths import atomic
 
 
 def check_out(config: TrainConfig) -> None:
-    """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew."""
+    """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew, and
+    where nothing can be written."""
     out = config.out.resolve()
     if any(place.is_file() for place in (out, *out.parents)):
         raise no_folder(config.out)
@@ -51,6 +52,7 @@ def check_out(config: TrainConfig) -> None:
             raise UserError(
                 f"--image {str(image)!r} is what a run in --out {str(config.out)!r} writes: use another --out"
             )
+    check_writable(out / "state", config.out)
 
 
 class RunFolder:
@@ -234,24 +236,46 @@ def writable_folder(folder: Path, asked: Path | None = None) -> None:
         raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None
 
 
+def check_writable(folder: Path, asked: Path) -> None:
+    """Raise UserError that names what was `asked` for, unless files can be made where `folder` is or will be: in it, or
+    in the nearest one above it that is there. Nothing is left there."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except NotADirectoryError:
+        raise no_folder(asked) from None
+    except OSError as error:
+        raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None
+
+
 def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
     """TOML: the settings at the top, so that the file is a recipe itself, and [impasto] for what they met."""
     config = replace(config, push_to_hub=None, hub_private=False)  # a recipe used again shall publish nothing
-    lines = [f"{key} = {toml(value)}" for key, value in as_dict(config).items()]
-    about = [f"{key} = {toml(value)}" for key, value in inputs.items()]
+    lines = [line(key, value) for key, value in as_dict(config).items()]
+    about = [line(key, value) for key, value in inputs.items()]
     return "\n".join([*lines, "", "[impasto]", *about, ""])
 
 
-def toml(value: Any) -> str:
-    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite, and for DEL. Raises UserError
-    where a text cannot be written: a file name that is no UTF-8."""
-    endless = isinstance(value, float) and not math.isfinite(value)
-    told = str(value) if endless else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    try:
-        told.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{told.encode(errors='replace').decode()} is no UTF-8: give it another name") from None
+def line(key: str, value: Any) -> str:
+    """A key and its value. Raises UserError where they cannot be written: a file name that is no UTF-8, or a caption
+    with half of a character."""
+    told = f"{key} = {toml(value)}"
+    for text in map(str, value if isinstance(value, list) else [value]):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            seen = text.encode(errors="replace").decode()
+            if key in ("image", "out", "recipe", "base", "components"):
+                raise UserError(f"{seen!r} is no UTF-8: give it another name") from None
+            raise UserError(f"{key}: {seen!r} is no UTF-8, where it has a '?' here: write it anew") from None
     return told
+
+
+def toml(value: Any) -> str:
+    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite, and for DEL."""
+    endless = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if endless else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def earlier(out: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ What lies before the first layer with an adapter needs no flag: nothing there as
 nothing of it, and late `--targets` (transformer_blocks.20.attn.to_q) are cheap by themselves.
 """
 
+import copy
 import math
 import os
 import shutil
@@ -253,6 +254,16 @@ def repeated(model: nn.Module) -> Iterator[nn.Module]:
     for blocks in model.children():
         if isinstance(blocks, nn.ModuleList):
             yield from blocks
+
+
+def check_attention(model: nn.Module, name: str) -> None:
+    """Raise UserError where `attention` would; `model`, which may be on the meta device, stays as it is."""
+    if name == "auto":
+        return
+    from diffusers.models.attention_dispatch import attention_backend
+
+    with attention_backend():  # afterwards the active one is that of before
+        attention(copy.deepcopy(model), name)
 
 
 def attention(model: Any, name: str) -> None:

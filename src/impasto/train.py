@@ -39,7 +39,7 @@ from impasto.objectives import Objective
 from impasto.parallel import Team
 from impasto.plan import check_base, noise_law
 from impasto.preview import Previews
-from impasto.runfolder import RunFolder, check_out, going_on
+from impasto.runfolder import RunFolder, check_out, going_on, recipe_text
 from impasto.running import Running, place, start
 from impasto.trouble import interruptible, out_of_memory, saved, told
 
@@ -72,6 +72,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
+    resolved = data.told(config, items)
+    recipe_text(config, {"captions": [item.caption for item in items]})  # tells what cannot be written
     objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     device, _ = families.place(config.device, config.precision)
@@ -90,9 +92,9 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     running = memory.plan(config, family, family.device, family.precision, shards)
     running = team.first(running)  # its GPU's memory decides
     with team.state.main_process_first():
-        config = replace(config, quantize=running.quantize, precision=family.precision)
+        kept = {"quantize": running.quantize, "precision": family.precision}
+        config, resolved = replace(config, **kept), replace(resolved, **kept)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
-    resolved = data.told(config, items)
     done, state = run.resume()
     try:
         with told(config.out, memory.advice(config, running)):
