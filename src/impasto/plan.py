@@ -96,10 +96,12 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     from impasto.adapters import text
     from impasto.config import check_ranges
     from impasto.data import advice, items
-    from impasto.runfolder import check_out, check_recipe, going_on, recipe_text
+    from impasto.runfolder import check_out, check_recipe, check_wandb, going_on, recipe_text
 
     check_ranges(config)
     check_out(config)
+    if config.wandb:
+        check_wandb()
     adapters.adapter(config.adapter)
     objectives.check(config)
     device, precision = families.place(config.device, config.precision)

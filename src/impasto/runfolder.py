@@ -112,7 +112,11 @@ class RunFolder:
 
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
         about = {"dir": str(self.path), "id": name, "name": self.path.name, "resume": "allow"}
-        return extra("wandb", "wandb", "--wandb").init(project="impasto", config=as_dict(self.config), **about)
+        wandb = extra("wandb", "wandb", "--wandb")
+        try:
+            return wandb.init(project="impasto", config=as_dict(self.config), **about)
+        except wandb.Error as error:
+            raise no_wandb(str(error)) from None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl, in the file when this returns."""
@@ -163,6 +167,28 @@ class RunFolder:
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_wandb() -> None:
+    """Raise UserError where `--wandb` lacks its package or, unless it is offline, a login."""
+    from impasto.optimizers import extra
+
+    wandb = extra("wandb", "wandb", "--wandb")
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        known = wandb.login(prompt=False, verify=False)
+    except TypeError:  # before wandb 0.31 it cannot be asked without a prompt: told when the run is opened
+        return
+    except wandb.Error as error:
+        raise no_wandb(str(error)) from None
+    if not known:
+        raise no_wandb("no login")
+
+
+def no_wandb(why: str) -> UserError:
+    said = (why.strip() or "no reason given").splitlines()[0].rstrip(".")
+    return UserError(f"--wandb cannot be had ({said}): `wandb login`, or WANDB_MODE=offline to keep it here")
 
 
 def remove(state: Path) -> None:

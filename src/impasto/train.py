@@ -39,7 +39,7 @@ from impasto.objectives import Objective
 from impasto.parallel import Team
 from impasto.plan import check_base, noise_law
 from impasto.preview import Previews
-from impasto.runfolder import RunFolder, check_out, going_on, recipe_text
+from impasto.runfolder import RunFolder, check_out, check_wandb, going_on, recipe_text
 from impasto.running import Running, place, start
 from impasto.trouble import interruptible, out_of_memory, saved, told
 
@@ -63,6 +63,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     if config.push_to_hub:
         hub.check_access(config.push_to_hub)
     team = Team(config.device)
+    if config.wandb and team.main:
+        check_wandb()
     if team.shards and (config.preview or config.prior_weight):
         what, instead = "previews", "--no-preview, and `impasto generate` later"
         if not config.preview:
