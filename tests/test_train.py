@@ -20,7 +20,7 @@ from impasto.errors import UserError
 from impasto.generate import Sampling, generate
 from impasto.moving import Moving, learning_rate
 from impasto.plan import plan as dry_run
-from impasto.runfolder import recipe_text
+from impasto.runfolder import RunFolder, recipe_text, saved_states, states
 from impasto.train import Draws, interruptible, noise_law, train
 
 CAPTION = "a rocket in pixel art style"
@@ -201,14 +201,14 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
 
 def test_what_is_not_the_run_s_own_is_not_overwritten(config, tmp_path):
     out, pictures = config.out, tmp_path / "pictures"
-    for name in (WEIGHTS, "README.md", "reference.png"):
-        out.mkdir(), (out / name).write_text("mine")
+    for name in (WEIGHTS, "README.md", "reference.png", "recipe.toml", "metrics.jsonl"):
+        out.mkdir(), (out / name).write_text("mine = 1")
         with pytest.raises(UserError, match=f"holds {name}, but no run: it would be overwritten"):
             train(config)
-        assert [file.read_text() for file in out.iterdir()] == ["mine"]
+        assert [file.read_text() for file in out.iterdir()] == ["mine = 1"]
         shutil.rmtree(out)
     (out / "previews").mkdir(parents=True), pictures.mkdir()
-    (out / "recipe.toml").touch()
+    (out / "recipe.toml").write_text("[impasto]")
     for image in (out / "reference-1.png", out / "previews" / "step-000006-0.png"):
         Image.new("RGB", (40, 40)).save(image)
         with pytest.raises(UserError, match=r"is what a run in --out .* writes"):
@@ -274,6 +274,48 @@ def test_a_state_that_says_nothing_falls_back(config, content):
     (config.out / WEIGHTS).unlink()
     (config.out / "state" / "step-000006.json").write_text(content)
     assert train(config)["resumed_from"] == 4 and same(weights(config), before)
+
+
+def test_states_none_of_which_is_good_are_told(config):
+    train(config)
+    for file in (config.out / "state").glob("*.safetensors"):
+        file.write_bytes(b"half")
+    (config.out / WEIGHTS).unlink()
+    with pytest.warns(UserWarning, match=r"state' is damaged \(step-000004, step-000006\): starting afresh"):
+        assert train(config)["resumed_from"] == 0
+    assert [row["step"] for row in rows(config)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_states_are_in_the_order_of_their_steps(config):
+    steps = (999_900, 999_950, 1_000_000)
+    run = RunFolder(config, {"processes": 1})
+    run.resume()
+    for step in steps:
+        run.save(step, {"adapter/a": torch.full((1,), float(step))})
+    assert [file.stem for file in states(run.state)] == ["step-999950", "step-1000000"]  # two are kept
+    assert run.resume() == (1_000_000, {"adapter/a": torch.full((1,), 1e6)})
+    assert list(saved_states(run.state)) == [999_950, 1_000_000]
+    run.drop(1_000_000)
+    assert run.resume()[0] == 999_950
+    run.close()
+
+
+def test_a_run_that_fails_as_it_opens_leaves_no_lock(config, monkeypatch):
+    def fail(*args):
+        raise OSError("no board")
+
+    with monkeypatch.context() as torn:
+        torn.setattr(RunFolder, "new_board", fail)
+        with pytest.raises(OSError, match="no board") as error:
+            train(replace(config, tensorboard=True))
+        assert error.tb is not None  # its frames hold the folder: nothing else lets go of the lock
+        assert train(config)["steps"] == 6
+    shutil.rmtree(config.out)
+    with monkeypatch.context() as torn:
+        torn.setattr("impasto.runfolder.atomic", fail)
+        with pytest.raises(OSError, match="no board") as error:
+            RunFolder(config, {})
+    RunFolder(config, {}).close()
 
 
 def test_two_processes_do_not_train_in_one_folder(config):

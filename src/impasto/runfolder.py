@@ -28,6 +28,9 @@ from impasto.config import FREE, TrainConfig, as_dict
 from impasto.errors import UserError
 from impasto.paths import atomic
 
+OWN = ("recipe.toml", "metrics.jsonl", WEIGHTS, "README.md", "reference.png")
+"""What a run writes into its folder, and nobody else shall have there."""
+
 
 def check_out(config: TrainConfig) -> None:
     """Raise UserError where a run in `config.out` would write over what is not its own, or train on what it drew, and
@@ -35,8 +38,8 @@ def check_out(config: TrainConfig) -> None:
     out = config.out.resolve()
     if any(place.is_file() for place in (out, *out.parents)):
         raise no_folder(config.out)
-    others = [name for name in (WEIGHTS, "README.md", "reference.png") if (out / name).exists()]
-    if others and not (out / "recipe.toml").exists():
+    others = [name for name in OWN if (out / name).exists()]
+    if others and "impasto" not in (read_kept(out) or {}):
         raise UserError(
             f"--out {str(config.out)!r} holds {others[0]}, but no run: it would be overwritten; use another --out"
         )
@@ -77,20 +80,30 @@ class RunFolder:
         except Timeout:
             told = f"another process trains in {str(self.path)!r}: wait for it, or use another --out"
             raise UserError(told) from None
-        with atomic(self.path / "recipe.toml") as file:
-            file.write_text(recipe, encoding="utf-8")
+        try:
+            with atomic(self.path / "recipe.toml") as file:
+                file.write_text(recipe, encoding="utf-8")
+        except BaseException:
+            self.close()
+            raise
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """The last good state as (step, tensors), (0, {}) when there is none; metrics.jsonl is cut back to it.
 
-        Warns where metrics.jsonl has lost rows of before.
+        Warns where metrics.jsonl has lost rows of before, and where states are there but none of them is good.
         """
         step, offset, tensors = 0, 0, {}
-        for file in sorted(self.state.glob("step-*.json"), reverse=True):
+        files = states(self.state)
+        for file in reversed(files):
             if found := read_state(file):
                 step, offset, tensors = found[0]["step"], found[0]["metrics_bytes"], found[1]
                 break
         if self.main:
+            if files and not tensors:
+                names = ", ".join(file.stem for file in files)
+                warnings.warn(
+                    f"what is saved in {str(self.state)!r} is damaged ({names}): starting afresh", stacklevel=2
+                )
             self.metrics = (self.path / "metrics.jsonl").open("ab")
             if (there := self.metrics.tell()) < offset:
                 lost = f"{str(self.path)!r} has lost rows of its metrics.jsonl: the curves of its report have a gap"
@@ -155,14 +168,14 @@ class RunFolder:
             temporary.write_bytes(data)
         with atomic(file.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(info))
-        for old in sorted(self.state.glob("step-*.json"))[: -self.keep] if self.keep else []:
+        for old in states(self.state)[: -self.keep] if self.keep else []:
             remove(old)
 
     def drop(self, step: int) -> None:
         """Take back the state of `step`, if there is one and an older one beside it."""
-        states = sorted(self.state.glob("step-*.json"))
-        if self.main and len(states) > 1 and states[-1].stem == f"step-{step:06d}":
-            remove(states[-1])
+        files = states(self.state)
+        if self.main and len(files) > 1 and files[-1].stem == f"step-{step:06d}":
+            remove(files[-1])
 
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
@@ -189,6 +202,13 @@ def check_wandb() -> None:
 def no_wandb(why: str) -> UserError:
     said = (why.strip() or "no reason given").splitlines()[0].rstrip(".")
     return UserError(f"--wandb cannot be had ({said}): `wandb login`, or WANDB_MODE=offline to keep it here")
+
+
+def states(folder: Path) -> list[Path]:
+    """The JSON files of saved states, first to last by their steps: as names, 1,000,000 comes before 999,950."""
+    found = {file: re.fullmatch(r"step-(\d+)", file.stem) for file in folder.glob("step-*.json")}
+    steps = {file: int(match[1]) for file, match in found.items() if match}
+    return sorted(steps, key=steps.__getitem__)
 
 
 def remove(state: Path) -> None:
@@ -222,7 +242,7 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 def saved_states(folder: Path) -> dict[int, Path]:
     """The files of all good states' tensors by their steps, first to last."""
     found = {}
-    for file in sorted(folder.glob("step-*.json")):
+    for file in states(folder):
         tensors, info = file.with_suffix(".safetensors"), read_info(file)
         try:
             with tensors.open("rb") as stream:
@@ -307,8 +327,13 @@ def toml(value: Any) -> str:
 def earlier(out: Path) -> dict[str, Any] | None:
     """What recipe.toml says of a run in `out` that came to a saved state, else None: such a run binds nobody, as what
     stopped it may be what is being changed. Raises UserError where the file is damaged."""
+    return read_kept(out) if [*out.glob("state/*.json"), *out.glob("*.safetensors")] else None
+
+
+def read_kept(out: Path) -> dict[str, Any] | None:
+    """What recipe.toml in `out` says, None where there is none. Raises UserError where the file is damaged."""
     file = out / "recipe.toml"
-    if not file.exists() or not [*out.glob("state/*.json"), *out.glob("*.safetensors")]:
+    if not file.exists():
         return None
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -97,9 +97,9 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         kept = {"quantize": running.quantize, "precision": family.precision}
         config, resolved = replace(config, **kept), replace(resolved, **kept)
         run = RunFolder(config, inputs(family, items, team, running), main=team.main)
-    done, state = run.resume()
     try:
-        with told(config.out, memory.advice(config, running)):
+        done, state = run.resume()
+        with told(config.out, memory.advice(config, running, "" if team.shards else family.device)):
             if done < config.steps or not all((config.out / name).is_file() for name in (WEIGHTS, CARD)):
                 objectives.read(resolved, family)
                 previews = Previews(family, resolved)
