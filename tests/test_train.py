@@ -1,11 +1,13 @@
 """Training, whole: prepare, train, save, go on, refuse, stop."""
 
+import gc
 import json
 import math
 import os
 import shutil
 import signal
 import tomllib
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 from impasto import checkpoints, families, memory, running
 from impasto.config import TrainConfig, resolve
+from impasto.data.pictures import Picture
 from impasto.errors import UserError
 from impasto.generate import Sampling, generate
 from impasto.moving import Moving, learning_rate
@@ -316,6 +319,29 @@ def test_a_run_that_fails_as_it_opens_leaves_no_lock(config, monkeypatch):
         with pytest.raises(OSError, match="no board") as error:
             RunFolder(config, {})
     RunFolder(config, {}).close()
+
+
+def test_no_decoded_picture_is_kept(config, monkeypatch):
+    """They are read again for their copies in the style folder; one that has gone by then costs no adapter."""
+    decoded, real = [], Picture.load
+
+    def load(self):
+        decoded.append(weakref.ref(reference := real(self)))
+        return reference
+
+    def look(step, loss):
+        gc.collect()
+        assert decoded and not any(one() for one in decoded)
+        if step == 6:
+            picture.unlink()
+
+    monkeypatch.setattr(Picture, "load", load)
+    picture = config.out.with_name("own.png")
+    Image.effect_noise((40, 40), 60).convert("RGB").save(picture)  # in no cache
+    config = replace(config, image=(picture,))
+    with pytest.warns(UserWarning, match=r"no copy of a reference in the style folder: image .* does not exist"):
+        train(config, look)
+    assert (config.out / WEIGHTS).is_file() and not (config.out / "reference.png").exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(config):

@@ -28,7 +28,6 @@ from impasto.data.draws import Draws as Draws
 from impasto.data.draws import in_parts
 from impasto.data.items import Item
 from impasto.data.prepare import prepare_items
-from impasto.data.references import Reference
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.modelcard import CARD, write_card
@@ -73,7 +72,6 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     items = data.read(config, families.card(config.base), preparing)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
-    pairs = [(item.picture.load(), item.caption) for item in items[:REFERENCES]]
     resolved = data.told(config, items)
     recipe_text(config, {"captions": [item.caption for item in items]})  # tells what cannot be written
     objectives.check(config)
@@ -120,7 +118,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 moving = Moving(config, named | text_lora, done, state, text.rates(config))
                 loop(config, family, objective, draws, moving, run, done, previews, progress, team)
                 if team.main:
-                    finish(resolved, family, pairs, moving, previews)
+                    finish(resolved, family, items, moving, previews)
                 team.wait()
     finally:
         run.close()
@@ -190,15 +188,19 @@ def loop(
     family.denoiser.eval()
 
 
-def finish(
-    config: TrainConfig, family: Family, pairs: Sequence[tuple[Reference, str]], moving: Moving, previews: Previews
-) -> None:
-    """The style folder's own files: references, adapter, previews, and last the card, which says that the run is
-    complete: where the previews are cut off, the style is there, and the same command goes on with them."""
-    for i, (reference, _) in enumerate(pairs):
-        reference.image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
+def finish(config: TrainConfig, family: Family, items: Sequence[Item], moving: Moving, previews: Previews) -> None:
+    """The style folder's own files: adapter, references, previews, and last the card, which says that the run is
+    complete: where the previews are cut off, the style is there, and the same command goes on with them.
+
+    Warns of a picture that is not there any more, or is another one by now: it has no copy here.
+    """
     with moving.averaged():
         save(family, config.out)
+        for i, item in enumerate(items[:REFERENCES]):
+            try:
+                item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
+            except UserError as error:
+                warnings.warn(f"no copy of a reference in the style folder: {error}", stacklevel=2)
         write_card(config, family, draw_previews(previews, config.steps), version("impasto"))
 
 
