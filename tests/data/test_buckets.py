@@ -4,11 +4,13 @@ import json
 import math
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from impasto.data.buckets import View, choose, covering, patch, shapes, step_of, views
+from impasto.families import single_file
 
 
 @pytest.mark.parametrize(("size", "step"), [(1024, 64), (512, 64), (128, 16), (16, 8)])
@@ -38,6 +40,20 @@ def test_a_picture_is_never_scaled_up_and_goes_to_the_nearest_ratio(width, heigh
 
 def min_ratio(width, height, area):
     return min(shapes(area, 64), key=lambda s: (abs(math.log(width * s[1] / (height * s[0]))), -s[0] * s[1]))
+
+
+@pytest.mark.parametrize(("size", "largest"), [(384, 512), (1024, 1536), (512, 512), (384, None)])
+def test_no_bucket_is_longer_than_positions_reach(size, largest):
+    found = shapes(size, 16, largest)
+    assert found == tuple(shape for shape in shapes(size, 16) if max(shape) <= (largest or 2 * size))
+    assert (size, size) in found
+
+
+def test_a_wide_picture_where_positions_end():
+    """mini-sd3 knows 32 tokens of 16 pixels a side."""
+    assert choose(1200, 500, 384, 16) == (592, 240)
+    assert choose(1200, 500, 384, 16, 512) == (512, 288)
+    assert choose(500, 1200, 384, 16, 512) == (288, 512)
 
 
 def test_small_pictures_go_into_smaller_buckets():
@@ -102,9 +118,25 @@ def test_the_step_fits_the_base(tmp_path, tiny_sd3):
     ):
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps(config))
-    assert patch(tmp_path) == 16  # FLUX packs 2 x 2
+    assert patch(str(tmp_path)) == 16  # FLUX packs 2 x 2
     (tmp_path / "transformer" / "config.json").unlink()
-    assert patch(tmp_path) is None
+    assert patch(str(tmp_path)) is None
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"in_channels": 4, "block_out_channels": [1] * 4}))
-    assert patch(tmp_path) == 64  # the U-Net halves three times
+    assert patch(str(tmp_path)) == 64  # the U-Net halves three times
+
+
+def test_a_hub_id_and_a_file_have_the_step_of_their_folder(tmp_path, tiny_sd3, monkeypatch):
+    """`base` may change from one to another when a run goes on, and its buckets must not."""
+    snapshot = tmp_path / "hub" / "models--owner--sd3" / "snapshots" / ("0" * 40)
+    for name in ("vae", "transformer"):
+        (snapshot / name).mkdir(parents=True)
+        (snapshot / name / "config.json").write_text((tiny_sd3 / name / "config.json").read_text())
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert step_of({}, "owner/sd3", 256) == step_of({}, str(tiny_sd3), 256) == 8
+    assert step_of({}, "owner/sd3", 512) == 64
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.setattr(single_file, "outline", lambda file: tiny_sd3)
+    assert step_of({}, str(tmp_path / "a.safetensors"), 256) == 8

@@ -76,6 +76,11 @@ def test_a_folder(folder):
     }
 
 
+def test_buckets_end_where_the_base_s_positions_do(folder):
+    found = items.read(config_of(folder), CARD, largest=16)
+    assert [one.shape for one in found] == [(16, 16), (8, 8), (16, 16)]  # 40 x 14 does not cover a square of 16
+
+
 def test_buckets_may_be_switched(folder):
     with pytest.warns(UserWarning, match=r"b.png' is 40 x 14 and will be enlarged to 16 x 16"):
         assert {one.shape for one in read(config_of(folder, buckets="off"))} == {(16, 16)}

@@ -3,10 +3,10 @@
 A bucket is a width and height in whole steps with at most size^2 pixels. A picture goes into the bucket whose aspect
 ratio is nearest to its own; it is scaled down until it just covers the bucket, and what juts out is cut off. It is
 never scaled up: when it does not cover the bucket, the buckets of `size - step`, `size - 2 step`, .. are tried, down to
-half of `size`. Steps are 64 pixels, or what the base's card says, or, at less than 512 pixels, the base's own patch.
+half of `size`. No side is longer than the base's positions reach. Steps are 64 pixels, or what the base's card says, or
+at less than 512 pixels the base's own patch.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from impasto.families import part_config
 from impasto.noise.random import generator
 
 Shape = tuple[int, int]
@@ -44,25 +45,26 @@ class View:
 
 
 @cache
-def shapes(size: int, step: int) -> tuple[Shape, ...]:
-    """All buckets of an area: sides from size / 2 to 2 size, and for each width the largest height, both ways."""
-    first = math.ceil(size / 2 / step) * step
+def shapes(size: int, step: int, largest: int | None = None) -> tuple[Shape, ...]:
+    """All buckets of an area: sides from size / 2 to 2 size, `largest` at most if that is no None, and for each width
+    the largest height, both ways."""
+    first, last = math.ceil(size / 2 / step) * step, min(2 * size, largest or 2 * size)
     found = set()
-    for width in range(first, 2 * size + 1, step):
+    for width in range(first, last + 1, step):
         height = size * size // width // step * step
-        if height >= first:
+        if first <= height <= last:
             found |= {(width, height), (height, width)}
     return tuple(sorted(found))
 
 
-def choose(width: int, height: int, size: int, step: int) -> Shape | None:
-    """The bucket of a picture; None when it is too small for every one."""
+def choose(width: int, height: int, size: int, step: int, largest: int | None = None) -> Shape | None:
+    """The bucket of a picture; None when it is too small for every one. largest: see `shapes`."""
 
     def distance(shape: Shape) -> tuple[float, int]:
         return abs(math.log(width * shape[1] / (height * shape[0]))), -shape[0] * shape[1]
 
     for area in range(size, size // 2 - 1, -step):
-        nearest = min(shapes(area, step), key=distance, default=None)
+        nearest = min(shapes(area, step, largest), key=distance, default=None)
         if nearest and nearest[0] <= width and nearest[1] <= height:
             return nearest
     return None
@@ -72,19 +74,24 @@ def step_of(card: Mapping[str, Any], base: str, size: int) -> int:
     """Pixels between two buckets' sides: the card's `bucket_step`, 64, or below 512 pixels the base's patch."""
     if "bucket_step" in card:
         return int(card["bucket_step"])
-    return patch(Path(base)) or STEP if size < 512 else STEP
+    return patch(base) or STEP if size < 512 else STEP
 
 
-def patch(folder: Path) -> int | None:
-    """Pixels that one token of the denoiser stands for, from a folder's configs; None when they are not there."""
+def patch(base: str) -> int | None:
+    """Pixels that one token of the denoiser stands for, from the configurations of a folder, a hub id or a single file;
+    None when they cannot be had."""
+    if Path(base).is_file():
+        from impasto.families import single_file
+
+        base = str(single_file.outline(Path(base)))
     try:
-        vae = json.loads((folder / "vae" / "config.json").read_text())
-        part = next(folder.glob("transformer/config.json"), None) or folder / "unet" / "config.json"
-        denoiser = json.loads(part.read_text())
+        vae = part_config(base, "vae/config.json")
+        pixels = 2 ** (len(vae["block_out_channels"]) - 1)
+        denoiser = part_config(base, "transformer/config.json") or part_config(base, "unet/config.json")
         blocks = len(denoiser["block_out_channels"]) if "block_out_channels" in denoiser else 1
         packed = 2 if denoiser["in_channels"] == 4 * vae["latent_channels"] else 1  # FLUX: 2 x 2 latents are a token
-        return 2 ** (len(vae["block_out_channels"]) + blocks - 2) * denoiser.get("patch_size", 1) * packed
-    except (OSError, KeyError, TypeError, ValueError):
+        return pixels * 2 ** (blocks - 1) * denoiser.get("patch_size", 1) * packed
+    except (KeyError, TypeError):
         return None
 
 

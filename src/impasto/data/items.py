@@ -40,19 +40,23 @@ class Item:
 
 
 def read(
-    config: TrainConfig, card: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
+    config: TrainConfig,
+    card: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+    largest: int | None = None,
 ) -> list[Item]:
-    """The items of `config.image`. card: of the base, for the step between buckets.
+    """The items of `config.image`. card: of the base, for the step between buckets. largest: side of a bucket, see
+    `Family`.
 
     progress: called with (done, of how many) after each picture, where there are more than a few.
 
     Raises UserError on anything that cannot be used, or warns and leaves it out with `skip_bad`.
     """
     bucketed = config.buckets == "on" or (config.buckets == "auto" and any(path.is_dir() for path in config.image))
-    step = buckets.step_of(card, config.base, config.size)
+    step = buckets.step_of(card, config.base, config.size) if bucketed else None
     items, listed = [], entries(config)
     for done, entry in enumerate(listed, 1):
-        found = item(entry, config, step if bucketed else None)
+        found = item(entry, config, step, largest)
         items += [found] if found else []
         if progress and len(listed) > FEW:
             progress(done, len(listed))
@@ -130,12 +134,13 @@ def fill(caption: str, config: TrainConfig) -> str:
     return captions.fill(caption, config.caption_prefix, config.trigger)
 
 
-def item(entry: Entry, config: TrainConfig, step: int | None) -> Item | None:
-    """One entry, looked at. step: between buckets, None for squares. None when it is bad and shall be skipped."""
+def item(entry: Entry, config: TrainConfig, step: int | None, largest: int | None = None) -> Item | None:
+    """One entry, looked at. step: between buckets, None for squares. largest: side of a bucket. None when it is bad and
+    shall be skipped."""
     size = config.size
     try:
         picture = look(entry.path)
-        shape = buckets.choose(picture.width, picture.height, size, step) if step else (size, size)
+        shape = buckets.choose(picture.width, picture.height, size, step, largest) if step else (size, size)
         if shape is None:
             raise UserError(
                 f"image {str(entry.path)!r} is too small: {picture.width} x {picture.height} pixels, and it is not "
