@@ -14,6 +14,7 @@ from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.evaluate import SCORES, evaluate
 from impasto.evaluate.labels import Labels, read_concepts
+from impasto.evaluate.samples import open_image
 
 META = load_meta()
 LABELS = [concept["label"] for concept in META["concepts"]]
@@ -290,3 +291,12 @@ def test_foreign_metadata_is_as_good_as_none(tmp_path, judges, encoder, chunk):
     scores = evaluate(tmp_path, judges=judges, encoder=encoder)
     assert scores["concept_top1"] is None and scores["images"][0]["prompt"] is None
     assert any(note.startswith("1 of 1 images carry no prompt") for note in scores["notes"])
+
+
+def test_a_picture_of_another_tool_with_a_large_text(tmp_path):
+    """Which Pillow refuses to unpack: a ComfyUI workflow."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png", pnginfo=info)
+    image, meta = open_image(tmp_path / "a.png")
+    assert image.getpixel((0, 0)) == (255, 0, 0) and meta == {}

@@ -33,8 +33,11 @@ class Sample:
 def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
     image = references.read(path).image
-    with Image.open(path) as file:
-        return image, metadata(file.info.get("impasto"))
+    try:
+        with Image.open(path) as file:
+            return image, metadata(file.info.get("impasto"))
+    except (OSError, ValueError, SyntaxError):  # texts that Pillow refuses, such as another tool's of above 1 MB
+        return image, {}
 
 
 def metadata(text: Any) -> dict[str, Any]:
