@@ -84,7 +84,8 @@ def test_text_encoders_and_captions_are_the_run_s_own(folder_run, monkeypatch):
         checkpoints, "sheet", lambda rows, *args, **more: cells.update(rows) or Image.new("RGB", (9, 9))
     )
     monkeypatch.setattr(families, "load", lambda base, **more: asked.update(more) or load(base, **more))
-    result = checkpoints.checkpoint_sheet(folder_run.out, (), (0.5,), seed=7)
+    with pytest.warns(UserWarning, match="this base has its own, which are used"):
+        result = checkpoints.checkpoint_sheet(folder_run.out, (), (0.5,), seed=7)
     assert asked["components"] == folder_run.components
     assert result["prompts"] == ["one, a a in ink style", "one, a b in ink style"]
     style = f"{folder_run.out}:0.5"

@@ -73,7 +73,8 @@ def stop_at(step):
 
 def test_a_run_leaves_a_whole_style_folder(config):
     config = replace(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
-    result = train(config)
+    with pytest.warns(UserWarning, match="this base has its own, which are used"):
+        result = train(config)
     assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
     names = {str(file.relative_to(config.out)) for file in config.out.rglob("*") if file.is_file()}
     names = {name for name in names if not name.startswith("tensorboard/")}
