@@ -181,3 +181,16 @@ def test_numbers_out_of_range(config):
     ):
         with pytest.raises(UserError, match=message):
             train(replace(config, **change))
+
+
+def test_a_long_picture_stays_within_the_base_s_positions(config, tmp_path):
+    """They reach to 64 px here; by its proportions alone its bucket would be longer."""
+    (tmp_path / "long").mkdir()
+    Image.linear_gradient("L").resize((360, 120)).save(tmp_path / "long" / "a.png")
+    (tmp_path / "long" / "a.txt").write_text("a road, wibble")
+    Image.linear_gradient("L").resize((120, 120)).save(tmp_path / "long" / "b.png")
+    (tmp_path / "long" / "b.txt").write_text("a rose, wibble")
+    config = replace(config, image=(tmp_path / "long",), size=48, mask="off", crops=1, steps=2, accumulate=2)
+    told = plan(config)["data"]["buckets"]
+    assert {max(map(int, bucket.split("x"))) for bucket in told} == {48, 64}
+    assert train(config)["steps"] == 2

@@ -106,11 +106,11 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     objectives.check(config)
     device, precision = families.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
-    found = items.read(config, families.card(config.base))
+    family = families.outline(config.base, config.components)
+    found = items.read(config, families.card(config.base), largest=family and family.largest)
     items.told(config, found)
     recipe_text(config, {"captions": [item.caption for item in found]})
     data = items.summary(found) | {"advice": advice.advise(found, config)}
-    family = families.outline(config.base, config.components)
     if family is not None:
         check_base(config, family, device)
     config = going_on(config)

@@ -69,7 +69,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         if not config.preview:
             what, instead = "prior", "--prior-weight 0"
         raise UserError(f"a base sharded over processes draws no {what}: {instead}")
-    items = data.read(config, families.card(config.base), preparing)
+    outline = families.outline(config.base, config.components)  # tells before a download what is wrong
+    items = data.read(config, families.card(config.base), preparing, largest=outline and outline.largest)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     resolved = data.told(config, items)
@@ -78,7 +79,6 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
     device, _ = families.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
-    outline = families.outline(config.base, config.components)  # tells before a download what is wrong
     if outline is not None:
         check_base(config, outline, device, team.shards)
     with team.state.main_process_first():

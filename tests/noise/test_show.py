@@ -120,3 +120,9 @@ def test_the_command(monkeypatch, capsys):
     ):
         code, _, err = run(monkeypatch, capsys, *args)
         assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_the_base_of_a_recipe_counts(tmp_path):
+    (tmp_path / "own.toml").write_text('base = "mini-sd15"\nnoise = "uniform"\n')
+    assert show(LawFlags(recipe=str(tmp_path / "own.toml")).config())["base"] == "mini-sd15"
+    assert show(LawFlags(recipe=str(tmp_path / "own.toml"), base=SD35).config())["base"] == SD35

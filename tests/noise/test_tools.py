@@ -569,8 +569,11 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     ):
         code, _, err = run(monkeypatch, capsys, *shift, *flags)
         assert code == 2 and said in err and len(err.splitlines()) == 1
-    code, out, _ = run(monkeypatch, capsys, "export", "diffusers", "--base", sd35)
-    assert code == 0 and "logit_mean = -1.9" in out
+    own = tmp_path / "own.toml"
+    own.write_text(f'base = "{sd35}"\n')
+    for flags in (("--recipe", str(own)), ("--base", sd35)):
+        code, out, _ = run(monkeypatch, capsys, "export", "diffusers", *flags)
+        assert code == 0 and "logit_mean = -1.9" in out
     for settings in (("timestep_sampling=shift", "--size", "0"), ("noise_offset=2", "--architecture", "sdxl")):
         code, _, err = run(monkeypatch, capsys, "import", "kohya", *settings)
         assert code == 2 and "must be" in err and len(err.splitlines()) == 1

@@ -1,5 +1,6 @@
 """Prior preservation: the base's own pictures, drawn once; zero at the start; a pull back to the base later."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -125,9 +126,14 @@ def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
 
 
 def test_more_pictures_than_a_batch_holds_are_told(config):
-    """At the planning and at the start; each of the base's pictures has the noise level of one of the batch."""
-    told = r"prior_batch 2 is more than batch 1, .*: 1 a forward pass"
+    """At the planning and at the start; each of the base's pictures has the noise level of one of the batch. Nothing of
+    the default, which nobody has asked for."""
+    told = r"prior_batch 3 is more than batch 1, .*: 1 a forward pass"
     config = replace(config, batch=1, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        plan(replace(config, prior_batch=2))
+    config = replace(config, prior_batch=3)
     for begin in (plan, train):
         with pytest.warns(UserWarning, match=told):
             begin(config)

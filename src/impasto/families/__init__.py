@@ -165,7 +165,7 @@ def check_components(base: str, components: Path | None) -> None:
         raise UserError(f"--components {str(components)!r} is no folder: name a diffusers folder")
     if not Path(base).is_file():
         warnings.warn(
-            "components are of a .safetensors checkpoint: this base has its own, which are used", stacklevel=2
+            "components are of a .safetensors checkpoint: this base has its own, which are used", stacklevel=1
         )
 
 

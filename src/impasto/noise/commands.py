@@ -68,6 +68,7 @@ def import_(args: list[str]) -> Result:
 def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.cli import parse
+    from impasto.config import read_recipe
     from impasto.noise.show import LawFlags
     from impasto.noise.tools import architecture_of, export_settings, lines
 
@@ -77,15 +78,16 @@ def export(args: list[str]) -> Result:
 
         tool: Annotated[str, tyro.conf.Positional] = ""
         """kohya, ai-toolkit, onetrainer, simpletuner or diffusers."""
-        base: str = ""
-        """Base model, for its schedule, size and recipe; without one mini-sd3's recipe, and 1024 px as in `import`."""
+        base: str | None = None
+        """Base model, for its schedule, size and recipe; the recipe's when not given; without any mini-sd3's
+        recipe, and 1024 px as in `import`."""
         architecture: Architecture | None = None
         """What is trained with it, where the base does not tell: some tools mean another thing for each."""
 
     flags = parse(Export, args, "noise export")
-    base = flags.base or None
+    base = flags.base or read_recipe(flags.recipe).get("base")
     if base is None:
-        flags = replace(flags, base=LawFlags.base, size=1024 if flags.size is None else flags.size)
+        flags = replace(flags, size=1024 if flags.size is None else flags.size)
     config = flags.config()
     result = export_settings(flags.tool, config, architecture_of(base, flags.architecture))
     print(lines(result))

@@ -36,8 +36,9 @@ POINTS = 20_000
 class LawFlags:
     """The flags of a noise law, as `impasto train` has them."""
 
-    base: str = "mini-sd3"
-    """Base model, for its schedule, size and recipe: an embedded one, a diffusers folder, or a hub id (not fetched)."""
+    base: str | None = None
+    """Base model, for its schedule, size and recipe: an embedded one, a diffusers folder, or a hub id (not fetched);
+    the recipe's own when not given, else mini-sd3."""
     recipe: str = "style-friendly"
     """A recipe by name, or a TOML file."""
     noise: str | None = None

@@ -60,9 +60,10 @@ class Prior:
 
 
 def check(config: TrainConfig, family: Family) -> None:
-    """Raise UserError as `captions` does; warns where a batch holds fewer pictures of the base than were asked for."""
+    """Raise UserError as `captions` does; warns where more pictures of the base were asked for, above the default, than
+    a batch holds."""
     captions(config, family)
-    if config.prior_batch > config.batch:
+    if config.prior_batch > max(config.batch, TrainConfig.prior_batch):
         warnings.warn(
             f"prior_batch {config.prior_batch} is more than batch {config.batch}, and each of the base's pictures has "
             f"the noise level of one of the batch: {config.batch} a forward pass; raise --batch or lower --prior-batch",
