@@ -114,6 +114,8 @@ def test_refusals(run, tmp_path):
     (tmp_path / "recipe.toml").write_text((run.out / "recipe.toml").read_text())
     with pytest.raises(UserError, match="holds no saved state"):
         checkpoints.checkpoint_sheet(tmp_path)
+    with pytest.raises(UserError, match="no prompt"):
+        checkpoints.checkpoint_sheet(run.out, prompts=["a cat", ""])
     for out in (tmp_path, tmp_path / "x.json"):
         with pytest.raises(UserError, match="is no name for a picture"):
             checkpoints.checkpoint_sheet(run.out, out=out)

@@ -21,7 +21,7 @@ from impasto.config import TrainConfig, as_dict, check_keys, check_seed
 from impasto.data import captions, items
 from impasto.errors import UserError
 from impasto.families.base import Condition
-from impasto.generate import Sampling, encoder, sample
+from impasto.generate import Sampling, check_prompts, encoder, sample
 from impasto.paths import atomic
 from impasto.runfolder import read_adapter, saved_states, writable_folder
 from impasto.sheet import sheet
@@ -55,6 +55,7 @@ def checkpoint_sheet(
     if odd := [strength for strength in strengths if not math.isfinite(strength)]:
         raise UserError(f"a strength must be a finite number, not {odd[0]}")
     prompts = list(prompts) or own_prompts(run, config, inputs)
+    check_prompts(prompts)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
     check_seed(seed)
     if out.is_dir() or out.suffix == ".json":
@@ -99,14 +100,14 @@ def checkpoint_sheet(
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
     with atomic(out.with_suffix(".json")) as file:
-        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1))
+        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
     return about | {"out": str(out)}
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of a run, from its recipe.toml, and what that says of what they met, under [impasto]."""
     try:
-        content = tomllib.loads((run / "recipe.toml").read_text())
+        content = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise UserError(f"{str(run)!r} is no style folder: it has no recipe.toml that can be read") from None
     inputs = content.pop("impasto", {})

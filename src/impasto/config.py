@@ -235,7 +235,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     known = recipes()
     file = known.get(name, Path(name))
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"unknown recipe {name!r}: {nearest(name, list(known))}, or a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -132,7 +132,7 @@ def clip_skeletons(family: Family) -> list[Any]:
     import transformers
     from accelerate import init_empty_weights
 
-    index = json.loads((family.folder / "model_index.json").read_text())
+    index = json.loads((family.folder / "model_index.json").read_text(encoding="utf-8"))
     models = []
     for part in family.clip_parts:
         kind = getattr(transformers, index[part][1])
@@ -143,7 +143,7 @@ def clip_skeletons(family: Family) -> list[Any]:
 
 def config_of(family: Family, part: str) -> dict[str, Any]:
     """What a component's config.json says."""
-    return json.loads((family.folder / part / "config.json").read_text())
+    return json.loads((family.folder / part / "config.json").read_text(encoding="utf-8"))
 
 
 def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -> Size:

@@ -167,7 +167,7 @@ class RunFolder:
         with atomic(file) as temporary:
             temporary.write_bytes(data)
         with atomic(file.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(info))
+            temporary.write_text(json.dumps(info), encoding="utf-8")
         for old in states(self.state)[: -self.keep] if self.keep else []:
             remove(old)
 
@@ -179,7 +179,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def check_wandb() -> None:
@@ -220,7 +220,7 @@ def remove(state: Path) -> None:
 def read_info(file: Path) -> dict[str, Any] | None:
     """What the JSON of a saved state says, None when that is not all of it."""
     try:
-        info = json.loads(file.read_text())
+        info = json.loads(file.read_text(encoding="utf-8"))
         whole = bool(info["sha256"]) and info["step"] >= 0 and info["metrics_bytes"] >= 0
     except (OSError, ValueError, KeyError, TypeError):
         return None
