@@ -107,7 +107,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     device, precision = families.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
     family = families.outline(config.base, config.components)
-    found = items.read(config, families.card(config.base), largest=family and family.largest)
+    found = items.read(config, families.card(config.base), largest=family.largest if family else None)
     items.told(config, found)
     recipe_text(config, {"captions": [item.caption for item in found]})
     data = items.summary(found) | {"advice": advice.advise(found, config)}

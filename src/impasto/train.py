@@ -70,7 +70,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
             what, instead = "prior", "--prior-weight 0"
         raise UserError(f"a base sharded over processes draws no {what}: {instead}")
     outline = families.outline(config.base, config.components)  # tells before a download what is wrong
-    items = data.read(config, families.card(config.base), preparing, largest=outline and outline.largest)
+    items = data.read(config, families.card(config.base), preparing, largest=outline.largest if outline else None)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     resolved = data.told(config, items)
