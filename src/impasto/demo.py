@@ -199,8 +199,8 @@ def marked(config: TrainConfig) -> dict[str, Any]:
 def read_mark(mark: Path) -> dict[str, Any]:
     """What demo.json says, {} where there is none that can be read."""
     try:
-        return dict(json.loads(mark.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return families.read_object(mark)
+    except (OSError, ValueError):
         return {}
 
 

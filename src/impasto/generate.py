@@ -418,7 +418,6 @@ def drawn_here(file: Path) -> bool:
 def scored_here(file: Path) -> bool:
     """Whether a file is what `evaluate` writes."""
     try:
-        scores = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return "images_scored" in families.read_object(file)
+    except (OSError, ValueError):
         return False
-    return isinstance(scores, dict) and "images_scored" in scores

@@ -16,7 +16,8 @@ import re
 import tempfile
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,25 +272,25 @@ def no_folder(out: Path) -> UserError:
 
 def writable_folder(folder: Path, asked: Path | None = None) -> None:
     """Make `folder`, and see that files can be made in it. Raises UserError that names what was `asked` for."""
-    asked = asked or folder
-    try:
+    with writing(asked or folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (FileExistsError, NotADirectoryError):
-        raise no_folder(asked) from None
-    except OSError as error:
-        raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def check_writable(folder: Path, asked: Path) -> None:
     """Raise UserError that names what was `asked` for, unless files can be made where `folder` is or will be: in it, or
     in the nearest one above it that is there. Nothing is left there."""
     place = next(place for place in (folder, *folder.parents) if place.exists())
+    with writing(asked):
+        tempfile.TemporaryFile(dir=place).close()
+
+
+@contextmanager
+def writing(asked: Path) -> Iterator[None]:
+    """What keeps a file from being made is told as a UserError that names what was `asked` for."""
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except NotADirectoryError:
+        yield
+    except (FileExistsError, NotADirectoryError):
         raise no_folder(asked) from None
     except OSError as error:
         raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None

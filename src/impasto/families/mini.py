@@ -79,11 +79,8 @@ def ensure(name: str) -> Path:
 def whole(folder: Path) -> bool:
     """Whether an assembled folder has all of its files, in the sizes in which they were written."""
     try:
-        sizes = (
-            json.loads((folder / SIZES).read_text(encoding="utf-8"))
-            if (folder / SIZES).exists()
-            else {"model_index.json": None}
-        )
+        listed = folder / SIZES
+        sizes = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {"model_index.json": None}
         return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
     except (OSError, ValueError):
         return False
