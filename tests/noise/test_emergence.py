@@ -130,3 +130,21 @@ def test_the_picture(monkeypatch):
     assert "mean of the published training law (-6), matched: -1.84" in texts  # no level of emergence
     moved = plot(result | {"levels": [row | {"decided": 0.5} for row in result["levels"]]})
     assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()
+
+
+def test_a_label_at_the_right_edge_is_whole(monkeypatch):
+    """Of a point beyond the levels, which lies at the last of them."""
+    ends, write = [], ImageDraw.ImageDraw.text
+
+    def text(draw, at, text, *rest, **more):
+        ends.append((text, draw.textbbox(at, text, font=more["font"], anchor=more["anchor"])[2], draw.im.size[0]))
+        return write(draw, at, text, *rest, **more)
+
+    result = emergence(synthetic()).as_dict()
+    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
+    last = result["levels"][-1]["log_snr"]
+    result["points"]["90%"] |= {"log_snr": last, "outside": "above"}
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    plot(result)
+    (end, width) = next(found[1:] for found in ends if found[0] == f"90% at >= {last:.1f}")
+    assert end <= width

@@ -59,7 +59,9 @@ def plot(result: dict[str, Any]) -> Image.Image:
         draw.ellipse((x - 5 * SCALE, y - 5 * SCALE, x + 5 * SCALE, y + 5 * SCALE), fill=PAPER, outline=CURVE, width=4)
         sign = {"below": "<= ", "above": ">= "}.get(point.get("outside", ""), "")
         label = f"{name} at {sign}{point['log_snr']:.1f}"
-        draw.text((x + 10 * SCALE, y + 4 * SCALE), label, INK, font=small, anchor="lm")
+        fits = x + 10 * SCALE + small.getlength(label) <= WIDTH * SCALE
+        place = (x + 10 * SCALE, y + 4 * SCALE, "lm") if fits else (x + 5 * SCALE, y - 16 * SCALE, "rm")
+        draw.text(place[:2], label, INK, font=small, anchor=place[2])
     middle = (LEFT + WIDTH - RIGHT) / 2 * SCALE
     draw.text((middle, (HEIGHT - 30) * SCALE), "log-SNR (left: noisier)", INK, font=small, anchor="ma")
     settings = result["settings"]
