@@ -137,7 +137,7 @@ def test_a_label_at_the_right_edge_is_whole(monkeypatch):
     ends, write = [], ImageDraw.ImageDraw.text
 
     def text(draw, at, text, *rest, **more):
-        ends.append((text, draw.textbbox(at, text, font=more["font"], anchor=more["anchor"])[2], draw.im.size[0]))
+        ends.append((text, draw.textbbox(at, text, font=more["font"], anchor=more.get("anchor"))[2], draw.im.size[0]))
         return write(draw, at, text, *rest, **more)
 
     result = emergence(synthetic()).as_dict()
