@@ -9,7 +9,7 @@ demo: $(READY)
 	$(VENV)/bin/impasto demo
 
 test: $(READY) lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
