@@ -92,6 +92,8 @@ def test_what_is_known_as_trouble(tmp_path):
     assert disk_full(OSError(errno.EDQUOT, "quota")) and not disk_full(OSError(errno.EACCES, "no"))
     with pytest.raises(KeyError), told(tmp_path, ""):
         raise KeyError("a defect stays a defect")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "step-mine.json").touch()  # none of ours
     with pytest.raises(UserError, match="no state was saved yet; try this"), told(tmp_path, "try this"):
         raise torch.OutOfMemoryError("x")
 

@@ -407,12 +407,14 @@ def clear_leftovers(folder: Path) -> list[str]:
 
 def drawn_here(file: Path) -> bool:
     """Whether a PNG says that `generate` drew it."""
+    from impasto.evaluate.samples import metadata
+
     try:
         with Image.open(file) as image:
-            info = json.loads(image.info.get("impasto", "null"))
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError):
+            info = metadata(image.info.get("impasto"))
+    except (OSError, ValueError, SyntaxError):
         return False
-    return isinstance(info, dict) and {"prompt", "seed", "base_hash"} <= info.keys()
+    return {"prompt", "seed", "base_hash"} <= info.keys()
 
 
 def scored_here(file: Path) -> bool:

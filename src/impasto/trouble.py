@@ -85,5 +85,7 @@ def told(out: Path, advice: str) -> Iterator[None]:
 
 def saved(out: Path) -> str:
     """Which state a run goes on from, in words."""
-    steps = [int(file.stem.removeprefix("step-")) for file in (out / "state").glob("step-*.json")]
-    return f"the state of step {max(steps)} stays" if steps else "no state was saved yet"
+    from impasto.runfolder import states
+
+    saved = states(out / "state")
+    return f"the state of step {int(saved[-1].stem.removeprefix('step-'))} stays" if saved else "no state was saved yet"

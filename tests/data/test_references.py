@@ -87,10 +87,10 @@ SRGB = (0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.060
 P3 = (0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)
 
 
-def rgb_profile(primaries, curve=SRGB_CURVE):
-    """primaries: XYZ of red, green, blue, to D50."""
+def rgb_profile(primaries, curve=SRGB_CURVE, extra=None):
+    """primaries: XYZ of red, green, blue, to D50. extra: tags beside."""
     tags = {name + b"XYZ": xyz(*values) for name, values in zip((b"r", b"g", b"b"), primaries, strict=True)}
-    return profile(b"RGB ", tags | {name + b"TRC": curve for name in (b"r", b"g", b"b")})
+    return profile(b"RGB ", (extra or {}) | tags | {name + b"TRC": curve for name in (b"r", b"g", b"b")})
 
 
 def cmyk_profile():
@@ -125,6 +125,20 @@ def test_display_p3_is_told_in_srgb(tmp_path):
     assert reference.image.getpixel((3, 3)) == (255, 255, 255) and reference.alpha.getpixel((3, 3)) == 0
     image = Image.new("RGB", (16, 16), (234, 51, 35)).quantize(2)
     assert quiet_read(save(tmp_path / "p.png", image, icc_profile=rgb_profile(P3))).image.getpixel((3, 3))[0] >= 254
+
+
+def test_a_png_keeps_the_colours_of_a_profile_of_megabytes(tmp_path):
+    """A printer's tables may be that large; Pillow alone refuses such a picture."""
+    padded = rgb_profile(P3, extra={b"junk": np.random.default_rng(0).bytes(3 << 20)})
+    path = save(tmp_path / "a.png", Image.new("RGB", (16, 16), (234, 51, 35)), icc_profile=padded)
+    with pytest.raises(ValueError, match="too large"):
+        Image.open(path)
+    assert quiet_read(path).image.getpixel((3, 3)) == pytest.approx((255, 0, 0), abs=1.5)
+    data = path.read_bytes()
+    at = data.index(b"iCCP") + 1000
+    path.write_bytes(data[:at] + bytes(8) + data[at + 8 :])
+    with pytest.warns(UserWarning, match="colour profile that is damaged"):
+        assert read(path).image.getpixel((3, 3)) == (234, 51, 35)
 
 
 @pytest.mark.parametrize("own", [rgb_profile(SRGB), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()])

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from impasto.errors import UserError
 
 MAX_PIXELS = 100_000_000  # a picture of 10,000 x 10,000; decoding it takes .3 GB
 MIN_SIDE = 8
+MAX_PROFILE = 1 << 26  # bytes of an unpacked colour profile; Pillow gives up at 1 MB
 ANIMATED, TRANSPARENT = "has several frames: the first one is used", "is transparent: it is put on white"
 UNFIT = "has a colour profile that is damaged or of another kind of picture: it is read as sRGB"
 PNG, TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
@@ -94,10 +96,11 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
     """(the first frame as upright sRGB, its alpha, notes). Raises what Pillow raises, UserError for a size out of
     bounds."""
     notes = []
+    data, profile = lean(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(without_texts(data)))
+            image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise UserError(f"image {str(path)!r} is too large: more than {MAX_PIXELS // 10**6} megapixels") from None
     with image:
@@ -114,30 +117,45 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
             notes.append(ANIMATED)
             image.seek(0)
         image.load()
+        image.info |= {} if profile is None else {"icc_profile": profile}
         rgb, alpha, fits = to_rgb(ImageOps.exif_transpose(image), path, colours)
     return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []), *([] if fits else [UNFIT]))
 
 
-def without_texts(data: bytes) -> bytes:
-    """A PNG without the texts that are not about its pixels, anything else as it is.
+def lean(data: bytes) -> tuple[bytes, bytes | None]:
+    """(a PNG without the texts that are not about its pixels, its colour profile apart), anything else as it is.
 
-    A ComfyUI workflow may be megabytes, and Pillow refuses a picture for a compressed text of more than one.
+    Pillow refuses a picture for a compressed text or profile of more than 1 MB; a ComfyUI workflow may be that large, and
+    so may a printer's profile. The profile is b"" where it is damaged, None where there is none.
     """
-    at = len(PNG)
+    at, profile = len(PNG), None
     kept = [data[:at]]
     while data.startswith(PNG) and len(data) - at >= 12:  # a chunk: length, kind, content, sum
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in TEXTS or data.startswith(TURNED, at + 8):
+        kind = data[at + 4 : at + 8]
+        if kind == b"iCCP":
+            profile = unpacked(data[at + 8 : end - 4])
+        elif kind not in TEXTS or data.startswith(TURNED, at + 8):
             kept.append(data[at:end])
         at = end
-    return b"".join([*kept, data[at:]])
+    return b"".join([*kept, data[at:]]), profile
+
+
+def unpacked(chunk: bytes) -> bytes:
+    """The profile of an iCCP chunk (name, 0, method, deflated); b"" when it is damaged or larger than MAX_PROFILE."""
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(chunk.partition(b"\0")[2][1:], MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if stream.eof else b""
 
 
 def to_rgb(image: Image.Image, path: Path, colours: bool = True) -> tuple[Image.Image, Image.Image | None, bool]:
     """Any mode to (sRGB, alpha, whether its profile fits): 16 bits scaled (Pillow would clip them), transparency on
     white, CMYK resolved. What has no profile counts as sRGB."""
     profiled = colours and "icc_profile" in image.info and image.mode != "LAB"
-    profile = image.info.get("icc_profile") or b""  # None: damaged
+    profile = image.info.get("icc_profile") or b""
     if image.mode.startswith("I"):
         values, key = np.asarray(image), image.info.get("transparency")
         image = Image.fromarray((values.astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
