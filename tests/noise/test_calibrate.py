@@ -11,6 +11,7 @@ import torch
 from fakes import FakeEncoder
 from tiny import sd3_folder
 
+from impasto import families
 from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.generate import Sampling, generate
@@ -253,6 +254,17 @@ def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
     assert not list((tmp_path / "out").glob("*"))
     with pytest.raises(UserError, match="reads no text"):
         calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)
+
+
+def test_a_base_that_predicts_the_noise_gets_a_law_of_its_own(tiny_sd3, tiny_sd15, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    told = []
+    monkeypatch.setattr(module, "emergence", lambda scores, rule, lowest: told.append(lowest) or 1 / 0)
+    for base in (tiny_sd3, tiny_sd15):
+        settings = {"prompts": 4, "levels": 3, "sampling": Sampling(steps=12, batch=4), "encoder": FakeEncoder()}
+        with pytest.raises(ZeroDivisionError):
+            calibrate(str(base), tmp_path / "out", **settings)
+    assert told == [None, pytest.approx(families.load(str(tiny_sd15)).schedule.range[0])]
 
 
 def test_pictures_need_two_subjects_of_each_style(tiny_sd3, tmp_path):

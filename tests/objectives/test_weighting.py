@@ -9,7 +9,7 @@ from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives import Batch, build
-from impasto.objectives.weighting import WEIGHTINGS
+from impasto.objectives.weighting import WEIGHTINGS, predicts_noise
 from impasto.objectives.weighting import build as weighting
 from impasto.plan import bars, histogram, noise_law, plan
 
@@ -61,6 +61,11 @@ def test_the_same_error_of_the_picture_costs_the_same_in_eps_and_v(name):
     one = weighting(config, family("eps"))(LAM) * of_eps
     two = weighting(config, family("v"))(LAM) * of_v
     torch.testing.assert_close(one, two, rtol=1e-4, atol=0)
+
+
+def test_what_a_family_predicts():
+    flow = SimpleNamespace(schedule=RectifiedFlow(), target=lambda x, eps, lam: eps - x)
+    assert [predicts_noise(each) for each in (family("eps"), family("v"), flow)] == [True, False, False]
 
 
 def test_the_loss_is_the_weighted_mean():

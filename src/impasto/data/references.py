@@ -125,8 +125,8 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
 def lean(data: bytes) -> tuple[bytes, bytes | None]:
     """(a PNG without the texts that are not about its pixels, its colour profile apart), anything else as it is.
 
-    Pillow refuses a picture for a compressed text or profile of more than 1 MB; a ComfyUI workflow may be that large, and
-    so may a printer's profile. The profile is b"" where it is damaged, None where there is none.
+    Pillow refuses a picture for a compressed text or profile of more than 1 MB; a ComfyUI workflow may be that large,
+    and so may a printer's profile. The profile is b"" where it is damaged, None where there is none.
     """
     at, profile = len(PNG), None
     kept = [data[:at]]

@@ -35,6 +35,7 @@ from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.noise.emergence import Rule, Scores, emergence, published
 from impasto.noise.emergence_plot import plot
 from impasto.noise.show import default_file
+from impasto.objectives.weighting import predicts_noise
 from impasto.paths import atomic, cache_dir
 from impasto.plan import positions
 from impasto.runfolder import writable_folder
@@ -188,7 +189,8 @@ def calibrate(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is drawn is kept: the same command goes on") from None
     asks = asks[: len(rows["nowhere"])]
-    found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule)
+    lowest = family.schedule.range[0] if predicts_noise(family) else None
+    found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule, lowest)
     latents = positions(filled.size, family)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
     result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}

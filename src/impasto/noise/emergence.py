@@ -108,9 +108,30 @@ class Rule:
                 f"not {self.offset:g}, {self.scale:g} and {self.floor:g}"
             )
 
-    def __call__(self, points: Mapping[float, float]) -> tuple[float, float]:
-        """(mean, std) from {share: log-SNR} at .1, .5 and .9."""
-        return points[0.5] + self.offset, max(self.floor, self.scale * (points[0.9] - points[0.1]) / WIDTH)
+    def __call__(self, points: Mapping[float, float], lowest: float | None = None) -> tuple[float, float]:
+        """(mean, std) from {share: log-SNR} at .1, .5 and .9. lowest: the lowest log-SNR of a base that predicts the
+        noise (see `for_noise_prediction`), None for one that predicts a velocity."""
+        law = points[0.5] + self.offset, max(self.floor, self.scale * (points[0.9] - points[0.1]) / WIDTH)
+        return law if lowest is None else for_noise_prediction(*law, lowest)
+
+
+def for_noise_prediction(mean: float, std: float, lowest: float = -math.inf) -> tuple[float, float]:
+    """(mean, std) of the law by which a base that predicts the noise learns as a rectified flow by N(mean, std^2) does.
+
+    A level counts `p(lam) w(lam)` on the error of the picture, with w = (1 + e^(lam/2))^2 for the flow's velocity and
+    e^lam for the noise. So p is multiplied by (1 + e^(-lam/2))^2, which makes three normal laws of N(mean, std^2), at
+    mean - k std^2 for k = 0, 1/2, 1, in shares that go as (1, 2, 1) exp(-k mean + k^2 std^2 / 2); the mean and the
+    standard deviation of their mixture. The mean is no further below the lowest log-SNR of the schedule than 2 standard
+    deviations: what is left of a law beyond is too little to train by. v-prediction, w = 1 + e^lam, needs nothing: it
+    is within a factor of 2 of the flow's.
+    """
+    k = np.array([0.0, 0.5, 1.0])
+    logs = np.log([1.0, 2.0, 1.0]) - k * mean + k**2 * std**2 / 2
+    shares = np.exp(logs - logs.max())
+    shares /= shares.sum()
+    middle = float(shares @ k)
+    own_std = math.sqrt(std**2 + std**4 * float(shares @ (k - middle) ** 2))
+    return max(mean - middle * std**2, lowest - 2 * own_std), own_std
 
 
 @dataclass(frozen=True)
@@ -157,9 +178,12 @@ def rounded(interval: Sequence[float]) -> list[float]:
     return [round(float(x), 3) for x in interval]
 
 
-def emergence(scores: Scores, rule: Rule | None = None) -> Emergence:
-    """Curve, points and law with their spread. Raises UserError where the style's words make no sure difference: where
-    the 95 % interval of `gap` over the prompts reaches 0."""
+def emergence(scores: Scores, rule: Rule | None = None, lowest: float | None = None) -> Emergence:
+    """Curve, points and law with their spread. lowest: as a rule is called with.
+
+    Raises UserError where the style's words make no sure difference: where the 95 % interval of `gap` over the prompts
+    reaches 0.
+    """
     rule = rule or Rule()
     n = len(scores.everywhere)
     picks = np.random.default_rng(0).integers(0, n, size=(DRAWS, n))
@@ -175,7 +199,7 @@ def emergence(scores: Scores, rule: Rule | None = None) -> Emergence:
     usable = [scores.of(rows) for rows, gap in zip(picks, gaps, strict=True) if gap > 0]
     curves = np.stack([decided(draw) for draw in usable])
     places = {share: [crossing(scores.log_snr, row, share)[0] for row in curves] for share in POINTS}
-    laws = [rule({share: places[share][i] for share in POINTS})[0] for i in range(len(usable))]
+    laws = [rule({share: places[share][i] for share in POINTS}, lowest)[0] for i in range(len(usable))]
     until, since = kept(scores)
     return Emergence(
         scores,
@@ -185,7 +209,7 @@ def emergence(scores: Scores, rule: Rule | None = None) -> Emergence:
         points,
         np.quantile(curves, [0.025, 0.975], axis=0),
         {share: interval(places[share]) for share in POINTS},
-        rule({share: at for share, (at, _) in points.items()}),
+        rule({share: at for share, (at, _) in points.items()}, lowest),
         interval(laws),
         rule,
     )

@@ -79,3 +79,8 @@ def error_scale(family: Family, lam_B: Tensor) -> Tensor:
     one, zero = (f(lam_B).view(-1, 1, 1, 1) for f in (torch.ones_like, torch.zeros_like))
     a_B, b_B = family.target(one, zero, lam_B).flatten(), family.target(zero, one, lam_B).flatten()
     return b_B - a_B * sigma_B / alpha_B
+
+
+def predicts_noise(family: Family) -> bool:
+    """Whether the family's target is the noise, not a velocity."""
+    return error_scale(family, torch.zeros(1)).item() == 1
