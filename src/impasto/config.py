@@ -255,6 +255,14 @@ def check_keys(content: dict[str, Any], where: str) -> dict[str, Any]:
     return result
 
 
+def check_values(content: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where a key of TrainConfig has a value of another type. Others pass, and so do choices that are
+    not known here: another version may have them."""
+    for key, kind in get_type_hints(TrainConfig, include_extras=False).items():
+        if key in content:
+            convert(content[key], str if get_origin(kind) is Literal else kind, f"{where}: {key}")
+
+
 def convert(value: Any, kind: Any, where: str) -> Any:
     """`value` as `kind`: an int serves as a float, a list as a tuple, a string as a path. Else UserError."""
     origin, args = get_origin(kind), get_args(kind)

@@ -17,6 +17,7 @@ from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import about, layers_per_block
 from impasto.errors import UserError
 from impasto.modelcard import made_card
+from impasto.report.run import read_run
 
 RECIPE = """
 base = "{base}"
@@ -60,6 +61,23 @@ def write_style(folder, base, layer=FLUX, recipe=RECIPE, width=6):
 def told(file):
     with safe_open(file, "pt") as opened:
         return opened.metadata()
+
+
+@pytest.mark.parametrize("line", ["base = 3", "caption = 3", "image = 3", "noise_mean = 'x'", "trigger = 4"])
+def test_a_recipe_with_a_wrong_type_is_said(tmp_path, line):
+    """Edited by hand."""
+    key = line.split()[0]
+    kept = "\n".join(row for row in RECIPE.splitlines() if not row.startswith(f"{key} ="))
+    style = write_style(tmp_path / "ink", DEV, recipe=f"{line}\n{kept}")
+    for act in (lambda: export_style(style, "kohya"), lambda: read_run(style)):
+        with pytest.raises(UserError, match=rf"ink/recipe.toml: {key} must be "):
+            act()
+
+
+@pytest.mark.parametrize("edited", ["references_sha256 = 3", "captions = 'a'", None])
+def test_what_a_run_met_may_be_edited(tmp_path, edited):
+    kept = RECIPE.replace('references_sha256 = ["r0"]', edited) if edited else "impasto = 3\n" + RECIPE.split("[impasto]")[0]
+    assert export_style(write_style(tmp_path / "ink", DEV, recipe=kept), "kohya")["ranks"] == [4]
 
 
 def test_a_kohya_file_says_what_kohyas_say(tmp_path):

@@ -21,6 +21,7 @@ from impasto.adapters.convert import Adapter
 from impasto.adapters.io import WEIGHTS, check_file, style_file
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.adapters.parse import STATING, meant
+from impasto.config import check_values
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.families import card, cards, embedded, part_config, pipeline_class, read_object
@@ -35,6 +36,7 @@ IMPLEMENTATION = {
 }
 BASE_VERSION = {"flux": "flux1", "sdxl": "sdxl_base_v1-0"}
 NETWORK = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sdxl": "networks.lora", "sd15": "networks.lora"}
+LISTS = ("captions", "caption_counts", "references_sha256")  # under [impasto] of recipe.toml
 KEPT = ("modelspec.", "ss_", "sshs_", "impasto.")
 """Beginnings of the keys that go from one file of a style to the next."""
 NAMES_PATHS = ("ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_tag_frequency", "ss_vae_name")
@@ -93,7 +95,10 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
         recipe = tomllib.loads((file.parent / "recipe.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.parent / 'recipe.toml'} is damaged: {error}") from None
-    inputs = recipe.pop("impasto", {})
+    own = recipe.pop("impasto", {})
+    pairs = own.items() if isinstance(own, dict) else ()
+    inputs = {key: value for key, value in pairs if key not in LISTS or isinstance(value, list)}
+    check_values(recipe, str(file.parent / "recipe.toml"))
     scores = file.parent / "scores.json"
     try:
         known = json.loads(scores.read_text(encoding="utf-8")).items() if scores.is_file() else ()

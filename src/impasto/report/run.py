@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.config import check_values
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.evaluate.samples import Sample, read_folder
@@ -45,7 +46,8 @@ class Run:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Read a style folder. UserError when it is missing, holds no recipe.toml, or recipe or card cannot be read."""
+    """Read a style folder. UserError when it is missing, holds no recipe.toml, recipe or card cannot be read, or a
+    setting is of another type than `train` writes."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no style folder at {folder}: give the --out folder of `impasto train`")
@@ -56,6 +58,7 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"{folder} is not a style folder (no recipe.toml): give the --out of `impasto train`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'recipe.toml'} cannot be read: {error}") from None
+    check_values(recipe, str(folder / "recipe.toml"))
     card, reference = folder / "README.md", folder / "reference.png"
     try:
         said = card.read_text(encoding="utf-8") if card.is_file() else ""
