@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from impasto.noise.emergence import Rule
+
 Result = dict[str, Any]
 
 
@@ -29,9 +31,9 @@ def calibrate(args: list[str]) -> Result:
         guidance: float | None = None,
         resolution: int | None = None,
         batch: int | None = None,
-        offset: float = 0.0,
-        scale: float = 1.0,
-        floor: float = 2.0,
+        offset: float = Rule.offset,
+        scale: float = Rule.scale,
+        floor: float = Rule.floor,
         device: str = "auto",
         precision: str = "auto",
     ) -> Result:
@@ -64,7 +66,6 @@ def calibrate(args: list[str]) -> Result:
         """
         from impasto.generate import Sampling
         from impasto.noise.calibrate import calibrate
-        from impasto.noise.emergence import Rule
 
         with bar("drawing") as progress:
             result = calibrate(

@@ -90,15 +90,14 @@ class Rule:
     """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = the 50 % point + offset, std = scale times that of the
     normal law with the curve's 10-90 width, but no less than floor.
 
-    offset 0 and scale 1 take the curve at its word: train where style is decided. That is a guess: in mini-sd3's sweep
-    the law next to it is the second of 13 (docs/noise-calibration.md). floor 2: the paper found less to be poor at its
-    mean (figure 6b), and the curve's width says how sharply style is decided, not how much of the neighbourhood a short
-    training needs.
+    The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (scripts/fit_rule.py,
+    docs/noise-calibration.md): train around where style is decided, a little to the side of the picture, and wide. Two
+    bases of like curves cannot tell what the curve's width says, so scale is 0.
     """
 
-    offset: float = 0.0
-    scale: float = 1.0
-    floor: float = 2.0
+    offset: float = 1.0
+    scale: float = 0.0
+    floor: float = 2.25
 
     def __post_init__(self) -> None:
         """Raises UserError where a law could come out without a mean, or without a standard deviation above 0."""
