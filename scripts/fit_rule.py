@@ -12,7 +12,7 @@ of style and reference and one shape for all bases,
 
 Two forms are fitted. "As drawn": mean and s are those of the law itself. "As counted": those of the law as it counts on
 a rectified flow's loss, `p(lam) sigmoid(lam/2)^2` over the levels that the base has, where the base predicts the noise
-(`for_noise_prediction` in noise/emergence.py is the way back). The form with the smaller residual is taken.
+(noise/counting.py). The form with the smaller residual is taken.
 
 A rule's worth on a base is the harmonic mean of the two fitted scores of the law that it gives there, averaged over the
 pairs, as in C1 (a surface: the order of 13 laws by 8 cells each is not sure, rank_laws.py). The rule is that with
@@ -32,7 +32,9 @@ import numpy as np
 from rank_laws import sweep
 
 from impasto import families
+from impasto.noise.counting import as_flow
 from impasto.noise.emergence import Rule
+from impasto.noise.laws import StyleFriendly
 from impasto.objectives.weighting import predicts_noise
 from impasto.reproduce.calibration import SWEEP
 
@@ -58,22 +60,12 @@ class Base:
     def place(self, mean: float, std: float, form: str) -> tuple[float, float]:
         """(x, s) of a law."""
         if form == AS_COUNTED and self.levels:
-            mean, std = counted(mean, std, *self.levels)
+            mean, std = as_flow(StyleFriendly(mean, std), *self.levels)
         return mean - self.points[0.5], std
 
     def law(self, rule: Rule, form: str) -> tuple[float, float]:
         """What a rule proposes here."""
         return rule(self.points, self.levels[0] if form == AS_COUNTED and self.levels else None)
-
-
-def counted(mean: float, std: float, low: float, high: float) -> tuple[float, float]:
-    """Mean and standard deviation of `p(lam) sigmoid(lam/2)^2`, p = N(mean, std^2) from low to high."""
-    lam = np.linspace(low, high, 4001)
-    logs = -(((lam - mean) / std) ** 2) / 2 - 2 * np.log1p(np.exp(-lam / 2))
-    share = np.exp(logs - logs.max())
-    share /= share.sum()
-    middle = float(share @ lam)
-    return middle, float(np.sqrt(share @ (lam - middle) ** 2))
 
 
 def read(folder: Path) -> Base:

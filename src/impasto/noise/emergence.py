@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from impasto.errors import UserError
+from impasto.noise.counting import for_noise_prediction
 
 PUBLISHED_POSITIONS = 128 * 128  # latents of a 1024 px picture: where the published laws were found
 PUBLISHED = {"style-friendly": (-6.0, 2.0), "sd3": (-2 * math.log(3), 2.0)}
@@ -112,25 +113,6 @@ class Rule:
         noise (see `for_noise_prediction`), None for one that predicts a velocity."""
         law = points[0.5] + self.offset, max(self.floor, self.scale * (points[0.9] - points[0.1]) / WIDTH)
         return law if lowest is None else for_noise_prediction(*law, lowest)
-
-
-def for_noise_prediction(mean: float, std: float, lowest: float = -math.inf) -> tuple[float, float]:
-    """(mean, std) of the law by which a base that predicts the noise learns as a rectified flow by N(mean, std^2) does.
-
-    A level counts `p(lam) w(lam)` on the error of the picture, with w = (1 + e^(lam/2))^2 for the flow's velocity and
-    e^lam for the noise. So p is multiplied by (1 + e^(-lam/2))^2, which makes three normal laws of N(mean, std^2), at
-    mean - k std^2 for k = 0, 1/2, 1, in shares that go as (1, 2, 1) exp(-k mean + k^2 std^2 / 2); the mean and the
-    standard deviation of their mixture. The mean is no further below the lowest log-SNR of the schedule than 2 standard
-    deviations: what is left of a law beyond is too little to train by. v-prediction, w = 1 + e^lam, needs nothing: it
-    is within a factor of 2 of the flow's.
-    """
-    k = np.array([0.0, 0.5, 1.0])
-    logs = np.log([1.0, 2.0, 1.0]) - k * mean + k**2 * std**2 / 2
-    shares = np.exp(logs - logs.max())
-    shares /= shares.sum()
-    middle = float(shares @ k)
-    own_std = math.sqrt(std**2 + std**4 * float(shares @ (k - middle) ** 2))
-    return max(mean - middle * std**2, lowest - 2 * own_std), own_std
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from impasto.config import TrainConfig, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families import mini
 from impasto.generate import check_multiple
+from impasto.noise.counting import as_flow
 from impasto.noise.emergence import matched
 from impasto.noise.laws import PARAMETERS, Law, Truncated, within
-from impasto.noise.schedule import RectifiedFlow
+from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 from impasto.paths import atomic
 from impasto.plan import HIGH, LOW, bars, histogram, noise_law, positions
 
@@ -130,6 +131,8 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     result |= {"offset_noise": config.offset_noise} if config.offset_noise else {}
     result |= {"truncated": round(law.cut, 4)} if isinstance(law, Truncated) else {}
     result["log_snr"] = {"mean": mean(lam), "std": round(lam.std().item(), 4), "quantiles": at_quantiles(law)}
+    if counts := counted(config, law):
+        result["counts_as"] = dict(zip(("mean", "std"), counts, strict=True))
     result["sigma"] = {"mean": mean(t), "median": round(t.median().item(), 6)}
     result["sigma"] |= {f"above_{x:g}": mean(t > x) for x in (0.5, 0.9, 0.99)}
     result["sigma"] |= {"quantiles": by_time(result["log_snr"]["quantiles"])}
@@ -144,6 +147,18 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
         picture(law, where, f"{config.noise} on {config.base}", out)
         result["out"] = str(out)
     return result
+
+
+def counted(config: TrainConfig, law: Law) -> tuple[float, float] | None:
+    """(mean, std) of the log-SNR that the law counts as on a rectified flow, where the base predicts the noise."""
+    from impasto.adapters.metadata import prediction
+
+    schedule = families.schedule(config.base)
+    known = families.card(config.base)
+    if not isinstance(schedule, VariancePreserving) or prediction(config.base, known) == "v_prediction":
+        return None
+    found = as_flow(law, *schedule.range)
+    return round(found[0], 4), round(found[1], 4)
 
 
 def mean(values: torch.Tensor) -> float:
@@ -171,12 +186,21 @@ def text(result: dict[str, Any]) -> str:
             f"{named}, on {result['base']}",
             bars(result["histogram"], band=span),
             f"log-SNR: mean {result['log_snr']['mean']:.2f}, std {result['log_snr']['std']:.2f}; {quantiles}",
+            *counting(result),
             f"sigma: mean {t['mean']:.4f}, median {t['median']:.4f}; above .9 {t['above_0.9']:.1%}, "
             f"above .99 {t['above_0.99']:.1%}",
             f"| style: {where['share']:.1%} of the levels lie where it emerges, log-SNR "
             + (f"{span[0]:.2f} to {span[1]:.2f}" if where["low"] is not None else f"below {span[1]:.2f}"),
             f"  ({where['source']})",
         ]
+    )
+
+
+def counting(result: dict[str, Any]) -> list[str]:
+    """The line about a base that predicts the noise, where there is one to be said."""
+    found = result.get("counts_as")
+    return (
+        [f"counts as mean {found['mean']:.2f}, std {found['std']:.2f} on SD3 or FLUX (docs/noise.md)"] if found else []
     )
 
 
