@@ -143,6 +143,19 @@ def test_the_picture(monkeypatch):
     assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()
 
 
+def test_the_law_in_the_picture_ends_where_the_base_does():
+    result = emergence(synthetic(), Rule(offset=-3, floor=3)).as_dict()  # N(-6, 3^2), the curve's levels from -9 on
+    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
+
+    def columns(image):
+        """Of the proposed law's colour, below the legend."""
+        found = np.abs(np.asarray(image.crop((0, 90, *image.size))).astype(int) - (0xA0, 0x8A, 0xB8)).sum(-1) < 12
+        return np.flatnonzero(found.any(0))
+
+    whole, cut = columns(plot(result)), columns(plot(result | {"range": [-5.4, 7.1]}))
+    assert cut.min() > whole.min() + 100 and abs(cut.max() - whole.max()) < 60
+
+
 def test_a_label_at_the_right_edge_is_whole(monkeypatch):
     """Of a point beyond the levels, which lies at the last of them."""
     ends, write = [], ImageDraw.ImageDraw.text

@@ -189,13 +189,15 @@ def calibrate(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is drawn is kept: the same command goes on") from None
     asks = asks[: len(rows["nowhere"])]
-    lowest = family.schedule.range[0] if predicts_noise(family) else None
+    reach = family.schedule.range
+    lowest = reach[0] if predicts_noise(family) else None
     found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule, lowest)
     latents = positions(filled.size, family)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
     result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):
         row["share_of_steps"] = round(step / len(draw.log_snr), 4)
+    result |= {"range": [round(end, 4) for end in reach]} if math.isfinite(reach[0]) else {}
     result |= {"latent_positions": latents, "published": published(latents)}
     result |= {"pictures": len(asks) * (2 + 2 * len(chosen)), "out": str(out)}
     result["seconds"] = round(time.perf_counter() - started, 1)

@@ -17,8 +17,9 @@ def plot(result: dict[str, Any]) -> Image.Image:
     """RGB picture of a calibration, as `calibrate` returns it."""
     levels, proposal = result["levels"], result["proposal"]
     mean, std = proposal["noise_mean"], proposal["noise_std"]
-    low = min(levels[0]["log_snr"], mean - 2 * std) - 0.5
-    high = max(levels[-1]["log_snr"], mean + 2 * std) + 0.5
+    first, last = result.get("range") or (-math.inf, math.inf)  # of the base: there a law is cut
+    low = min(levels[0]["log_snr"], max(mean - 2 * std, first)) - 0.5
+    high = max(levels[-1]["log_snr"], min(mean + 2 * std, last)) + 0.5
     canvas = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
     draw = ImageDraw.Draw(canvas)
     font, small = ImageFont.load_default(15 * SCALE), ImageFont.load_default(12 * SCALE)
@@ -27,6 +28,9 @@ def plot(result: dict[str, Any]) -> Image.Image:
         x = LEFT + (log_snr - low) / (high - low) * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - (min(max(share, -0.15), 1.15) + 0.15) / 1.3 * (HEIGHT - TOP - BOTTOM)
         return x * SCALE, y * SCALE
+
+    def height(log_snr: float) -> float:
+        return math.exp(-(((log_snr - mean) / std) ** 2) / 2)
 
     def path(key: str) -> list[Point]:
         return [at(row["log_snr"], row[key]) for row in levels]
@@ -41,8 +45,10 @@ def plot(result: dict[str, Any]) -> Image.Image:
             draw.line([(x, y), (x, y + 5 * SCALE)], FAINT, SCALE)
             draw.text((x, y + 8 * SCALE), str(tick), FAINT, font=small, anchor="ma")
     draw.polygon([*path("high"), *reversed(path("low"))], fill=BAND)
-    bell = [low + (high - low) * i / 200 for i in range(201)]
-    dashed(draw, [at(x, -0.15 + 0.45 * math.exp(-(((x - mean) / std) ** 2) / 2)) for x in bell], LAW)
+    left, right = max(low, first), min(high, last)
+    bell = [left + (right - left) * i / 200 for i in range(201)]
+    peak = min(max(mean, left), right)
+    dashed(draw, [at(x, -0.15 + 0.45 * height(x) / height(peak)) for x in bell], LAW)
     known = result["published"]["style-friendly"]["matched_mean"]
     if low < known < high:
         x, y = at(known, 1.15)
