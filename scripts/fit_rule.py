@@ -41,10 +41,8 @@ from impasto.reproduce.calibration import SWEEP
 DRAWS = 500
 OFFSETS = np.arange(-4, 4.01, 0.25)
 STDS = np.arange(1, 3.01, 0.25)
-
-
-Array = np.ndarray
 AS_DRAWN, AS_COUNTED = "as drawn", "as counted"
+Array = np.ndarray
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from impasto.generate import check_multiple
 from impasto.noise.counting import as_flow
 from impasto.noise.emergence import matched
 from impasto.noise.laws import PARAMETERS, Law, Truncated, within
-from impasto.noise.schedule import RectifiedFlow, VariancePreserving
+from impasto.noise.schedule import RectifiedFlow, Schedule, VariancePreserving
 from impasto.paths import atomic
 from impasto.plan import HIGH, LOW, bars, histogram, noise_law, positions
 
@@ -116,7 +116,8 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
 
     sigma is a rectified flow's share of noise, t = sigmoid(-lam / 2), of whatever base.
     """
-    law = within(noise_law(config), families.schedule(config.base))
+    schedule = families.schedule(config.base)
+    law = within(noise_law(config), schedule)
     family = families.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
     check_multiple(config.size, family.unit if family else 8)
     known = family.hash if family else None
@@ -131,7 +132,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     result |= {"offset_noise": config.offset_noise} if config.offset_noise else {}
     result |= {"truncated": round(law.cut, 4)} if isinstance(law, Truncated) else {}
     result["log_snr"] = {"mean": mean(lam), "std": round(lam.std().item(), 4), "quantiles": at_quantiles(law)}
-    if counts := counted(config, law):
+    if counts := counted(config.base, schedule, law):
         result["counts_as"] = dict(zip(("mean", "std"), counts, strict=True))
     result["sigma"] = {"mean": mean(t), "median": round(t.median().item(), 6)}
     result["sigma"] |= {f"above_{x:g}": mean(t > x) for x in (0.5, 0.9, 0.99)}
@@ -149,13 +150,11 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     return result
 
 
-def counted(config: TrainConfig, law: Law) -> tuple[float, float] | None:
+def counted(base: str, schedule: Schedule, law: Law) -> tuple[float, float] | None:
     """(mean, std) of the log-SNR that the law counts as on a rectified flow, where the base predicts the noise."""
     from impasto.adapters.metadata import prediction
 
-    schedule = families.schedule(config.base)
-    known = families.card(config.base)
-    if not isinstance(schedule, VariancePreserving) or prediction(config.base, known) == "v_prediction":
+    if not isinstance(schedule, VariancePreserving) or prediction(base, families.card(base)) == "v_prediction":
         return None
     found = as_flow(law, *schedule.range)
     return round(found[0], 4), round(found[1], 4)
