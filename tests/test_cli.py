@@ -40,12 +40,14 @@ def test_help_lists_the_commands(run):
     assert run("--version")[1] == ["impasto 0.1.0"]
 
 
-def test_help_needs_no_torch():
+@pytest.mark.parametrize(("command", "flag"), [("train", "--noise-mean"), ("noise calibrate", "--floor")])
+def test_help_needs_no_torch(command, flag):
     """What makes it fast: the heavy libraries are not imported for it, nor for the package itself."""
-    code = "import sys, impasto, impasto.cli; sys.argv = ['impasto', 'train', '--help']\ntry: impasto.cli.main()\n"
+    code = "import sys, impasto, impasto.cli; sys.argv = " + repr(["impasto", *command.split(), "--help"])
+    code += "\ntry: impasto.cli.main()\n"
     code += "finally: print(sorted({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert out.splitlines()[-1] == "[]" and "--noise-mean" in out
+    assert out.splitlines()[-1] == "[]" and flag in out
 
 
 def test_train_and_generate_by_json(run, tiny_sd3, picture, tmp_path):

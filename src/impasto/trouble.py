@@ -87,5 +87,5 @@ def saved(out: Path) -> str:
     """Which state a run goes on from, in words."""
     from impasto.runfolder import states
 
-    saved = states(out / "state")
-    return f"the state of step {int(saved[-1].stem.removeprefix('step-'))} stays" if saved else "no state was saved yet"
+    kept = states(out / "state")
+    return f"the state of step {int(kept[-1].stem.removeprefix('step-'))} stays" if kept else "no state was saved yet"

@@ -54,7 +54,7 @@ def test_the_weights_are_those_of_the_losses():
 
 
 def test_uniform_time_counts_little_noise():
-    """SD1.5's own training is a law of its time; half of what it counts lies above log-SNR 2."""
+    """SD1.5's own training, uniform in its time: the mean over its draws, each weighted, is the integral's."""
     schedule = VariancePreserving.scaled_linear(0.00085, 0.012)
     mean, std = as_flow(UniformTime(schedule), *schedule.range)
     drawn = UniformTime(schedule).quantile((torch.arange(20000, dtype=torch.float64) + 0.5) / 20000)

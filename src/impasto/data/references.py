@@ -117,7 +117,8 @@ def decode(data: bytes, path: Path, colours: bool = True) -> tuple[Image.Image, 
             notes.append(ANIMATED)
             image.seek(0)
         image.load()
-        image.info |= {} if profile is None else {"icc_profile": profile}
+        if profile is not None:
+            image.info["icc_profile"] = profile
         rgb, alpha, fits = to_rgb(ImageOps.exif_transpose(image), path, colours)
     return rgb, alpha, (*notes, *([TRANSPARENT] if alpha else []), *([] if fits else [UNFIT]))
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from impasto.noise.emergence import Rule
-
 Result = dict[str, Any]
 
 
@@ -31,9 +29,9 @@ def calibrate(args: list[str]) -> Result:
         guidance: float | None = None,
         resolution: int | None = None,
         batch: int | None = None,
-        offset: float = Rule.offset,
-        scale: float = Rule.scale,
-        floor: float = Rule.floor,
+        offset: float | None = None,
+        scale: float | None = None,
+        floor: float | None = None,
         device: str = "auto",
         precision: str = "auto",
     ) -> Result:
@@ -58,7 +56,7 @@ def calibrate(args: list[str]) -> Result:
             guidance: Guidance scale; likewise.
             resolution: Pixels, square; the base's own when not given.
             batch: Pictures per forward pass.
-            offset: Of the proposed mean from the 50 % point.
+            offset: Of the proposed mean from the 50 % point; the fitted rule's when not given, as the next two.
             scale: Of the proposed standard deviation, from the 10-90 width.
             floor: Of the proposed standard deviation.
             device: cpu, cuda, mps or auto.
@@ -66,7 +64,9 @@ def calibrate(args: list[str]) -> Result:
         """
         from impasto.generate import Sampling
         from impasto.noise.calibrate import calibrate
+        from impasto.noise.emergence import Rule
 
+        given = {"offset": offset, "scale": scale, "floor": floor}
         with bar("drawing") as progress:
             result = calibrate(
                 base,
@@ -84,7 +84,7 @@ def calibrate(args: list[str]) -> Result:
                 subjects=subjects,
                 seed=seed,
                 sampling=Sampling(steps, guidance, size=resolution, batch=batch),
-                rule=Rule(offset, scale, floor),
+                rule=Rule(**{key: value for key, value in given.items() if value is not None}),
                 device=device,
                 precision=precision,
                 progress=lambda done, total: progress(done, "", total),

@@ -154,7 +154,7 @@ def counted(base: str, schedule: Schedule, law: Law) -> tuple[float, float] | No
     """(mean, std) of the log-SNR that the law counts as on a rectified flow, where the base predicts the noise."""
     from impasto.adapters.metadata import prediction
 
-    if not isinstance(schedule, VariancePreserving) or prediction(base, families.card(base)) == "v_prediction":
+    if not isinstance(schedule, VariancePreserving) or prediction(base, families.card(base)) != "epsilon":
         return None
     found = as_flow(law, *schedule.range)
     return round(found[0], 4), round(found[1], 4)
