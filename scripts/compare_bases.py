@@ -8,8 +8,11 @@ The predicted picture x^ of noisy latents, no guidance, mean squares over pictur
     heard      |x^(caption) - x^()|^2, what the caption changes, of each base
     apart      |x^_1(caption) - x^_2(caption)|^2, between the two
     unlike     |(x^_1(caption) - x^_1()) - (x^_2(caption) - x^_2())|^2, between what it changes in the two
+    spread     of x^(caption) over DRAWS noises of one picture, of each base: how much of it hangs on the noise
+    free       of x^(), the same
 
-Both see the same latents, captions and noise. Half a minute.
+Both see the same latents, captions and noise. The last two are of the first quarter of the pictures. Two minutes of two
+threads.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from impasto.pretrain.run import known_concepts
 
 SEED = 4242
 LOG_SNRS = (-5, -4, -3, -2, 0, 2, 4)
+DRAWS = 12
 
 
 def picture(family: Family, x0: Tensor, eps: Tensor, log_snr: float, cond: Condition) -> Tensor:
@@ -41,6 +45,12 @@ def picture(family: Family, x0: Tensor, eps: Tensor, log_snr: float, cond: Condi
     alpha_B, sigma_B = family.schedule.alpha_sigma(lam_B)
     eps = direction(family, z, lam_B, family.predict(z, lam_B, cond))
     return (z - per_item(sigma_B, z) * eps) / per_item(alpha_B, z)
+
+
+def spread(family: Family, x0: Tensor, noises: Tensor, log_snr: float, cond: Condition) -> float:
+    """Variance [mean over pictures and latents] of x^ of x0 [n, c, h, w] over noises [k, n, c, h, w]."""
+    told = torch.stack([picture(family, x0, eps, log_snr, cond) for eps in noises])
+    return round(float(told.var(0).mean()), 5)
 
 
 @torch.no_grad()
@@ -58,7 +68,10 @@ def main() -> None:
         two = [families.load(name, device="cpu", precision="fp32") for name in args.bases]
         x0 = two[0].encode_image(torch.from_numpy(pool.rgb[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1)
         texts = [(family.encode_prompt(captions), family.encode_prompt([""] * len(rows))) for family in two]
+        few = len(rows) // 4
+        fewer = [(f.encode_prompt(captions[:few]), f.encode_prompt([""] * few)) for f in two]
     generator, table = torch.Generator().manual_seed(SEED), []
+    noises = torch.randn((DRAWS, *x0[:few].shape), generator=torch.Generator().manual_seed(SEED + 1))
     for log_snr in LOG_SNRS:
         eps = torch.randn(x0.shape, generator=generator)
         told = [[picture(f, x0, eps, log_snr, cond) for cond in text] for f, text in zip(two, texts, strict=True)]
@@ -68,6 +81,8 @@ def main() -> None:
             "heard": [square(c1 - u1), square(c2 - u2)],
             "apart": square(c1 - c2),
             "unlike": square((c1 - u1) - (c2 - u2)),
+            "spread": [spread(f, x0[:few], noises, log_snr, cond) for f, (cond, _) in zip(two, fewer, strict=True)],
+            "free": [spread(f, x0[:few], noises, log_snr, cond) for f, (_, cond) in zip(two, fewer, strict=True)],
         }
         table.append({"log_snr": log_snr} | row)
         print(json.dumps(table[-1]), flush=True)

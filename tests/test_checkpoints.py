@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from impasto import checkpoints, families
 from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.generate import Sampling, generate
+from impasto.generate import Sampling, drawn_here, generate, save_png
 from impasto.runfolder import read_adapter
 from impasto.train import train
+
+ABOUT = {"steps": 1, "guidance": 1.0, "width": 40, "height": 40, "base": "x", "base_hash": "x", "styles": []}
+ABOUT |= {"version": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,26 @@ def test_prompts_of_a_run(folder_run, tmp_path):
         checkpoints.own_prompts(tmp_path, replace(folder_run, image=(tmp_path / "gone",)), {})
 
 
+def test_what_is_no_sheet_stays_and_a_sheet_is_replaced(run, picture, tmp_path, monkeypatch):
+    drawn, scores = tmp_path / "0000.png", tmp_path / "scores.json"
+    save_png(Image.open(picture), {"prompt": "a cat", "negative_prompt": "", "seed": 1} | ABOUT, drawn)
+    scores.write_text('{"images_scored": 1, "images": []}')
+    (tmp_path / "ref.png").write_bytes(picture.read_bytes())
+    (tmp_path / "bent.png").write_bytes(b"x")
+    named = (("0000.png", "0000.png"), ("ref.png", "ref.png"), ("bent.png", "bent.png"), ("scores.png", "scores.json"))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for name, kept in named:
+        with pytest.raises(UserError, match=f"{kept}' was not written by `impasto sheet` and stays"):
+            checkpoints.checkpoint_sheet(run.out, out=tmp_path / name)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    monkeypatch.setattr(checkpoints, "sheet", lambda *args, **more: Image.new("RGB", (9, 9)))
+    for seed in (1, 2):
+        checkpoints.checkpoint_sheet(run.out, ["a cat"], (1.0,), seed=seed, steps=1, out=tmp_path / "x.PNG")
+    told = json.loads(Image.open(tmp_path / "x.PNG").info["impasto"])
+    assert told | {"rows": ["step 2", "step 4"]} == json.loads((tmp_path / "x.json").read_text()) and told["seed"] == 2
+    assert not drawn_here(tmp_path / "x.PNG"), "`generate` does not take it for one of its pictures"
+
+
 def test_refusals(run, tmp_path):
     with pytest.raises(UserError, match="is no style folder"):
         checkpoints.checkpoint_sheet(tmp_path)
@@ -116,8 +139,8 @@ def test_refusals(run, tmp_path):
         checkpoints.checkpoint_sheet(tmp_path)
     with pytest.raises(UserError, match="no prompt"):
         checkpoints.checkpoint_sheet(run.out, prompts=["a cat", ""])
-    for out in (tmp_path, tmp_path / "x.json"):
-        with pytest.raises(UserError, match="is no name for a picture"):
+    for out in (tmp_path, tmp_path / "x.json", run.out / "recipe.toml", tmp_path / "x.jpg", tmp_path / "x"):
+        with pytest.raises(UserError, match="is no name for a PNG"):
             checkpoints.checkpoint_sheet(run.out, out=out)
     file = run.out / "state" / "step-000004.safetensors"
     named, average = read_adapter(file), {k: t for k, t in load_file(file).items() if k.startswith("average/")}

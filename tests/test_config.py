@@ -50,6 +50,12 @@ def test_another_noise_law_brings_its_own_parameters():
     assert resolve("style-friendly", noise="style-friendly").noise_mean == -6
 
 
+def test_the_law_that_a_recipe_does_not_name_is_the_default(tmp_path):
+    (tmp_path / "own.toml").write_text("noise_mean = -4.0")
+    assert resolve(str(tmp_path / "own.toml"), noise="style-friendly").noise_mean == -4.0
+    assert resolve(str(tmp_path / "own.toml"), noise="uniform").noise_mean is None
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -112,6 +118,12 @@ def test_unknown_names():
 def test_numbers_out_of_range(changes):
     with pytest.raises(UserError, match=f"{next(iter(changes))} must be"):
         check_ranges(resolve(**changes))
+
+
+def test_a_warm_up_ends_before_the_run_does():
+    check_ranges(resolve(warmup=10, steps=10))
+    with pytest.raises(UserError, match="warmup 11 is more than steps 10"):
+        check_ranges(resolve(warmup=11, steps=10))
 
 
 def test_free_keys_exist():

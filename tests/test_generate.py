@@ -5,8 +5,9 @@ import json
 import math
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from impasto.adapters.lora import add
 from impasto.config import GenerateConfig, resolve
 from impasto.errors import UserError
 from impasto.families import load
+from impasto.families.sd3 import SD3
 from impasto.generate import Sampling, generate, generate_folder, read_prompts, split_strength
+from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.guidance.style_aligned import StyleAligned
 from impasto.train import train
 
 
@@ -88,6 +92,35 @@ def test_pictures_do_not_depend_on_the_batch(tiny_sd3, style):
 def test_order_seeds_and_counts(tiny_sd3):
     infos = [info for _, info in generate(str(tiny_sd3), ["x", "y"], seed=10, count=2, sampling=Sampling(steps=1))]
     assert [(info["prompt"], info["seed"]) for info in infos] == [("x", 10), ("x", 11), ("y", 12), ("y", 13)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_embeddings_of_earlier_batches_are_let_go(tiny_sd3, picture, monkeypatch, batch):
+    """All that a batch asks for is encoded once: its prompts, the second ones, the negative, the reference's caption;
+    and what is drawn does not depend on what is kept."""
+    encode, asked, alive, most = SD3.encode_prompt, [], [], [0]
+
+    def watched(self, prompts, *args, **more):
+        asked.extend(prompts)
+        cond = encode(self, prompts, *args, **more)
+        alive[:] = [one for one in alive if one() is not None] + [weakref.ref(next(iter(cond.values())))]
+        most[0] = max(most[0], len(alive))
+        return cond
+
+    monkeypatch.setattr(SD3, "encode_prompt", watched)
+    prompts = [f"a {a} and {b}" for a in ("cat", "star", "rocket", "face") for b in ("cat", "cactus", "rabbit")]
+    sampling = Sampling(steps=2, batch=batch, negative="a drawing")
+    more = {
+        "switch": PromptSwitch("{prompt} in ink style", -math.inf),
+        "aligned": StyleAligned(picture, "a star in ink"),
+    }
+    drawn = [image.tobytes() for image, _ in generate(str(tiny_sd3), prompts, count=2, sampling=sampling, **more)]
+    second = [f"{prompt} in ink style" for prompt in prompts]
+    assert sorted(asked) == sorted([*prompts, *second, "a drawing", "a star in ink"])
+    assert most[0] <= 2 * batch + 3
+    monkeypatch.setattr("impasto.generate.lru_cache", lambda size: lru_cache(None))
+    kept = [image.tobytes() for image, _ in generate(str(tiny_sd3), prompts, count=2, sampling=sampling, **more)]
+    assert drawn == kept and len(set(drawn)) == 24
 
 
 def test_sampling_is_used(tiny_sd3):

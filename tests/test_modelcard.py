@@ -87,6 +87,22 @@ def test_the_code_on_a_base_of_half_precision_only(tiny_sd15, picture, tmp_path,
     assert "variant" not in style_on(tiny_sd15, picture, tmp_path / "plain")
 
 
+@pytest.mark.parametrize(
+    ("trigger", "captions", "called"),
+    [
+        ("wibble", ["a cat, wibble", "a dog, wibble"], "wibble"),
+        ("wibble", ["a cat"], "a cat"),
+        ("", ["a cat"], "a cat"),
+    ],
+)
+def test_a_style_is_called_by_its_trigger(tiny_sd15, tmp_path, trigger, captions, called):
+    """Where its captions hold it; the code draws a caption."""
+    about = {"image": ["a.png"], "caption": captions, "trigger": trigger, "out": str(tmp_path)}
+    config = resolve("style-friendly", str(tiny_sd15), **about)
+    card = write_card(config, load(str(tiny_sd15), device="cpu"), [], "1").read_text()
+    assert f'instance_prompt: "{called}"\n' in card and f'pipe("{captions[0]}"' in card
+
+
 def test_at_the_base_s_own_size_no_size_is_named(tiny_sd15, picture, tmp_path):
     card = style_on(tiny_sd15, picture, tmp_path / "ink")
     assert "--size" not in card and "height=16, width=16" in card

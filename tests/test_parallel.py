@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 LAUNCH = Path(__file__).parent.parent / "docs" / "accelerate"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PROGRAM = """
-import json, os, sys, warnings
+import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
@@ -31,6 +31,25 @@ plan = memory.plan
 memory.plan = lambda *args: replace(plan(*args), why=(f"by process {PartialState().process_index}",))
 
 base, picture, out = sys.argv[1:]
+from impasto import families
+from impasto.data import prepare
+encode, outline = prepare.encode, families.outline
+
+def note(name):
+    with open(f"{out}/{name}", "a") as file:
+        file.write(f"{PartialState().process_index}\\n")
+
+def encode_once(*args):
+    note("encoded")
+    return encode(*args)
+
+def outline_in_turn(*args):
+    if PartialState().process_index == 0:
+        time.sleep(0.5)
+    note("outlined")
+    return outline(*args)
+
+prepare.encode, families.outline = encode_once, outline_in_turn
 keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=False, tensorboard=False, device="cpu")
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
 config = resolve("style-friendly", base, batch=3, **keys)
@@ -60,7 +79,8 @@ def runs(tiny_sd3, picture, tmp_path_factory):
     """(folder of the runs, what the program said)."""
     folder = tmp_path_factory.mktemp("runs")
     args = [sys.executable, "-c", PROGRAM, str(tiny_sd3), str(picture), str(folder)]
-    done = subprocess.run(args, capture_output=True, text=True, env=dict(os.environ), timeout=900)
+    environment = dict(os.environ) | {"IMPASTO_CACHE": str(folder / "cache")}
+    done = subprocess.run(args, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -101,6 +121,12 @@ def test_two_processes_are_one_with_the_double_batch(runs):
     assert "processes: 2 -> 1" in said
     told = [json.loads((folder / f"team-{rank}.json").read_text())["running"] for rank in (0, 1)]
     assert told == ["by process 0"] * 2
+
+
+def test_the_first_process_assembles_and_prepares_for_all(runs):
+    folder, _ = runs
+    assert (folder / "encoded").read_text() == "0\n"  # the one picture, by the first run
+    assert (folder / "outlined").read_text().startswith("0\n1\n0\n1\n0\n1\n")  # three runs of two processes
 
 
 def test_text_encoders_are_trained_by_two_processes_as_by_one(runs):

@@ -91,6 +91,8 @@ def test_keep_content_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s
         assert {key for key in one if one[key] != two[key]} == {"recipe", "prior_weight", "prior_prompt"}
     small, plain = vars(resolve("keep-content", "mini-sd3")), vars(resolve("sd3-sampler", "mini-sd3"))
     assert {k for k in small if small[k] != plain[k]} == {"recipe", "prior_weight", "prior_batch", "lr"}
+    one, two = vars(resolve("keep-content", "mini-sd15")), vars(resolve("style-friendly", "mini-sd15"))
+    assert {key for key in one if one[key] != two[key]} == {"recipe", "prior_weight", "prior_batch"}
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,24 @@ import base64
 import io
 import json
 import re
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from fakes import FakeEncoder, FakeJudges, draw
 from PIL import Image
 
+from impasto import families
 from impasto.artworld import load_meta
 from impasto.errors import UserError
 from impasto.evaluate import evaluate
-from impasto.report import plots, report
+from impasto.noise.laws import StyleFriendly, Truncated
+from impasto.report import plots, report, sections
 from impasto.report.html import Html, data_uri, el, text
-from impasto.report.run import read_metrics
+from impasto.report.run import law_of, read_metrics, read_run
 
 STYLES = load_meta()["style_names"]
 LABELS = [concept["label"] for concept in load_meta()["concepts"]]
@@ -136,6 +140,100 @@ def test_bad_input(run, tmp_path):
     (run / "recipe.toml").write_text("= 3")
     with pytest.raises(UserError, match="cannot be read"):
         report(run)
+
+
+def on_base(run: Path, base: Path | str, noise: str = "style-friendly", **keys) -> Path:
+    """The same run on another base, with another law."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in ({"base": str(base), "noise": noise} | keys).items()]
+    (run / "recipe.toml").write_text("\n".join(lines))
+    return run
+
+
+def curve_of(run: Path, title: str) -> list[tuple[float, float]] | None:
+    """The last line of the plot of that title, in SVG coordinates; None where there is none."""
+    plot = next(e for e in tree_of(page_of(report(run)["path"])).iter("svg") if title in (e.findtext("title") or ""))
+    lines = [line.get("points", "").split() for line in plot.iter("polyline")]
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in lines[-1])] if lines else None
+
+
+@pytest.mark.parametrize(
+    ("noise", "keys"),
+    [("style-friendly", {}), ("uniform", {}), ("truncated-normal", {"noise_low": -5.0, "noise_high": -3.1})],
+)
+def test_the_law_is_drawn_within_the_levels_that_the_base_has(run, noise, keys):
+    law = law_of(read_run(on_base(run, "mini-sd15", noise, **keys)))
+    low = max(families.schedule("mini-sd15").range[0], keys.get("noise_low", -99.0))
+    assert law is not None and low > -5.37
+    points = sections.density(law, -16.0, 8.0)
+    assert sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)) == pytest.approx(1.0, abs=0.002)
+    assert all(y == 0 for x, y in points if x < low) and (points[0][0], points[-1][0]) == (-16.0, 8.0)
+    assert points[2][0] == low and points[2][1] == pytest.approx(law.pdf(points_at(low)).item())
+    drawn = curve_of(run, "noise levels drawn, and the law's density") or []
+    bottom, edge = plots.HEIGHT - plots.BOTTOM, plots.LEFT + (low + 16) / 24 * (plots.WIDTH - plots.LEFT - plots.RIGHT)
+    assert {y for x, y in drawn if x < edge - 0.1} == {bottom} and min(y for _, y in drawn) < bottom - 20
+
+
+def points_at(lam: float):
+    return torch.tensor([lam], dtype=torch.float64)
+
+
+def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15, monkeypatch):
+    low, high = families.load(str(tiny_sdxl), device="cpu").schedule.range
+    assert law_of(read_run(on_base(run, tiny_sdxl))) == Truncated(StyleFriendly(), low, high)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda base, name: str(tiny_sd15 / name) if base == "some/one" else None,
+    )
+    low, high = families.load(str(tiny_sd15), device="cpu").schedule.range
+    assert law_of(read_run(on_base(run, "some/one"))) == Truncated(StyleFriendly(), low, high)
+    assert law_of(read_run(on_base(run, "mini-sd3"))) == StyleFriendly(), "a rectified flow has all levels"
+
+
+@pytest.mark.parametrize("base", ["models/gone", "../gone", "/gone/base.safetensors", "", "mini-sd15"])
+def test_no_law_is_drawn_where_what_the_base_has_is_not_known(run, base, monkeypatch):
+    """And nobody is asked for it. The last one is here, but has none of that law's levels."""
+    monkeypatch.setattr(families, "fetched", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
+    on_base(run, base, noise_mean=-30.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert curve_of(run, "40 noise levels drawn.") is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({}, "mean squared error"),
+        ({"objective": "denoise", "weighting": "none", "prior_weight": 0.0}, "mean squared error"),
+        ({"objective": "dco"}, "DCO"),
+        ({"objective": "denoise", "weighting": "min-snr"}, "weighted mean squared error"),
+        ({"objective": "dco", "prior_weight": 0.5}, "DCO + 0.5 × prior"),
+    ],
+)
+def test_the_loss_has_the_name_of_the_run_s_objective(run, keys, name):
+    labels = {e.text for e in tree_of(page_of(report(on_base(run, "mini-sd3", **keys))["path"])).iter("text")}
+    assert f"loss ({name})" in labels
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "images/0000.png", "images", "page", "new.htm"])
+def test_a_page_is_called_html(run, name):
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="is no name for a page"):
+        report(run, out=run / name)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("content", [b"<html><head><title>mine</title></head></html>", b"", b"caf\xe9"])
+def test_a_page_that_report_did_not_write_stays(run, content):
+    for file, out in ((run / "report.html", None), (run / "x" / "index.HTML", run / "x" / "index.HTML")):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=f"{file.name}' was not written by `impasto report` and stays"):
+            report(run, out=out)
+        assert file.read_bytes() == content
+        file.unlink()
+        report(run, out=out, title=f"one {EVIL}</head>")
+        report(run, out=out, title="two")
+        assert "<title>two" in page_of(file), "its own is replaced"
 
 
 def test_metrics_of_a_killed_run(tmp_path):

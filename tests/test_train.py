@@ -271,6 +271,30 @@ def test_lost_rows_are_told_and_cost_no_state(config):
     assert b"\0" not in (config.out / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_half_a_row_spoils_no_other(config, complete):
+    train(config)
+    before, metrics = weights(config), config.out / "metrics.jsonl"
+    first = metrics.read_bytes().splitlines(keepends=True)
+    if not complete:  # it goes on from step 4
+        (config.out / WEIGHTS).unlink()
+        for file in (config.out / "state").glob("step-000006*"):
+            file.unlink()
+    metrics.write_bytes(b"".join(first[:3]) + first[3][:-10])
+    with pytest.warns(UserWarning, match="has lost rows"):
+        train(config)
+    kept = [0, 1, 2] if complete else [0, 1, 2, 4, 5]
+    assert metrics.read_bytes() == b"".join(first[i] for i in kept) and same(weights(config), before)
+
+
+def test_what_a_killed_process_left_of_a_state_goes(config):
+    left = config.out / "state" / ".step-000002.safetensors.8e2lgvik.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of it")
+    train(config)
+    assert not left.exists() and len(list(left.parent.glob("step-*.safetensors"))) > 0
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"step": 6}', '{"step": 6, "sha256": "x"}'])
 def test_a_state_that_says_nothing_falls_back(config, content):
     train(config)

@@ -28,6 +28,20 @@ def config(tiny_sd3, picture, tmp_path_factory):
     return whole
 
 
+def test_memory_that_runs_out_while_preparing(config, tmp_path, monkeypatch):
+    """What helps in training does not help there."""
+
+    def embed(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("impasto.families.sd3.SD3.embed", embed)
+    told = r"out of memory: no state was saved yet; that was while encoding pictures and captions, not training: "
+    with pytest.raises(UserError, match=told) as caught:
+        train(replace(config, out=tmp_path / "x"))
+    assert "--checkpointing" not in str(caught.value)
+
+
 def same(one, two):
     one, two = load_file(one.out / WEIGHTS), load_file(two.out / WEIGHTS)
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

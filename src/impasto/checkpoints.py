@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from impasto import adapters, families, running
 from impasto.adapters import text
 from impasto.config import TrainConfig, as_dict, check_keys, check_seed
 from impasto.data import captions, items
 from impasto.errors import UserError
+from impasto.evaluate.samples import metadata
 from impasto.families.base import Condition
 from impasto.generate import Sampling, check_prompts, encoder, sample
 from impasto.paths import atomic
@@ -27,6 +28,8 @@ from impasto.runfolder import read_adapter, saved_states, writable_folder
 from impasto.sheet import sheet
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+KEYS = {"run", "base", "strengths", "sampling_steps"}
+"""By which a sheet, or its JSON, is known as one."""
 
 
 def checkpoint_sheet(
@@ -44,7 +47,8 @@ def checkpoint_sheet(
     """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
 
     A row per saved state (and prompt), a column per strength; the moving average where the run had one, as its style
-    has. Raises UserError when the folder holds no run or no saved state, before anything is drawn.
+    has. Raises UserError when the folder holds no run or no saved state, and where a file that is no sheet would be
+    replaced, before anything is drawn.
     """
     config, inputs = read_run(run)
     states = saved_states(run / "state")
@@ -58,8 +62,7 @@ def checkpoint_sheet(
     check_prompts(prompts)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
     check_seed(seed)
-    if out.is_dir() or out.suffix == ".json":
-        raise UserError(f"--out {str(out)!r} is no name for a picture: give one such as sheet.png")
+    check_out(out)
     writable_folder(out.parent, out)
     family = families.load(config.base, device=device, precision=precision, components=config.components)
     running.check_quantized(config.quantize, family.device)
@@ -95,13 +98,35 @@ def checkpoint_sheet(
     }
     title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
     grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.size)), title=title)
-    with atomic(out) as file:
-        grid.save(file, format="PNG")
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("impasto", json.dumps(about))
+    with atomic(out) as file:
+        grid.save(file, format="PNG", pnginfo=mark)
     with atomic(out.with_suffix(".json")) as file:
         file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
     return about | {"out": str(out)}
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError unless it is a name for a PNG, and neither it nor the JSON beside it is another's file."""
+    if out.is_dir() or out.suffix.lower() != ".png":
+        raise UserError(f"--out {str(out)!r} is no name for a PNG: give one such as sheet.png")
+    for file in (out, out.with_suffix(".json")):
+        if file.exists() and not told(file).keys() >= KEYS:
+            raise UserError(f"{str(file)!r} was not written by `impasto sheet` and stays: give another --out")
+
+
+def told(file: Path) -> dict[str, Any]:
+    """What a PNG's `impasto` chunk says, or a JSON file; {} where that is nothing."""
+    try:
+        if file.suffix == ".json":
+            return families.read_object(file)
+        with Image.open(file) as image:
+            return metadata(image.info.get("impasto"))
+    except (OSError, ValueError, SyntaxError):
+        return {}
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:

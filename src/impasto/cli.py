@@ -6,6 +6,7 @@ but for some cells of `reproduce` (named), 2 bad input (one line on stderr says 
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -24,13 +25,13 @@ Result = dict[str, Any]
 
 def train(args: list[str]) -> Result:
     """Train a style on one or a few reference pictures."""
-    from impasto.config import TrainConfig, resolve
+    from impasto.config import TrainCommand, resolve
 
     given = {name: last_value(args, name) for name in ("recipe", "base", "noise", "optimizer")}
     default = resolve(**{name: value for name, value in given.items() if value is not None})
-    dry_run, args = flag(args, "--dry-run")
-    config = parse(TrainConfig, args, "train", cleared(default, args))
-    if dry_run:
+    command = parse(TrainCommand, args, "train", cleared(TrainCommand(**vars(default)), args))
+    config = command.config()
+    if command.dry_run:
         from impasto.plan import plan
 
         return plan(config)
@@ -470,6 +471,21 @@ def parse(target: Any, args: Sequence[str], command: str, default: Any = None) -
     return tyro.cli(target, args=list(args), prog=f"impasto {command}", **extra)
 
 
+END = """impasto <command> --help shows the flags of a command. With --json every command
+prints its result as one JSON object, on the last line of standard output."""
+
+
+def plain(value: Any) -> Any:
+    """A result as strict JSON has it: infinite numbers as the text "inf" or "-inf", what is no number as null."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
 def flag(args: Sequence[str], name: str) -> tuple[bool, list[str]]:
     """Whether `name` is among the arguments, and the others."""
     return name in args, [arg for arg in args if arg != name]
@@ -584,7 +600,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
 def usage() -> str:
     lines = [f"impasto {__version__}: one picture becomes a style", "", "usage: impasto <command> [--json] ...", ""]
     lines += [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "impasto <command> --help shows the flags of a command"])
+    return "\n".join([*lines, "", END])
 
 
 def run(args: list[str], as_json: bool) -> Result | None:
@@ -657,7 +673,7 @@ def main() -> None:
         code = 1 if result and result.get("failed") else 0
     try:
         if result is not None and as_json and speaks():
-            print(json.dumps(result))
+            print(json.dumps(plain(result), allow_nan=False))
         elif result is not None and code in (0, 1) and speaks():
             SHOW.get(args[0], show)(result)
         sys.stdout.flush()

@@ -215,6 +215,8 @@ def check_ranges(config: TrainConfig) -> TrainConfig:
         raise UserError(f"repeats must be at least 1, not {min(config.repeats)}")
     if config.checkpointing is not None and not 0 <= config.checkpointing <= 1:
         raise UserError(f"checkpointing is a share, 0 to 1, not {config.checkpointing}")
+    if config.warmup > config.steps:
+        raise UserError(f"warmup {config.warmup} is more than steps {config.steps}: the rate would never reach lr")
     if config.schedule not in ("constant", "linear", "cosine"):
         raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
     return config
@@ -299,7 +301,7 @@ def resolve(recipe: str = "style-friendly", base: str | None = None, **explicit:
         train["size"] = known["size"]
     special = known.get("recipes", {}).get(recipe, {})
     keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
-    if explicit.get("noise", keys.get("noise")) != keys.get("noise"):  # another law: its own parameters
+    if explicit.get("noise", law := keys.get("noise", TrainConfig.noise)) != law:  # another law: its own parameters
         keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
     optimizer = explicit.get("optimizer", keys.get("optimizer", TrainConfig.optimizer))
     keys["lr"] = rate(optimizer, (train, content, special))
@@ -330,6 +332,18 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
         if value is not None:
             plain[field.name] = value
     return plain
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a style on one or a few reference pictures."""
+
+    dry_run: bool = False
+    """Only say what would be done: settings, noise, device, memory, time; nothing is loaded or written."""
+
+    def config(self) -> TrainConfig:
+        """What is trained, without what belongs to the command alone."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
 
 
 @dataclass(frozen=True)

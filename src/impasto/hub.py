@@ -10,14 +10,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from impasto.adapters.files import export_style, open_style
 from impasto.adapters.io import WEIGHTS
-from impasto.adapters.metadata import About, known_card
+from impasto.adapters.metadata import REPO, About, known_card
 from impasto.errors import UserError
-from impasto.modelcard import made_card, quoted, trained_size
+from impasto.modelcard import ELSEWHERE, made_card, quoted, trained_size
 
 FORBIDDEN = "the token may not write to {!r}: it needs the right to write, and the owner must be you or yours"
-REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 STRING = r'"(?:[^"\\]|\\.)*"'
 WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"`])+?"""  # of a shell
 
@@ -42,7 +43,9 @@ def publish(
             export_style(style, layout, file, private=True, base=base)
         card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])
         (folder / "README.md").write_text(card, encoding="utf-8")
-        there = {file.name: file for file in [*files, folder / "README.md"]} | pictures(told, card)
+        there = {file.name: file for file in [*files, folder / "README.md"]}
+        for i, (name, file) in enumerate(pictures(told, card).items()):
+            there[name] = public_picture(file, folder / f"picture-{i}.png", told, base or told.base, repo)
         endpoint = os.environ.get("HF_ENDPOINT")
         try:
             api = HfApi(endpoint=endpoint)
@@ -91,18 +94,22 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
     if told.file.name == WEIGHTS and own.is_file():
         text = own.read_text(encoding="utf-8")
     else:
-        known, trigger = known_card(base, architecture), next(iter(told.captions), told.trigger)
-        text = made_card(told.name, "A LoRA.", repo, base, known, architecture, trigger, trained_size(told))
-    name = Path(base).name if base and Path(base).exists() else base or "its base model"
+        known, prompt = known_card(base, architecture), next(iter(told.captions), None)
+        size = trained_size(told)
+        text = made_card(told.name, "A LoRA.", repo, base, known, architecture, told.trigger, size, prompt)
+    name = public_base(told, base)
     recipe, style = told.recipe, repo.partition("/")[2]
+    text = text.replace(ELSEWHERE, "")
     text = re.sub(rf"load_lora_weights\({STRING}", lambda _: f"load_lora_weights({quoted(repo)}", text)
     text = re.sub(rf"from_(pretrained|single_file)\({STRING}", lambda found: f"from_{found[1]}({quoted(name)}", text)
     text = named(text, "--style", style, recipe.get("out"), str(told.file.parent))
     text = named(text, "--base", shlex.quote(name), told.base, base)
     text = named(text, "--components", "", recipe.get("components"))
-    for old in {told.base, base} - {None, name}:
+    own_base = re.search(r"^A style for `(.+?)`, learnt from", text, re.MULTILINE)  # where it has moved since
+    for old in {told.base, base, own_base and own_base[1]} - {None, name}:
         text = text.replace(f"`{old}`", f"`{name}`")
-    linked = f"base_model: {quoted(name)}\n" if REPO.fullmatch(name) else ""  # the Hub refuses what is no repository
+    known = REPO.fullmatch(name) and not told.local(base)
+    linked = f"base_model: {quoted(name)}\n" if known else ""  # the Hub refuses what is no repository
     text = re.sub(r"^base_model: .*\n", lambda _: linked, text, count=1, flags=re.MULTILINE)
     if len(files) > 1:
         text += f"\nFor tools that do not read diffusers' layout: `{files[1]}`.\n"
@@ -117,14 +124,71 @@ def named(text: str, flag: str, new: str, *known: str | None) -> str:
     return re.sub(there, lambda found: f"{found[1]}{flag} {new}" if new else "", text)
 
 
+def public_base(told: About, base: str | None) -> str:
+    """What is published of a base's name: of a folder or file the last part."""
+    return (Path(base).name if base and told.local(base) else base) or "its base model"
+
+
 def pictures(told: About, card: str) -> dict[str, Path]:
-    """The card's pictures: {name in the repository: file}, as far as they are there."""
+    """The card's pictures: {name in the repository: file}, as far as they are there. Raises UserError where one is none
+    of the style folder's."""
     line = re.search(r"^widget: (\[.*\])$", card, re.MULTILINE)
     try:
         names = [example["output"]["url"] for example in json.loads(line[1])] if line else []
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"{told.file.parent / 'README.md'}: its widget is not a list of texts and pictures") from None
-    return {name: told.file.parent / name for name in names if (told.file.parent / name).is_file()}
+    return {name: file for name in names if (file := picture(told.file.parent, name))}
+
+
+def picture(folder: Path, name: Any) -> Path | None:
+    """The file of a picture in the style folder, None where there is none of that name.
+
+    Raises UserError for any other file: a card may come from anywhere, and publishes nothing else of this machine.
+    """
+    card = folder / "README.md"
+    try:
+        file = folder / name
+        inside = not Path(name).is_absolute() and file.resolve().is_relative_to(folder.resolve())
+        if inside and file.is_file():
+            with Image.open(file) as image:
+                image.load()
+            return file
+    except (OSError, ValueError, TypeError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        raise UserError(f"{card}: its widget's {name!r} is no picture that can be read: take it out there") from None
+    if not inside:
+        raise UserError(
+            f"{card}: its widget's {name!r} does not lie in the style folder: copy it there, or take it out"
+        )
+    return None
+
+
+def public_picture(file: Path, out: Path, told: About, base: str | None, repo: str) -> Path:
+    """A picture that impasto drew, written to `out` with texts that name style and base as the card does; any other one
+    as it is. Texts of another version that cannot be told again are left out."""
+    from impasto.evaluate.samples import metadata
+    from impasto.generate import save_png
+
+    with Image.open(file) as image:
+        image.load()  # there may be texts behind the pixels
+        if "impasto" not in image.info:
+            return file
+        try:
+            save_png(image, public_info(metadata(image.info["impasto"]), told, base, repo), out)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            image.save(out, "PNG")
+    return out
+
+
+def public_info(info: dict[str, Any], told: About, base: str | None, repo: str) -> dict[str, Any]:
+    """What a picture tells of how it was drawn, without the folders of this machine."""
+    names = dict.fromkeys((told.recipe.get("out"), str(told.file.parent)), repo.partition("/")[2])
+    info = info | {
+        "styles": [one | {"path": names.get(one["path"]) or Path(one["path"]).name} for one in info["styles"]],
+        "base": public_base(told, base if info["base"] == told.base else info["base"]),
+    }
+    if "aligned" in info:
+        info["aligned"] = info["aligned"] | {"reference": Path(info["aligned"]["reference"]).name}
+    return info
 
 
 def why(error: Exception, repo: str, endpoint: str | None) -> str:

@@ -19,6 +19,9 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
                   gradient; half of the matmul peak is what is sustained. Every picture of the prior, and with
                   DCO of the batch, costs F_lin + F_att more: the base's own prediction
 
+Before that the autoencoder (.35 GB in fp32 and 2 KB a pixel) encodes the pictures, then the text encoders the captions,
+one after the other, with nothing else there; text encoders without room (T5-XXL: 9.5 GB) do so in main memory.
+
 60 bytes is what SimpleTuner's published table shows for SD3-medium at 1024 px (34.6 GiB without, 7.7 GiB with full
 checkpointing, 24 blocks, batch 3), and gives SDXL 6.6 GiB, where that table shows 6.5; see docs/training.md. Of a
 device that is not in PEAKS the time is not known, and said so.
@@ -132,18 +135,22 @@ def clip_skeletons(family: Family) -> list[Any]:
     import transformers
     from accelerate import init_empty_weights
 
+    from impasto.families.folder import damage
+
     index = json.loads((family.folder / "model_index.json").read_text(encoding="utf-8"))
     models = []
     for part in family.clip_parts:
         kind = getattr(transformers, index[part][1])
-        with init_empty_weights():
+        with damage(family.folder, part), init_empty_weights():
             models.append(kind(kind.config_class.from_pretrained(family.folder / part)))
     return models
 
 
-def config_of(family: Family, part: str) -> dict[str, Any]:
-    """What a component's config.json says."""
-    return json.loads((family.folder / part / "config.json").read_text(encoding="utf-8"))
+def config_of(family: Any, part: str) -> dict[str, Any]:
+    """What a component's config.json says. Raises UserError when it cannot be read, or names no class."""
+    config = family.config(part)
+    _ = config["_class_name"]  # said here: in `bones` it is JSON
+    return config
 
 
 def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -> Size:
@@ -356,6 +363,12 @@ def plan(config: TrainConfig, family: Family | None, name: str, precision: str, 
         if config.text_encoder_lora:
             size = with_clips(size, clip_skeletons(family), config)
     return choose(config, of, size, precision, shards)
+
+
+def before(config: TrainConfig) -> str:
+    """What to change when memory ran out while pictures and captions were prepared."""
+    size = f", or with another --out try --size {config.size // 2}" if config.size > 256 else ""
+    return f"that was while encoding pictures and captions, not training: free the device of other programs{size}"
 
 
 def advice(config: TrainConfig, running: Running, device: str = "") -> str:

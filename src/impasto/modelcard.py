@@ -9,7 +9,7 @@ from typing import Any
 
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
-from impasto.adapters.metadata import About
+from impasto.adapters.metadata import About, called_by, is_local
 from impasto.config import TrainConfig
 from impasto.families import VARIANT, mini, pipeline_class
 from impasto.families.base import Family
@@ -19,6 +19,8 @@ from impasto.paths import atomic
 from impasto.plan import bars, histogram, noise_law
 
 CARD = "README.md"  # in a style folder
+ELSEWHERE = "; everything else in\n`recipe.toml`, the loss of each step in `metrics.jsonl`"
+"""Of a style folder: the Hub has neither file."""
 TEXT = """---
 {front}
 ---
@@ -54,8 +56,7 @@ Name the style as its captions did: {captions}.
 
 ## How it was trained
 
-Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps; everything else in
-`recipe.toml`, the loss of each step in `metrics.jsonl`.
+Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps{elsewhere}.
 
 ```
 {bars}
@@ -141,7 +142,7 @@ def front_matter(
 ) -> str:
     """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name)."""
     front = {
-        "base_model": Path(base).name if base and Path(base).exists() else base,
+        "base_model": Path(base).name if base and is_local(base) else base,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "license": known.get("license", "other"),
@@ -166,10 +167,12 @@ def made_card(
     architecture: str,
     trigger: str | None,
     size: int | None = None,
+    prompt: str | None = None,
 ) -> str:
     """The card of a style that was imported, merged or resized. how: one sentence on where it comes from.
 
-    size: what it was trained at, see `trained_size`; the base's own when not given.
+    size: what it was trained at, see `trained_size`; the base's own when not given. prompt: of the code; the trigger
+    when not given.
     """
     folder = Path(base) if base and Path(base).is_dir() else None
     precision, device = placing(architecture, base in mini.names() or bool(known.get("embedded")), folder)
@@ -186,7 +189,7 @@ def made_card(
         opener=opener,
         opening=f"{method}({quoted(where)}{precision})",
         device=device,
-        prompt=quoted(trigger or "..."),
+        prompt=quoted(prompt or trigger or "..."),
         sides=f", height={size}, width={size}" if size else "",
         size_flag=size_flag(size, known),
         shell_base=shlex.quote(base or "BASE"),
@@ -202,11 +205,12 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
     precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
     widget = [(prompt, name) for name in previews]
+    trigger = called_by(config.trigger, config.caption)
     in_bits = config.quantize not in ("auto", "none")
     text = TEXT.format(
         in_full=IN_FULL.format(kind=config.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
-        front=front_matter(config.base, family.card, architecture, config.caption[0], widget),
+        front=front_matter(config.base, family.card, architecture, trigger, widget),
         weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
@@ -233,6 +237,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         noise=config.noise,
         draws=config.steps * config.batch * config.accumulate,
         train_steps=config.steps,
+        elsewhere=ELSEWHERE,
         bars=bars(histogram(within(noise_law(config), family.schedule))),
     )
     with atomic(config.out / CARD) as file:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 MODELS = PACKAGE / "models"  # the embedded weights, fp16 safetensors
+UMASK = os.umask(0o077)  # can only be read by setting it: once, before there are threads
+os.umask(UMASK)
 
 
 def cache_dir(*parts: str) -> Path:
@@ -18,7 +20,10 @@ def cache_dir(*parts: str) -> Path:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed."""
+    """Yield a temporary name beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
+
+    Who may read the file is what the process's umask says, as of any new file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -28,7 +33,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~UMASK)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

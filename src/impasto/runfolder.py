@@ -82,6 +82,8 @@ class RunFolder:
             told = f"another process trains in {str(self.path)!r}: wait for it, or use another --out"
             raise UserError(told) from None
         try:
+            for left in self.state.glob(".step-*"):  # of a process that was killed while it saved
+                left.unlink()
             with atomic(self.path / "recipe.toml") as file:
                 file.write_text(recipe, encoding="utf-8")
         except BaseException:
@@ -105,11 +107,13 @@ class RunFolder:
                 warnings.warn(
                     f"what is saved in {str(self.state)!r} is damaged ({names}): starting afresh", stacklevel=2
                 )
-            self.metrics = (self.path / "metrics.jsonl").open("ab")
+            self.metrics = (self.path / "metrics.jsonl").open("ab+")
             if (there := self.metrics.tell()) < offset:
                 lost = f"{str(self.path)!r} has lost rows of its metrics.jsonl: the curves of its report have a gap"
                 warnings.warn(lost, stacklevel=2)
-            self.metrics.truncate(min(offset, there))
+            self.metrics.seek(0)
+            whole = self.metrics.read(min(offset, there)).rfind(b"\n") + 1  # half a row would spoil the next one
+            self.metrics.truncate(whole)
             self.board = self.new_board(step) if self.tensorboard else None
             self.wandb = self.new_wandb() if self.config.wandb else None
         return step, tensors
@@ -179,7 +183,7 @@ class RunFolder:
             remove(files[-1])
 
     def rows(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds."""
+        """What metrics.jsonl holds; `resume` has cut off what is no whole row."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

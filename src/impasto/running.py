@@ -27,7 +27,7 @@ from torch import nn
 
 from impasto.config import TrainConfig
 from impasto.errors import UserError
-from impasto.families.base import Family, quiet
+from impasto.families.base import Family, part_bytes, quiet
 from impasto.optimizers import extra
 
 QUANTIZED = {
@@ -143,8 +143,7 @@ def settle(pipe: Any, family: Family, pixels: int) -> None:
 
     if not family.device.startswith("cuda"):
         return
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    sizes = [sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for part in parts]
+    sizes = part_bytes(pipe)
     free = torch.cuda.mem_get_info(family.device)[0]
     spread(pipe, family.device, how := memory.drawing(sizes, pixels, free))
     if how != "whole":

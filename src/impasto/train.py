@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         if not config.preview:
             what, instead = "prior", "--prior-weight 0"
         raise UserError(f"a base sharded over processes draws no {what}: {instead}")
-    outline = families.outline(config.base, config.components)  # tells before a download what is wrong
+    with team.state.main_process_first():
+        outline = families.outline(config.base, config.components)  # tells before a download what is wrong
     items = data.read(config, families.card(config.base), preparing, largest=outline.largest if outline else None)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
@@ -94,16 +96,17 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     with team.state.main_process_first():
         kept = {"quantize": running.quantize, "precision": family.precision}
         config, resolved = replace(config, **kept), replace(resolved, **kept)
-        run = RunFolder(config, inputs(family, items, team, running), main=team.main)
+        run = RunFolder(config, inputs(config, family, items, team, running), main=team.main)
     try:
         done, state = run.resume()
         with told(config.out, memory.advice(config, running, "" if team.shards else family.device)):
             if done < config.steps or not all((config.out / name).is_file() for name in (WEIGHTS, CARD)):
-                objectives.read(resolved, family)
-                previews = Previews(family, resolved)
-                prepared = prepare_items(
-                    family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
-                )
+                with team.state.main_process_first(), told(config.out, memory.before(config)):
+                    prepared = prepare_items(
+                        family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
+                    )
+                    objectives.read(resolved, family)
+                    previews = Previews(family, resolved)
                 offset.warn(config.offset_noise, levels, prepared.x[0][0].numel())
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
@@ -219,10 +222,12 @@ def draw_previews(previews: Previews, step: int) -> list[str]:
     return []
 
 
-def inputs(family: Family, items: Sequence[Item], team: Team, running: Running) -> dict[str, Any]:
-    """What a run met beside its settings: hashes, captions, processes, how it was run, versions of what computes."""
+def inputs(config: TrainConfig, family: Family, items: Sequence[Item], team: Team, running: Running) -> dict[str, Any]:
+    """What a run met beside its settings: hashes, whether the base was a folder or file here, captions, processes, how
+    it was run, versions of what computes."""
     met = data.spoken(items) | {"processes": team.size, "running": list(running.why)}
-    return {"base_sha256": family.hash} | data.hashes(items) | met | {name: version(name) for name in PACKAGES}
+    base = {"base_sha256": family.hash, "base_local": Path(config.base).exists()}
+    return base | data.hashes(items) | met | {name: version(name) for name in PACKAGES}
 
 
 def summary(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: float) -> dict[str, Any]:

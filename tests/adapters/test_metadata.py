@@ -237,6 +237,38 @@ def test_a_folder_that_is_given_as_the_base_is_private(tmp_path, tiny_flux, monk
     assert not {"impasto.base", "ss_sd_model_name"} & meta.keys()
 
 
+@pytest.mark.parametrize(
+    ("base", "stated"), [("/tmp/gone/myown", ""), ("bases/of/mine", ""), ("tiny/mine", "base_local = true")]
+)
+def test_a_local_base_that_is_not_here_is_private(tmp_path, base, stated):
+    """Also through an open file that is published later."""
+    style = write_style(tmp_path / "ink", base, recipe=f"{RECIPE}{stated}\n")
+    file = export_style(style, "kohya")["out"]
+    assert told(file)["impasto.base"] == base and told(file)["ss_sd_model_name"] == Path(base).name
+    import_style(file, tmp_path / "back")
+    for place in (style, file, tmp_path / "back"):
+        meta = told(export_style(place, out=tmp_path / "public.safetensors", private=True, overwrite=True)["out"])
+        assert not {"impasto.base", "impasto.base_local", "ss_sd_model_name"} & meta.keys()
+        assert Path(base).name not in str(meta)
+
+
+def test_a_base_that_is_given_is_not_what_another_was(tmp_path):
+    """A style of a local base, imported for one of the Hub."""
+    file = export_style(write_style(tmp_path / "ink", "tiny/mine", recipe=f"{RECIPE}base_local = true\n"))["out"]
+    import_style(file, tmp_path / "back", base=DEV)
+    assert told(tmp_path / "back" / WEIGHTS)["impasto.base"] == DEV
+    assert told(export_style(tmp_path / "back", private=True)["out"])["impasto.base"] == DEV
+
+
+def test_a_recipe_s_file_is_private(tmp_path):
+    recipe = RECIPE.replace('recipe = "style-friendly"', 'recipe = "secret/mine.toml"')
+    file = export_style(write_style(tmp_path / "ink", DEV, recipe=recipe), "kohya")["out"]
+    assert told(file)["impasto.recipe"] == "secret/mine.toml"
+    for place in (tmp_path / "ink", file):
+        meta = told(export_style(place, out=tmp_path / "x.safetensors", private=True, overwrite=True)["out"])
+        assert meta["impasto.recipe"] == "mine.toml"
+
+
 FILLED = ["photo of a cat, wibble style", "photo of two cats, night, wibble style"]
 RAW = 'caption = ["a cat, [trigger]"]\ntrigger = "wibble style"\ncaption_prefix = "photo of"\n'
 
@@ -268,7 +300,8 @@ def test_captions_as_they_were_trained_on(tmp_path, given, kept, captions, tags)
         assert json.loads(meta["ss_tag_frequency"])["ink"]["wibble style"] == 4
         assert meta["ss_num_train_images"] == "17"
     prompt = captions[0] if captions else "wibble style"
-    assert f'pipe("{prompt}", height' in (tmp_path / "small" / "README.md").read_text()
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert f'pipe("{prompt}", height' in card and 'instance_prompt: "wibble style"\n' in card
 
 
 def test_a_trigger_that_no_caption_holds_is_not_what_calls_it(tmp_path):

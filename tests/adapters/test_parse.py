@@ -207,3 +207,47 @@ def test_a_fused_layer_keeps_the_ranks_of_its_parts_and_comes_back_to_the_bit():
     dense[f"{name}.alpha"] = torch.tensor(1.0)
     back, _ = write(read(dense), "kohya")
     assert back.keys() == dense.keys() and all(torch.equal(back[key], dense[key]) for key in dense)
+
+
+def attention(prefix, blocks, width=3072, separator="."):
+    """A LoRA of rank 1 on the queries of so many blocks."""
+    tensors = {}
+    for i in range(blocks):
+        stem = f"{prefix}{separator}{i}{separator}" + separator.join(("attn", "to_q"))
+        tensors |= {f"{stem}.lora_A.weight": torch.ones(1, width), f"{stem}.lora_B.weight": torch.ones(width, 1)}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "architecture"),
+    [
+        (attention("transformer.transformer_blocks", 60), None),  # Qwen-Image
+        (attention("lora_unet_transformer_blocks", 20, separator="_"), None),
+        (attention("transformer.transformer_blocks", 20), "flux"),
+        (attention("transformer.single_transformer_blocks", 39), None),
+        (attention("transformer.transformer_blocks", 39, 1536), None),
+        (file("lora_unet_single_blocks_38_linear2"), None),
+        (file("diffusion_model.joint_blocks.38.x_block.attn.proj"), None),
+        (file("diffusion_model.double_blocks.19.img_attn.proj"), None),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_more_blocks_than_the_architecture_has_are_another_model(tensors, architecture):
+    with pytest.raises(UserError, match=r"is of another model: (flux|sd3) has no block of that number \("):
+        read(tensors, architecture=architecture)
+
+
+def test_the_last_blocks_are_known():
+    assert len(read(attention("transformer.transformer_blocks", 19)).layers) == 19
+    assert len(read(attention("transformer.single_transformer_blocks", 38)).layers) == 38
+    assert len(read(attention("transformer.transformer_blocks", 38, 2432)).layers) == 38
+
+
+def test_files_in_8_bits_are_read():
+    """A T5 that changes nothing among them."""
+    zero = {key: torch.zeros_like(t) for key, t in file("lora_te3_encoder_block_0_layer_0_SelfAttention_q").items()}
+    fused = file("lora_unet_joint_blocks_0_x_block_attn_qkv")
+    small = {key: t.to(torch.float8_e4m3fn) for key, t in (fused | zero).items()}
+    assert len(read(small, architecture="sd3").layers) == 3
+    with pytest.raises(UserError, match="a LoRA on the T5"):
+        read({key: torch.ones_like(t.float()).to(t.dtype) for key, t in small.items()}, architecture="sd3")

@@ -62,6 +62,8 @@ def test_the_same_thing_in_all():
     assert line.startswith("all 3 captions say 'rocket'") and "--prior-weight" in line
     (line,) = said(["a rocket in ink style"] * 3)
     assert "'rocket'" in line
+    (line,) = said(["a rocket in ink style"] * 3, prior_weight=1.0)
+    assert "'rocket'" in line and "--prior-weight" not in line  # it is on
     assert said(["a rocket in ink style"] * 2) == []
     assert said(["wibble"] * 5, trigger="wibble") == []
 

@@ -270,6 +270,11 @@ def test_what_previews_and_the_card_are_told(folder):
         result = told(config, read(config))
     assert len(result.image) == 12 and len(result.caption) == 4 and result.preview_prompt == ("a cat, wibble",)
     assert result.caption[0] == "a a in ink style"
+    by_name = tuple(folder / f"x{i}.png" for i in range(9))
+    config = replace(
+        config, image=by_name, caption=tuple(f"{i} {STYLE}" for i in range(9)), trigger="", preview_prompt=()
+    )
+    assert told(config, read(config)).caption == tuple(f"{i} {STYLE}" for i in range(4))
 
 
 def test_the_order_of_files_on_disk_changes_nothing(tmp_path, folder):

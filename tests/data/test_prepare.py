@@ -65,6 +65,16 @@ def test_the_cache_needs_no_encoders(tiny_sd3, pairs, monkeypatch):
     assert torch.equal(first.x, second.x) and torch.equal(first.conds[1]["text"], second.conds[1]["text"])
 
 
+def test_the_autoencoder_has_gone_when_the_text_encoders_come(tiny_sd3, pairs, monkeypatch):
+    family, there = load(str(tiny_sd3), device="cpu"), []
+    encode = family.encode_prompt
+    monkeypatch.setattr(
+        family, "encode_prompt", lambda *args: there.append({"vae", "encoders"} & vars(family).keys()) or encode(*args)
+    )
+    prepare(family, pairs, 16)
+    assert there[0] == set() and there[-1] == {"encoders"}
+
+
 def test_a_changed_picture_under_the_same_name_is_prepared_anew(tiny_sd3, pairs, tmp_path):
     family = load(str(tiny_sd3), device="cpu")
     before = prepare(family, pairs[:1], 16)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image, PngImagePlugin
 
 from impasto.adapters.io import style_hash
 from impasto.artworld import load_meta
+from impasto.data import references
 from impasto.errors import UserError
 from impasto.evaluate import SCORES, evaluate
 from impasto.evaluate.labels import Labels, read_concepts
-from impasto.evaluate.samples import open_image
+from impasto.evaluate.samples import open_image, read_folder
 
 META = load_meta()
 LABELS = [concept["label"] for concept in META["concepts"]]
@@ -262,6 +264,39 @@ def test_unreadable_images_are_one_line(tmp_path, judges, content):
     with pytest.raises(UserError) as error:
         evaluate(tmp_path, judges=judges, encoder=None)
     assert "0000.png" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pictures_are_not_kept_at_full_size(tmp_path, judges, encoder, truths, monkeypatch):
+    """However many there are: a batch of them at most is in memory, and one of a folder that is only read."""
+    decode, alive, most = references.decode, [], [0]
+
+    def watched(*args):
+        found = decode(*args)
+        alive[:] = [one for one in alive if one() is not None] + [weakref.ref(found[0])]
+        most[0] = max(most[0], len(alive))
+        return found
+
+    folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN), (UNIFONT, RABBIT, ROCKET)] * 8)
+    whole = evaluate(folder, "unifont", base_images=folder, judges=judges, encoder=encoder)
+    monkeypatch.setattr(references, "decode", watched)
+    samples = read_folder(folder)
+    assert len(samples) == 16 and most[0] <= 2
+    monkeypatch.setattr("impasto.evaluate.ruler.BATCH", 3)
+    scores = evaluate(folder, "unifont", base_images=folder, judges=judges, encoder=encoder)
+    assert most[0] <= 3 + 1
+    assert scores["images"] == [
+        {name: pytest.approx(value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in whole["images"]
+    ], "the batch does not matter"
+
+
+def test_a_damaged_picture_is_told_before_any_is_judged(tmp_path, judges, monkeypatch):
+    folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN)] * 3)
+    data = (folder / "0000.png").read_bytes()
+    (folder / "0002.png").write_bytes(data[:-40])
+    monkeypatch.setattr(judges, "concept", lambda pixels: pytest.fail("a picture is judged"))
+    with pytest.raises(UserError, match=r"0002\.png' is damaged"):
+        evaluate(folder, judges=judges, encoder=None)
 
 
 def test_unknown_style_names_the_nearest(tmp_path, judges):

@@ -125,3 +125,56 @@ def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
             card = families.card(base)
             assert (card["generate"]["steps"], list(card["text_lengths"])) == (steps, [length])
             assert card["license"] == "other"
+
+
+def own(folder, **content):
+    """A folder of one SD1.5's index, and an `impasto.json`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "impasto.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_a_folder_may_say_a_part_of_a_table(tmp_path):
+    """The rest is its class's, or that of the base which it names."""
+    card = families.card(own(tmp_path / "a", generate={"steps": 3}, train={"lr": 2e-5}))
+    assert card["generate"] == {"steps": 3, "guidance": 7.5, "batch": 1}
+    assert card["train"] == {"lr": 2e-5, "steps": 300, "batch": 1, "accumulate": 4}
+    config = resolve(base=own(tmp_path / "a", name="mini-sd15", train={"lr": 2e-5}))
+    assert (config.lr, config.steps, config.batch) == (2e-5, 150, 8)
+    assert families.cards()["StableDiffusionPipeline"]["generate"]["steps"] == 50
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"generate": 5}, "generate must be a table, not 5"),
+        ({"generate": None}, "generate must be a table, not None"),
+        ({"generate": {"guidance": "7"}}, "generate.guidance must be float, not '7'"),
+        ({"generate": {"steps": True}}, "generate.steps must be int, not True"),
+        ({"train": [1]}, r"train must be a table, not \[1\]"),
+        ({"train": {"lr": "x"}}, "train: lr must be float, not 'x'"),
+        ({"recipes": []}, r"recipes must be a table, not \[\]"),
+        ({"recipes": {"style-friendly": 1}}, "recipes.style-friendly must be a table, not 1"),
+        ({"recipes": {"style-friendly": {"steps": "x"}}}, "recipes.style-friendly: steps must be int"),
+        ({"size": "512"}, "size must be int, not '512'"),
+        ({"betas": 1}, "betas must be a list, not 1"),
+        ({"prior_prompts": "a cat"}, "prior_prompts must be a list"),
+        ({"name": 5}, "name must be str, not 5"),
+        ({"text_lengths": {}}, "text_lengths must be numbers of tokens with shares above 0"),
+        ({"text_lengths": {"x": 1}}, "text_lengths must be numbers of tokens"),
+        ({"text_lengths": {"1": float("nan")}}, "text_lengths must be numbers of tokens"),
+        ({"text_lengths": {"1": "x"}}, "text_lengths.1 must be float, not 'x'"),
+    ],
+    ids=str,
+)
+def test_what_a_folder_says_has_the_types_of_a_card(tmp_path, content, message):
+    base = own(tmp_path / "a", **content)
+    with pytest.raises(UserError, match=rf"a/impasto\.json: {message}"):
+        families.card(base)
+
+
+def test_whole_cards_are_taken(tmp_path):
+    """Those of all bases, and keys that this version does not know."""
+    for known in families.cards().values():
+        assert families.card(own(tmp_path / "a", **known, newer=[1])).items() >= known.items()

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from impasto.errors import UserError
-from impasto.families import load
+from impasto.families import load, place
 from impasto.generate import Sampling
 from impasto.noise.schedule import mix
 
@@ -107,6 +107,20 @@ def test_bfloat16_on_request(tiny_base):
     z, cond = torch.randn(1, 4, 4, 4), family.encode_prompt(["a cat"])
     assert family.predict(z, torch.tensor([-2.0]), cond).isfinite().all()
     assert family.encode_image(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+
+
+def test_devices_that_are_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert place("cuda:1", "fp32") == ("cuda:1", "fp32") and place("cpu", "auto") == ("cpu", "fp32")
+    assert place("cuda", "auto")[1] == place("cuda:1", "auto")[1] == "bf16"
+    for device in ("cpu:x", "cuda:", "cuda:-1", "cuda:1:1", "mps:x"):
+        with pytest.raises(UserError, match=f"unknown device '{device}': behind the colon goes a number"):
+            place(device, "auto")
+    for device in ("mps", "mps:0", "cuda:2"):
+        with pytest.raises(UserError, match=f"no device '{device}' here"):
+            place(device, "auto")
 
 
 def test_sizes_that_are_no_whole_number_of_tokens(family):

@@ -82,6 +82,19 @@ def test_a_damaged_folder_is_made_again_and_a_whole_one_left_alone(monkeypatch, 
     assert mini.ensure("mini-sd15") == folder and weights.stat().st_ino == before
 
 
+def test_what_breaks_off_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
+
+    def broken(model, folder):
+        folder.mkdir()
+        raise FileNotFoundError(folder / "config.json")
+
+    monkeypatch.setattr(mini, "_save_fp16", broken)
+    with pytest.raises(FileNotFoundError):
+        mini.ensure("mini-sd3")
+    assert not list((tmp_path / "bases").iterdir())
+
+
 def test_an_unknown_base_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         mini.ensure("mini-sd33")

@@ -138,6 +138,27 @@ def test_all_of_a_packaged_base_is_counted(name):
     assert mini.card(name)["folder_sha256"] == folder_hash(folder)
 
 
+def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
+    """Two links to one folder, and one within a component, hash as what they lead to; one that leads back up ends."""
+    copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
+    shutil.copytree(copy / "text_encoder", copy / "text_encoder_2", dirs_exist_ok=True)
+    shutil.copytree(copy / "vae", copy / "transformer" / "more")
+    before, files = folder_hash(copy), families.counted(copy)
+    (copy / "text_encoder").rename(tmp_path / "encoder")
+    (copy / "transformer" / "more").rename(tmp_path / "more")
+    shutil.rmtree(copy / "text_encoder_2")
+    for name, target in (("text_encoder", "encoder"), ("text_encoder_2", "encoder"), ("transformer/more", "more")):
+        (copy / name).symlink_to(tmp_path / target, target_is_directory=True)
+    (copy / "vae" / "up").symlink_to(copy / "vae", target_is_directory=True)
+    (copy / "vae" / "nowhere").symlink_to("nowhere")
+    assert families.counted(copy) == files and folder_hash(copy) == before
+    for weights in (tmp_path / "encoder" / "model.safetensors", next((tmp_path / "more").glob("*.safetensors"))):
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        changed = folder_hash(copy)
+        assert changed != before
+        before = changed
+
+
 def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         load("mini-sd")

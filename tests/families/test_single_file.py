@@ -135,6 +135,32 @@ def test_a_disk_that_fills_up_is_no_damage(sd15, tmp_path, monkeypatch):
     assert not list(single_file.cache_dir("bases").glob("*full*"))
 
 
+def test_another_command_was_first(sd15, tmp_path, monkeypatch):
+    """What it made is used; nothing of ours is left."""
+    write = single_file.write
+
+    def late(scratch, *args):
+        write(scratch, *args)
+        shutil.copytree(scratch, scratch.with_name(scratch.name[1:].rpartition(".")[0]))
+
+    monkeypatch.setattr(single_file, "write", late)
+    shutil.copy(sd15.file, tmp_path / "twice.safetensors")
+    folder = convert(tmp_path / "twice.safetensors", sd15.tokenizers, sd15.configs)
+    assert (folder / "model_index.json").is_file()
+    assert list(single_file.cache_dir("bases").glob("*twice*")) == [folder]
+
+
+def test_a_linked_folder_within_a_component_is_linked_file_by_file(sd15, tmp_path):
+    tokenizers = shutil.copytree(sd15.tokenizers, tmp_path / "tokenizers")
+    (tokenizers / "tokenizer").rename(tmp_path / "apart")
+    (tokenizers / "tokenizer").mkdir()
+    (tokenizers / "tokenizer" / "more").symlink_to(tmp_path / "apart", target_is_directory=True)
+    shutil.copy(sd15.file, tmp_path / "linked.safetensors")
+    folder = convert(tmp_path / "linked.safetensors", tokenizers, sd15.configs)
+    there = sorted(file.name for file in (folder / "tokenizer" / "more").iterdir())
+    assert there == sorted(file.name for file in (tmp_path / "apart").iterdir()) and there
+
+
 def test_the_tokenisers_must_come_from_somewhere(original):
     with pytest.raises(UserError, match=r"does not hold tokenizer.*--components"):
         convert(original.file, None, original.configs)

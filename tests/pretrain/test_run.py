@@ -15,7 +15,7 @@ from impasto.errors import UserError
 from impasto.families import load, mini
 from impasto.paths import MODELS
 from impasto.pretrain import run
-from impasto.pretrain.base import make_bank
+from impasto.pretrain.base import make_bank, shape_of
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.state import Clock
 from impasto.pretrain.text import new_tower
@@ -193,5 +193,10 @@ def test_unknown_names_are_refused():
         run.pretrain("mini-sd15", teacher="mini-sd3", offset=0.1, resume=True)
     with pytest.raises(UserError, match="from 0 to 1"):
         run.pretrain("mini-sd15", offset=-1.0, resume=True)
+    for wrong in ({"batch": 0}, {"threads": -1}, {"threads": 0}):
+        with pytest.raises(UserError, match="at least 1"):
+            run.pretrain("mini-sd3", resume=True, **wrong)
+    with pytest.raises(UserError, match="size '0x3': its numbers are at least 1"):
+        shape_of(run.MMDiT(), "0x3")
     with pytest.raises(UserError, match="did you mean 'along'"):
         run.pretrain("mini-sd3", text="alon", resume=True)

@@ -205,19 +205,25 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
 
     check_out(out, overwrite)
     tensors, config = write(adapter, "diffusers")
-    metadata = (
-        describe(adapter, told) | ({"impasto.base": base} if base else {}) | {"modelspec.title": out.resolve().name}
-    )
+    metadata = describe(adapter, told) | {"modelspec.title": out.resolve().name}
+    metadata.pop("impasto.base_local", None)  # of another base, it may be
+    metadata |= stated_base(base, told.local(base))
     writable_folder(out)
-    known, trigger = known_card(base, adapter.architecture), next(iter(told.captions), told.trigger)
+    known, size = known_card(base, adapter.architecture), trained_size(told)
     with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
         card.write_text(
             made_card(
-                out.resolve().name, how, str(out), base, known, adapter.architecture, trigger, trained_size(told)
+                *(out.resolve().name, how, str(out), base, known, adapter.architecture, told.trigger, size),
+                prompt=next(iter(told.captions), None),
             ),
             encoding="utf-8",
         )
+
+
+def stated_base(base: str | None, local: bool) -> dict[str, str]:
+    """What a file's metadata says of its base: nothing where none is known."""
+    return ({"impasto.base": base} if base else {}) | ({"impasto.base_local": "true"} if local else {})
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -244,7 +250,8 @@ def merged(parts: Sequence[tuple[Path, float]], opened: Sequence[tuple[Adapter, 
     captions = list(dict.fromkeys(caption for _, told in opened for caption in told.captions))
     metadata = {"modelspec.merged_from": names, "impasto.captions": json.dumps(captions, ensure_ascii=False)}
     if len(bases) == 1:
-        metadata["impasto.base"] = bases.pop()
+        base = bases.pop()
+        metadata |= stated_base(base, any(told.local(base) for _, told in opened))
     sizes = {trained_size(told) for _, told in opened}
     if len(sizes) == 1 and (size := sizes.pop()):
         metadata["ss_resolution"] = f"({size}, {size})"

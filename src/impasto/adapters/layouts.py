@@ -37,7 +37,11 @@ TEXT_ENCODERS = {
 SD2_TEXT = 1024
 """How wide SD2's text encoder is, which ComfyUI calls "clip_h"; SD1's has 768."""
 
-DEPTH = 100  # blocks of a transformer that are known by name; FLUX.1 has 38, SD3.5 large 38
+DEPTH = {
+    "flux": {"double_blocks": 19, "transformer_blocks": 19, "single_blocks": 38, "single_transformer_blocks": 38},
+    "sd3": {"joint_blocks": 38, "transformer_blocks": 38},
+}
+"""Blocks of a transformer by their names in both namings: all that FLUX.1 has, and SD3.5 large, the deepest SD3."""
 UNET_DEPTH = 10  # transformer blocks in one attention of a U-Net; SDXL has 10
 TEXT_DEPTH = 32  # layers of a CLIP tower; the larger one of SDXL has 32
 
@@ -151,14 +155,15 @@ def text_names() -> dict[str, str]:
 
 
 def flux(architecture: str, layers_per_block: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for i in range(DEPTH):
+    for i in range(DEPTH[architecture]["double_blocks"]):
         yield from blocks(f"double_blocks.{i}", FLUX_DOUBLE, f"transformer_blocks.{i}")
+    for i in range(DEPTH[architecture]["single_blocks"]):
         yield from blocks(f"single_blocks.{i}", FLUX_SINGLE, f"single_transformer_blocks.{i}")
     yield from ((whole, (part,)) for whole, part in FLUX_REST.items())
 
 
 def sd3(architecture: str, layers_per_block: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for i in range(DEPTH):
+    for i in range(DEPTH[architecture]["joint_blocks"]):
         yield from blocks(f"joint_blocks.{i}", SD3_BLOCK, f"transformer_blocks.{i}")
     yield from ((whole, (part,)) for whole, part in SD3_REST.items())
 

@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,8 @@ LISTS = ("captions", "caption_counts", "references_sha256")  # under [impasto] o
 KEPT = ("modelspec.", "ss_", "sshs_", "impasto.")
 """Beginnings of the keys that go from one file of a style to the next."""
 NAMES_PATHS = ("ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_tag_frequency", "ss_vae_name")
+REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+"""A hub id, as the Hub takes it."""
 PATH = re.compile(r"(^|[\s\"'(\[=:,])(/[^/\s]|~/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)")
 
 
@@ -79,10 +81,30 @@ class About:
     @property
     def trigger(self) -> str | None:
         """What calls it: its trigger where the captions hold it, as far as they are known, else the first caption."""
-        word, texts = self.recipe.get("trigger") or self.metadata.get("impasto.trigger"), self.captions
-        if word and (not texts or any(word.lower() in text.lower() for text in texts)):
-            return word
-        return texts[0] if texts else None
+        return called_by(self.recipe.get("trigger") or self.metadata.get("impasto.trigger"), self.captions)
+
+    def local(self, base: str | None) -> bool:
+        """Whether `base` is a folder or a file, see `is_local`; of its own base the style may say so itself."""
+        stated = self.inputs.get("base_local", self.metadata.get("impasto.base_local") == "true" or None)
+        return bool(base) and is_local(base or "", stated if base == self.base else None)
+
+
+def called_by(trigger: str | None, captions: Sequence[str]) -> str | None:
+    """What calls a style: its trigger where the captions hold it, as far as they are known, else the first caption."""
+    if trigger and (not captions or any(trigger.lower() in caption.lower() for caption in captions)):
+        return trigger
+    return captions[0] if captions else None
+
+
+def is_local(base: str, stated: bool | None = None) -> bool:
+    """Whether a base is a folder or a file, of this machine or of the one that trained on it.
+
+    All is that is neither embedded nor a hub id. Of those it is what the run `stated`; a run of before that was kept
+    says None, and it is whether there is one here.
+    """
+    if base not in embedded() and (not REPO.fullmatch(base) or base.endswith(".safetensors")):
+        return True
+    return Path(base).exists() if stated is None else bool(stated)
 
 
 def about(style: Path | str, metadata: Mapping[str, str]) -> About:
@@ -164,10 +186,11 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     ranks = sorted({lora.rank for lora in adapter.layers.values()})
     alphas = sorted({lora.alpha for lora in adapter.layers.values()})
     example = next(iter(style.captions), style.trigger)
-    local = bool(style.base) and Path(style.base or "").exists()
+    local = style.local(style.base)
     other = [key for key in STATING if meant(style.metadata.get(key, "")) != adapter.architecture]
-    other += ["impasto.base"] if local and private else []
+    other += ["impasto.base", "impasto.base_local", "ss_sd_model_name"] if local and private else []
     kept = {key: value for key, value in style.metadata.items() if key not in other}
+    by = recipe.get("recipe") or kept.get("impasto.recipe")
     guessed = known.get("size") if style.base and "modelspec.resolution" not in kept else None
     size = recipe.get("size") or guessed
     told = kept if not style.base else {}  # a file of another tool may know its base better than we do
@@ -199,12 +222,14 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     if recipe:
         kohya |= trained(recipe, style, private)
     own = {
-        **{key: recipe.get(key) for key in ("recipe", "noise", *(f"noise_{name}" for name in PARAMETERS), "objective")},
+        "recipe": Path(by).name if by and private else by,
+        **{key: recipe.get(key) for key in ("noise", *(f"noise_{name}" for name in PARAMETERS), "objective")},
         "offset_noise": recipe.get("offset_noise") or None,
         **{key: recipe.get(key) for key in ("prior_weight", "targets", "ema", "quantize")},
         **{key: style.inputs.get(key) for key in ("base_sha256", "references_sha256")},
         "architecture": adapter.architecture,
         "base": None if local and private else style.base,
+        "base_local": True if local and not private else None,
         "captions": style.captions or None,
         "trigger": recipe.get("trigger") or None,
         "images": None if private else recipe.get("image"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from impasto.adapters.convert import ADAPTER_METADATA, Adapter, Lora, swap, unfuse
 from impasto.adapters.io import check_finite
-from impasto.adapters.layouts import DENOISER, TEXT_ENCODERS, Names, names, part_widths, text_names
+from impasto.adapters.layouts import DENOISER, DEPTH, TEXT_ENCODERS, Names, names, part_widths, text_names
 from impasto.errors import UserError
 
 ROLES = {
@@ -91,11 +91,11 @@ def read(
     architecture = architecture or detect(pairs, metadata or {})
     known = names(architecture, layers_per_block)
     layers: dict[str, Lora] = {}
-    unknown, t5 = [], []
+    unknown, deeper, t5 = [], [], []
     for stem, pair in pairs.items():
         component, name = split(stem, architecture)
         if component == "t5":
-            if pair["up"].count_nonzero() and not denoiser_only:
+            if pair["up"].float().count_nonzero() and not denoiser_only:
                 t5.append(stem)
             continue
         published = False
@@ -106,7 +106,7 @@ def read(
             if parts and denoiser_only:
                 continue
         if parts is None:
-            unknown.append(stem)
+            (deeper if too_deep(name, architecture) else unknown).append(stem)
             continue
         rank = pair["down"].shape[0]
         alpha = (
@@ -122,6 +122,8 @@ def read(
         for part, own in zip(parts, unfuse(lora, len(parts)), strict=True):
             if own is not None:
                 layers[f"{component}.{part}"] = own
+    if deeper:
+        raise UserError(f"it is of another model: {architecture} has no block of that number ({listed(deeper)})")
     if unknown:
         raise UserError(f"{listed(unknown)}: no layer of {architecture} (known by name) is called that")
     if t5:
@@ -140,6 +142,12 @@ def resolve(name: str, known: Names) -> tuple[tuple[str, ...] | None, bool]:
     if name in known.place:
         return (name,), False
     return known.fused.get(name), True
+
+
+def too_deep(name: str, architecture: str) -> bool:
+    """Whether a layer of the denoiser lies in a block of a number that the architecture does not have (DEPTH)."""
+    found = re.match(r"(\w+?_blocks)[._](\d{1,9})[._]", name)
+    return found is not None and int(found[2]) >= DEPTH.get(architecture, {}).get(found[1], math.inf)
 
 
 def resolve_text(name: str) -> tuple[str, ...] | None:

@@ -76,9 +76,10 @@ def same_thing(items: Sequence[Item], config: TrainConfig) -> str:
     first = [word for word in dict.fromkeys(words(items[0].caption)) if word in shared]
     if not first:
         return ""
+    keep = "" if config.prior_weight else ", or keep what the base knows with --prior-weight 1"
     return (
         f"all {len(items)} captions say {' '.join(first[:4])!r}: the style may come with it everywhere; add pictures "
-        "of other things, or keep what the base knows with --prior-weight 1"
+        f"of other things{keep}"
     )
 
 

@@ -19,7 +19,7 @@ from impasto.errors import UserError
 
 FEW = 8  # pictures that need no progress bar
 KEPT = 32  # different captions that recipe.toml keeps
-PREVIEWS = 4  # prompts of previews and captions in the card, where a folder brings many
+PREVIEWS = 4  # prompts of previews and captions in the card, where pictures bring many
 
 
 @dataclass(frozen=True)
@@ -191,16 +191,14 @@ def check_settings(config: TrainConfig, items: Sequence[Item]) -> None:
 def told(config: TrainConfig, items: Sequence[Item]) -> TrainConfig:
     """The config with its pictures and captions named one by one: for previews, the card and prior prompts.
 
-    Where there are folders, the captions are the first few different ones.
+    The captions are the first few different ones.
     """
-    texts = [one.caption for one in items]
-    if any(path.is_dir() for path in config.image):
-        texts = list(dict.fromkeys(texts))[:PREVIEWS]
+    texts = list(dict.fromkeys(one.caption for one in items))[:PREVIEWS]
     trigger = config.trigger
     return replace(
         config,
         image=tuple(one.picture.path for one in items),
-        caption=tuple(dict.fromkeys(texts)),
+        caption=tuple(texts),
         preview_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.preview_prompt),
         prior_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.prior_prompt),
     )

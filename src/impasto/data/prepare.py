@@ -97,6 +97,7 @@ def prepare_items(
             sizes.append(view.record(one.picture.width, one.picture.height))
         if progress:
             progress(done := done + 1, total)
+    family.free("vae")  # makes room for the text encoders
     conds: dict[int, dict[str, Rows]] = {length: {} for length in family.text_lengths}
     for caption in captions:
         for length, cond in conds.items():

@@ -4,8 +4,10 @@ Any transformers folder or hub id that `AutoModel` knows, with safetensors weigh
 returns None, and the scores that need it are null.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,16 @@ class Encoder:
     model: Any
     processor: Any
     tokenizer: Any | None
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of its weights; its name where it has none (in tests)."""
+        if self.model is None:
+            return self.name
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> Tensor:

@@ -62,7 +62,7 @@ def evaluate(
     style = _style(style_of, judges)
     truths = {} if style is None else true_pictures(style, [c for c in asked if c is not None])
     ruler = Ruler(judges, _encoder(encoder), style, trained.image, trained.concept, truths)
-    rows = ruler.rows([sample.image for sample in samples], asked, [sample.prompt for sample in samples])
+    rows = ruler.rows((sample.image for sample in samples), asked, [sample.prompt for sample in samples])
     result = {
         "folder": str(folder),
         "images_scored": len(samples),
@@ -231,7 +231,7 @@ def _base_means(
     if not samples:
         return None
     asked, _ = _concepts(samples, concepts, labels)
-    return means(ruler.rows([sample.image for sample in samples], asked, [sample.prompt for sample in samples]))
+    return means(ruler.rows((sample.image for sample in samples), asked, [sample.prompt for sample in samples]))
 
 
 def _notes(style_of: str | None, asked: Sequence[int | None], truths: dict, trained: Reference) -> list[str]:

@@ -1,14 +1,16 @@
 """One ruler for all pictures: generated ones, those of the base without adapter and the true ones get the same rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from impasto.evaluate import clip, paired
-from impasto.evaluate.encoders import Encoder
+from impasto.evaluate.encoders import BATCH, Encoder
 from impasto.evaluate.judged import Row, concept_rows, style_rows
 from impasto.evaluate.leakage import leaks
 from impasto.evaluate.samples import to_tensor
@@ -31,13 +33,30 @@ class Ruler:
 
     def rows(
         self,
-        images: Sequence[Image.Image],
+        images: Iterable[Image.Image],
         concepts: Sequence[int | None],
         prompts: Sequence[str | None],
         true: bool = False,
     ) -> list[Row]:
-        """One row of scores per image. `true`: these are the true pictures themselves, paired with nothing."""
-        pixels = to_tensor(list(images))
+        """One row of scores per image. `true`: these are the true pictures themselves, paired with nothing.
+
+        images: taken BATCH at a time, each once, and not kept.
+        """
+        rows, embedded, left = [], [], iter(images)
+        for start in range(0, len(concepts), BATCH):
+            part, vectors = self._seen(list(islice(left, BATCH)), concepts[start : start + BATCH], true)
+            rows += part
+            embedded += vectors
+        if self.encoder is not None and rows:
+            self._clip(rows, self.encoder, torch.cat(embedded), concepts, prompts, true)
+        return rows
+
+    def _seen(
+        self, images: list[Image.Image], concepts: Sequence[int | None], true: bool
+    ) -> tuple[list[Row], list[Tensor]]:
+        """What the judges and the true pictures say of some images, and what the encoder makes of them, if there is
+        one."""
+        pixels = to_tensor(images)
         seen = self.judges.concept(pixels)
         style = style_rows(self.judges.style(pixels), self.judges.style_names, self.judges.kinds, self.style)
         concept = concept_rows(seen, self.judges.labels, concepts)
@@ -46,9 +65,7 @@ class Ruler:
         self._add(rows, "style_cosine", self._style_cosine(pixels))
         if not true:
             self._pairs(rows, pixels, concepts)
-        if self.encoder is not None:
-            self._clip(rows, self.encoder, images, concepts, prompts, true)
-        return rows
+        return rows, [] if self.encoder is None else [self.encoder.images(images)]
 
     def _add(self, rows: list[Row], name: str, values: Tensor | None, index: Sequence[int] | None = None) -> None:
         """Put values [n] into rows `index` (default: all); nan and None leave the score unknown."""
@@ -80,12 +97,11 @@ class Ruler:
         self,
         rows: list[Row],
         encoder: Encoder,
-        images: Sequence[Image.Image],
+        embedded: Tensor,
         concepts: Sequence[int | None],
         prompts: Sequence[str | None],
         true: bool,
     ) -> None:
-        embedded = encoder.images(images)
         if self.reference is not None:
             self._add(rows, "clip_i_reference", clip.clip_i_reference(embedded, encoder.images([self.reference])))
         index, pictures = self._paired(concepts)

@@ -21,8 +21,12 @@ class Sample:
     """One image of a folder. `meta` is what `impasto generate` wrote into it, {} when there is nothing."""
 
     path: Path
-    image: Image.Image  # RGB, any size
     meta: dict[str, Any]
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB, any size: read from disk each time, as thousands of them would fill the memory. UserError as `load`."""
+        return references.load(self.path).image
 
     @property
     def prompt(self) -> str | None:
@@ -59,7 +63,8 @@ def metadata(text: Any) -> dict[str, Any]:
 def read_folder(folder: Path | str) -> list[Sample]:
     """All images of a folder by name: the numbered ones (`0000.png`, ...) where there are any, else every PNG.
 
-    UserError when the folder is missing, is a file, holds no PNG, or a PNG cannot be read.
+    Each is decoded once, so that a damaged one is told before any work starts, and let go again. UserError when the
+    folder is missing, is a file, holds no PNG, or a PNG cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,7 +74,7 @@ def read_folder(folder: Path | str) -> list[Sample]:
     if not paths:
         raise UserError(f"{folder} holds no PNG: give the folder that `impasto generate --out` wrote")
     numbered = [path for path in paths if re.fullmatch(r"\d+", path.stem)]
-    return [Sample(path, *open_image(path)) for path in numbered or paths]
+    return [Sample(path, open_image(path)[1]) for path in numbered or paths]
 
 
 def to_tensor(images: list[Image.Image], size: int = SIZE) -> torch.Tensor:

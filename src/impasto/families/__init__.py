@@ -5,10 +5,11 @@ The table FAMILIES maps the pipeline class that a folder names in its `model_ind
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,17 @@ OF_VARIANT = re.compile(r".+\..+\.safetensors|.+\.index\..+\.json")
 READ = {".safetensors", ".json", ".txt", ".model"}  # of a base: no pickles, no second format
 SCHEDULER = "scheduler/scheduler_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
+    "size": int,
+    "bucket_step": int,
+    "embedded": bool,
+    "betas": tuple[float, ...],
+    "prior_prompts": tuple[str, ...],
+    "generate.steps": int,
+    "generate.guidance": float,
+    "generate.batch": int,
+    **dict.fromkeys(("name", "pipeline", "license", "license_name", "license_link", "modelspec", "predicts"), str),
+}
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
     "StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3"),
@@ -96,10 +108,10 @@ def check_name(base: str) -> None:
 def card(base: str) -> dict[str, Any]:
     """What is known about `base` without loading it: the class's card, the base's, the folder's own.
 
-    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card. A hub id that is
-    no entry is asked for its class alone (see `part_config`); nothing is known where that cannot be had. FLUX without
-    an input for guidance goes by schnell's card, but for its licence. Raises UserError when `base` is none of a
-    folder, an embedded name and a hub id.
+    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card; of "generate" and
+    "train" it may say a part. A hub id that is no entry is asked for its class alone (see `part_config`); nothing is
+    known where that cannot be had. FLUX without an input for guidance goes by schnell's card, but for its licence.
+    Raises UserError when `base` is none of a folder, an embedded name and a hub id.
     """
     check_name(base)
     folder = Path(base)
@@ -113,18 +125,51 @@ def card(base: str) -> dict[str, Any]:
         told = known.get(base) or part_config(base, "model_index.json")
         pipeline = told.get("pipeline") or told.get("_class_name", "")
     else:
-        file = folder / "impasto.json"
-        try:
-            own = read_object(file) if file.is_file() else {}
-        except (OSError, ValueError):
-            raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+        own = own_card(folder / "impasto.json")
         name, pipeline = str(own.get("name", "")), pipeline_class(folder)
     named = known.get(name, {})
     if pipeline == "FluxPipeline" and not named:
         transformer = part_config(base, "transformer/config.json")
         if transformer and not transformer.get("guidance_embeds", False):
             named = known["black-forest-labs/FLUX.1-schnell"] | {"license": "other"}
-    return known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named | own
+    found = known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named
+    return found | own | {table: found.get(table, {}) | own[table] for table in ("generate", "train") if table in own}
+
+
+def own_card(file: Path) -> dict[str, Any]:
+    """What an `impasto.json` says, {} where there is none. Raises UserError when it cannot be read, and for a value of
+    another type than a card has there (CARD)."""
+    from impasto.config import check_values, convert
+
+    try:
+        own = read_object(file) if file.is_file() else {}
+    except (OSError, ValueError):
+        raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+    recipes = own.get("recipes", {})
+    tables = {name: own[name] for name in ("generate", "train", "recipes", "text_lengths") if name in own}
+    tables |= {f"recipes.{name}": keys for name, keys in recipes.items()} if isinstance(recipes, dict) else {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(f"{file}: {name} must be a table, not {table!r}")
+    said = own | {f"generate.{key}": value for key, value in own.get("generate", {}).items()}
+    for key, kind in CARD.items():
+        if key in said:
+            convert(said[key], kind, f"{file}: {key}")
+    for name, table in tables.items():
+        if name.startswith(("train", "recipes.")):
+            check_values(table, f"{file}: {name}")
+    check_lengths(own.get("text_lengths", {"1": 1.0}), file)
+    return own
+
+
+def check_lengths(lengths: Mapping[str, Any], file: Path) -> None:
+    """Raise UserError unless `text_lengths` of an `impasto.json` are numbers of tokens with shares above 0."""
+    from impasto.config import convert
+
+    shares = [convert(share, float, f"{file}: text_lengths.{length}") for length, share in lengths.items()]
+    whole = all(length.isdecimal() and int(length) > 0 for length in lengths)
+    if not shares or not whole or not all(0 < share < math.inf for share in shares):
+        raise UserError(f"{file}: text_lengths must be numbers of tokens with shares above 0, not {dict(lengths)!r}")
 
 
 def part_config(base: str, name: str) -> dict[str, Any]:
@@ -272,9 +317,25 @@ def counted(folder: Path) -> list[Path]:
     """The files of a diffusers folder that are read: `model_index.json`, and those of the components that it names; not
     how they came about (`card.json`), and not what another tool has fetched into the same folder."""
     parts = {name for name, value in model_index(folder).items() if isinstance(value, list) and value and value[0]}
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in READ)
-    named = [file for file in files if file.relative_to(folder).parts[0] in parts and file.name != "card.json"]
+    files = [file for part in folder.iterdir() if part.name in parts for file in read_of(part)]
+    named = [file for file in files if file.name != "card.json"]
     return sorted([folder / "model_index.json", *without_variants(named)])
+
+
+def read_of(part: Path) -> list[Path]:
+    """The files of a component's folder that are read (READ), those in linked folders too."""
+    return sorted(file for file in below(part) if file.suffix in READ)
+
+
+def below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files in a folder and in those below. Links to folders are followed, but for those that lead back up."""
+    if not folder.is_dir() or folder.resolve() in above:
+        return
+    for entry in folder.iterdir():
+        if entry.is_file():
+            yield entry
+        else:
+            yield from below(entry, above | {folder.resolve()})
 
 
 def without_variants(files: list[Path]) -> list[Path]:
@@ -285,12 +346,15 @@ def without_variants(files: list[Path]) -> list[Path]:
 
 
 def file_hash(file: Path) -> str:
-    """sha256 of one file of a base."""
+    """sha256 of one file of a base. Raises UserError for a configuration that cannot be read."""
     blob = file.resolve().name
     if file.suffix == ".safetensors" and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
     if file.name.endswith(("config.json", "model_index.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            content = read_object(file)
+        except ValueError:
+            raise UserError(f"the base is damaged: {str(file)!r} cannot be read; fetch it again") from None
         for key in ("_diffusers_version", "transformers_version"):
             content.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -329,12 +393,16 @@ def place(device: str, precision: str) -> tuple[str, str]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
-    if device.split(":")[0] not in ("cpu", "cuda", "mps"):
+        precision = "bf16" if device.startswith("cuda") else "fp32"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
         raise UserError(f"unknown device {device!r}: {nearest(device, ['auto', 'cpu', 'cuda', 'mps'])}")
-    if (device.startswith("cuda") and not torch.cuda.is_available()) or (
-        device == "mps" and not torch.backends.mps.is_available()
-    ):
+    try:
+        number = torch.device(device).index
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}: behind the colon goes a number, as in {kind}:0") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+    if not there or (kind == "cuda" and number and number >= torch.cuda.device_count()):
         raise UserError(f"there is no device {device!r} here: --device cpu, or auto")
     if precision not in ("fp32", "bf16"):
         raise UserError(f"unknown precision {precision!r}: {nearest(precision, ['auto', 'fp32', 'bf16'])}")

@@ -129,6 +129,12 @@ class Family(Protocol):
         ...
 
 
+def part_bytes(pipe: Any) -> list[int]:
+    """Bytes of the weights of each part of a pipeline."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return [sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for part in parts]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no notices of diffusers and transformers: what a user must know, impasto says itself."""

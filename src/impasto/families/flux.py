@@ -58,8 +58,8 @@ class Flux(DiffusersFolder):
     def guided_by(self) -> str:
         return "embedding" if self.guided else "nothing"
 
-    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
-        text, pooled, _ = pipe.encode_prompt(prompts, device=torch.device(self.device), max_sequence_length=length)
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        text, pooled, _ = pipe.encode_prompt(prompts, device=torch.device(device), max_sequence_length=length)
         return {"text": text, "pooled": pooled}
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:

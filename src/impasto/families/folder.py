@@ -1,6 +1,7 @@
 """What all families share: a diffusers folder whose parts are loaded when they are first used."""
 
 import gc
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,22 @@ from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families import VARIANT, folder_hash, model_index, read_object
-from impasto.families.base import Condition, quiet, warn_if_cut
+from impasto.families.base import Condition, part_bytes, quiet, warn_if_cut
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LIBRARIES = ("diffusers", "transformers")
+LONGEST = 1_000_000  # tokens of a prompt
+
+
+class Config(dict[str, Any]):
+    """A component's configuration. A key that it lacks raises UserError. damaged: the base and the file, in words."""
+
+    def __init__(self, damaged: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.damaged = damaged
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.damaged} lacks {key!r}; fetch it again")
 
 
 class DiffusersFolder(ABC):
@@ -65,13 +78,14 @@ class DiffusersFolder(ABC):
         """As the card says; text encoders that know one length only override this."""
         return {int(length): float(share) for length, share in self.card["text_lengths"].items()}
 
-    def config(self, part: str) -> dict[str, Any]:
+    def config(self, part: str) -> "Config":
         """The configuration of a component. Raises UserError when the folder has none that can be read."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        damaged = f"the base {str(self.folder)!r} is damaged: {part}/{name}"
         try:
-            return read_object(self.folder / part / name)
+            return Config(damaged, read_object(self.folder / part / name))
         except (OSError, ValueError):
-            raise UserError(f"the base {str(self.folder)!r} is damaged: {part}/{name} cannot be read") from None
+            raise UserError(f"{damaged} cannot be read") from None
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -108,8 +122,9 @@ class DiffusersFolder(ABC):
 
     @cached_property
     def encoders(self) -> Any:
-        """A pipeline of the text encoders alone."""
-        return self.pipeline(**{self.part: None, "vae": None, "scheduler": None})
+        """A pipeline of the text encoders alone; in main memory where a GPU has no room for them."""
+        pipe = self.assembled(**{self.part: None, "vae": None, "scheduler": None})
+        return pipe.to(self.device if room(pipe, self.device) else "cpu")
 
     @property
     def clip_parts(self) -> tuple[str, ...]:
@@ -132,19 +147,21 @@ class DiffusersFolder(ABC):
 
     def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
         """`encode_prompt` with gradient, by the pipeline's own code; what the longest reader cuts is said."""
+        own = None if pipe else str(self.encoders.device)
         pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
         with quiet():
             for prompt in prompts:
                 warn_if_cut(prompt, *self.reads(pipe, length))
-            return self.embed(pipe, list(prompts), length)
+            found = self.embed(pipe, list(prompts), length, own or self.device)
+        return {name: t.to(self.device) for name, t in found.items()}
 
     def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
         """The tokeniser of `pipe` that reads most of a prompt, and up to which length if not its own."""
         return getattr(pipe, self.reader), length if self.reader_takes_length else None
 
     @abstractmethod
-    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
-        """The conditions that the pipeline's `encode_prompt` makes."""
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        """The conditions that the pipeline's `encode_prompt` makes; its encoders compute on `device`."""
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """All text is CLIP's."""
@@ -161,6 +178,10 @@ class DiffusersFolder(ABC):
             )
 
     def pipeline(self, **parts: Any) -> Any:
+        return self.assembled(**parts).to(self.device)
+
+    def assembled(self, **parts: Any) -> Any:
+        """`pipeline` in main memory."""
         import diffusers
 
         with quiet(), damage(self.folder):
@@ -169,7 +190,15 @@ class DiffusersFolder(ABC):
                 self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.variants(given))
             )
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(self.device)
+        self.check_tokenizers(pipe)
+        return pipe
+
+    def check_tokenizers(self, pipe: Any) -> None:
+        """Raise UserError when a CLIP's tokeniser does not say how long prompts are: transformers takes 10^30."""
+        for name in (clip.replace("text_encoder", "tokenizer") for clip in self.clips):
+            if getattr(getattr(pipe, name, None), "model_max_length", 0) > LONGEST:
+                said = f"{name}/tokenizer_config.json lacks 'model_max_length'"
+                raise UserError(f"the base {str(self.folder)!r} is damaged: {said}; fetch it again")
 
     def variants(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The components that are not `given` and are there as a `variant` only; the pipeline's own `variant` would be
@@ -250,6 +279,23 @@ class DiffusersFolder(ABC):
             torch.cuda.empty_cache()
 
 
+def room(pipe: Any, device: str) -> bool:
+    """Whether `device` holds the text encoders of `pipe`, in main memory until now; a warning where a GPU does not."""
+    from impasto import memory
+
+    if not device.startswith("cuda"):
+        return True
+    sizes, free = part_bytes(pipe), torch.cuda.mem_get_info(device)[0]
+    if memory.drawing(sizes, 0, free) == "whole":
+        return True
+    warnings.warn(
+        f"the text encoders take {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: captions are encoded on the "
+        "CPU, once, which takes longer",
+        stacklevel=2,
+    )
+    return False
+
+
 def variant(part: Path) -> str | None:
     """VARIANT where a component's folder holds such weights alone, as `save_pretrained(variant=...)` writes them."""
     names = [file.stem for file in part.glob("*.safetensors")]
@@ -276,7 +322,7 @@ def damage(folder: Path, part: str = "") -> Iterator[None]:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if disk_full(error):
             raise
         said = str(error).strip().splitlines()

@@ -62,17 +62,20 @@ def ensure(name: str) -> Path:
     if not whole(folder):
         scratch, broken = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "broken"))
         shutil.rmtree(scratch, ignore_errors=True)
-        with quiet():
-            write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
-        sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
-        (scratch / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         try:
+            with quiet():
+                write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+            sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
+            (scratch / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
             if folder.exists() and not whole(folder):
                 folder.rename(broken)
             scratch.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(scratch)
-        shutil.rmtree(broken, ignore_errors=True)
+        except OSError:
+            if not whole(folder):  # else another process was first
+                raise
+        finally:
+            for left in (scratch, broken):
+                shutil.rmtree(left, ignore_errors=True)
     return folder
 
 

@@ -29,8 +29,8 @@ class SD15(UNet):
     left_out = LEFT_OUT
     callback_tensors = IN_CALLBACK
 
-    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
-        text, _ = pipe.encode_prompt(prompts, torch.device(self.device), 1, False)
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        text, _ = pipe.encode_prompt(prompts, torch.device(device), 1, False)
         return {"text": text}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:

@@ -44,7 +44,7 @@ class SD3(DiffusersFolder):
 
     @cached_property
     def encoders(self) -> Any:
-        """A pipeline of the text encoders alone."""
+        """See `DiffusersFolder.encoders`."""
         return self.told(super().encoders)
 
     def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
@@ -53,14 +53,14 @@ class SD3(DiffusersFolder):
             return super().reads(pipe, length)
         return pipe.tokenizer_3, length
 
-    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(
             prompts,
             None,
             None,
             do_classifier_free_guidance=False,
             max_sequence_length=length,
-            device=torch.device(self.device),
+            device=torch.device(device),
         )
         return {"text": text, "pooled": pooled}
 
@@ -73,7 +73,7 @@ class SD3(DiffusersFolder):
         """CLIP's rows come first; T5's behind them are those of `cond`."""
         rows = self.clip.tokenizer_max_length
         with quiet():  # what is cut was said when `cond` was made
-            own = self.embed(self.clip, list(prompts), cond["text"].shape[1] - rows)
+            own = self.embed(self.clip, list(prompts), cond["text"].shape[1] - rows, self.device)
         text = torch.cat([own["text"][:, :rows], cond["text"][:, rows:].to(own["text"])], dim=1)
         return cond | {"text": text, "pooled": own["pooled"]}
 

@@ -27,8 +27,8 @@ class SDXL(UNet):
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     callback_tensors = IN_CALLBACK
 
-    def embed(self, pipe: Any, prompts: list[str], length: int) -> Condition:
-        text, _, pooled, _ = pipe.encode_prompt(prompts, None, torch.device(self.device), 1, False)
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        text, _, pooled, _ = pipe.encode_prompt(prompts, None, torch.device(device), 1, False)
         if self.index.get("force_zeros_for_empty_prompt", True):
             said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
             text, pooled = text * said[:, None, None], pooled * said[:, None]

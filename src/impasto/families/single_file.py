@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.families import READ, SCHEDULER, file_hash, outlined, part_config, without_variants
+from impasto.families import SCHEDULER, file_hash, outlined, part_config, read_of, without_variants
 from impasto.paths import cache_dir
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -181,6 +181,9 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
         try:
             write(scratch, file, config, index, inside, outside, shapes, precision)
             scratch.rename(folder)
+        except OSError:
+            if not (folder / "model_index.json").exists():  # else another process was first
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -278,7 +281,7 @@ def write(
 
 def files(folder: Path) -> Iterator[Path]:
     """What of a component's folder is read: no pickles, no second format, no variant beside plain weights."""
-    yield from without_variants(sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in READ))
+    yield from without_variants(read_of(folder))
 
 
 def link(source: Path, target: Path) -> None:

@@ -156,7 +156,8 @@ def calibrate(
     writable_folder(out)
     started = time.perf_counter()
     family = families.load(base, device=device, precision=precision, components=components)
-    measure, judged = measure_of(base, family, by, clip, judges, encoder)
+    measure, instrument = measure_of(base, family, by, clip, judges, encoder)
+    judged = isinstance(measure, ByJudges)
     fewest = FEWEST_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
     if prompts is not None and prompts < fewest:
         raise UserError(
@@ -181,7 +182,7 @@ def calibrate(
         "precision": family.precision,
         "seed": seed,
         "by": measure.name,
-        "instrument": judged or (clip or "given"),
+        "instrument": instrument,
     }
     folder = cache_dir("calibration", key(family.hash, settings, asks[0], styles, subjects))
     try:
@@ -220,8 +221,8 @@ def sizes(size: str, levels: int | None, prompts: int | None) -> tuple[int, int]
 
 def measure_of(
     base: str, family: Family, by: str | None, clip: str | None, judges: Judges | None, encoder: Encoder | None
-) -> tuple[Measure, dict[str, str] | None]:
-    """What scores the style, and the hash of the judges where it is they. Raises UserError where there is nothing."""
+) -> tuple[Measure, dict[str, str]]:
+    """What scores the style, and its hash. Raises UserError where there is nothing."""
     if by not in (None, "judges", "text", "pictures"):
         raise UserError(f"unknown measure {by!r}: {nearest(by, ['judges', 'text', 'pictures'])}")
     known = bool(family.card.get("embedded"))
@@ -241,7 +242,7 @@ def measure_of(
     texts = found.texts(["a style"]) is not None
     if by == "text" and not texts:
         raise UserError(f"the encoder {found.name!r} reads no text: leave out --by text, or give a CLIP")
-    return ByEncoder(found, by or ("text" if texts else "pictures")), None
+    return ByEncoder(found, by or ("text" if texts else "pictures")), {"encoder": found.hash}
 
 
 def art_world_asks(n: int, seed: int) -> Iterator[Ask]:

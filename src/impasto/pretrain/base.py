@@ -92,7 +92,10 @@ def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
     if size not in net.sizes and (len(parts) != len(known) or not all(part.isdigit() for part in parts)):
         example = "x".join(str(part) for part in known)
         raise UserError(f"unknown size {size!r}: {', '.join(net.sizes)}, or numbers as in {example}")
-    return net.sizes.get(size) or tuple(int(part) for part in parts)
+    shape = net.sizes.get(size) or tuple(int(part) for part in parts)
+    if min(shape) < 1:
+        raise UserError(f"size {size!r}: its numbers are at least 1")
+    return shape
 
 
 def shares_of(plain: float | None) -> dict[str, float]:

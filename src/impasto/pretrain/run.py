@@ -99,6 +99,8 @@ def pretrain(
     folder = folder or cache_dir("pretrain", base)
     if (folder / "state.json").exists() and not resume:
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
+    if batch < 1 or (threads is not None and threads < 1):
+        raise UserError(f"batch and threads are at least 1, not {batch} and {threads}")
     if threads:
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts or packaged_concepts(base)), shared.shares_of(plain)
@@ -322,7 +324,7 @@ class Session:
             while not clock.stop:
                 step = self.seen["step"]
                 long = self.net.long_text and step % 20 == 19
-                n = batch // 4 if long else batch
+                n = max(1, batch // 4) if long else batch
                 x0, ids, z, eps = shared.draw(bank, n, seed, step, shares, offset)
                 factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
                 loss = self.update(objective, x0, ids, z, eps, long, ema)

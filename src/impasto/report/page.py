@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from impasto.artworld import load_meta, style_index
+from impasto.errors import UserError
 from impasto.evaluate.truth import true_pictures
 from impasto.paths import atomic
 from impasto.report import sections
@@ -14,6 +15,7 @@ from impasto.report.html import Html, el
 from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_run, read_strengths
 
 STYLE = Path(__file__).with_name("style.css")
+NAME = " · impasto"  # how the title of every page ends
 
 
 def report(
@@ -30,10 +32,12 @@ def report(
     beside: further folders of the same prompts by name, shown in the same cards ("base" for the base without adapter);
     a style folder counts by its `images/`, and its loss and noise levels are drawn too.
     strengths: JSON {run name: [scores with "strength"], "base": scores, "true": scores}; default `run/strengths.json`.
-    title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`.
+    title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`. What lies there
+    stays unless `report` wrote it.
     The page needs no other file and no network. UserError on bad input.
     """
     main = read_run(run)
+    target = _target(Path(out) if out is not None else main.folder / "report.html")
     others: dict[str, Path] = {}
     for name, folder in (beside or {}).items():
         others[apart(name, ["true", *others])] = Path(folder)
@@ -52,11 +56,28 @@ def report(
         sections.usage(main),
         sections.papers(main),
     )
-    page = document(f"{title or main.title} · impasto", *body)
-    target = Path(out) if out is not None else main.folder / "report.html"
+    page = document(f"{title or main.title}{NAME}", *body)
     with atomic(target) as path:
         path.write_text(page, encoding="utf-8")
     return {"path": str(target), "images": sum(len(one.samples) for one in galleries), "bytes": len(page.encode())}
+
+
+def _target(file: Path) -> Path:
+    """Where the page goes. UserError when that is no name for one, or another's file would be replaced."""
+    if file.is_dir() or file.suffix.lower() != ".html":
+        raise UserError(f"--out {str(file)!r} is no name for a page: give one such as report.html")
+    if file.exists() and not written_here(file):
+        raise UserError(f"{str(file)!r} was not written by `impasto report` and stays: give another --out")
+    return file
+
+
+def written_here(file: Path) -> bool:
+    """Whether a file is a page that `report` wrote, by its title."""
+    try:
+        head = file.read_text(encoding="utf-8").partition("</head>")[0]
+    except (OSError, ValueError):
+        return False
+    return f"{NAME}</title>" in head
 
 
 def document(title: str, *body: Html | None) -> str:

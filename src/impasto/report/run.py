@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto import families
 from impasto.config import check_values
 from impasto.data import captions
 from impasto.errors import UserError
@@ -15,6 +16,7 @@ from impasto.evaluate.samples import Sample, read_folder
 from impasto.evaluate.scores import SCORES
 from impasto.noise import laws
 from impasto.noise.laws import Law
+from impasto.noise.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,29 @@ def finite(value: Any) -> bool:
 
 
 def law_of(run: Run) -> Law | None:
-    """The noise law that the resolved recipe names, None when it names none."""
+    """The noise law that the resolved recipe names, on its base: within the levels that this has.
+
+    None when it names none, and when the base is not known here, or another one by now that the law does not fit.
+    """
     if run.key("noise") is None:
         return None
-    return laws.of({key: run.key(key) for key in ("noise", *(f"noise_{name}" for name in laws.PARAMETERS))})
+    law = laws.of({key: run.key(key) for key in ("noise", *(f"noise_{name}" for name in laws.PARAMETERS))})
+    try:
+        schedule = schedule_of(str(run.key("base") or ""))
+        return None if schedule is None else laws.within(law, schedule)
+    except (UserError, ValueError):  # a damaged base, or what the hub does not take for an id, such as "../x"
+        return None
+
+
+def schedule_of(base: str) -> Schedule | None:
+    """The noise schedule of a base that is on this disk, in the hub's cache too, or has a card; else None: nothing is
+    fetched. UserError or ValueError when there is no telling."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if base in families.cards() or (base and Path(base).exists()):
+        return families.schedule(base)
+    found = try_to_load_from_cache(base, "model_index.json") if families.HUB_ID.fullmatch(base) else None
+    return families.schedule(str(Path(found).parent)) if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from impasto.evaluate.scores import SCORES
 from impasto.evaluate.table import decimal, percent
-from impasto.noise.laws import Law
+from impasto.noise.laws import Law, Truncated, UniformTime
 from impasto.report import plots
 from impasto.report.html import Html, el, picture, table
 from impasto.report.run import Gallery, Run
@@ -153,13 +153,24 @@ def loss_plot(run: Run, series: int) -> Html | None:
     # The single largest losses would flatten the curve: the axis ends at the 98th percentile.
     top = sorted(losses)[min(len(losses) - 1, int(0.98 * len(losses)))]
     shown = [min(loss, top) for loss in losses]
-    frame = plots.Frame(plots.Axis.over(steps, "step"), plots.Axis.over([0.0, top], "loss (mean squared error)"))
+    frame = plots.Frame(plots.Axis.over(steps, "step"), plots.Axis.over([0.0, top], f"loss ({loss_name(run)})"))
     marks = (
         plots.line(frame, list(zip(steps, shown, strict=True)), series, "faint-line"),
         plots.line(frame, list(zip(steps, plots.smooth(shown, window), strict=True)), series),
     )
     caption = f"{run.title}: loss per step, and its mean over {window} steps."
     return el("figure", plots.svg(frame, caption, *marks), el("figcaption", caption))
+
+
+LOSSES = {"denoise": "mean squared error", "dco": "DCO"}
+
+
+def loss_name(run: Run) -> str:
+    """What the loss of a run is, by its objective, its weighting and its prior's weight."""
+    objective, weighting, prior = (run.key(name) for name in ("objective", "weighting", "prior_weight"))
+    name = LOSSES.get(objective or "denoise", str(objective))
+    weighted = f"weighted {name}" if weighting not in (None, "none") else name
+    return f"{weighted} + {prior:g} × prior" if prior else weighted
 
 
 def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
@@ -169,7 +180,7 @@ def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
         return None
     low, high = -16.0, 8.0
     edges, heights = plots.density(drawn, low, high, 24)
-    pdf = [] if law is None else plots.curve(lambda lam: float(law.pdf(torch.tensor([lam]))[0]), low, high)
+    pdf = [] if law is None else density(law, low, high)
     peak = max([*heights, *(y for _, y in pdf)])
     ticks = tuple((float(v), f"{v}") for v in range(-16, 9, 4))
     frame = plots.Frame(
@@ -182,6 +193,18 @@ def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
         marks.append(plots.line(frame, pdf, series))
     caption = f"{run.title}: {len(drawn):,} noise levels drawn" + (", and the law's density." if pdf else ".")
     return el("figure", plots.svg(frame, caption, *marks, above=above), el("figcaption", caption))
+
+
+def density(law: Law, low: float, high: float) -> list[tuple[float, float]]:
+    """Points of a law's density between low and high, upright where it begins and ends."""
+    first, last = -math.inf, math.inf
+    if isinstance(law, Truncated):
+        first, last = law.low, law.high
+    elif isinstance(law, UniformTime):
+        first, last = law.schedule.range
+    first, last = (min(max(end, low), high) for end in (first, last))
+    inside = plots.curve(lambda lam: law.pdf(torch.tensor([min(lam, last)], dtype=torch.float64)).item(), first, last)
+    return [(low, 0.0), (first, 0.0)] * (first > low) + inside + [(last, 0.0), (high, 0.0)] * (last < high)
 
 
 SIGMAS = (0.9995, 0.997, 0.98, 0.9, 0.5, 0.1, 0.03)

@@ -10,7 +10,6 @@ The pictures themselves are not ours to pass on: `--references DIR` names a fold
 number, 00.png to 17.png (any picture format), or which has a captions.txt with a line `FILE: content | style` for each.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,7 +110,7 @@ class PaperWorld:
         """Raises UserError where the encoder called clip reads no text."""
         if self._clip.texts(["a picture"]) is None:
             raise UserError(f"{self._clip.name} reads no text: give --clip a CLIP, such as {CLIP}")
-        return {"clip": encoder_hash(self._clip), "dino": encoder_hash(self._dino)}
+        return {"clip": self._clip.hash, "dino": self._dino.hash}
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return file_hash(self._file(spec))
@@ -213,18 +212,3 @@ def by_caption(file: Path) -> dict[int, Path]:
 def file_hash(file: Path) -> str:
     """sha256 of the file of a picture. Raises UserError where it is none."""
     return references.load(file).sha256
-
-
-def encoder_hash(encoder: Encoder) -> str:
-    """sha256 of an encoder's weights; its name where it has none (in tests)."""
-    if encoder.model is None:
-        return encoder.name
-    if encoder.name not in _HASHES:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(encoder.model.state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        _HASHES[encoder.name] = digest.hexdigest()
-    return _HASHES[encoder.name]
-
-
-_HASHES: dict[str, str] = {}
