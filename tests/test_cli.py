@@ -154,3 +154,10 @@ def test_a_reader_that_leaves_is_no_traceback(arguments):
 def test_components_of_a_base_that_has_its_own_are_said(tiny_sd3, tmp_path):
     with pytest.warns(UserWarning, match="this base has its own"):
         load(str(tiny_sd3), components=tmp_path)
+
+
+def test_the_rate_of_pretraining(run, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("impasto.pretrain.pretrain", lambda base, *args, **more: asked.update(more) or {"base": base})
+    code, _, _ = run("pretrain", "mini-sd15", "--resume", "--lr", "5e-4", "--offset", ".15")
+    assert code == 0 and asked["lr"] == 5e-4 and asked["offset"] == 0.15

@@ -278,6 +278,7 @@ def pretrain(args: list[str]) -> Result:
         concepts: str | None = None,
         size: str | None = None,
         batch: int = 96,
+        lr: float = 2e-3,
         threads: int | None = None,
         compile: bool = False,
         text: str | None = None,
@@ -297,6 +298,8 @@ def pretrain(args: list[str]) -> Result:
             concepts: What it learns: core_everywhere, core_concepts or all; by default what the packaged weights know.
             size: small, medium, or written out (7x4: layers x heads); that of the packaged weights when not given.
             batch: Pictures of a step.
+            lr: Learning rate of the matrices (Muon), half of it of the rest (AdamW); lower to go on with what has
+                learnt much already, 5e-4 for mini-sd15.
             threads: CPU threads.
             compile: torch.compile the training step: a minute at the start, then about 15 % faster on CPU.
             text: The text tower: frozen, along (it is trained too) or new (begun anew); as before when not given.
@@ -315,6 +318,7 @@ def pretrain(args: list[str]) -> Result:
             device,
             concepts,
             batch=batch,
+            lr=lr,
             size=size,
             threads=threads,
             compiled=compile,

@@ -198,5 +198,8 @@ def test_unknown_names_are_refused():
             run.pretrain("mini-sd3", resume=True, **wrong)
     with pytest.raises(UserError, match="size '0x3': its numbers are at least 1"):
         shape_of(run.MMDiT(), "0x3")
+    for lr in (0.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="lr must be above 0"):
+            run.pretrain("mini-sd3", resume=True, lr=lr)
     with pytest.raises(UserError, match="did you mean 'along'"):
         run.pretrain("mini-sd3", text="alon", resume=True)

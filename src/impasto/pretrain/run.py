@@ -79,6 +79,7 @@ def pretrain(
     concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all; None:
     the one that the packaged weights know, core_everywhere where there are none.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
+    lr: of the matrices, which Muon moves; half of it of the rest.
     compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
     weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
     0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
@@ -101,6 +102,8 @@ def pretrain(
         raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
     if batch < 1 or (threads is not None and threads < 1):
         raise UserError(f"batch and threads are at least 1, not {batch} and {threads}")
+    if not 0 < lr < math.inf:
+        raise UserError(f"lr must be above 0 (2e-3), not {lr}")
     if threads:
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts or packaged_concepts(base)), shared.shares_of(plain)
