@@ -161,3 +161,16 @@ def test_the_rate_of_pretraining(run, monkeypatch):
     monkeypatch.setattr("impasto.pretrain.pretrain", lambda base, *args, **more: asked.update(more) or {"base": base})
     code, _, _ = run("pretrain", "mini-sd15", "--resume", "--lr", "5e-4", "--offset", ".15")
     assert code == 0 and asked["lr"] == 5e-4 and asked["offset"] == 0.15
+
+
+def test_a_dry_run_is_a_flag_as_the_others(run, tiny_sd3, picture, tmp_path):
+    _, out, _ = run("train", "--help")
+    assert any("--dry-run" in line for line in out)
+    code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x"), "--dry_run", "--json")
+    assert code == 0 and "settings" in json.loads(out[-1]) and not (tmp_path / "x").exists()
+
+
+def test_json_is_strict(run, tiny_sd3, picture, tmp_path):
+    code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x"), "--clip", "inf", "--dry-run", "--json")
+    told = json.loads(out[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert code == 0 and told["settings"]["clip"] == "inf"

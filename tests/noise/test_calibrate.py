@@ -256,6 +256,27 @@ def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
         calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)
 
 
+def test_what_another_encoder_saw_does_not_count(tiny_sd3, tmp_path, monkeypatch):
+    """Also where it has the same name: a folder whose weights have changed."""
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "emergence", lambda *args: 1 / 0)
+    seen = []
+    for value in (1.0, 1.0, 2.0):
+        encoder = FakeEncoder()
+        object.__setattr__(encoder, "model", torch.nn.Linear(1, 1))
+        torch.nn.init.constant_(encoder.model.weight, value)
+        torch.nn.init.zeros_(encoder.model.bias)
+        images = encoder.images
+        object.__setattr__(encoder, "images", lambda those, own=images: seen.append(len(those)) or own(those))
+        settings = {"prompts": 4, "levels": 3, "sampling": Sampling(steps=6, batch=4), "encoder": encoder}
+        with pytest.raises(ZeroDivisionError):
+            calibrate(str(tiny_sd3), tmp_path / "out", **settings)
+        seen.append(0)
+    first = seen.index(0)
+    assert sum(seen[:first]) > 0 and seen[first : first + 2] == [0, 0]  # the second time nothing is looked at
+    assert seen[first + 2 :] == seen[: first + 1]
+
+
 def test_a_base_that_predicts_the_noise_gets_a_law_of_its_own(tiny_sd3, tiny_sd15, tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
     told = []
