@@ -11,7 +11,7 @@ The predicted picture x^ of noisy latents, no guidance, mean squares over pictur
     spread     of x^(caption) over DRAWS noises of one picture, of each base: how much of it hangs on the noise
     free       of x^(), the same
 
-Both see the same latents, captions and noise. The last two are of the first quarter of the pictures. Two minutes of two
+Both see the same latents, captions and noise. The last two are of the first quarter of the pictures. Three minutes of two
 threads.
 """
 
@@ -68,8 +68,8 @@ def main() -> None:
         two = [families.load(name, device="cpu", precision="fp32") for name in args.bases]
         x0 = two[0].encode_image(torch.from_numpy(pool.rgb[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1)
         texts = [(family.encode_prompt(captions), family.encode_prompt([""] * len(rows))) for family in two]
-        few = len(rows) // 4
-        fewer = [(f.encode_prompt(captions[:few]), f.encode_prompt([""] * few)) for f in two]
+    few = len(rows) // 4
+    fewer = [tuple({name: t[:few] for name, t in cond.items()} for cond in text) for text in texts]
     generator, table = torch.Generator().manual_seed(SEED), []
     noises = torch.randn((DRAWS, *x0[:few].shape), generator=torch.Generator().manual_seed(SEED + 1))
     for log_snr in LOG_SNRS:

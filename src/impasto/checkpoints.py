@@ -20,9 +20,9 @@ from impasto.adapters import text
 from impasto.config import TrainConfig, as_dict, check_keys, check_seed
 from impasto.data import captions, items
 from impasto.errors import UserError
-from impasto.evaluate.samples import metadata
+from impasto.evaluate.samples import told
 from impasto.families.base import Condition
-from impasto.generate import Sampling, check_prompts, encoder, sample
+from impasto.generate import Sampling, check_prompts, encoder, json_of, sample
 from impasto.paths import atomic
 from impasto.runfolder import read_adapter, saved_states, writable_folder
 from impasto.sheet import sheet
@@ -113,20 +113,9 @@ def check_out(out: Path) -> None:
     """Raise UserError unless it is a name for a PNG, and neither it nor the JSON beside it is another's file."""
     if out.is_dir() or out.suffix.lower() != ".png":
         raise UserError(f"--out {str(out)!r} is no name for a PNG: give one such as sheet.png")
-    for file in (out, out.with_suffix(".json")):
-        if file.exists() and not told(file).keys() >= KEYS:
+    for file, says in ((out, told), (out.with_suffix(".json"), json_of)):
+        if file.exists() and not says(file).keys() >= KEYS:
             raise UserError(f"{str(file)!r} was not written by `impasto sheet` and stays: give another --out")
-
-
-def told(file: Path) -> dict[str, Any]:
-    """What a PNG's `impasto` chunk says, or a JSON file; {} where that is nothing."""
-    try:
-        if file.suffix == ".json":
-            return families.read_object(file)
-        with Image.open(file) as image:
-            return metadata(image.info.get("impasto"))
-    except (OSError, ValueError, SyntaxError):
-        return {}
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:

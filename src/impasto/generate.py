@@ -410,19 +410,19 @@ def clear_leftovers(folder: Path) -> list[str]:
 
 def drawn_here(file: Path) -> bool:
     """Whether a PNG says that `generate` drew it."""
-    from impasto.evaluate.samples import metadata
+    from impasto.evaluate.samples import told
 
-    try:
-        with Image.open(file) as image:
-            info = metadata(image.info.get("impasto"))
-    except (OSError, ValueError, SyntaxError):
-        return False
-    return {"prompt", "seed", "base_hash"} <= info.keys()
+    return {"prompt", "seed", "base_hash"} <= told(file).keys()
 
 
 def scored_here(file: Path) -> bool:
     """Whether a file is what `evaluate` writes."""
+    return "images_scored" in json_of(file)
+
+
+def json_of(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is none."""
     try:
-        return "images_scored" in families.read_object(file)
+        return families.read_object(file)
     except (OSError, ValueError):
-        return False
+        return {}

@@ -108,8 +108,8 @@ def hub_card(told: About, base: str | None, architecture: str, repo: str, files:
     own_base = re.search(r"^A style for `(.+?)`, learnt from", text, re.MULTILINE)  # where it has moved since
     for old in {told.base, base, own_base and own_base[1]} - {None, name}:
         text = text.replace(f"`{old}`", f"`{name}`")
-    known = REPO.fullmatch(name) and not told.local(base)
-    linked = f"base_model: {quoted(name)}\n" if known else ""  # the Hub refuses what is no repository
+    there = REPO.fullmatch(name) and not told.local(base)
+    linked = f"base_model: {quoted(name)}\n" if there else ""  # the Hub refuses what is no repository
     text = re.sub(r"^base_model: .*\n", lambda _: linked, text, count=1, flags=re.MULTILINE)
     if len(files) > 1:
         text += f"\nFor tools that do not read diffusers' layout: `{files[1]}`.\n"

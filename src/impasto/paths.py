@@ -1,8 +1,9 @@
 """Where things live on disk, and how a file is written so that it is never half there."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,3 +38,26 @@ def atomic(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, whole: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield the name of a folder to be made beside `folder`; on a clean exit it is renamed to that, else removed.
+
+    One that is there and not `whole` makes room; where another process was first with a whole one, that stays.
+    """
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    broken = scratch.with_name(f"{scratch.name}.broken")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
+        try:
+            if folder.exists() and not whole(folder):
+                folder.rename(broken)
+            scratch.rename(folder)
+        except OSError:
+            if not whole(folder):
+                raise
+    finally:
+        for left in (scratch, broken):
+            shutil.rmtree(left, ignore_errors=True)

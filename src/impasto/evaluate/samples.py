@@ -36,12 +36,16 @@ class Sample:
 
 def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
-    image = references.read(path).image
+    return references.read(path).image, told(path)
+
+
+def told(file: Path) -> dict[str, Any]:
+    """What a PNG's `impasto` chunk tells, see `metadata`; {} where the file is no picture, or is not there."""
     try:
-        with Image.open(path) as file:
-            return image, metadata(file.info.get("impasto"))
-    except (OSError, ValueError, SyntaxError):  # texts that Pillow refuses, such as another tool's of above 1 MB
-        return image, {}
+        with Image.open(file) as image:
+            return metadata(image.info.get("impasto"))
+    except (OSError, ValueError, SyntaxError):  # also texts that Pillow refuses, such as another tool's of above 1 MB
+        return {}
 
 
 def metadata(text: Any) -> dict[str, Any]:

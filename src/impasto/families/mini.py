@@ -9,7 +9,6 @@ call run in one type.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from impasto.errors import UserError, nearest
 from impasto.families.base import quiet
-from impasto.paths import MODELS, cache_dir
+from impasto.paths import MODELS, atomic_folder, cache_dir
 
 DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # and the folder of its weights
 NAMES = tuple(DENOISER)
@@ -60,22 +59,11 @@ def ensure(name: str) -> Path:
         raise UserError(f"the weights of {name} are not in this package; make them with: impasto pretrain {name}")
     folder = cache_dir("bases", f"{name}-{weights_hash(name)[:12]}")
     if not whole(folder):
-        scratch, broken = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("new", "broken"))
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
+        with atomic_folder(folder, whole) as scratch:
             with quiet():
                 write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
             sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
             (scratch / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-            if folder.exists() and not whole(folder):
-                folder.rename(broken)
-            scratch.rename(folder)
-        except OSError:
-            if not whole(folder):  # else another process was first
-                raise
-        finally:
-            for left in (scratch, broken):
-                shutil.rmtree(left, ignore_errors=True)
     return folder
 
 

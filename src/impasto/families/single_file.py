@@ -18,7 +18,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.families import SCHEDULER, file_hash, outlined, part_config, read_of, without_variants
-from impasto.paths import cache_dir
+from impasto.paths import atomic_folder, cache_dir
 
 CONFIGS = Path(__file__).with_name("configs")
 PREFIX = "model.diffusion_model."
@@ -172,21 +172,18 @@ def convert(file: Path, components: Path | None, configs: Path | None = None) ->
     told |= {"scheduler": scheduler_config(config, shapes)} if shapes.keys() >= {"v_pred", "ztsnr"} else {}
     key = json.dumps(told, sort_keys=True)
     folder = cache_dir("bases", f"{file.stem}-{digest(key)[:12]}")
-    if (folder / "model_index.json").exists():
+    if converted(folder):
         link_again(folder, outside)
     else:
         room(file, folder, sum(math.prod(shapes[key]) for key in used) * BYTES[precision])
-        scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
+        with atomic_folder(folder, converted) as scratch:
             write(scratch, file, config, index, inside, outside, shapes, precision)
-            scratch.rename(folder)
-        except OSError:
-            if not (folder / "model_index.json").exists():  # else another process was first
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def converted(folder: Path) -> bool:
+    """Whether a checkpoint has been converted into `folder`: its index is written last."""
+    return (folder / "model_index.json").exists()
 
 
 def split(
