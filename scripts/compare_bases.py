@@ -11,8 +11,8 @@ The predicted picture x^ of noisy latents, no guidance, mean squares over pictur
     spread     of x^(caption) over DRAWS noises of one picture, of each base: how much of it hangs on the noise
     free       of x^(), the same
 
-Both see the same latents, captions and noise. The last two are of the first quarter of the pictures. Three minutes of two
-threads.
+Both see the same latents, captions and noise. The last two are of the first quarter of the pictures. Three minutes
+of two threads.
 """
 
 import argparse
