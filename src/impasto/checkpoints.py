@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from impasto import adapters, families, running
+from impasto import adapters, families, running, style_defaults
 from impasto.adapters import text
 from impasto.config import TrainConfig, as_dict, check_keys, check_seed
 from impasto.data import captions, items
@@ -39,6 +39,9 @@ def checkpoint_sheet(
     *,
     seed: int | None = None,
     steps: int | None = None,
+    guidance: float | None = None,
+    style_guidance: float | None = None,
+    negative: str | None = None,
     out: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -46,7 +49,8 @@ def checkpoint_sheet(
 ) -> dict[str, Any]:
     """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
 
-    A row per saved state (and prompt), a column per strength; the moving average where the run had one, as its style
+    guidance, style_guidance, negative: as in `generate`; those of the style's defaults where they are None. A row per
+    saved state (and prompt), a column per strength; the moving average where the run had one, as its style
     has. Raises UserError when the folder holds no run or no saved state, and where a file that is no sheet would be
     replaced, before anything is drawn.
     """
@@ -75,7 +79,11 @@ def checkpoint_sheet(
         for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision
             p.data = p.data.to(family.dtype)
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
-    known, sampling = encoder(family, pipe), Sampling(steps=steps, size=config.size).on(family)
+    said = captions.of_run(as_dict(config), inputs)
+    if negative == style_defaults.STYLE_WORDS:
+        negative = style_defaults.in_words(negative, said, f"style {str(run)!r}", family, asked=True)
+    given = Sampling(steps, guidance, negative, config.size, style_guidance=style_guidance)
+    known, sampling = encoder(family, pipe), style_defaults.of_run(config, family, said).complete(given).on(family)
     running.settle(pipe, family, (sampling.batch or 1) * config.size**2)
 
     @torch.no_grad()
@@ -100,6 +108,7 @@ def checkpoint_sheet(
     grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.size)), title=title)
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
+    about |= sampling.weights(family).info | {"negative_prompt": sampling.negative}
     mark = PngImagePlugin.PngInfo()
     mark.add_text("impasto", json.dumps(about))
     with atomic(out) as file:

@@ -25,12 +25,14 @@ Result = dict[str, Any]
 
 def train(args: list[str]) -> Result:
     """Train a style on one or a few reference pictures."""
-    from impasto.config import TrainCommand, resolve
+    from impasto.config import TrainCommand, recipe_note, resolve
 
     given = {name: last_value(args, name) for name in ("recipe", "base", "noise", "optimizer")}
     default = resolve(**{name: value for name, value in given.items() if value is not None})
     command = parse(TrainCommand, args, "train", cleared(TrainCommand(**vars(default)), args))
     config = command.config()
+    if note := recipe_note(config):
+        warnings.warn(note, stacklevel=1)
     if command.dry_run:
         from impasto.plan import plan
 
@@ -119,6 +121,9 @@ def sheet(args: list[str]) -> Result:
         strength: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
         seed: int | None = None,
         steps: int | None = None,
+        guidance: float | None = None,
+        style_guidance: float | None = None,
+        negative: str | None = None,
         out: Path | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -131,6 +136,9 @@ def sheet(args: list[str]) -> Result:
             strength: Strengths of the style.
             seed: Of every picture; the run's own when not given.
             steps: Sampling steps; as the base's card says when not given.
+            guidance: Guidance scale, as in `impasto generate`.
+            style_guidance: Weight of the style against the base, as in `impasto generate`.
+            negative: Negative prompt, as in `impasto generate`.
             out: The PNG, its JSON beside it; sheet.png in the folder when not given.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
@@ -144,6 +152,9 @@ def sheet(args: list[str]) -> Result:
                 strength,
                 seed=seed,
                 steps=steps,
+                guidance=guidance,
+                style_guidance=style_guidance,
+                negative=negative,
                 out=out,
                 device=device,
                 precision=precision,

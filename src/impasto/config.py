@@ -55,7 +55,8 @@ class TrainConfig:
     out: Path = Path("runs/style")
     """The style folder. The same command again goes on where it stopped."""
     recipe: str = "style-friendly"
-    """A recipe by name, or a TOML file of any keys on this page."""
+    """A recipe by name, or a TOML file of any keys on this page; the base's own when not given (style-friendly, on the
+    embedded bases style-friendly-128px)."""
 
     noise: str = "style-friendly"
     """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal."""
@@ -286,13 +287,15 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     raise UserError(f"{where} must be {'a list' if origin is tuple else wanted}, not {value!r}")
 
 
-def resolve(recipe: str = "style-friendly", base: str | None = None, **explicit: Any) -> TrainConfig:
-    """The config of `recipe` on `base` (the recipe's own when it is None, else mini-sd3); `explicit` keys win.
+def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any) -> TrainConfig:
+    """The config of `recipe` (the base's own when it is None, see `default_recipe`) on `base` (the recipe's own when it
+    is None, else mini-sd3); `explicit` keys win.
 
     Raises UserError on an unknown recipe, key or type.
     """
     from impasto.families import card
 
+    recipe = default_recipe(base) if recipe is None else recipe
     content = read_recipe(recipe)
     base = str(content.get("base", TrainConfig.base)) if base is None else base
     known = card(base)
@@ -307,6 +310,25 @@ def resolve(recipe: str = "style-friendly", base: str | None = None, **explicit:
     keys["lr"] = rate(optimizer, (train, content, special))
     keys |= check_keys(explicit, "settings")
     return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
+
+
+def default_recipe(base: str | None = None) -> str:
+    """The recipe of `base` (mini-sd3 when it is None) where none is given: its card's, else style-friendly."""
+    from impasto.families import card
+
+    return str(card(TrainConfig.base if base is None else base).get("recipe", TrainConfig.recipe))
+
+
+def recipe_note(config: TrainConfig) -> str | None:
+    """One line where the law for 1024 px is used on an embedded base, which has a recipe of its own; else None."""
+    own = default_recipe(config.base)
+    law = read_recipe(TrainConfig.recipe)["noise_mean"]
+    if own == TrainConfig.recipe or (config.recipe, config.noise_mean) != (TrainConfig.recipe, law):
+        return None
+    return (
+        f"recipe {config.recipe} has the noise law for 1024 px; {config.base} works at {config.size} px, where the "
+        f"same noise hides less: its own recipe is {own}"
+    )
 
 
 def rate(optimizer: str, said: Sequence[Mapping[str, Any]]) -> float:
@@ -355,7 +377,8 @@ class GenerateConfig:
     components: Path | None = None
     """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     style: Append[tuple[str, ...]] = ()
-    """A style folder, its strength after a colon: runs/neon:0.8. May be given several times, or not at all."""
+    """A style folder, its strength after a colon: runs/neon:0.8; the style's own default strength when not given. May
+    be given several times, or not at all."""
     prompt: Append[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
@@ -381,10 +404,13 @@ class GenerateConfig:
     guidance: float | None = None
     """Guidance scale; as the base's card says when not given."""
     style_guidance: float | None = None
-    """Weight of what the styles add to the base's own prediction, apart from guidance: 0 is the base, more is more
-    style. Not given, the styles draw alone. See docs/style-guidance.md."""
-    negative: str = ""
-    """Negative prompt."""
+    """Weight by which the styles are amplified against the base; 0 is off. The style's own default when not given, see
+    docs/style-guidance.md."""
+    base_guidance: float | None = None
+    """Weight of the base's own guidance, beside the style's; 0 is off. The style's own default when not given."""
+    negative: str | None = None
+    """Negative prompt; "style words" takes the words by which the style's captions name it. The style's own default
+    when not given."""
     size: int | None = None
     """Pixels, square; the base's own when not given."""
     batch: int | None = None

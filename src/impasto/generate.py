@@ -19,7 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, PngImagePlugin
 
 import impasto
-from impasto import families, running
+from impasto import families, running, style_defaults
 from impasto.adapters.io import load_style, style_file, style_hash
 from impasto.adapters.metadata import quantized_base
 from impasto.config import GenerateConfig, check_seed
@@ -28,6 +28,7 @@ from impasto.families.base import Condition, Family, quiet
 from impasto.guidance import style_guidance
 from impasto.guidance.prompt_switch import PromptSwitch, grid, switching
 from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
+from impasto.guidance.style_guidance import Weights
 from impasto.noise.schedule import VariancePreserving
 from impasto.paths import atomic
 from impasto.prompts import lettering, lines, multi_panel
@@ -40,17 +41,20 @@ the prompt was switched, `PromptSwitch.info`."""
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. steps, guidance, size and batch as the base's card says where they are None.
+    """How images are sampled. steps, guidance, size and batch as the base's card says where they are None.
 
-    style_guidance: the weight of what the styles add to the base, see `guidance.style_guidance`; None: not used.
+    style_guidance, base_guidance: see `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for
+    the words of the style. None in these: `generate` takes the style's own defaults, see `style_defaults`; elsewhere
+    they are 0 and "".
     """
 
     steps: int | None = None
     guidance: float | None = None
-    negative: str = ""
+    negative: str | None = None
     size: int | None = None
     batch: int | None = None
     style_guidance: float | None = None
+    base_guidance: float | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -58,10 +62,11 @@ class Sampling:
         filled = Sampling(
             steps=card["steps"] if self.steps is None else self.steps,
             guidance=card["guidance"] if self.guidance is None else self.guidance,
-            negative=self.negative,
+            negative=self.negative or "",
             size=family.card["size"] if self.size is None else self.size,
             batch=card["batch"] if self.batch is None else self.batch,
-            style_guidance=self.style_guidance,
+            style_guidance=self.style_guidance or 0.0,
+            base_guidance=self.base_guidance or 0.0,
         )
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
@@ -71,13 +76,22 @@ class Sampling:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
         if not 0 <= (filled.guidance or 0.0) < math.inf:
             raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
+        style_guidance.check_weight(filled.style_guidance, "style-guidance")
+        style_guidance.check_weight(filled.base_guidance, "base-guidance")
+        if filled.base_guidance and family.guided_by != "negative":
+            raise UserError("base-guidance needs a negative prompt, which this base does not take: leave it out")
         if self.negative and family.guided_by != "negative":
             warnings.warn("this base is not guided by a negative prompt: what it says is not used", stacklevel=2)
-        elif self.negative and (filled.guidance or 0.0) <= 1:
+        elif self.negative and (filled.guidance or 0.0) <= 1 and not filled.base_guidance:
             warnings.warn("without guidance above 1 a negative prompt is not used", stacklevel=2)
         if self.guidance and family.guided_by == "nothing":
             warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
+
+    def weights(self, family: Family) -> Weights:
+        """How predictions combine; guidance of 1 or less, and of a base without negative prompts, is none."""
+        guided = family.guided_by == "negative" and (self.guidance or 0.0) > 1
+        return Weights((self.guidance or 1.0) if guided else 1.0, self.style_guidance or 0.0, self.base_guidance or 0.0)
 
 
 def generate(
@@ -97,18 +111,23 @@ def generate(
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
-    styles: style folders or files, each with an optional strength, "runs/neon:0.8". switch: to another prompt at a
-    log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`; with
-    styles, it is inverted by the base that has them. quantize: the base in fewer bits, as `TrainConfig.quantize` has it
-    but for "auto". Everything that can be wrong is found before this returns
-    (UserError); the pictures are drawn as they are asked for.
+    styles: style folders or files, each with an optional strength, "runs/neon:0.8". Strength, style guidance and
+    negative prompt that are not given are the style's own defaults, see `style_defaults`. switch: to another prompt at
+    a log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`;
+    with styles, it is inverted by the base that has them, and styles have the defaults of plain diffusers. quantize:
+    the base in fewer bits, as `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found
+    before this returns (UserError); the pictures are drawn as they are asked for.
     """
     check_seed(seed)
     check_prompts(prompts)
     chosen = [split_strength(style) for style in styles]
     kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
-    sampling = (sampling or Sampling()).on(family)
+    sampling = sampling or Sampling()
+    if aligned and (sampling.style_guidance or sampling.base_guidance):
+        raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
+    styled, sampling = style_defaults.apply(chosen, sampling, family, plain=aligned is not None)
+    sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
@@ -117,7 +136,7 @@ def generate(
             running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
     extra: dict[str, Any] = {}
-    for (path, strength), kind in zip(chosen, kinds, strict=True):
+    for (path, strength), kind in zip(styled, kinds, strict=True):
         extra |= load_style(pipe, path, strength)
         if kind and kind != quantize:
             here = family.precision if quantize == "none" else quantize
@@ -127,17 +146,15 @@ def generate(
                 f"may help, --style {path}:0.8",
                 stacklevel=2,
             )
-    if sampling.style_guidance is not None:
-        if aligned:
-            raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
-        style_guidance.check(sampling.style_guidance, getattr(pipe, family.part))
+    if sampling.style_guidance or sampling.base_guidance:
+        style_guidance.check_switchable(getattr(pipe, family.part))
     assert sampling.batch is not None and sampling.size is not None
     running.settle(pipe, family, sampling.batch * sampling.size**2)
     about = {
         "base": base,
         "base_hash": family.hash,
         **({} if quantize == "none" else {"quantize": quantize}),
-        "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in chosen],
+        "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in styled],
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe, sampling.batch)
@@ -185,8 +202,9 @@ def sample(
         if reference:
             rows.insert(0, (reference.condition, 0))  # its noise is not used
         cond = join([row for row, _ in rows])
-        compared = guidance > 1 and family.guided_by == "negative"
-        negative = join([encode(sampling.negative)] * len(rows)) if compared else None
+        weights = sampling.weights(family)
+        compared = family.guided_by == "negative" and (weights.guidance > 1 or weights.base > 0)
+        negative = join([encode(sampling.negative or "")] * len(rows)) if compared else None
         own = family.call_arguments(cond, negative)
         told: Any = nullcontext(own)
         if switch is not None:
@@ -194,15 +212,15 @@ def sample(
             other = join([reference.condition, *second] if reference else second)
             told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
         leading = reference.leading(2 if compared else 1) if reference else nullcontext()
-        weight, weighing = sampling.style_guidance, nullcontext()
-        if weight is not None:
-            weighing = style_guidance.guiding(getattr(pipe, family.part), weight, guidance if compared else None)
-        with quiet(), leading, weighing, told as call:
+        composed = weights.style > 0 or weights.base > 0
+        guided = style_guidance.guiding(getattr(pipe, family.part), weights, compared) if composed else nullcontext()
+        scale = max(guidance, 2.0) if composed and compared else guidance  # above 1 the pipeline asks for the negative
+        with quiet(), leading, guided, told as call:
             images = pipe(
                 **call,
                 generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
                 num_inference_steps=steps,
-                guidance_scale=guidance,
+                guidance_scale=scale,
                 height=size,
                 width=size,
                 **asked,
@@ -219,7 +237,7 @@ def sample(
             image = as_image(pixels) if asked["output_type"] == "pt" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
-            info |= {} if weight is None else {"style_guidance": weight}
+            info |= weights.info if about.get("styles") else {}
             info |= switch.info(prompt) if switch is not None else {}
             yield image, info | about | {"version": impasto.__version__}
 
@@ -234,11 +252,12 @@ def join(conds: Sequence[Condition]) -> Condition:
     return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
 
 
-def split_strength(style: str) -> tuple[Path, float]:
-    """(runs/neon, 0.8) for "runs/neon:0.8", strength 1 when none is given. UserError when there is no such style."""
+def split_strength(style: str) -> tuple[Path, float | None]:
+    """(runs/neon, 0.8) for "runs/neon:0.8", strength None when none is given. UserError when there is no such style."""
     path, colon, strength = str(style).rpartition(":")
     if not colon or Path(style).exists():
-        path, strength = style, "1"
+        style_file(style)
+        return Path(style), None
     try:
         value = float(strength)
     except ValueError:
@@ -279,7 +298,8 @@ def parameters(info: Info) -> str:
     settings = {
         "Steps": info["steps"],
         "CFG scale": f"{info['guidance']:g}",
-        **({"Style guidance": f"{info['style_guidance']:g}"} if "style_guidance" in info else {}),
+        **({"Style guidance": f"{info['style_guidance']:g}"} if info.get("style_guidance") else {}),
+        **({"Base guidance": f"{info['base_guidance']:g}"} if info.get("base_guidance") else {}),
         "Seed": info["seed"],
         "Size": f"{info['width']}x{info['height']}",
         "Model": info["base"],
@@ -345,7 +365,13 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     check_prompts(prompts)
     writable_folder(config.out)
     sampling = Sampling(
-        config.steps, config.guidance, config.negative, config.size, config.batch, config.style_guidance
+        config.steps,
+        config.guidance,
+        config.negative,
+        config.size,
+        config.batch,
+        config.style_guidance,
+        config.base_guidance,
     )
     pictures = generate(
         config.base,
@@ -366,12 +392,20 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         gone = gone if files else clear_leftovers(config.out)  # an interrupted command leaves no mixture
         files.append(f"{i:04d}.png")
         save_png(image, info, config.out / files[-1])
-        told = {key: info[key] for key in ("log_snr", "prompt_of_step", "switch_share") if key in info}
+        told = {key: info[key] for key in USED if key in info}
+        told["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]
         if progress:
             progress(i + 1, total)
     if gone := [name for name in gone if name not in files]:
         told["removed"] = gone
     return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told
+
+
+USED = (
+    *("guidance", "style_guidance", "base_guidance", "negative_prompt"),
+    *("log_snr", "prompt_of_step", "switch_share"),
+)
+"""Of an image's Info: what `generate_folder` reports, the same for all images of a command."""
 
 
 def check_targets(folder: Path, total: int, reference: Path | None = None) -> None:

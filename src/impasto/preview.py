@@ -1,4 +1,5 @@
-"""Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`."""
+"""Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`, with the
+defaults (strength, style guidance, negative prompt) that `generate` will use for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +7,13 @@ from typing import Any
 
 import torch
 
+from impasto import style_defaults
 from impasto.adapters.text import current
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
 from impasto.families.base import Family
 from impasto.generate import Sampling, sample, save_png
+from impasto.guidance.style_guidance import tuner_layers
 
 
 class Previews:
@@ -19,9 +22,10 @@ class Previews:
     def __init__(self, family: Family, config: TrainConfig) -> None:
         self.family, self.config = family, config
         self.prompts = list(config.preview_prompt or dict.fromkeys(config.caption)) if config.preview else []
-        self.sampling = Sampling(size=config.size).on(family)
+        self.defaults = style_defaults.of_run(config, family, list(config.caption))
+        self.sampling = self.defaults.complete(Sampling(size=config.size)).on(family)
         length = next(iter(family.text_lengths))
-        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative]}
+        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}
 
     def draw(self, step: int) -> list[str]:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
@@ -30,16 +34,31 @@ class Previews:
         encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
         pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
-        style = {"path": str(self.config.out), "strength": 1.0, "hash": None, "step": step}
+        style = {"path": str(self.config.out), "strength": self.defaults.strength, "hash": None, "step": step}
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        with torch.no_grad(), as_loaded(self.family):
+        with torch.no_grad(), as_loaded(self.family), scaled(self.family, self.defaults.strength):
             conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
             for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
                 names.append(f"previews/step-{step:06d}-{i}.png")
                 save_png(image, info, self.config.out / names[-1])
         return names
+
+
+@contextmanager
+def scaled(family: Family, strength: float) -> Iterator[None]:
+    """The adapters at a strength."""
+    models = [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
+    layers = [layer for model in models for layer in tuner_layers(model)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer, scaling in zip(layers, before, strict=True):
+        layer.scaling.update({name: strength * scale for name, scale in scaling.items()})
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -14,8 +15,9 @@ from impasto.adapters.lora import add, disabled
 from impasto.config import GenerateConfig
 from impasto.errors import UserError
 from impasto.families import load
-from impasto.generate import Sampling, generate, generate_folder
-from impasto.guidance.style_guidance import guiding
+from impasto.generate import Sampling, encoder, generate, generate_folder, sample
+from impasto.guidance import style_guidance
+from impasto.guidance.style_guidance import Weights, guiding
 
 
 def with_lora(base):
@@ -45,20 +47,34 @@ def drawn(base, style=None, **sampling):
     return np.stack([np.asarray(image) for image in images]).astype(int), info[0]
 
 
+def expected(weights: Weights, styled, base, halves: bool):
+    """The formula, from predictions taken one by one."""
+    if not halves:
+        return styled + weights.style * (styled - base)
+    (styled_n, styled_y), (base_n, base_y) = styled.chunk(2), base.chunk(2)
+    v = styled_y + (weights.guidance - 1) * (styled_y - styled_n)
+    return v + weights.style * (styled_y - base_y) + weights.base * (base_y - base_n)
+
+
+CASES = [Weights(3.0, 1.3), Weights(3.0, 2.0, 2.0), Weights(1.0, 3.0, 2.0), Weights(3.0, 0.0, 1.5)]
+
+
+@pytest.mark.parametrize("batched", [True, False])
 @torch.no_grad()
-def test_the_pipelines_guidance_becomes_the_formula(tiny_base, style):
+def test_guiding_every_family_returns_the_formula(tiny_base, style, batched, monkeypatch):
     """What the sampler gets in each step, against base and style asked alone with the very same inputs."""
+    if not batched:
+        monkeypatch.setattr(style_guidance, "is_plain_lora", lambda denoiser: False)
     family = load(str(tiny_base), device="cpu", precision="fp32")
     pipe = family.pipeline()
     denoiser = getattr(pipe, family.part)
     io.load_style(pipe, style, 1.0)
-    cond, none = (family.encode_prompt([text], pipe=pipe) for text in ("a cat", ""))
-    compared = family.guided_by == "negative"
-    call = family.call_arguments(cond, none if compared else None)
-    w = 3.0 if compared else 1.0
-    for weight in (0.0, 1.3, w, 7.0):
+    cond, none = (family.encode_prompt([text], pipe=pipe) for text in ("a cat", "ink drawing"))
+    halves = family.guided_by == "negative"
+    call = family.call_arguments(cond, none if halves else None)
+    for weights in CASES if halves else [Weights(1.0, 1.3)]:
         plain = denoiser.forward
-        with guiding(denoiser, weight, w if compared else None):
+        with guiding(denoiser, weights, halves):
             guided = denoiser.forward
             seen = []
 
@@ -78,31 +94,69 @@ def test_the_pipelines_guidance_becomes_the_formula(tiny_base, style):
             styled = both()[0]
             with disabled(denoiser):
                 base = both()[0]
-            if compared:
-                n, y = base.chunk(2)
-                expected = n + w * (y - n) + weight * (styled.chunk(2)[1] - y)
-                u, c = out.chunk(2)
-                found = u + w * (c - u)
-            else:
-                expected, found = base + weight * (styled - base), out
-            scale = (styled - base).abs().max()
-            assert scale > 1e-3 and (found - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+            wanted = expected(weights, styled, base, halves)
+            for found in out.chunk(2) if halves else (out,):  # both halves: the pipeline's own scale leaves it
+                assert (found - wanted).abs().max() < 1e-4 * max(1.0, float(wanted.abs().max()))
+            assert (styled - base).abs().max() > 1e-3
 
 
-def test_zero_is_the_base_and_more_is_further_from_it(tiny_base, style):
+def test_terms_of_coefficient_0_are_not_computed(tiny_sd3, tmp_path):
+    calls = {}
+    family = load(str(tiny_sd3), device="cpu", precision="fp32")
+    pipe = family.pipeline()
+    io.save(with_lora(tiny_sd3), tmp_path)
+    io.load_style(pipe, tmp_path, 1.0)
+    denoiser = pipe.transformer
+    plain = denoiser.forward
+    for weights in (Weights(3.0, 2.0), Weights(3.0, 2.0, 2.0), Weights(1.0, 3.0, 3.0), Weights(1.0, 2.0)):
+        rows = []
+
+        def counting(*args, rows=rows, **kwargs):
+            rows.append(len(kwargs["hidden_states"]))
+            return plain(*args, **kwargs)
+
+        denoiser.forward = counting
+        settings = Sampling(1, weights.guidance, "ink", style_guidance=weights.style, base_guidance=weights.base)
+        jobs, encode = [("a cat", 0)], encoder(family, pipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(sample(family, pipe, jobs, encode, settings.on(family), {}))
+        denoiser.forward = plain
+        calls[weights] = rows
+    # S(y), S(n), B(y) in one call; of (3, 2, 2) B(y) cancels; of (1, 3, 3) S(n) too; S(y), B(y)
+    assert list(calls.values()) == [[3], [3], [2], [2]]
+
+
+def test_0_and_no_negative_is_plain_diffusers_to_the_bit(tiny_base, style):
+    """`--style x:1 --style-guidance 0 --negative ""`: the pipeline's own call with `load_lora_weights`."""
+    family = load(str(tiny_base), device="cpu", precision="fp32")
+    pipe = family.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(str(style))
+    guidance = {} if family.guided_by == "nothing" else {"guidance_scale": 3.0}
+    cond, none = (family.encode_prompt([text], pipe=pipe) for text in ("a cat", ""))
+    call = family.call_arguments(cond, none if family.guided_by == "negative" else None)
+    generator = torch.Generator().manual_seed(3)
+    image = pipe(**call, num_inference_steps=3, height=16, width=16, generator=generator, **guidance).images[0]
+    settings = Sampling(3, guidance.get("guidance_scale"), "", 16, style_guidance=0.0, base_guidance=0.0)
+    (ours, _), *_ = generate(str(tiny_base), ["a cat"], styles=[f"{style}:1"], seed=3, sampling=settings)
+    assert np.array_equal(np.asarray(ours), np.asarray(image))
+
+
+def test_more_style_guidance_is_further_from_the_base(tiny_base, style):
     base, info = drawn(tiny_base)
     assert "style_guidance" not in info
-    none, info = drawn(tiny_base, style, style_guidance=0.0)
-    assert np.abs(none - base).max() <= 1 and info["style_guidance"] == 0.0
-    some, much = (np.abs(drawn(tiny_base, style, style_guidance=s)[0] - base).mean() for s in (0.3, 3.0))
-    assert 0 < some < much
+    plain, info = drawn(tiny_base, f"{style}:0.3", style_guidance=0.0)
+    assert info["style_guidance"] == 0.0
+    some, much = (np.abs(drawn(tiny_base, f"{style}:0.3", style_guidance=s)[0] - base).mean() for s in (0.5, 2.0))
+    assert 0 < np.abs(plain - base).mean() < some < much
 
 
-def test_without_guidance_one_is_the_style_alone(tiny_base, style):
-    settings = {"guidance": 1.0} if load(str(tiny_base), device="cpu").guided_by == "negative" else {}
-    alone, _ = drawn(tiny_base, style, **settings)
-    weighed, _ = drawn(tiny_base, style, style_guidance=1.0, **settings)
-    assert np.abs(alone - weighed).max() <= 1
+def test_reward_guidance_is_base_and_style_guidance(tiny_sd3):
+    """Direct Consistency Optimization's sampling with both weights w: B(n) + w [S(y) - B(n)], without guidance."""
+    family = load(str(tiny_sd3), device="cpu", precision="fp32")
+    terms = Sampling(guidance=1.0, style_guidance=3.0, base_guidance=3.0).on(family).weights(family).terms
+    assert terms == {(True, "prompt"): 4.0, (False, "negative"): -3.0}
 
 
 def test_the_picture_tells_it_and_the_batch_does_not_matter(tiny_sd3, tmp_path):
@@ -129,16 +183,30 @@ def test_the_picture_tells_it_and_the_batch_does_not_matter(tiny_sd3, tmp_path):
         )
 
 
-def test_bad_input(tiny_sd3, picture, tmp_path):
+def test_bad_input(tiny_sd3, tiny_flux, picture, tmp_path):
     io.save(with_lora(tiny_sd3), tmp_path / "style")
     own = str(tmp_path / "style")
     for weight in (-1.0, math.nan, math.inf):
-        with pytest.raises(UserError, match="style-guidance must be 0 or above, not"):
+        with pytest.raises(UserError, match="style-guidance must be a finite number from 0 on, not"):
             generate(str(tiny_sd3), ["a cat"], styles=[own], sampling=Sampling(style_guidance=weight))
+    with pytest.raises(UserError, match="base-guidance must be a finite number"):
+        generate(str(tiny_sd3), ["a cat"], styles=[own], sampling=Sampling(base_guidance=-1.0))
     with pytest.raises(UserError, match="give a --style that changes the denoiser"):
         generate(str(tiny_sd3), ["a cat"], sampling=Sampling(style_guidance=1.0))
+    with pytest.raises(UserError, match="base-guidance needs a negative prompt"):
+        generate(str(tiny_flux), ["a cat"], sampling=Sampling(base_guidance=1.0))
     from impasto.guidance.style_aligned import Sharing, StyleAligned
 
     aligned = StyleAligned(picture, "a cat in ink style", Sharing())
     with pytest.raises(UserError, match="do not go together"):
         generate(str(tiny_sd3), ["a cat"], styles=[own], aligned=aligned, sampling=Sampling(style_guidance=1.0))
+
+
+def test_a_merged_style_cannot_be_compared_with_the_base(tiny_sd3, tmp_path):
+    pipe = load(str(tiny_sd3), device="cpu", precision="fp32").pipeline()
+    io.save(with_lora(tiny_sd3), tmp_path)
+    io.load_style(pipe, tmp_path, 1.0)
+    style_guidance.check_switchable(pipe.transformer)
+    pipe.fuse_lora()
+    with pytest.raises(UserError, match="merged into its weights: unfuse it"):
+        style_guidance.check_switchable(pipe.transformer)

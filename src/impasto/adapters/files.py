@@ -88,7 +88,8 @@ def merge_styles(
 
     if len(styles) < 2:
         raise UserError("give two styles or more, each with its weight: runs/neon:0.7 runs/ink:0.5")
-    parts = [split_strength(style) for style in styles]
+    split = [split_strength(style) for style in styles]
+    parts = [(path, 1.0 if weight is None else weight) for path, weight in split]
     opened = [open_style(path, base=base) for path, _ in parts]
     hashes = {told.inputs.get("base_sha256") or told.metadata.get("impasto.base_sha256") for _, told in opened}
     notes = ["the styles were trained on different bases"] if len(hashes - {None}) > 1 else []

@@ -70,6 +70,7 @@ def evaluate(
         "reference": trained.describe(labels),
         "judges": {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card},
         "encoder": ruler.encoder.name if ruler.encoder else None,
+        "sampling": _sampling(samples),
         **means(rows),
         "true": _true_means(ruler, samples, asked),
         "base": _base_means(ruler, base, concepts, labels),
@@ -81,6 +82,17 @@ def evaluate(
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
+
+
+def _sampling(samples: Sequence[Sample]) -> dict[str, Any]:
+    """How the images were sampled, as their metadata say: a value where all agree, else the list of different ones."""
+    found: dict[str, list[Any]] = {}
+    for sample in samples:
+        meta = sample.meta | {"strength": [style.get("strength") for style in sample.meta.get("styles") or ()]}
+        for key in ("strength", "guidance", "style_guidance", "base_guidance", "negative_prompt"):
+            if meta.get(key) not in (None, [], *found.get(key, [])):
+                found.setdefault(key, []).append(meta[key])
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
 def _target(folder: Path, out: Path | str | None) -> Path:

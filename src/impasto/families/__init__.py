@@ -36,7 +36,7 @@ CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
     "generate.steps": int,
     "generate.guidance": float,
     "generate.batch": int,
-    **dict.fromkeys(("name", "pipeline", "license", "license_name", "license_link", "modelspec", "predicts"), str),
+    **dict.fromkeys(("name", "recipe", "pipeline", "license", "license_name", "license_link", "modelspec", "predicts"), str),
 }
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
@@ -133,20 +133,21 @@ def card(base: str) -> dict[str, Any]:
         if transformer and not transformer.get("guidance_embeds", False):
             named = known["black-forest-labs/FLUX.1-schnell"] | {"license": "other"}
     found = known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named
-    return found | own | {table: found.get(table, {}) | own[table] for table in ("generate", "train") if table in own}
+    return found | own | {table: found.get(table, {}) | own[table] for table in ("generate", "train", "style") if table in own}
 
 
 def own_card(file: Path) -> dict[str, Any]:
     """What an `impasto.json` says, {} where there is none. Raises UserError when it cannot be read, and for a value of
     another type than a card has there (CARD)."""
     from impasto.config import check_values, convert
+    from impasto.style_defaults import of_card
 
     try:
         own = read_object(file) if file.is_file() else {}
     except (OSError, ValueError):
         raise UserError(f"{file} cannot be read: mend it, or remove it") from None
     recipes = own.get("recipes", {})
-    tables = {name: own[name] for name in ("generate", "train", "recipes", "text_lengths") if name in own}
+    tables = {name: own[name] for name in ("generate", "train", "style", "recipes", "text_lengths") if name in own}
     tables |= {f"recipes.{name}": keys for name, keys in recipes.items()} if isinstance(recipes, dict) else {}
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -158,6 +159,8 @@ def own_card(file: Path) -> dict[str, Any]:
     for name, table in tables.items():
         if name.startswith(("train", "recipes.")):
             check_values(table, f"{file}: {name}")
+    if "style" in own:
+        of_card(own, where=f"{file}: style")
     if "text_lengths" in own:
         check_lengths(own["text_lengths"], file)
     return own

@@ -1,63 +1,98 @@
-"""Style guidance: the base draws, and what the style adds to its prediction has a weight of its own.
+"""Style guidance: how the predictions with and without the style combine in each sampling step.
 
-    v = v_base(n) + w (v_base(y) - v_base(n)) + s (v_style(y) - v_base(y))
+    v = S(y) + (w - 1) [S(y) - S(n)] + s [S(y) - B(y)] + b [B(y) - B(n)]
 
-n: negative prompt, y: prompt, w: guidance scale, s: style guidance; v is whatever the model predicts. Lee et al. 2024,
-"Direct Consistency Optimization" (arXiv 2402.12004), reward guidance. s = 0 is the base alone, s = w the style guided
-against the base: v_base(n) + w (v_style(y) - v_base(n)). Bases that know no negative prompt, and guidance of 1 or less,
-have w = 1: v_base(y) + s (v_style(y) - v_base(y)).
+S: prediction with the style's adapters, B: without them. y: prompt, n: negative prompt. w: guidance scale,
+s: style guidance, b: base guidance. v is whatever the model predicts (noise, velocity).
 
-Without it both halves are the style's, v_style(n) + w (v_style(y) - v_style(n)): guidance then strengthens what the
-prompt says within the style, but not the style, of which v_style(n) has as much as v_style(y).
+- s = b = 0 is ordinary classifier-free guidance of the adapted model.
+- FineStyle's sampling (Zhang et al. 2024): lambda1 = s, lambda2 = w - 1, b = 0. With the style words alone as n, the
+  second term is what the words of the content add inside the adapted model.
+- StyleDrop (Sohn et al. 2023, arXiv 2306.00983, equation 4): lambda_A = s, lambda_B = b, w = 1.
+- Reward guidance of Direct Consistency Optimization (Lee et al. 2024, arXiv 2402.12004) with the weights w' and s':
+  w = 1, s = s' - 1, b = w' - 1. For s' = w' it comes to B(n) + w' [S(y) - B(n)].
+
+A model without negative prompts (FLUX) has w = 1 and b = 0: v = S(y) + s [S(y) - B(y)].
+
+A prediction of coefficient 0 is not computed; those that are left are rows of one call of the denoiser.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from impasto.adapters.lora import disabled
 from impasto.errors import UserError
 
+PROMPT, NEGATIVE = "prompt", "negative"
 
-def check(weight: float, denoiser: Any) -> None:
-    """Raise UserError unless the weight is a number that means something, and the denoiser has a style."""
-    if not math.isfinite(weight) or weight < 0:
-        raise UserError(f"style-guidance must be 0 or above, not {weight:g}")
+
+@dataclass(frozen=True)
+class Weights:
+    """guidance: w, >= 0; 1 where the pipeline computes no negative prompt. style: s, >= 0. base: b, >= 0."""
+
+    guidance: float = 1.0
+    style: float = 0.0
+    base: float = 0.0
+
+    @property
+    def terms(self) -> dict[tuple[bool, str], float]:
+        """{(with the style, PROMPT or NEGATIVE): coefficient of its prediction}, without those of coefficient 0. They
+        add up to 1."""
+        coefficients = {
+            (True, PROMPT): self.guidance + self.style,
+            (True, NEGATIVE): 1 - self.guidance,
+            (False, PROMPT): self.base - self.style,
+            (False, NEGATIVE): -self.base,
+        }
+        return {term: c for term, c in coefficients.items() if c}
+
+    @property
+    def info(self) -> dict[str, float]:
+        """What the metadata of an image says of it."""
+        return {"style_guidance": self.style} | ({"base_guidance": self.base} if self.base else {})
+
+
+def check_weight(weight: float | None, name: str) -> None:
+    """Raise UserError unless the weight is None or a finite number from 0 on."""
+    if weight is not None and not 0 <= weight < math.inf:
+        raise UserError(f"{name} must be a finite number from 0 on, not {weight:g}")
+
+
+def check_switchable(denoiser: Any) -> None:
+    """Raise UserError unless the denoiser has adapters that can be switched off."""
     if not getattr(denoiser, "peft_config", None):
-        raise UserError("style-guidance weighs what a style adds: give a --style that changes the denoiser")
+        raise UserError("style-guidance compares a style with the base: give a --style that changes the denoiser")
+    if any(layer.merged for layer in tuner_layers(denoiser)):
+        raise UserError(
+            "style-guidance compares a style with the base, and this style is merged into its weights: unfuse it "
+            "(pipe.unfuse_lora()), or use --style-guidance 0"
+        )
 
 
 @contextmanager
-def guiding(denoiser: Any, weight: float, guidance: float | None) -> Iterator[None]:
-    """While it holds, a pipeline's own classifier-free guidance on `denoiser` comes to the formula above.
+def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
+    """While it holds, each call of `denoiser` returns the combined prediction v.
 
-    guidance: w, None where the pipeline does not guide; else its batches are the negative half and the prompt's half.
-    Costs half as much again as guidance alone; with weight = guidance nothing, without guidance twice as much.
+    halves: whether the pipeline calls with the rows of the negative prompt before those of the prompt, as diffusers
+    does for guidance. Both halves of the result are then v, so that any guidance scale of the pipeline leaves it.
     """
+    terms = weights.terms
     plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
 
-    def styled(args: Any, kwargs: Any) -> Tensor:
-        return plain(*args, **kwargs)[0]
-
-    def base(args: Any, kwargs: Any) -> Tensor:
-        with disabled(denoiser):
-            return plain(*args, **kwargs)[0]
-
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        everything = (args, kwargs)
-        if guidance is None:
-            own = base(*everything)
-            return (own + weight * (styled(*everything) - own),)
-        n = len(args[0] if args else kwargs["hidden_states"])
-        negative, prompt = (half(everything, i, n) for i in (0, 1))
-        if weight == guidance:
-            return (torch.cat([base(*negative), styled(*prompt)]),)
-        without, own = base(*everything).chunk(2)
-        return (torch.cat([without, own + weight / guidance * (styled(*prompt) - own)]),)
+        call = (args, kwargs)
+        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
+        predictions = predict(denoiser, plain, list(terms), call, n, halves)
+        v = sum(c * p.float() for c, p in zip(terms.values(), predictions, strict=True))
+        assert isinstance(v, Tensor)
+        v = v.to(predictions[0].dtype)
+        return (torch.cat([v, v]) if halves else v,)
 
     denoiser.forward = forward
     try:
@@ -69,12 +104,105 @@ def guiding(denoiser: Any, weight: float, guidance: float | None) -> Iterator[No
             del denoiser.forward
 
 
+def predict(
+    denoiser: Any, forward: Any, terms: Sequence[tuple[bool, str]], call: Any, n: int, halves: bool
+) -> list[Tensor]:
+    """The predictions of `terms`, each of the rows of one prompt. n: rows of the call.
+
+    One call of `forward` where the style's share can be taken out row by row (plain LoRA), else one with the adapters
+    and one without.
+    """
+
+    def rows(chosen: Sequence[tuple[bool, str]]) -> Any:
+        if not halves:
+            return repeat(call, len(chosen), n)
+        return join([half(call, 0 if text == NEGATIVE else 1, n) for _, text in chosen])
+
+    def run(chosen: Sequence[tuple[bool, str]]) -> list[Tensor]:
+        args, kwargs = rows(chosen)
+        return list(forward(*args, **kwargs)[0].chunk(len(chosen)))
+
+    styled, plain = ([term for term in terms if term[0] == kind] for kind in (True, False))
+    ordered = [*styled, *plain]
+    if not plain:
+        found = run(ordered)
+    elif styled and is_plain_lora(denoiser):
+        each = n // 2 if halves else n
+        with without_style(denoiser, len(styled) * each, len(ordered) * each):
+            found = run(ordered)
+    else:
+        found = run(styled) if styled else []
+        with disabled(denoiser):
+            found += run(plain)
+    by_term = dict(zip(ordered, found, strict=True))
+    return [by_term[term] for term in terms]
+
+
+def tuner_layers(denoiser: Any) -> list[Any]:
+    """The layers that carry adapters, of any kind."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def is_plain_lora(denoiser: Any) -> bool:
+    """Whether every adapter adds B A x to its layer's output and nothing else: LoRA, not DoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = tuner_layers(denoiser)
+    return all(isinstance(layer, LoraLayer) and not layer.lora_variant for layer in layers)
+
+
+@contextmanager
+def without_style(denoiser: Any, first: int, rows: int) -> Iterator[None]:
+    """While it holds, rows `first` to `rows` of a call get no LoRA: their outputs of every B are 0, so that a layer
+    returns W x for them, to the bit."""
+
+    def drop(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        per = out.shape[0] // rows  # a layer may see several rows of an image's (in FLUX and SD3: one)
+        if per * rows != out.shape[0]:
+            raise RuntimeError(f"a LoRA layer saw {out.shape[0]} rows in a call of {rows}")
+        return torch.cat([out[: first * per], torch.zeros_like(out[first * per :])])
+
+    with ExitStack() as hooks:
+        for layer in tuner_layers(denoiser):
+            for up in layer.lora_B.values():
+                hooks.callback(up.register_forward_hook(drop).remove)
+        yield
+
+
 def half(value: Any, i: int, n: int) -> Any:
     """The i-th half of every tensor of n rows within; what has another number of rows is shared by both."""
+    return map_rows(value, n, lambda tensor: tensor.chunk(2)[i])
+
+
+def repeat(value: Any, times: int, n: int) -> Any:
+    """Every tensor of n rows within, so many times one after the other; the rest as it is."""
+    return map_rows(value, n, lambda tensor: torch.cat([tensor] * times))
+
+
+def map_rows(value: Any, n: int, change: Any) -> Any:
+    """`value`, a structure of tuples, lists and dicts, with `change` applied to its tensors of n rows."""
     if isinstance(value, Tensor):
-        return value.chunk(2)[i] if value.ndim and len(value) == n else value
+        return change(value) if value.ndim and len(value) == n else value
     if isinstance(value, dict):
-        return {key: half(one, i, n) for key, one in value.items()}
+        return {key: one if key in SHARED else map_rows(one, n, change) for key, one in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(half(one, i, n) for one in value)
+        return type(value)(map_rows(one, n, change) for one in value)
     return value
+
+
+SHARED = ("img_ids", "txt_ids")
+"""Arguments of FLUX's denoiser with a row per token, not per image."""
+
+
+def join(calls: Sequence[Any]) -> Any:
+    """Calls of the same structure as one: tensors one after the other, but for those that all of them share."""
+    first = calls[0]
+    if isinstance(first, Tensor):
+        return first if all(one is first for one in calls) else torch.cat(list(calls))
+    if isinstance(first, dict):
+        return {key: join([one[key] for one in calls]) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(join(list(ones)) for ones in zip(*calls, strict=True))
+    return first

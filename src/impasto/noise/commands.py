@@ -68,7 +68,7 @@ def import_(args: list[str]) -> Result:
 def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.cli import parse
-    from impasto.config import read_recipe
+    from impasto.config import TrainConfig, read_recipe
     from impasto.noise.show import LawFlags
     from impasto.noise.tools import architecture_of, export_settings, lines
 
@@ -85,7 +85,7 @@ def export(args: list[str]) -> Result:
         """What is trained with it, where the base does not tell: some tools mean another thing for each."""
 
     flags = parse(Export, args, "noise export")
-    base = flags.base or read_recipe(flags.recipe).get("base")
+    base = flags.base or read_recipe(flags.recipe or TrainConfig.recipe).get("base")
     if base is None:
         flags = replace(flags, size=1024 if flags.size is None else flags.size)
     config = flags.config()

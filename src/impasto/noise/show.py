@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from impasto import families
-from impasto.config import TrainConfig, check_ranges, resolve
+from impasto.config import TrainConfig, check_ranges, default_recipe, resolve
 from impasto.errors import UserError
 from impasto.families import mini
 from impasto.generate import check_multiple
@@ -40,8 +40,8 @@ class LawFlags:
     base: str | None = None
     """Base model, for its schedule, size and recipe: an embedded one, a diffusers folder, or a hub id (not fetched);
     the recipe's own when not given, else mini-sd3."""
-    recipe: str = "style-friendly"
-    """A recipe by name, or a TOML file."""
+    recipe: str | None = None
+    """A recipe by name, or a TOML file; the base's own when not given, without a base style-friendly."""
     noise: str | None = None
     """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal; the recipe's when not given."""
     noise_mean: float | None = None
@@ -64,7 +64,8 @@ class LawFlags:
         keys = ("noise", *(f"noise_{name}" for name in PARAMETERS), "offset_noise", "size")
         given = {key: getattr(self, key) for key in keys}
         explicit = {key: value for key, value in given.items() if value is not None}
-        return check_ranges(resolve(self.recipe, self.base, **explicit))
+        recipe = self.recipe or (default_recipe(self.base) if self.base else TrainConfig.recipe)
+        return check_ranges(resolve(recipe, self.base, **explicit))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,240 @@
+"""Strength, style guidance and negative prompt of an embedded base: curves of style against content, and the choice.
+
+    python scripts/choose_strength.py run --base mini-sd15      # cells into docs/results/sampling/; resumes
+    python scripts/choose_strength.py report                    # table, plot and choice from the cells
+
+References: one picture of each *secondary* held-out style, and one of each of four procedural looks on coloured and
+dark grounds, whose captions do not name the ground. Recipe style-friendly-128px, the base's own rate and steps. Each
+cell samples 6 other things (neither evaluation nor reference concepts) per reference, from the same seeds. The primary
+styles and the evaluation concepts are not looked at.
+
+    style     secondary styles: the style judge's most probable style is the asked one. Looks, which it has no name for:
+              its features are nearer to the true image of the same thing in the look than to any image of that thing
+              in the 12 train styles
+    content   concept top-5. The looks are such as the concept judge can read: .8 or more on their true images, which
+              leaves out grounds as dark as a blackboard (.0 to .3 there)
+
+Rule: of the settings whose style is at least that of strength 1 without guidance minus .05, the one with the most
+content; ties (.02) by the smaller style guidance, then the larger strength.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from impasto import families
+from impasto.adapters.io import load_style
+from impasto.artworld import ArtWorld, free_concepts, load, load_meta
+from impasto.artworld.captions import prompt
+from impasto.artworld.judges import Judges
+from impasto.artworld.procedural import Look, random_look
+from impasto.config import resolve
+from impasto.evaluate import load_encoder
+from impasto.families.base import quiet
+from impasto.generate import Sampling, encoder, sample
+from impasto.reproduce.small_world import spread, words
+from impasto.train import train
+
+OUT = Path("docs/results/sampling")
+SEED, THINGS = 11, 6
+LOOKS = {"palette": 5, "crackle": 1, "brush ink": 2, "paper cut": 3}
+"""Family: seed of its parameters."""
+REFERENCES = ("guitar", "bus", "tomato", "castle", "elephant", "microscope", "rabbit face", "television")
+STRENGTHS, WEIGHTS, NEGATIVES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4), (0.0, 1.0, 2.0, 3.0), ("", "style words")
+BASE_ALONE, TRUE = "base alone", "true images"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One reference: its name, its style's words, the reference image with its label, and the true images of the things
+    to be sampled."""
+
+    name: str
+    words: str
+    label: str
+    image: Image.Image
+    things: tuple[int, ...]
+    truths: np.ndarray  # uint8 [things, 128, 128, 3]
+    style: int | None = None  # id of a secondary style
+
+    @property
+    def prompts(self) -> list[str]:
+        return [prompt(load_meta()["concepts"][c]["label"], self.words) for c in self.things]
+
+
+def subjects() -> Iterator[Subject]:
+    """Secondary styles and looks in turn, so that a part of the cells has both."""
+    meta = load_meta()
+    names = [meta["style_names"][i] for i in meta["split"]["secondary_styles"]]
+    mixed = [name for pair in zip(names, LOOKS, strict=True) for name in pair]
+    for i, name in enumerate(mixed):
+        yield of_style(name, i) if name in names else of_look(name, i)
+
+
+def things_of(drawn: Sequence[int], i: int) -> tuple[int, ...]:
+    """THINGS of the free concepts that are drawn, others for each reference."""
+    free = [c for c in free_concepts() if c in set(drawn)]
+    return tuple(spread(free[i % 4 :], THINGS))
+
+
+def of_style(name: str, i: int) -> Subject:
+    meta, world = load_meta(), load(styles=[name])
+    style, drawn = meta["style_names"].index(name), world.concept_id.tolist()
+    labels = [meta["concepts"][c]["label"] for c in meta["split"]["reference_concepts"] if c in set(drawn)]
+    label = REFERENCES[i] if REFERENCES[i] in labels else labels[i]
+    rgb, things = world.rgb(), things_of(drawn, i)
+    image = Image.fromarray(rgb[world.index(style, label)])
+    truths = np.stack([rgb[world.index(style, c)] for c in things])
+    return Subject(name, words(style), label, image, things, truths, style)
+
+
+def of_look(family: str, i: int) -> Subject:
+    meta, world = load_meta(), train_world()
+    look = random_look(random.Random(LOOKS[family]), [family])
+    things = things_of(world.concept_id.tolist(), i)
+    label = REFERENCES[i]
+    concept = next(c for c in meta["split"]["reference_concepts"] if meta["concepts"][c]["label"] == label)
+    said = ", ".join(part[0] for part in look.parts[:-1] if part[0])  # all but the ground
+    truths = np.stack([drawn_as(look, world, c) for c in things])
+    return Subject(f"look: {family}", said, label, Image.fromarray(drawn_as(look, world, concept)), things, truths)
+
+
+def drawn_as(look: Look, world: ArtWorld, concept: int) -> np.ndarray:
+    """uint8 [128, 128, 3]: the concept in a look, from the first of its source styles that has it."""
+    names, table = world.meta["style_names"], world.table()
+    rows = [row for name in look.sources if (row := table[names.index(name), concept]) >= 0]
+    return look(world.rgba[rows[0]], random.Random(concept))
+
+
+@cache
+def train_world() -> ArtWorld:
+    return load(styles=load_meta()["split"]["train_styles"])
+
+
+class Rulers:
+    """The judges beside the true images, and the small CLIP as a second opinion on style."""
+
+    def __init__(self) -> None:
+        with quiet():
+            self.encoder = load_encoder()
+        self.judges = Judges.load()
+        self.world, self.rgb = train_world(), train_world().rgb()
+
+    @cache  # noqa: B019
+    def others(self, concept: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The concept in the train styles: style features and CLIP embeddings."""
+        return self.features(
+            [Image.fromarray(self.rgb[row]) for row in np.flatnonzero(self.world.concept_id == concept)]
+        )
+
+    def features(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.judges.style_features(list(images)), self.encoder.images(images)
+
+    @cache  # noqa: B019
+    def truths(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        subject = next(one for one in subjects() if one.name == name)
+        return self.features([Image.fromarray(one) for one in subject.truths])
+
+    def score(self, subject: Subject, images: Sequence[Image.Image], true: bool = False) -> list[dict[str, Any]]:
+        """A row per image, of which image i shows thing i. true: they are the true images themselves, whose style is
+        compared with that of the next thing's true image."""
+        top5 = self.judges.concept(list(images)).argsort(descending=True)[:, :5].tolist()
+        judged = self.judges.style(list(images)).argmax(1).tolist()
+        found, truths = self.features(images), self.truths(subject.name)
+        rows = []
+        for i, concept in enumerate(subject.things):
+            at = (i + 1) % len(images) if true else i
+            near = [
+                torch.cat([own[at : at + 1], other]) for own, other in zip(truths, self.others(concept), strict=True)
+            ]
+            by_judge, by_clip = (int((n @ f[i]).argmax()) == 0 for n, f in zip(near, found, strict=True))
+            style = by_judge if subject.style is None else judged[i] == subject.style
+            rows.append({"style": style, "content": concept in top5[i], "style_by_clip": by_clip})
+        return rows
+
+
+def cells_file(base: str) -> Path:
+    return OUT / f"cells-{base}.jsonl"
+
+
+def read(base: str) -> list[dict[str, Any]]:
+    file = cells_file(base)
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[name] for name in ("base_sha256", "subject", "what", "strength", "style_guidance", "negative"))
+
+
+def run(base: str, precision: str) -> None:
+    """Sample and score the cells that are missing."""
+    rulers, known = Rulers(), {key(cell) for cell in read(base)}
+    digest = families.load(base, device="cpu").hash
+
+    def add(subject: Subject, what: str, strength: float, weight: float, negative: str, images: Any) -> None:
+        cell: dict[str, Any] = {"base_sha256": digest, "subject": subject.name, "what": what, "strength": strength}
+        cell |= {"style_guidance": weight, "negative": negative}
+        if key(cell) in known:
+            return
+        rows = rulers.score(subject, images(), true=what == TRUE)
+        with cells_file(base).open("a") as file:
+            file.write(json.dumps(cell | {"rows": rows}) + "\n")
+
+    for subject in subjects():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            family = families.load(base, device="cpu", precision=precision)
+            pipe = family.pipeline()
+            encode = encoder(family, pipe)
+
+            def images(
+                strength: float, sampling: Sampling, subject: Any = subject, folder: Path = folder, loaded: Any = (family, pipe, encode)
+            ) -> list[Image.Image]:
+                family, pipe, encode = loaded
+                if strength and not (folder / "style").exists():
+                    subject.image.save(folder / "reference.png")
+                    given = {"image": [folder / "reference.png"], "out": folder / "style", "seed": SEED}
+                    given |= {"caption": [prompt(subject.label, subject.words)], "precision": precision}
+                    train(resolve("style-friendly-128px", base, preview=False, tensorboard=False, **given))
+                    load_style(pipe, folder / "style")
+                if strength:
+                    pipe.set_adapters("style0", strength)
+                jobs = [(text, SEED + i) for i, text in enumerate(subject.prompts)]
+                return [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
+
+            add(subject, TRUE, 0.0, 0.0, "", lambda s=subject: [Image.fromarray(one) for one in s.truths])
+            add(subject, BASE_ALONE, 0.0, 0.0, "", lambda f=images: f(0.0, Sampling(batch=THINGS)))
+            for strength in STRENGTHS:
+                for weight in WEIGHTS:
+                    for negative in NEGATIVES:
+                        said = subject.words if negative else ""
+                        sampling = Sampling(style_guidance=weight, negative=said, batch=THINGS)
+                        add(subject, "style", strength, weight, negative, lambda s=strength, c=sampling, f=images: f(s, c))
+        print(base, subject.name, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("--base", nargs="+", default=["mini-sd15", "mini-sd3"])
+    parser.add_argument("--precision", default="bf16", help="bf16 is twice as fast as fp32 on CPUs that have AMX")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    if args.action == "run":
+        for base in args.base:
+            run(base, args.precision)
+
+
+if __name__ == "__main__":
+    main()

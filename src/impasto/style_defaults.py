@@ -1,0 +1,178 @@
+"""How a style is sampled where no flag says otherwise: strength, style guidance, guidance, negative prompt.
+
+A weaker adapter, amplified against the base while sampling (`guidance.style_guidance`), has as much of the style as the
+full adapter and keeps more of the content (docs/style-guidance.md). The values come, first to last, from the flags,
+from `style.json` in the style folder, from the base's card for the style's recipe, from the base's card:
+
+    style.json                                        cards.toml
+    {"sampling": {"strength": 0.7,                    [mini-sd15.style]
+                  "style_guidance": 2.0,              strength = 0.7
+                  "negative": "style words"}}         ...
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from safetensors import safe_open
+
+from impasto.adapters.io import check_file, style_file
+from impasto.adapters.metadata import About, about
+from impasto.config import TrainConfig, convert
+from impasto.errors import UserError, nearest
+from impasto.families import read_object
+
+if TYPE_CHECKING:
+    from impasto.families.base import Family
+    from impasto.generate import Sampling
+
+FILE = "style.json"
+STYLE_WORDS = "style words"
+"""As a negative prompt: the words that the style's captions name it by."""
+
+
+@dataclass(frozen=True)
+class StyleDefaults:
+    """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance: the
+    base's own where it is None. negative: a prompt, or STYLE_WORDS. plain_strength: advised where the style is sampled
+    without style guidance, by plain diffusers or another tool; for the model card."""
+
+    strength: float = 1.0
+    style_guidance: float = 0.0
+    base_guidance: float = 0.0
+    guidance: float | None = None
+    negative: str = ""
+    plain_strength: float | None = None
+
+    def complete(self, given: "Sampling") -> "Sampling":
+        """`given` with these values where its own are None."""
+        values = {key: getattr(self, key) for key in ("guidance", "style_guidance", "base_guidance", "negative")}
+        return replace(given, **{key: value for key, value in values.items() if getattr(given, key) is None})
+
+
+PLAIN = StyleDefaults()
+"""As plain diffusers samples a style."""
+
+
+def of_card(card: Mapping[str, Any], recipe: str | None = None, where: str = "the base's card: style") -> StyleDefaults:
+    """What a base's card says of styles on it, of those by this recipe where it says so."""
+    own = dict(card.get("style", {}))
+    of_recipe = own.pop("recipes", {}).get(recipe, {})
+    return replace(replace(PLAIN, **checked(own, where)), **checked(of_recipe, f"{where}.recipes.{recipe}"))
+
+
+def of_style(path: Path, card: Mapping[str, Any]) -> StyleDefaults:
+    """What its `style.json` says, and the base's card where that is silent. Raises UserError when it is damaged."""
+    defaults = of_card(card, read_about(path).recipe.get("recipe"))
+    file = path / FILE
+    if not path.is_dir() or not file.is_file():
+        return defaults
+    try:
+        own = read_object(file).get("sampling", {})
+    except (OSError, ValueError):
+        raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+    if not isinstance(own, dict):
+        raise UserError(f"{file}: sampling must be a table, not {own!r}")
+    return replace(defaults, **checked(own, f"{file}: sampling"))
+
+
+def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
+    """Those of the style that a run makes from these captions, its negative prompt in words."""
+    defaults = of_card(family.card, config.recipe)
+    return replace(defaults, negative=in_words(defaults.negative, captions, f"style {str(config.out)!r}", family))
+
+
+def in_words(negative: str, captions: Sequence[str], whose: str, family: "Family", asked: bool = False) -> str:
+    """A negative prompt, STYLE_WORDS replaced by the words in these captions.
+
+    Where there are none it is empty, with a warning; UserError where it was `asked` for. Empty on a base that takes no
+    negative prompt.
+    """
+    if negative != STYLE_WORDS or (family.guided_by != "negative" and not asked):
+        return negative if asked or family.guided_by == "negative" else ""
+    if words := style_words(captions):
+        return words
+    lacks = f"the captions of {whose} do not tell its style words"
+    if asked:
+        raise UserError(f"{lacks}: write them out, as in --negative 'ink drawing'")
+    warnings.warn(f"{lacks}: the negative prompt stays empty; --negative 'ink drawing' sets it", stacklevel=4)
+    return ""
+
+
+def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` in the types of StyleDefaults. Raises UserError on an unknown key and on another type."""
+    types = get_type_hints(StyleDefaults)
+    known = [field.name for field in fields(StyleDefaults)]
+    for key in values:
+        if key not in types:
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, known)}")
+    return {key: convert(value, types[key], f"{where}.{key}") for key, value in values.items()}
+
+
+def read_about(path: Path) -> About:
+    """What a style says of itself: its recipe.toml, the metadata of its weights."""
+    file = style_file(path)
+    check_file(file)
+    with safe_open(file, "pt") as opened:
+        return about(path, opened.metadata() or {})
+
+
+def style_words(captions: Sequence[str]) -> str | None:
+    """The words that captions name a style by; None where they cannot be told from those of the content.
+
+    "a rocket, flat ink drawing" -> "flat ink drawing"; "a rocket in neon sign style" -> "neon sign style"; "a cat in
+    the style of an engraving" -> "an engraving". Several captions have to agree; where they do not, it is the part
+    behind a comma that all of them end in.
+    """
+    found = {words_of(caption) for caption in captions}
+    if len(found) == 1:
+        return found.pop()
+    ends = [[part.strip() for part in caption.rstrip(" .").split(",")][1:] for caption in captions]
+    shared: list[str] = []
+    for parts in zip(*(reversed(end) for end in ends), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.insert(0, parts[0])
+    return ", ".join(shared) or None
+
+
+FORMS = (r".+?\bin the style of (.+)", r".+\bin (?:an? |the )?(.+? style\b.*)", r".+? drawn as (.+)", r".+?, (.+)")
+
+
+def words_of(caption: str) -> str | None:
+    """The style's words in one caption, None where it has no form that tells them."""
+    text = " ".join(caption.split()).rstrip(" .")
+    for form in FORMS:
+        if match := re.fullmatch(form, text, re.IGNORECASE):
+            return match[1].strip(" ,") or None
+    return None
+
+
+def apply(
+    styles: Sequence[tuple[Path, float | None]], sampling: "Sampling", family: "Family", plain: bool = False
+) -> tuple[list[tuple[Path, float]], "Sampling"]:
+    """Styles and sampling with the styles' defaults where a value is None.
+
+    Of several styles the one of the largest strength gives style guidance, guidance and negative prompt. plain: what no
+    flag gives is as in plain diffusers. Warns where styles disagree, and where a negative prompt of style words stays
+    empty by default; raises UserError where it was asked for and there are none.
+    """
+    if not styles:
+        return [], sampling
+    found = [PLAIN if plain else of_style(path, family.card) for path, _ in styles]
+    chosen = [
+        (path, own.strength if strength is None else strength)
+        for (path, strength), own in zip(styles, found, strict=True)
+    ]
+    first = max(range(len(chosen)), key=lambda i: chosen[i][1])
+    (path, _), own = chosen[first], found[first]
+    used = own.complete(sampling)
+    if len({replace(one, strength=1.0, plain_strength=None) for one in found}) > 1 and used != sampling:
+        warnings.warn(f"the styles' defaults differ: those of {str(path)!r}, the strongest, are used", stacklevel=3)
+    captions, asked = read_about(path).captions, sampling.negative is not None
+    return chosen, replace(
+        used, negative=in_words(used.negative or "", captions, f"style {str(path)!r}", family, asked)
+    )
