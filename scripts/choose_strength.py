@@ -24,7 +24,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +176,9 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(cell[name] for name in ("base_sha256", "subject", "what", "strength", "style_guidance", "negative"))
 
 
-def run(base: str, precision: str) -> None:
-    """Sample and score the cells that are missing."""
-    rulers, known = Rulers(), {key(cell) for cell in read(base)}
+def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None:
+    """Sample and score the cells of these subjects that are missing."""
+    known = {key(cell) for cell in read(base)}
     digest = families.load(base, device="cpu").hash
 
     def add(subject: Subject, what: str, strength: float, weight: float, negative: str, images: Any) -> None:
@@ -190,26 +190,26 @@ def run(base: str, precision: str) -> None:
         with cells_file(base).open("a") as file:
             file.write(json.dumps(cell | {"rows": rows}) + "\n")
 
-    for subject in subjects():
+    for subject in (one for one in subjects() if one.name in names):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             family = families.load(base, device="cpu", precision=precision)
             pipe = family.pipeline()
-            encode = encoder(family, pipe)
+            loaded = (family, pipe, encoder(family, pipe))
 
             def images(
-                strength: float, sampling: Sampling, subject: Any = subject, folder: Path = folder, loaded: Any = (family, pipe, encode)
+                strength: float, sampling: Sampling, to: Subject = subject, out: Path = folder, with_: Any = loaded
             ) -> list[Image.Image]:
-                family, pipe, encode = loaded
-                if strength and not (folder / "style").exists():
-                    subject.image.save(folder / "reference.png")
-                    given = {"image": [folder / "reference.png"], "out": folder / "style", "seed": SEED}
-                    given |= {"caption": [prompt(subject.label, subject.words)], "precision": precision}
+                family, pipe, encode = with_
+                if strength and not (out / "style").exists():
+                    to.image.save(out / "reference.png")
+                    given = {"image": [out / "reference.png"], "out": out / "style", "seed": SEED}
+                    given |= {"caption": [prompt(to.label, to.words)], "precision": precision}
                     train(resolve("style-friendly-128px", base, preview=False, tensorboard=False, **given))
-                    load_style(pipe, folder / "style")
+                    load_style(pipe, out / "style")
                 if strength:
                     pipe.set_adapters("style0", strength)
-                jobs = [(text, SEED + i) for i, text in enumerate(subject.prompts)]
+                jobs = [(text, SEED + i) for i, text in enumerate(to.prompts)]
                 return [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
 
             add(subject, TRUE, 0.0, 0.0, "", lambda s=subject: [Image.fromarray(one) for one in s.truths])
@@ -219,7 +219,7 @@ def run(base: str, precision: str) -> None:
                     for negative in NEGATIVES:
                         said = subject.words if negative else ""
                         sampling = Sampling(style_guidance=weight, negative=said, batch=THINGS)
-                        add(subject, "style", strength, weight, negative, lambda s=strength, c=sampling, f=images: f(s, c))
+                        add(subject, "style", strength, weight, negative, partial(images, strength, sampling))
         print(base, subject.name, flush=True)
 
 
@@ -232,8 +232,10 @@ def main() -> None:
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
     if args.action == "run":
-        for base in args.base:
-            run(base, args.precision)
+        rulers = Rulers()
+        for subject in subjects():
+            for base in args.base:
+                run(base, [subject.name], args.precision, rulers)
 
 
 if __name__ == "__main__":

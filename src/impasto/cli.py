@@ -165,7 +165,7 @@ def sheet(args: list[str]) -> Result:
 
 
 def demo(args: list[str]) -> Result:
-    """One reference picture, two recipes, side by side: about three minutes on two cores."""
+    """One reference image, three methods at equal text: about three minutes on two cores."""
 
     def demo(
         out: Path = Path("runs/demo"),
@@ -185,7 +185,7 @@ def demo(args: list[str]) -> Result:
             base: Base model.
             seed: Of training and pictures.
             steps: Training steps of every recipe; the base's own when not given.
-            also: A further recipe beside the two, such as keep-content; may be given several times.
+            also: A further recipe, such as keep-content; may be given several times.
         """
         from impasto.demo import demo
 

@@ -1,16 +1,20 @@
-"""`make demo`: one picture of a style that the base never saw, two recipes with equal steps, and what the judges say.
+"""`make demo`: one image of a style that the base never saw, three methods at equal text, and what the judges say.
 
-    slice -> reference.png -> train x 2 -> 24 pictures each, and of the base -> scores, strengths, grid.png, report.html
+    slice -> reference.png -> train x 2 -> 24 images per method and strength, and of the base -> scores, grid, report
 
-The same command again reuses what is there, as long as base, reference and settings are the same.
+The methods: the base's own recipe with its sampling defaults (style guidance); the same adapter as plain diffusers
+samples it; SD3's sampler. More style is easily had at the cost of text, so each is drawn along its strength curve, and
+they are compared where they have the same concept top-5. The same command again reuses what is there, as long as base,
+reference and settings are the same.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from impasto import families
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.artworld.judges import Judges
-from impasto.config import GenerateConfig, TrainConfig, as_dict, check_ranges, recipes, resolve
+from impasto.config import GenerateConfig, TrainConfig, as_dict, check_ranges, default_recipe, recipes, resolve
 from impasto.errors import UserError, nearest
 from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
@@ -31,17 +35,18 @@ from impasto.generate import generate_folder
 from impasto.paths import atomic
 from impasto.report import report
 from impasto.sheet import sheet
+from impasto.style_defaults import PLAIN, of_card
 from impasto.train import train
 
-RECIPES = ("style-friendly", "sd3-sampler")
-GUIDED = {"keep-content": 4.0}
-"""Style guidance that a recipe's pictures are drawn with; chosen with its settings, see docs/keep-content.md."""
+BASELINE = "sd3-sampler"
+"""The recipe that the base's own is compared with."""
 # What shows best: anyone can see this style take. The concept judge names only half of its *true* pictures, so what
 # stays of the content is also stated as a share of theirs. The other styles: docs/results/demo.md.
 STYLE = "unifont"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
-STRENGTHS = (0.75, 1.0, 1.5)
+GUIDED_STRENGTHS, PLAIN_STRENGTHS = (0.4, 0.55), (0.5, 0.75)
+"""Of the curves, beside the one that is shown."""
 COUNT = 24
 RESULTS = ("scores.json", "strengths.json", "grid.png", "report.html")
 Tick = Callable[[int, int], None]
@@ -49,8 +54,23 @@ Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Method:
+    """A trained recipe and how it is sampled. strength: the one that is shown. plain: as plain diffusers samples it,
+    else with the style's defaults."""
+
+    name: str
+    recipe: str
+    strength: float
+    plain: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What `generate` is told beside the strength."""
+        return {"style_guidance": 0.0, "base_guidance": 0.0, "negative": ""} if self.plain else {}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What the demo does: the reference, the prompts and the seed; equal for all recipes and the base."""
+    """What the demo does: the reference, the prompts and the seed, equal for all methods and the base."""
 
     out: Path
     base: str
@@ -58,20 +78,39 @@ class Plan:
     concept: int
     prompts_for: tuple[int, ...]  # concepts
     seed: int
-    recipes: tuple[str, ...] = RECIPES
+    methods: tuple[Method, ...] = ()
 
     @property
     def words(self) -> str:
         """The style in words, the same in the caption and in every prompt."""
         return load_meta()["styles"][self.style]["descriptions"][0]
 
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """What is trained."""
+        return tuple(dict.fromkeys(method.recipe for method in self.methods))
+
     def prompt(self, concept: int) -> str:
         """ "{label}, {style words}"."""
         return f"{load_meta()['concepts'][concept]['label']}, {self.words}"
 
-    def folder(self, name: str, strength: float) -> Path:
-        """Where the pictures of a recipe, or of "base", at a strength lie."""
-        return self.out / name / ("images" if strength == 1 else f"strength-{strength:g}")
+    def folder(self, method: Method | None, strength: float | None = None) -> Path:
+        """Where the images of a method lie, at the strength that is shown or another; None: those of the base."""
+        if method is None:
+            return self.out / "base" / "images"
+        if strength in (None, method.strength) and not method.plain:
+            return self.out / method.recipe / "images"
+        kind = "plain" if method.plain else "guided"
+        return self.out / method.recipe / f"{kind}-{method.strength if strength is None else strength:g}"
+
+
+def methods(base: str, also: Sequence[str] = ()) -> tuple[Method, ...]:
+    """The three, and further recipes with the sampling defaults of their styles."""
+    own, card = default_recipe(base), families.card(base)
+    found = [Method("default", own, of_card(card, own).strength, plain=False), Method("plain", own, 1.0, plain=True)]
+    found.append(Method(BASELINE, BASELINE, 1.0, plain=True))
+    more = [name for name in dict.fromkeys(also) if name not in (own, BASELINE)]
+    return (*found, *(Method(name, name, of_card(card, name).strength, plain=False) for name in more))
 
 
 def demo(
@@ -81,19 +120,19 @@ def demo(
     base: str = "mini-sd3",
     seed: int = 0,
     steps: int | None = None,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
     count: int | None = None,
     judges: Judges | None = None,
     encoder: Any = "clip",
     console: Console | None = None,
     also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run the demo into `out` and return what scores.json holds: {recipe: scores, "base", "true", "about"}.
+    """Run the demo into `out` and return what scores.json holds: {method: scores, "base", "true", "about"}.
 
     style: a held-out style of the packaged slice. concept: label of the reference's object (a reference concept).
-    steps: training steps of every recipe; default the base's own. strengths: for the trade-off picture; 1 is always
-    among them. count: evaluation concepts, see `make_plan`. judges, encoder: default the packaged ones. also: further
-    recipes of the package beside the two.
+    steps: training steps of every recipe; default the base's own. strengths: of the curves, beside the one that is
+    shown; default GUIDED_STRENGTHS and PLAIN_STRENGTHS. count: evaluation concepts, see `make_plan`. judges, encoder:
+    default the packaged ones. also: further recipes of the package.
     UserError when style or concept is not in the slice, a recipe is unknown, or `out` holds something that is no demo.
     """
     console = console or Console()
@@ -101,34 +140,89 @@ def demo(
     if unknown := [name for name in also if name not in recipes()]:
         raise UserError(f"unknown recipe {unknown[0]!r}; {nearest(unknown[0], list(recipes()))}")
     plan = make_plan(Path(out), style, concept, base, seed, count)
-    plan = replace(plan, recipes=tuple(dict.fromkeys((*RECIPES, *also))))
+    plan = replace(plan, methods=methods(base, also))
     configs = {name: check_ranges(config_of(plan, name, steps)) for name in plan.recipes}
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
     with quiet():
         encoder = load_encoder() if encoder == "clip" else encoder
-    drawn_of = len(plan.prompts_for)
-    points = [("base", 1.0), *((name, s) for name in plan.recipes for s in sorted({*strengths, 1.0}))]
-    scores = {}
+    scores: dict[tuple[Method | None, float], dict[str, Any]] = {}
     with quiet(), stages(console) as stage:
         for name, config in configs.items():
             train_once(config, stage(f"train {name}", config.steps))
-        for name, strength in points:
-            draw(plan, name, strength, stage(f"draw {name}" + (f":{strength:g}" if strength != 1 else ""), drawn_of))
-            scores[name, strength] = score(plan, name, strength, judges, encoder)
-    results = {name: brief(scores[name, 1.0]) for name in (*plan.recipes, "base")}
-    results |= {"true": scores["base", 1.0]["true"]}
-    sweep = {name: [{"strength": s, **brief(scores[name, s])} for n, s in points if n == name] for name in plan.recipes}
-    results["about"] = about(plan, configs)
-    results["about"] |= {f"concept_top5_of_{name}": kept(plan, results, name) for name in ("base", "true")}
+        for method, strength in points(plan, strengths):
+            title = "base" if method is None else f"{method.name}:{strength:g}"
+            draw(plan, method, strength, stage(f"generate {title}", len(plan.prompts_for)))
+            scores[method, strength] = score(plan, method, strength, judges, encoder)
+    base_scores = scores[None, 0.0]
+    results = {method.name: brief(scores[method, method.strength]) for method in plan.methods}
+    results |= {"base": brief(base_scores), "true": base_scores["true"]}
+    sweep: dict[str, Any] = {
+        method.name: [{"strength": s, **brief(one)} for (m, s), one in scores.items() if m == method]
+        for method in plan.methods
+    }
+    results["about"] = about(plan, configs) | {"equal_text": equal_text(results, sweep)}
+    results["about"]["sentences"] = sentences(plan, results)
     results["about"]["seconds"] = round(time.perf_counter() - started, 1)
     write_json(plan.out / "strengths.json", sweep | {"base": results["base"], "true": results["true"]})
     write_json(plan.out / "scores.json", results)
     with atomic(plan.out / "grid.png") as file:
         grid(plan).save(file, "PNG")
-    page(plan)
+    page(plan, results["about"]["sentences"])
     show(console, plan, results)
     return results
+
+
+def points(plan: Plan, strengths: Sequence[float] | None) -> list[tuple[Method | None, float]]:
+    """What is generated: the base, and each method at its strengths in order."""
+    found: list[tuple[Method | None, float]] = [(None, 0.0)]
+    for method in plan.methods:
+        beside = (PLAIN_STRENGTHS if method.plain else GUIDED_STRENGTHS) if strengths is None else strengths
+        found += [(method, s) for s in sorted({*beside, method.strength})]
+    return found
+
+
+def equal_text(results: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """{"concept_top5": of the default, "style": {method: its style accuracy where it has that concept top-5}}.
+
+    A method's curve goes from the base (strength 0) through its strengths, straight between them; the most style of the
+    places where it has at least that much text counts. None where it never has.
+    """
+    level, base = results["default"]["concept_top5"], results["base"]
+    style = {}
+    for name, rows in sweep.items():
+        curve = [(row["concept_top5"], row["style_accuracy"]) for row in (base, *rows)]
+        style[name] = style_at(curve, level)
+    return {"concept_top5": level, "style": style}
+
+
+def style_at(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The most style on a curve of (text, style), straight between its points, where text is `level` or more."""
+    found = [style for text, style in curve if text >= level]
+    for (text_a, style_a), (text_b, style_b) in pairwise(curve):
+        if min(text_a, text_b) < level < max(text_a, text_b):
+            found.append(style_a + (style_b - style_a) * (level - text_a) / (text_b - text_a))
+    return max(found, default=None)
+
+
+def sentences(plan: Plan, results: Mapping[str, Any]) -> list[str]:
+    """What is seen, in two sentences with the numbers."""
+    at, base = results["about"]["equal_text"], results["base"]
+    named = {"plain": "the same adapter without style guidance"}
+    others = [f"{named.get(n, n)} {share(style)}" for n, style in at["style"].items() if n != "default"]
+    plain, own = results["plain"], share(at["style"]["default"])
+    return [
+        f"At equal text ({share(at['concept_top5'])} of the things found) the default has {own} of the style, "
+        f"{', '.join(others)}.",
+        f"At strength 1 without style guidance, as plain diffusers samples it, the style is at "
+        f"{share(plain['style_accuracy'])} and {share(plain['concept_top5'])} of the things are found; the base alone "
+        f"has {share(base['style_accuracy'])} and {share(base['concept_top5'])}.",
+    ]
+
+
+def share(value: float | None) -> str:
+    """.62, or a dash where it is not known."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def make_plan(out: Path, style: str, concept: str | None, base: str, seed: int, count: int | None) -> Plan:
@@ -175,13 +269,20 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
     if plan.out.is_dir() and any(plan.out.iterdir()) and not mark.is_file():
         raise UserError(f"{plan.out} is not empty and holds no demo: give another folder")
     same = {"base": families.load(plan.base).hash, "seed": plan.seed, "prompts": [*map(plan.prompt, plan.prompts_for)]}
-    runs = {name: marked(config) | {"style_guidance": GUIDED.get(name)} for name, config in configs.items()}
+    runs = {name: marked(config) for name, config in configs.items()}
+    card = families.card(plan.base)
+    sampled = {name: asdict(of_card(card, name)) for name in runs}
     before = read_mark(mark)
     known = before.get("runs", {}) if {key: before.get(key) for key in same} == same else {}
     stale = [name for name in runs if runs[name] != known.get(name, runs[name])] if known else ["base", *recipes()]
     for name in stale:
         shutil.rmtree(plan.out / name, ignore_errors=True)
-    settings = same | {"runs": known | runs}
+    earlier = before.get("sampling", {})
+    for name in runs:
+        if earlier.get(name, sampled[name]) != sampled[name]:  # trained the same, sampled otherwise
+            for folder in ((plan.out / name) / "images", *(plan.out / name).glob("guided-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+    settings = same | {"runs": known | runs, "sampling": earlier | sampled}
     if settings != before:
         for name in RESULTS:
             (plan.out / name).unlink(missing_ok=True)
@@ -210,10 +311,10 @@ def train_once(config: TrainConfig, tick: Tick) -> None:
     tick(config.steps, config.steps)
 
 
-def draw(plan: Plan, name: str, strength: float, tick: Tick) -> None:
-    """The pictures of a recipe or of "base", as `impasto generate` draws them; nothing when they are all there."""
-    folder = plan.folder(name, strength)
-    styles = () if name == "base" else (f"{plan.out / name}:{strength:g}",)
+def draw(plan: Plan, method: Method | None, strength: float, tick: Tick) -> None:
+    """The images of a method or of the base (None), as `impasto generate` makes them; nothing when all are there."""
+    folder = plan.folder(method, strength)
+    styles = () if method is None else (f"{plan.out / method.recipe}:{strength:g}",)
     prompts = [plan.prompt(concept) for concept in plan.prompts_for]
     if folder.is_dir() and drawn(folder) == prompts:
         return tick(len(prompts), len(prompts))
@@ -222,9 +323,9 @@ def draw(plan: Plan, name: str, strength: float, tick: Tick) -> None:
         base=plan.base,
         prompt=tuple(prompts),
         style=styles,
-        style_guidance=GUIDED.get(name),
         seed=plan.seed,
         out=folder,
+        **({} if method is None else method.settings()),
     )
     generate_folder(settings, tick)
     return None
@@ -238,15 +339,15 @@ def drawn(folder: Path) -> list[str | None]:
         return []
 
 
-def score(plan: Plan, name: str, strength: float, judges: Judges, encoder: Any) -> dict[str, Any]:
-    """`impasto evaluate`; the recipes at full strength beside the base's pictures."""
+def score(plan: Plan, method: Method | None, strength: float, judges: Judges, encoder: Any) -> dict[str, Any]:
+    """`impasto evaluate`; the methods at the strength that is shown beside the base's images."""
     meta = load_meta()
     return evaluate(
-        plan.folder(name, strength),
+        plan.folder(method, strength),
         meta["style_names"][plan.style],
         reference=plan.out / "reference.png",
         reference_concept=meta["concepts"][plan.concept]["label"],
-        base_images=plan.folder("base", 1.0) if name != "base" and strength == 1 else None,
+        base_images=plan.folder(None) if method is not None and strength == method.strength else None,
         judges=judges,
         encoder=encoder,
     )
@@ -255,13 +356,6 @@ def score(plan: Plan, name: str, strength: float, judges: Judges, encoder: Any) 
 def brief(scores: dict[str, Any]) -> dict[str, Any]:
     """The means with their spread, without the rows of single images."""
     return {key: value for key, value in scores.items() if key not in ("images", "true", "base", "notes", "folder")}
-
-
-def kept(plan: Plan, results: dict[str, Any], of: str) -> dict[str, float | None]:
-    """Concept top-5 of each recipe as a share of that of the base's pictures on the same prompts, or of the true ones;
-    None where these have none."""
-    whole = results[of]["concept_top5"]
-    return {name: results[name]["concept_top5"] / whole if whole else None for name in plan.recipes}
 
 
 def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
@@ -274,44 +368,48 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
         "caption": plan.prompt(plan.concept),
         "concepts": [meta["concepts"][i]["label"] for i in plan.prompts_for],
         "steps": {name: config.steps for name, config in configs.items()},
-        "strength": 1.0,
-        "style_guidance": {name: GUIDED[name] for name in plan.recipes if name in GUIDED},
+        "methods": {
+            method.name: {"recipe": method.recipe, "strength": method.strength}
+            | {key: value for key, value in sampled.items() if key in ("style_guidance", "base_guidance", "negative")}
+            for method in plan.methods
+            for sampled in [asdict(PLAIN if method.plain else of_card(families.card(plan.base), method.recipe))]
+        },
         "seed": plan.seed,
     }
 
 
 def grid(plan: Plan) -> Image.Image:
-    """The reference, then true pictures, base and the recipes, a column per concept."""
+    """The reference, then true images, base and the methods, a column per concept."""
     truths = true_pictures(plan.style, plan.prompts_for)
     labels = [load_meta()["concepts"][i]["label"] for i in plan.prompts_for]
     rows: dict[str, list[Image.Image | None]] = {"true": [truths.get(i) for i in plan.prompts_for]}
-    for name in ("base", *plan.recipes):
-        rows[name] = [sample.image for sample in read_folder(plan.folder(name, 1.0))]
+    for method in (None, *(one for one in reversed(plan.methods))):
+        name = "base" if method is None else method.name
+        rows[name] = [sample.image for sample in read_folder(plan.folder(method))]
     title = f"one reference: {plan.prompt(plan.concept)}"
     return sheet(rows, labels, title=title, reference=open_image(plan.out / "reference.png")[0])
 
 
-def page(plan: Plan) -> None:
+def page(plan: Plan, notes: Sequence[str]) -> None:
     """runs/demo/report.html."""
-    first, *others = plan.recipes
+    first, *others = plan.methods
     report(
-        plan.out / first,
-        beside={name: plan.out / name for name in (*others, "base")},
+        plan.out / first.recipe,
+        beside={one.name: plan.folder(one) for one in others} | {"base": plan.folder(None)},
         strengths=plan.out / "strengths.json",
         title=f"One picture of {load_meta()['style_names'][plan.style]}",
         out=plan.out / "report.html",
+        notes=notes,
     )
 
 
 def show(console: Console, plan: Plan, results: dict[str, Any]) -> None:
-    """The table on the terminal and where to look."""
-    order = {name: name for name in ("base", *plan.recipes, "true")}
+    """The table on the terminal, the two sentences, and where to look."""
     title = f"{results['about']['style']} from one {results['about']['reference']}, mean [95 %]"
-    console.print(scores_table({order[key]: results[key] for key in order}, title, TABLE))
-    for of, whose in (("base", "the base's"), ("true", "the true pictures'")):
-        shares = results["about"][f"concept_top5_of_{of}"].items()
-        said = ", ".join(f"{name} {'unknown' if share is None else format(share, '.2f')}" for name, share in shares)
-        console.print(f"concept top-5 as a share of {whose}: {said}")
+    order = ("base", *(method.name for method in reversed(plan.methods)), "true")
+    console.print(scores_table({key: results[key] for key in order}, title, TABLE))
+    for sentence in results["about"]["sentences"]:
+        console.print(sentence)
     console.print(f"{plan.out / 'report.html'}  {plan.out / 'grid.png'}  ({results['about']['seconds']:.0f} s)")
 
 

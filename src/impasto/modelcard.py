@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from impasto import style_defaults
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.layouts import ARCHITECTURES, PIPELINES
 from impasto.adapters.metadata import About, called_by, is_local
@@ -37,7 +38,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained({folder}{precision})
-pipe.load_lora_weights({path}, weight_name="{weights}")
+pipe.load_lora_weights({path}, weight_name="{weights}"{strength}
 {device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
@@ -45,10 +46,10 @@ pipe.load_lora_weights({path}, weight_name="{weights}")
 {same} from the command line:
 
 ```
-impasto generate --base {shell_base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures
+{command}
 ```
 
-A strength below 1 keeps more of the base: `--style {style}:0.7`, or `pipe.set_adapters(..., 0.7)`.
+{advice}
 
 ## Trigger words
 
@@ -63,6 +64,18 @@ Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps{elsew
 ```
 """
 
+
+COMMAND = "impasto generate --base {base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures"
+
+SLIDER = "A strength below 1 keeps more of the base: `--style {style}:0.7`, or `pipe.set_adapters(..., 0.7)`."
+
+ADVICE = """Strength {plain} is advised where a tool has no style guidance; less keeps more of the base. By default
+impasto samples this style at strength {strength} with style guidance {guidance}{negative}: as
+much of the style, and more of what the prompt asks for.
+
+```
+{command}
+```"""
 
 IN_FULL = """Trained on the base in {kind}, on which its previews are drawn too. The code below reads the base in
 full: its pictures differ a little.
@@ -199,6 +212,37 @@ def made_card(
     )
 
 
+def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, str]:
+    """What the card says of strength: the command that makes the image of the Python code, the end of its
+    `load_lora_weights`, and how impasto samples by default, where that is another way."""
+    own = style_defaults.of_card(family.card, config.recipe)
+    known = {
+        "base": shlex.quote(config.base),
+        "components": f" --components {shlex.quote(str(config.components))}" if config.components else "",
+        "words": shlex.quote(prompt),
+        "flags": size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
+    }
+    style = shlex.quote(str(config.out))
+    if own == style_defaults.PLAIN:
+        command = COMMAND.format(**known, style=style)
+        return {"command": command, "strength": ")", "advice": SLIDER.format(style=style)}
+    strength = own.plain_strength or (1.0 if own.style_guidance or own.base_guidance else own.strength)
+    words = " and its style words as the negative prompt" if own.negative == style_defaults.STYLE_WORDS else ""
+    advice = ADVICE.format(
+        plain=f"{strength:g}",
+        strength=f"{own.strength:g}",
+        guidance=f"{own.style_guidance:g}",
+        negative=words,
+        command=COMMAND.format(**known, style=style),
+    )
+    known["flags"] += " --style-guidance 0 --base-guidance 0 --negative ''"
+    return {
+        "command": COMMAND.format(**known, style=f"{style}:{strength:g}"),
+        "strength": f', adapter_name="style")\npipe.set_adapters("style", {strength:g})',
+        "advice": advice,
+    }
+
+
 def write_card(config: TrainConfig, family: Family, previews: list[str], version: str) -> Path:
     """Write `README.md` into the style folder. previews: files in it, by their names."""
     prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
@@ -214,22 +258,18 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         weights=WEIGHTS,
         name=config.out.resolve().name,
         base=config.base,
-        shell_base=shlex.quote(config.base),
-        components=f" --components {shlex.quote(str(config.components))}" if config.components else "",
+        **commands(config, family, prompt, in_bits),
         folder=quoted(
             str(family.folder) if family.card.get("embedded") or Path(config.base).is_file() else config.base
         ),
         path=quoted(str(config.out)),
-        style=shlex.quote(str(config.out)),
         pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
         version=version,
         gallery="\n<Gallery />\n" if previews else "",
         prompt=quoted(prompt),
-        words=shlex.quote(prompt),
         steps=family.card["generate"]["steps"],
         guidance=family.card["generate"]["guidance"],
         size=config.size,
-        flags=size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
         precision=precision,
         device=device,
         padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),

@@ -97,7 +97,7 @@ def _sampling(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _target(folder: Path, out: Path | str | None) -> Path:
     """Where the scores go. UserError when the folder is a style's or a demo's, or another's file would be replaced."""
-    for mark, what, images in (("recipe.toml", "style", "images"), ("demo.json", "demo", "style-friendly/images")):
+    for mark, what, images in (("recipe.toml", "style", "images"), ("demo.json", "demo", "base/images")):
         if (folder / mark).is_file():
             raise UserError(f"{folder} is the folder of a {what}: give that of its pictures, such as {folder / images}")
     target = Path(out) if out is not None else folder / "scores.json"

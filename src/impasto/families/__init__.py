@@ -36,7 +36,8 @@ CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
     "generate.steps": int,
     "generate.guidance": float,
     "generate.batch": int,
-    **dict.fromkeys(("name", "recipe", "pipeline", "license", "license_name", "license_link", "modelspec", "predicts"), str),
+    **dict.fromkeys(("name", "pipeline", "license", "license_name", "license_link"), str),
+    **dict.fromkeys(("recipe", "modelspec", "predicts"), str),
 }
 FAMILIES = {
     "FluxPipeline": ("impasto.families.flux", "Flux"),
@@ -133,7 +134,8 @@ def card(base: str) -> dict[str, Any]:
         if transformer and not transformer.get("guidance_embeds", False):
             named = known["black-forest-labs/FLUX.1-schnell"] | {"license": "other"}
     found = known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named
-    return found | own | {table: found.get(table, {}) | own[table] for table in ("generate", "train", "style") if table in own}
+    merged = [table for table in ("generate", "train", "style") if table in own]
+    return found | own | {table: found.get(table, {}) | own[table] for table in merged}
 
 
 def own_card(file: Path) -> dict[str, Any]:

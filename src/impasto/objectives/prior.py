@@ -82,7 +82,7 @@ def captions(config: TrainConfig, family: Family) -> list[str]:
 def read(config: TrainConfig, family: Family) -> None:
     """Encode into the cache what `build` will ask for, as long as the text encoders are there."""
     length = next(iter(family.text_lengths))
-    for prompt in [*captions(config, family), Sampling().negative]:
+    for prompt in [*captions(config, family), ""]:  # "": the negative prompt
         text(family, prompt, length)
 
 

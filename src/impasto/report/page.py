@@ -1,6 +1,6 @@
 """`impasto report`: one self-contained HTML page about a style folder."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def report(
     strengths: Path | str | None = None,
     title: str | None = None,
     out: Path | str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the page of the style folder `run` and return {"path", "images", "bytes"}.
 
@@ -33,7 +34,7 @@ def report(
     a style folder counts by its `images/`, and its loss and noise levels are drawn too.
     strengths: JSON {run name: [scores with "strength"], "base": scores, "true": scores}; default `run/strengths.json`.
     title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`. What lies there
-    stays unless `report` wrote it.
+    stays unless `report` wrote it. notes: sentences below the heading.
     The page needs no other file and no network. UserError on bad input.
     """
     main = read_run(run)
@@ -47,7 +48,7 @@ def report(
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
     sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")
     body = (
-        sections.hero(main, first.scores, title or main.title),
+        sections.hero(main, first.scores, title or main.title, notes),
         sections.gallery(galleries, truths_of(first)),
         sections.score_table(columns(galleries)),
         sections.notes([note for one in galleries for note in one.scores.get("notes", [])]),

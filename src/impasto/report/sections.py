@@ -18,8 +18,8 @@ from impasto.report.run import Gallery, Run
 Scores = Mapping[str, Any]
 
 
-def hero(run: Run, scores: Scores, title: str) -> Html:
-    """The reference with its caption, and the four numbers that matter."""
+def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Html:
+    """The reference with its caption, the four numbers that matter, and sentences."""
     caption = run.caption or "no caption"
     figure = None
     if run.reference is not None:
@@ -29,7 +29,8 @@ def hero(run: Run, scores: Scores, title: str) -> Html:
     facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
     what = f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}."
     items = (el("li", el("b", value), el("span", label)) for value, label in facts)
-    words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"))
+    said = (el("p", note) for note in notes)
+    words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"), *said)
     return el("header", figure, words, class_="hero")
 
 
