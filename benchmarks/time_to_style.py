@@ -178,7 +178,7 @@ def scorer(plan: Any, o: argparse.Namespace) -> Callable[[Sequence[str]], Row]:
     style, concepts = np.full(len(prompts), plan.style), np.array(plan.prompts_for)
 
     def score(styles: Sequence[str]) -> Row:
-        sampling = Sampling(steps=o.sampling_steps)
+        sampling = Sampling(o.sampling_steps, negative="", style_guidance=0.0, base_guidance=0.0)
         drawn = generate("mini-sd3", prompts, styles=styles, seed=o.seed, sampling=sampling, precision="fp32")
         return judge(judges, np.stack([np.asarray(image) for image, _ in drawn]), style, concepts)
 

@@ -21,8 +21,8 @@ PROMPTS = ["a rocket in that style", "a cactus in that style", "a hamburger in t
 
 def pictures(base: str, style: Path | None, steps: int) -> np.ndarray:
     """uint8 [n, h, w, 3] of PROMPTS, seed 0."""
-    styles = [str(style)] if style else []
-    drawn = generate(base, PROMPTS, styles=styles, seed=0, sampling=Sampling(steps=steps))
+    styles, plain = [f"{style}:1"] if style else [], Sampling(steps, negative="", style_guidance=0.0, base_guidance=0.0)
+    drawn = generate(base, PROMPTS, styles=styles, seed=0, sampling=plain)
     return np.stack([np.asarray(image) for image, _ in drawn]).astype(np.int16)
 
 

@@ -5,8 +5,8 @@
     python scripts/choose_content.py --base mini-sd15 --arms plain --targets attention convolution --out Y.json
 
 Each arm trains sd3-sampler's law on one reference with the base's own steps, then draws 24 concepts that are neither
-evaluation nor reference concepts, with guidance alone and with style guidances. Judged: style accuracy and concept
-top-5, as shares of what the judge gives the true pictures, and of the base's on the same prompts.
+evaluation nor reference concepts, with guidance alone and with reward guidances (see `rewarded`). Judged: style
+accuracy and concept top-5, as shares of what the judge gives the true pictures, and of the base's on the same prompts.
 
     plain        the recipe sd3-sampler
     prior        prior preservation of weight 1 with as many pictures of the base as of the reference
@@ -88,6 +88,14 @@ def material(what: str, style: int, concept: int, asked: list[int]) -> list[tupl
     return [(picture, caption)]
 
 
+def rewarded(base: str, weight: float | None) -> Sampling:
+    """B(n) + w [B(y) - B(n)] + weight [S(y) - B(y)], w the base's guidance; None: guidance alone."""
+    if weight is None:
+        return Sampling(negative="", style_guidance=0.0, base_guidance=0.0)
+    w = families.card(base)["generate"]["guidance"]
+    return Sampling(guidance=1.0, negative="", style_guidance=weight - 1, base_guidance=w - 1)
+
+
 def trial(
     base: str,
     style: int,
@@ -119,7 +127,7 @@ def trial(
     alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
     rows = []
     for weight in (None, *weights):
-        made = scores(pictures(base, prompts, (str(out),), Sampling(style_guidance=weight)))
+        made = scores(pictures(base, prompts, (f"{out}:1",), rewarded(base, weight)))
         style_share = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))
         kept = min(1.0, made["concept_top5"] / max(alone["concept_top5"], 1e-9))
         rows.append({"style_guidance": weight, "style": style_share, "kept": kept, **made})

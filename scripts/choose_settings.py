@@ -59,7 +59,8 @@ def pictures(
     base: str, prompts: list[str], styles: tuple[str, ...] = (), sampling: Sampling | None = None
 ) -> np.ndarray:
     """uint8 [n, 128, 128, 3] as `impasto generate` draws them."""
-    drawn = generate(base, prompts, styles=styles, seed=SEED, sampling=sampling)
+    plain = Sampling(negative="", style_guidance=0.0, base_guidance=0.0)
+    drawn = generate(base, prompts, styles=styles, seed=SEED, sampling=sampling or plain)
     return np.stack([np.asarray(image) for image, _ in drawn])
 
 
@@ -81,7 +82,7 @@ def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, 
     given = {"image": (reference,), "caption": (caption,), "out": out, "preview": False, "tensorboard": False}
     train(resolve("sd3-sampler", base, lr=lr, steps=steps, seed=SEED, **given))
     ids, styles = np.array(asked), np.full(len(asked), style)
-    made = judge(judges, pictures(base, prompts, (str(out),)), styles, ids)
+    made = judge(judges, pictures(base, prompts, (f"{out}:1",)), styles, ids)
     alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
     truth = judge(judges, np.stack([world.rgb()[world.index(style, c)] for c in asked]), styles, ids)
     s = min(1.0, made["style_accuracy"] / max(truth["style_accuracy"], 1e-9))

@@ -42,6 +42,9 @@ from impasto.config import resolve
 from impasto.evaluate import load_encoder
 from impasto.families.base import quiet
 from impasto.generate import Sampling, encoder, sample
+from impasto.paths import atomic
+from impasto.report import plots
+from impasto.report.html import Html, el
 from impasto.reproduce.small_world import spread, words
 from impasto.train import train
 
@@ -223,6 +226,125 @@ def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None
         print(base, subject.name, flush=True)
 
 
+Setting = tuple[float, float, str]
+"""strength, style guidance, negative prompt"""
+
+
+def whole(base: str) -> dict[str, list[dict[str, Any]]]:
+    """The cells by subject, of the subjects that have all of them."""
+    by_subject: dict[str, list[dict[str, Any]]] = {}
+    for cell in read(base):
+        by_subject.setdefault(cell["subject"], []).append(cell)
+    n = 2 + len(STRENGTHS) * len(WEIGHTS) * len(NEGATIVES)
+    return {name: cells for name, cells in by_subject.items() if len(cells) == n}
+
+
+def average(cells: dict[str, list[dict[str, Any]]]) -> dict[Any, dict[str, float]]:
+    """{setting, BASE_ALONE or TRUE: {style, content, style_by_clip}}, means over subjects of their means."""
+    found: dict[Any, list[dict[str, float]]] = {}
+    for rows_of in cells.values():
+        for cell in rows_of:
+            setting = (cell["strength"], cell["style_guidance"], cell["negative"])
+            rows = cell["rows"]
+            mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+            found.setdefault(setting if cell["what"] == "style" else cell["what"], []).append(mean)
+    return {
+        key: {name: float(np.mean([one[name] for one in means])) for name in means[0]} for key, means in found.items()
+    }
+
+
+def choose(means: dict[Any, dict[str, float]], plain: bool = False) -> Setting:
+    """By the rule; plain: of the settings without style guidance and negative prompt."""
+    settings = [key for key in means if isinstance(key, tuple) and (not plain or key[1:] == (0.0, ""))]
+    least = means[1.0, 0.0, ""]["style"] - 0.05 - 1e-9
+    allowed = [key for key in settings if means[key]["style"] >= least]
+    most = max(means[key]["content"] for key in allowed)
+    near = [key for key in allowed if means[key]["content"] >= most - 0.02 - 1e-9]
+    return min(near, key=lambda key: (key[1], -key[0], key[2]))
+
+
+COLOURS = ("#8a8a8a", "#2f6fb3", "#c8552d", "#4b8b3b")
+
+
+def plot(base: str, means: dict[Any, dict[str, float]], chosen: Setting) -> str:
+    """An SVG: style against content, a curve over the strengths per style guidance, dashed with the style words as the
+    negative prompt."""
+    ticks = tuple((share / 100, f"{share / 100:g}") for share in range(0, 101, 20))
+    frame = plots.Frame(plots.Axis(0.0, 1.0, "content (concept top-5)", ticks), plots.Axis(0.0, 1.0, "style", ticks))
+    marks: list[Html] = []
+    for i, weight in enumerate(WEIGHTS):
+        for negative in NEGATIVES:
+            points = [(means[s, weight, negative]["content"], means[s, weight, negative]["style"]) for s in STRENGTHS]
+            marks.append(plots.line(frame, points, i, "dashed" if negative else "curve"))
+            marks += [plots.dot(frame, point, i) for point in points]
+    taken: list[tuple[float, float, float]] = []
+    for name, at in ((TRUE, TRUE), (BASE_ALONE, BASE_ALONE), ("strength 1", (1.0, 0.0, "")), ("chosen", chosen)):
+        marks.append(plots.dot(frame, (means[at]["content"], means[at]["style"]), 9, name, name, taken))
+    style = "".join(f".s{i}{{stroke:{c};color:{c}}} .dot.s{i} circle{{fill:{c}}}" for i, c in enumerate(COLOURS))
+    style += (
+        ".curve,.dashed{fill:none;stroke-width:2} .dashed{stroke-dasharray:6 4} .grid{stroke:#ddd} .axis{stroke:#333}"
+    )
+    style += " text{font:12px sans-serif;stroke:none} .s9 circle{fill:none;stroke:#000;stroke-width:2}"
+    keys = [
+        el("text", f"style guidance {weight:g}", x=76, y=262 - 16 * (len(WEIGHTS) - i), style=f"fill:{COLOURS[i]}")
+        for i, weight in enumerate(WEIGHTS)
+    ]
+    keys.append(el("text", "dashed: style words as negative prompt", x=76, y=262))
+    text = str(plots.svg(frame, f"{base}: style against content", el("style", Html(style)), *marks, *keys))
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{plots.WIDTH}" height="{plots.HEIGHT}" style="background:#fff"'
+    return text.replace("<svg", f"<svg {size}", 1)
+
+
+def report(bases: Sequence[str]) -> None:
+    """README.md with the tables, choice.json, and an SVG per base."""
+    lines, choices = [(__doc__ or "").strip().splitlines()[0], ""], {}
+    lines += ["`python scripts/choose_strength.py run`, then `report`. Cells: `cells-*.jsonl`, an image each row.", ""]
+    for base in bases:
+        cells = whole(base)
+        means = average(cells)
+        chosen, plain = choose(means), choose(means, plain=True)
+        with atomic(OUT / f"curves-{base}.svg") as path:
+            path.write_text(plot(base, means, chosen) + "\n")
+        choices[base] = {"strength": chosen[0], "style_guidance": chosen[1], "negative": chosen[2]}
+        choices[base] |= {"plain_strength": plain[0], "subjects": list(cells)}
+        n = sum(len(one[0]["rows"]) for one in cells.values())
+        lines += [f"## {base}", "", f"References: {', '.join(cells)}; {n} images a setting (standard error about "]
+        lines[-1] += f"{0.5 / n**0.5:.2f}). Style / content by strength; the choice is bold."
+        head = [f"{weight:g}{', words' if negative else ''}" for weight in WEIGHTS for negative in NEGATIVES]
+        lines += ["", f"| strength \\ style guidance | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+        for strength in STRENGTHS:
+            row = []
+            for weight in WEIGHTS:
+                for negative in NEGATIVES:
+                    at = (strength, weight, negative)
+                    text = f"{means[at]['style']:.2f} / {means[at]['content']:.2f}"
+                    row.append(f"**{text}**" if at == chosen else text)
+            lines.append(f"| {strength:g} | {' | '.join(row)} |")
+        ends = [f"{name} {means[name]['style']:.2f} / {means[name]['content']:.2f}" for name in (BASE_ALONE, TRUE)]
+        lines += [
+            "",
+            f"{'; '.join(ends)}. Chosen: strength {chosen[0]:g}, style guidance {chosen[1]:g}, negative prompt ",
+        ]
+        lines[-1] += f"{chosen[2] or 'empty'!r}; without style guidance strength {plain[0]:g}."
+        lines += ["", "| | " + " | ".join(cells) + " |", "|---|" + "---|" * len(cells)]
+        for name, at in (
+            ("base alone", BASE_ALONE),
+            ("strength 1", (1.0, 0.0, "")),
+            ("chosen", chosen),
+            ("true", TRUE),
+        ):
+            each = [average({key: one})[at] for key, one in cells.items()]
+            lines.append(
+                f"| {name} | " + " | ".join(f"{one['style']:.2f} / {one['content']:.2f}" for one in each) + " |"
+            )
+        lines += ["", f"![style against content](curves-{base}.svg)", ""]
+    with atomic(OUT / "README.md") as path:
+        path.write_text("\n".join(lines))
+    with atomic(OUT / "choice.json") as path:
+        path.write_text(json.dumps(choices, indent=1) + "\n")
+    print(json.dumps(choices, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "report"])
@@ -236,6 +358,7 @@ def main() -> None:
         for subject in subjects():
             for base in args.base:
                 run(base, [subject.name], args.precision, rulers)
+    report(args.base)
 
 
 if __name__ == "__main__":

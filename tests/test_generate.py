@@ -149,6 +149,7 @@ def test_a_folder_of_pictures_that_say_how_they_were_made(config, style):
     assert told[1].keys() == {
         *("prompt", "negative_prompt", "seed", "steps", "guidance", "width", "height", "base", "base_hash", "styles"),
         "version",
+        "style_guidance",
     }
     assert told[1]["seed"] == 8 and told[1]["base_hash"] == load(config.base).hash
     assert told[1]["styles"][0]["strength"] == 0.8 and told[1]["styles"][0]["hash"] == io.style_hash(style)
@@ -201,7 +202,7 @@ def test_an_interrupted_command_leaves_no_mixture(config):
     [
         ({"guidance": math.nan}, "guidance must be a finite number from 0 on, not nan"),
         ({"guidance": -7.0}, "guidance must be a finite number from 0 on, not -7"),
-        ({"style_guidance": math.inf}, "style-guidance must be 0 or above, not inf"),
+        ({"style_guidance": math.inf}, "style-guidance must be a finite number from 0 on, not inf"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"seed": 10**20}, "seed must be from 0 to"),
         ({"size": 0}, "size must be at least 1"),
@@ -295,7 +296,7 @@ def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
     odd = tmp_path / "a:0.5"
     odd.mkdir()
     (odd / io.WEIGHTS).write_bytes((style / io.WEIGHTS).read_bytes())
-    assert split_strength(str(odd)) == (odd, 1.0)
+    assert split_strength(str(odd)) == (odd, None)
     assert split_strength(f"{odd}:0.25") == (odd, 0.25)
     assert split_strength(f"{style}:-0.5") == (style, -0.5)
 

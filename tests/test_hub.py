@@ -425,3 +425,11 @@ def test_the_trigger_is_what_the_hub_shows(style, tiny_flux):
     recipe = {"base": str(tiny_flux), "caption": ["a rocket, [trigger]"], "trigger": "wibble style"}
     card = hub_card(About(style / WEIGHTS, recipe=recipe), str(tiny_flux), "flux", "me/ink", [])
     assert 'instance_prompt: "wibble style"\n' in card and 'pipe("a rocket, wibble style"' in card
+
+
+def test_the_sampling_defaults_of_a_style_go_with_it(hub, style, tmp_path):
+    """`style.json`, of it the sampling alone."""
+    own = shutil.copytree(style, tmp_path / "own")
+    (own / "style.json").write_text(json.dumps({"sampling": {"strength": 0.6}, "notes": "/home/me"}))
+    assert "style.json" in publish(own, "me/ink")["files"]
+    assert json.loads(hub.files["style.json"]) == {"sampling": {"strength": 0.6}}

@@ -90,6 +90,7 @@ def test_style_json_beats_the_card_and_the_recipe_its_base(base, style, tmp_path
     (own / "style.json").write_text(json.dumps({"sampling": {"style_guidance": 0.5, "negative": ""}}))
     assert one(base, [str(own)])[1] == (0.5, 0.5, "")
     assert of_card(card(str(base)), "keep-content") == StyleDefaults(0.9, 2.0, 0.0, None, "style words", 0.8)
+    assert style_defaults.own_sampling(own) == {"style_guidance": 0.5, "negative": ""}
     for text, message in (("{", "cannot be read"), ('{"sampling": {"strenght": 1}}', "unknown key 'strenght'"),
                           ('{"sampling": {"strength": "1"}}', "strength must be float"),
                           ('{"sampling": 3}', "must be a table")):  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from impasto import style_defaults
 from impasto.adapters.files import export_style, open_style
 from impasto.adapters.io import WEIGHTS
 from impasto.adapters.metadata import REPO, About, known_card
@@ -44,6 +45,9 @@ def publish(
         card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])
         (folder / "README.md").write_text(card, encoding="utf-8")
         there = {file.name: file for file in [*files, folder / "README.md"]}
+        if sampling := style_defaults.own_sampling(Path(style)):
+            there[style_defaults.FILE] = folder / style_defaults.FILE
+            there[style_defaults.FILE].write_text(json.dumps({"sampling": sampling}), encoding="utf-8")
         for i, (name, file) in enumerate(pictures(told, card).items()):
             there[name] = public_picture(file, folder / f"picture-{i}.png", told, base or told.base, repo)
         endpoint = os.environ.get("HF_ENDPOINT")

@@ -66,17 +66,23 @@ def of_card(card: Mapping[str, Any], recipe: str | None = None, where: str = "th
 
 def of_style(path: Path, card: Mapping[str, Any]) -> StyleDefaults:
     """What its `style.json` says, and the base's card where that is silent. Raises UserError when it is damaged."""
-    defaults = of_card(card, read_about(path).recipe.get("recipe"))
+    told = read_about(path)
+    recipe = told.recipe.get("recipe") or told.metadata.get("impasto.recipe")
+    return replace(of_card(card, recipe), **own_sampling(path))
+
+
+def own_sampling(path: Path) -> dict[str, Any]:
+    """What the `style.json` of a style folder says of sampling, {} where there is none. UserError: it is damaged."""
     file = path / FILE
     if not path.is_dir() or not file.is_file():
-        return defaults
+        return {}
     try:
         own = read_object(file).get("sampling", {})
     except (OSError, ValueError):
         raise UserError(f"{file} cannot be read: mend it, or remove it") from None
     if not isinstance(own, dict):
         raise UserError(f"{file}: sampling must be a table, not {own!r}")
-    return replace(defaults, **checked(own, f"{file}: sampling"))
+    return checked(own, f"{file}: sampling")
 
 
 def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
