@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.demo import RECIPES
 from impasto.families import mini
 from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
 from impasto.sheet import sheet
@@ -144,15 +143,13 @@ def together(scores: dict[str, Any], *keys: str) -> str:
 
 
 def trade_off(sweep: dict[str, Any]) -> str:
-    """A table of the recipes' scores at every strength."""
-    recipes = {name: rows for name, rows in sweep.items() if isinstance(rows, list)}
-    strengths = [row["strength"] for row in next(iter(recipes.values()))]
-    head = "| | " + " | ".join(f"{strength:g}" for strength in strengths) + " |\n|" + "---|" * (len(strengths) + 1)
-    lines = [
-        f"| {name} | " + " | ".join(together(row, "style_accuracy", "concept_top5") for row in rows) + " |"
-        for name, rows in recipes.items()
-    ]
-    return "\n".join([head, *lines])
+    """A line per method: its scores at every strength."""
+    curves = {name: rows for name, rows in sweep.items() if isinstance(rows, list)}
+    lines = []
+    for name, rows in curves.items():
+        at = [f"{row['strength']:g}: {together(row, 'style_accuracy', 'concept_top5')}" for row in rows]
+        lines.append(f"- {name}: {', '.join(at)}")
+    return "\n".join(lines)
 
 
 def picture_of(about: dict[str, Any]) -> str:
@@ -165,18 +162,21 @@ def all_styles(demos: list[dict[str, Any]]) -> str:
     """Style accuracy, concept top-5 and leakage of demos in several styles, a row each, with a link to its grid."""
     if not demos:
         return ""
-    names = ("true", "base", *max((scores["about"]["steps"] for scores in demos), key=len))
-    lines = ["| style | reference | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    names = ("true", "base", *max((scores["about"]["methods"] for scores in demos), key=len))
+    head = "| style | reference | " + " | ".join(names) + " | style at equal text |"
+    lines = [head, "|---|---|" + "---|" * (len(names) + 1)]
     for scores in demos:
         about = scores["about"]
         keys = ("style_accuracy", "concept_top5", "leakage")
         cells = [together(scores[name], *keys) if name in scores else "–" for name in names]
         on = "" if about["base"] == "mini-sd3" else f" on {about['base']}"
         pictures = f"[{about['style']}](../images/{picture_of(about)}){on}"
-        lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + " |")
+        equal = ", ".join(f"{name} {share(style)}" for name, style in about["equal_text"]["style"].items())
+        at = f"{equal} (at {share(about['equal_text']['concept_top5'])})"
+        lines.append(f"| {pictures} | {about['reference']} | " + " | ".join(cells) + f" | {at} |")
     title = (
-        "All primary styles (`impasto demo --style X --also keep-content`, or `--base`), style / concept top-5 / "
-        "leakage. The demo's was chosen after looking at all of them, for what shows best:"
+        "All primary styles (`impasto demo --style X`, or `--base`), style / concept top-5 / leakage. The demo's was "
+        "chosen after looking at all of them, for what shows best:"
     )
     return "\n" + "\n".join([title, "", *lines]) + "\n"
 
@@ -184,37 +184,40 @@ def all_styles(demos: list[dict[str, Any]]) -> str:
 def demo_page(scores: dict[str, Any], sweep: dict[str, Any], others: list[dict[str, Any]]) -> str:
     """The demo's scores as a page. sweep: its strengths.json. others: the scores of demos in several styles."""
     about = scores["about"]
-    names = ("true", "base", *about["steps"])
+    names = ("true", "base", *about["methods"])
     keys = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "ssim")
     rows = "\n".join(
         f"| {key.replace('_', ' ')} | " + " | ".join(share(scores[name].get(key)) for name in names) + " |"
         for key in keys
     )
-    more = "".join(f" --also {name}" for name in about["steps"] if name not in RECIPES)
-    guided = "".join(f", {name} with style guidance {weight:g}" for name, weight in about["style_guidance"].items())
-    kept, named = (
-        ", ".join(f"{name} {share(value)}" for name, value in about[f"concept_top5_of_{of}"].items())
-        for of in ("base", "true")
+    more = "".join(f" --also {name}" for name in about["methods"] if name in about["steps"] and name != "sd3-sampler")
+    sampled = "\n".join(
+        f"- {name}: recipe {one['recipe']}, strength {one['strength']:g}, style guidance {one['style_guidance']:g}, "
+        f"negative prompt {one['negative'] or 'empty'!r}"
+        for name, one in about["methods"].items()
     )
     return f"""# The demo
 
 `impasto demo{more}`, {about["seconds"]:.0f} s. One reference,
 {about["reference"]!r} in {about["style"]}, a style that neither base nor autoencoder
-nor CLIP ever saw; caption "{about["caption"]}"; {about["steps"]["style-friendly"]} steps;
-{len(about["concepts"])} evaluation concepts; strength {about["strength"]:g}{guided}; seed
-{about["seed"]}. By the judges:
+nor CLIP ever saw; caption "{about["caption"]}"; {next(iter(about["steps"].values()))} steps;
+{len(about["concepts"])} evaluation concepts; seed {about["seed"]}. The methods:
+
+{sampled}
+
+{" ".join(about["sentences"])}
+
+By the judges:
 
 | | {" | ".join(names)} |
 |---|{"---|" * len(names)}
 {rows}
 
-Concept top-5 as a share of the base's: {kept}; of the true pictures': {named}.
-What it should show (issue 3): style accuracy >= .6 at >= .7 of the base's concept top-5, leakage <= .05.
-The whole trade-off over strength, style accuracy / concept top-5 (a picture of it is in the report):
+Along the strength curve, style accuracy / concept top-5 (a plot of it is in the report):
 
 {trade_off(sweep)}
 {all_styles(others)}
-![reference, truth, base and the recipes](../images/demo.png)
+![reference, true images, base and the methods](../images/demo.png)
 """
 
 

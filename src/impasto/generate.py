@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 import impasto
 from impasto import families, running, style_defaults
 from impasto.adapters.io import load_style, style_file, style_hash
-from impasto.adapters.metadata import quantized_base
+from impasto.adapters.metadata import quantized_base, read_about
 from impasto.config import GenerateConfig, check_seed
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
@@ -121,12 +121,12 @@ def generate(
     check_seed(seed)
     check_prompts(prompts)
     chosen = [split_strength(style) for style in styles]
-    kinds = [quantized_base(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
+    abouts = [read_about(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = families.load(base, device=device, precision=precision, components=components)
     sampling = sampling or Sampling()
     if aligned and (sampling.style_guidance or sampling.base_guidance):
         raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
-    styled, sampling = style_defaults.apply(chosen, sampling, family, plain=aligned is not None)
+    styled, sampling = style_defaults.apply(chosen, abouts, sampling, family, plain=aligned is not None)
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
@@ -136,7 +136,7 @@ def generate(
             running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
     extra: dict[str, Any] = {}
-    for (path, strength), kind in zip(styled, kinds, strict=True):
+    for (path, strength), kind in zip(styled, map(quantized_base, abouts), strict=True):
         extra |= load_style(pipe, path, strength)
         if kind and kind != quantize:
             here = family.precision if quantize == "none" else quantize

@@ -17,10 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from safetensors import safe_open
-
-from impasto.adapters.io import check_file, style_file
-from impasto.adapters.metadata import About, about
+from impasto.adapters.metadata import About
 from impasto.config import TrainConfig, convert
 from impasto.errors import UserError, nearest
 from impasto.families import read_object
@@ -64,9 +61,8 @@ def of_card(card: Mapping[str, Any], recipe: str | None = None, where: str = "th
     return replace(replace(PLAIN, **checked(own, where)), **checked(of_recipe, f"{where}.recipes.{recipe}"))
 
 
-def of_style(path: Path, card: Mapping[str, Any]) -> StyleDefaults:
+def of_style(path: Path, told: About, card: Mapping[str, Any]) -> StyleDefaults:
     """What its `style.json` says, and the base's card where that is silent. Raises UserError when it is damaged."""
-    told = read_about(path)
     recipe = told.recipe.get("recipe") or told.metadata.get("impasto.recipe")
     return replace(of_card(card, recipe), **own_sampling(path))
 
@@ -118,14 +114,6 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {key: convert(value, types[key], f"{where}.{key}") for key, value in values.items()}
 
 
-def read_about(path: Path) -> About:
-    """What a style says of itself: its recipe.toml, the metadata of its weights."""
-    file = style_file(path)
-    check_file(file)
-    with safe_open(file, "pt") as opened:
-        return about(path, opened.metadata() or {})
-
-
 def style_words(captions: Sequence[str]) -> str | None:
     """The words that captions name a style by; None where they cannot be told from those of the content.
 
@@ -158,9 +146,13 @@ def words_of(caption: str) -> str | None:
 
 
 def apply(
-    styles: Sequence[tuple[Path, float | None]], sampling: "Sampling", family: "Family", plain: bool = False
+    styles: Sequence[tuple[Path, float | None]],
+    abouts: Sequence[About],
+    sampling: "Sampling",
+    family: "Family",
+    plain: bool = False,
 ) -> tuple[list[tuple[Path, float]], "Sampling"]:
-    """Styles and sampling with the styles' defaults where a value is None.
+    """Styles and sampling with the styles' defaults where a value is None. abouts: what each style says of itself.
 
     Of several styles the one of the largest strength gives style guidance, guidance and negative prompt. plain: what no
     flag gives is as in plain diffusers. Warns where styles disagree, and where a negative prompt of style words stays
@@ -168,7 +160,9 @@ def apply(
     """
     if not styles:
         return [], sampling
-    found = [PLAIN if plain else of_style(path, family.card) for path, _ in styles]
+    found = [
+        PLAIN if plain else of_style(path, told, family.card) for (path, _), told in zip(styles, abouts, strict=True)
+    ]
     chosen = [
         (path, own.strength if strength is None else strength)
         for (path, strength), own in zip(styles, found, strict=True)
@@ -178,7 +172,7 @@ def apply(
     used = own.complete(sampling)
     if len({replace(one, strength=1.0, plain_strength=None) for one in found}) > 1 and used != sampling:
         warnings.warn(f"the styles' defaults differ: those of {str(path)!r}, the strongest, are used", stacklevel=3)
-    captions, asked = read_about(path).captions, sampling.negative is not None
+    captions, asked = abouts[first].captions, sampling.negative is not None
     return chosen, replace(
         used, negative=in_words(used.negative or "", captions, f"style {str(path)!r}", family, asked)
     )

@@ -130,12 +130,16 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
     return About(file, recipe, inputs, means, kept)
 
 
-def quantized_base(style: Path | str) -> str | None:
-    """In how few bits the base was that a style was trained on: "nf4", "int8", "fp8"; None in full, or not told."""
+def read_about(style: Path | str) -> About:
+    """What a style says of itself, see `about`. Raises UserError when its weights or its recipe.toml are damaged."""
     file = style_file(style)
     check_file(file)
     with safe_open(file, "pt") as opened:
-        told = about(style, opened.metadata() or {})
+        return about(style, opened.metadata() or {})
+
+
+def quantized_base(told: About) -> str | None:
+    """In how few bits the base was that a style was trained on: "nf4", "int8", "fp8"; None in full, or not told."""
     kind = told.recipe.get("quantize", told.metadata.get("impasto.quantize"))
     return None if kind in (None, "none", "auto") else str(kind)
 
