@@ -8,14 +8,19 @@ dark grounds, whose captions do not name the ground. Recipe style-friendly-128px
 cell samples 6 other things (neither evaluation nor reference concepts) per reference, from the same seeds. The primary
 styles and the evaluation concepts are not looked at.
 
-    style     secondary styles: the style judge's most probable style is the asked one. Looks, which it has no name for:
-              its features are nearer to the true image of the same thing in the look than to any image of that thing
-              in the 12 train styles
-    content   concept top-5. The looks are such as the concept judge can read: .8 or more on their true images, which
+    style     how far an image has come from the base's image of the same prompt and seed (0) to the true image of the
+              same thing in the style (1 is as near as two true images of different things are to each other): by
+              cosines of the style judge's features, (to_true - base_to_true) / (true_to_true - base_to_true), ratio of
+              means over a reference's images
+    content   concept top-5. The looks are such as the concept judge can read: .7 or more on their true images, which
               leaves out grounds as dark as a blackboard (.0 to .3 there)
 
-Rule: of the settings whose style is at least that of strength 1 without guidance minus .05, the one with the most
-content; ties (.02) by the smaller style guidance, then the larger strength.
+Shares of images that are judged to be in the style are stored too; most references have 0 or 1 of them at any setting, so
+they say little about which setting is better (first run of this script, docs/LOG.md).
+
+Rule: means over references, smoothed over neighbouring strengths (half weight each). Of the settings whose style is at
+least that of strength 1 without style guidance minus .05, the one with the most content; ties (.02) by the smaller style
+guidance, then the larger strength.
 """
 
 import argparse
@@ -39,8 +44,6 @@ from impasto.artworld.captions import prompt
 from impasto.artworld.judges import Judges
 from impasto.artworld.procedural import Look, random_look
 from impasto.config import resolve
-from impasto.evaluate import load_encoder
-from impasto.families.base import quiet
 from impasto.generate import Sampling, encoder, sample
 from impasto.paths import atomic
 from impasto.report import plots
@@ -55,6 +58,8 @@ LOOKS = {"palette": 5, "crackle": 1, "brush ink": 2, "paper cut": 3}
 REFERENCES = ("guitar", "bus", "tomato", "castle", "elephant", "microscope", "rabbit face", "television")
 STRENGTHS, WEIGHTS, NEGATIVES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4), (0.0, 1.0, 2.0, 3.0), ("", "style words")
 BASE_ALONE, TRUE = "base alone", "true images"
+CELLS = 2 + len(STRENGTHS) * len(WEIGHTS) * len(NEGATIVES)
+"""Of a reference."""
 
 
 @dataclass(frozen=True)
@@ -125,44 +130,35 @@ def train_world() -> ArtWorld:
 
 
 class Rulers:
-    """The judges beside the true images, and the small CLIP as a second opinion on style."""
+    """The judges beside the true images and the base's."""
 
     def __init__(self) -> None:
-        with quiet():
-            self.encoder = load_encoder()
         self.judges = Judges.load()
-        self.world, self.rgb = train_world(), train_world().rgb()
 
     @cache  # noqa: B019
-    def others(self, concept: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The concept in the train styles: style features and CLIP embeddings."""
-        return self.features(
-            [Image.fromarray(self.rgb[row]) for row in np.flatnonzero(self.world.concept_id == concept)]
-        )
-
-    def features(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.judges.style_features(list(images)), self.encoder.images(images)
-
-    @cache  # noqa: B019
-    def truths(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def truths(self, name: str) -> torch.Tensor:
+        """Style features of a subject's true images."""
         subject = next(one for one in subjects() if one.name == name)
-        return self.features([Image.fromarray(one) for one in subject.truths])
+        return self.judges.style_features([Image.fromarray(one) for one in subject.truths])
 
-    def score(self, subject: Subject, images: Sequence[Image.Image], true: bool = False) -> list[dict[str, Any]]:
-        """A row per image, of which image i shows thing i. true: they are the true images themselves, whose style is
-        compared with that of the next thing's true image."""
+    def score(self, subject: Subject, images: Sequence[Image.Image], base: torch.Tensor) -> list[dict[str, Any]]:
+        """A row per image, of which image i shows thing i. base: style features of the base's images."""
         top5 = self.judges.concept(list(images)).argsort(descending=True)[:, :5].tolist()
-        judged = self.judges.style(list(images)).argmax(1).tolist()
-        found, truths = self.features(images), self.truths(subject.name)
+        style, found, truths = (
+            self.judges.style(list(images)),
+            self.judges.style_features(list(images)),
+            self.truths(subject.name),
+        )
         rows = []
         for i, concept in enumerate(subject.things):
-            at = (i + 1) % len(images) if true else i
-            near = [
-                torch.cat([own[at : at + 1], other]) for own, other in zip(truths, self.others(concept), strict=True)
-            ]
-            by_judge, by_clip = (int((n @ f[i]).argmax()) == 0 for n, f in zip(near, found, strict=True))
-            style = by_judge if subject.style is None else judged[i] == subject.style
-            rows.append({"style": style, "content": concept in top5[i], "style_by_clip": by_clip})
+            others = [k for k in range(len(truths)) if k != i]
+            row = {"content": concept in top5[i], "to_true": float(found[i] @ truths[i])}
+            row |= {"to_base": float(found[i] @ base[i]), "base_to_true": float(base[i] @ truths[i])}
+            row |= {"true_to_true": float((truths[others] @ truths[i]).mean())}
+            row |= {} if subject.style is None else {"probability": float(style[i, subject.style])}
+            rows.append(
+                {name: value if value is True or value is False else round(value, 4) for name, value in row.items()}
+            )
         return rows
 
 
@@ -184,12 +180,19 @@ def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None
     known = {key(cell) for cell in read(base)}
     digest = families.load(base, device="cpu").hash
 
+    features: dict[str, torch.Tensor] = {}
+
     def add(subject: Subject, what: str, strength: float, weight: float, negative: str, images: Any) -> None:
         cell: dict[str, Any] = {"base_sha256": digest, "subject": subject.name, "what": what, "strength": strength}
         cell |= {"style_guidance": weight, "negative": negative}
-        if key(cell) in known:
+        if key(cell) in known and what != BASE_ALONE:
             return
-        rows = rulers.score(subject, images(), true=what == TRUE)
+        made = images()
+        if what == BASE_ALONE:
+            features[subject.name] = rulers.judges.style_features(made)
+            if key(cell) in known:
+                return
+        rows = rulers.score(subject, made, features[subject.name])
         with cells_file(base).open("a") as file:
             file.write(json.dumps(cell | {"rows": rows}) + "\n")
 
@@ -215,8 +218,10 @@ def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None
                 jobs = [(text, SEED + i) for i, text in enumerate(to.prompts)]
                 return [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
 
+            if len([one for one in known if one[1] == subject.name]) == CELLS:
+                continue
+            add(subject, BASE_ALONE, 0.0, 0.0, "", partial(images, 0.0, Sampling(batch=THINGS)))
             add(subject, TRUE, 0.0, 0.0, "", lambda s=subject: [Image.fromarray(one) for one in s.truths])
-            add(subject, BASE_ALONE, 0.0, 0.0, "", lambda f=images: f(0.0, Sampling(batch=THINGS)))
             for strength in STRENGTHS:
                 for weight in WEIGHTS:
                     for negative in NEGATIVES:
@@ -235,27 +240,42 @@ def whole(base: str) -> dict[str, list[dict[str, Any]]]:
     by_subject: dict[str, list[dict[str, Any]]] = {}
     for cell in read(base):
         by_subject.setdefault(cell["subject"], []).append(cell)
-    n = 2 + len(STRENGTHS) * len(WEIGHTS) * len(NEGATIVES)
-    return {name: cells for name, cells in by_subject.items() if len(cells) == n}
+    return {name: cells for name, cells in by_subject.items() if len(cells) == CELLS}
 
 
 def average(cells: dict[str, list[dict[str, Any]]]) -> dict[Any, dict[str, float]]:
-    """{setting, BASE_ALONE or TRUE: {style, content, style_by_clip}}, means over subjects of their means."""
+    """{setting, BASE_ALONE or TRUE: {style, content}}: means over subjects."""
     found: dict[Any, list[dict[str, float]]] = {}
     for rows_of in cells.values():
         for cell in rows_of:
             setting = (cell["strength"], cell["style_guidance"], cell["negative"])
-            rows = cell["rows"]
-            mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-            found.setdefault(setting if cell["what"] == "style" else cell["what"], []).append(mean)
-    return {
-        key: {name: float(np.mean([one[name] for one in means])) for name in means[0]} for key, means in found.items()
-    }
+            mean = {name: float(np.mean([row[name] for row in cell["rows"]])) for name in cell["rows"][0]}
+            room = mean["true_to_true"] - mean["base_to_true"]
+            to_true = mean["true_to_true"] if cell["what"] == TRUE else mean["to_true"]
+            one = {"style": (to_true - mean["base_to_true"]) / room, "content": mean["content"]}
+            found.setdefault(setting if cell["what"] == "style" else cell["what"], []).append(one)
+    return {key: {name: float(np.mean([one[name] for one in of])) for name in of[0]} for key, of in found.items()}
+
+
+def smooth(means: dict[Any, dict[str, float]]) -> dict[Setting, dict[str, float]]:
+    """Each setting with half the weight of the neighbouring strengths."""
+    found = {}
+    for i, strength in enumerate(STRENGTHS):
+        for weight in WEIGHTS:
+            for negative in NEGATIVES:
+                near = {k: 1.0 if k == i else 0.5 for k in (i - 1, i, i + 1) if 0 <= k < len(STRENGTHS)}
+                rows = [(share, means[STRENGTHS[k], weight, negative]) for k, share in near.items()]
+                total = sum(near.values())
+                found[strength, weight, negative] = {
+                    name: sum(share * row[name] for share, row in rows) / total for name in ("style", "content")
+                }
+    return found
 
 
 def choose(means: dict[Any, dict[str, float]], plain: bool = False) -> Setting:
     """By the rule; plain: of the settings without style guidance and negative prompt."""
-    settings = [key for key in means if isinstance(key, tuple) and (not plain or key[1:] == (0.0, ""))]
+    means = smooth(means)
+    settings = [key for key in means if not plain or key[1:] == (0.0, "")]
     least = means[1.0, 0.0, ""]["style"] - 0.05 - 1e-9
     allowed = [key for key in settings if means[key]["style"] >= least]
     most = max(means[key]["content"] for key in allowed)
@@ -302,13 +322,19 @@ def report(bases: Sequence[str]) -> None:
     for base in bases:
         cells = whole(base)
         means = average(cells)
+        if not cells:
+            continue
         chosen, plain = choose(means), choose(means, plain=True)
         with atomic(OUT / f"curves-{base}.svg") as path:
             path.write_text(plot(base, means, chosen) + "\n")
         choices[base] = {"strength": chosen[0], "style_guidance": chosen[1], "negative": chosen[2]}
         choices[base] |= {"plain_strength": plain[0], "subjects": list(cells)}
         n = sum(len(one[0]["rows"]) for one in cells.values())
-        lines += [f"## {base}", "", f"References: {', '.join(cells)}; {n} images a setting (standard error about "]
+        lines += [
+            f"## {base}",
+            "",
+            f"References: {', '.join(cells)}; {n} images a setting (standard error of content about ",
+        ]
         lines[-1] += f"{0.5 / n**0.5:.2f}). Style / content by strength; the choice is bold."
         head = [f"{weight:g}{', words' if negative else ''}" for weight in WEIGHTS for negative in NEGATIVES]
         lines += ["", f"| strength \\ style guidance | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
