@@ -15,12 +15,12 @@ styles and the evaluation concepts are not looked at.
     content   concept top-5. The looks are such as the concept judge can read: .7 or more on their true images, which
               leaves out grounds as dark as a blackboard (.0 to .3 there)
 
-Shares of images that are judged to be in the style are stored too; most references have 0 or 1 of them at any setting, so
-they say little about which setting is better (first run of this script, docs/LOG.md).
+The style judge's probability of the style is stored too. Shares of images that are judged to be in the style would say
+little: most references have 0 or 1 of them at any setting (docs/LOG.md, sixteenth session).
 
 Rule: means over references, smoothed over neighbouring strengths (half weight each). Of the settings whose style is at
-least that of strength 1 without style guidance minus .05, the one with the most content; ties (.02) by the smaller style
-guidance, then the larger strength.
+least that of strength 1 without style guidance minus .05, the one with the most content; ties (.02) by the smaller
+style guidance, then the larger strength.
 """
 
 import argparse
