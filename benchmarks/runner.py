@@ -72,7 +72,7 @@ def execute(command: list[str], torchvision: Path | None) -> None:
     sys.argv = command
     try:
         if command[0] == "impasto":
-            from impasto.cli import main
+            from impasto.cli.main import main
 
             main()
         else:

@@ -23,12 +23,12 @@ from unittest import mock
 
 import torch
 
-from impasto import families
 from impasto.adapters import lora
+from impasto.bases import loader
 from impasto.families.base import quiet
-from impasto.generate import Sampling, encoder, sample
+from impasto.files import atomic
 from impasto.guidance import style_guidance
-from impasto.paths import atomic
+from impasto.sampling.sample import Sampling, encoder, sample
 
 ARMS = {
     "plain": Sampling(style_guidance=0.0, negative=""),
@@ -40,7 +40,7 @@ ARMS = {
 
 def measure(base: str, batch: int, rounds: int, steps: int | None) -> dict[str, Any]:
     """Median seconds per image of each arm, and its ratio to plain."""
-    family = families.load(base, device="cpu", precision="fp32")
+    family = loader.load(base, device="cpu", precision="fp32")
     lora.add(family, rank=32, alpha=None, targets=("attention",), seed=0)
     with quiet():
         pipe = family.pipeline(**{family.part: family.denoiser})

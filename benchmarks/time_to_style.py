@@ -113,7 +113,7 @@ def table(result: Row) -> str:
 
 def command(arm: str, o: argparse.Namespace, work: Path, caption: str) -> list[str]:
     """What one side runs; the peer's defaults are left alone."""
-    from impasto.families.mini import ensure
+    from impasto.bases.embedded import ensure
 
     picture, out = work / "pictures" / "reference.png", work / arm
     steps = steps_of(arm, o)
@@ -147,7 +147,7 @@ def trained(arm: str, o: argparse.Namespace, work: Path, caption: str) -> Row:
 
 def snapshot(arm: str, step: int, steps: int, work: Path) -> Path:
     """The style file of a snapshot, in diffusers' layout."""
-    from impasto.adapters.io import WEIGHTS
+    from impasto.styles.weights import WEIGHTS
 
     if arm == "peer":
         folder = work / arm / f"checkpoint-{step}"
@@ -170,9 +170,10 @@ def scorer(plan: Any, o: argparse.Namespace) -> Callable[[Sequence[str]], Row]:
     """`score(styles)`: the judges on pictures of the plan's evaluation concepts, drawn with these styles."""
     import numpy as np
 
-    from impasto.artworld.judges import Judges
-    from impasto.generate import Sampling, generate
+    from impasto.generate import generate
+    from impasto.judges.model import Judges
     from impasto.pretrain.score import judge
+    from impasto.sampling.sample import Sampling
 
     judges, prompts = Judges.load(), [plan.prompt(concept) for concept in plan.prompts_for]
     style, concepts = np.full(len(prompts), plan.style), np.array(plan.prompts_for)
@@ -187,8 +188,8 @@ def scorer(plan: Any, o: argparse.Namespace) -> Callable[[Sequence[str]], Row]:
 
 def true_accuracy(plan: Any) -> float:
     """The style judge on the true pictures of the same concepts."""
-    from impasto.artworld.judges import Judges
     from impasto.evaluate.truth import true_pictures
+    from impasto.judges.model import Judges
 
     pictures = list(true_pictures(plan.style, plan.prompts_for).values())
     return float((Judges.load().style(pictures).argmax(1) == plan.style).float().mean())

@@ -201,7 +201,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def write(out: Path | None, result: Row, text: str) -> None:
     """JSON, and Markdown beside it, when asked for."""
-    from impasto.paths import atomic
+    from impasto.files import atomic
 
     if out:
         with atomic(out) as file:
@@ -229,7 +229,7 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: Sequence[str] | None = None) -> dict[str, Row]:
     o = options(args)
-    from impasto.families.mini import ensure
+    from impasto.bases.embedded import ensure
 
     base = ensure("mini-sd3")
     rounds: dict[str, list[Row]] = {arm: [] for arm in o.arms}

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from impasto.adapters.files import export_style, import_style
-from impasto.generate import Sampling, generate
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.generate import generate
+from impasto.sampling.sample import Sampling
+from impasto.styles.convert import export_style, import_style
 
 PROMPTS = ["a rocket in that style", "a cactus in that style", "a hamburger in that style"]
 

@@ -27,15 +27,15 @@ import numpy as np
 from choose_settings import SEED, base_scores, concepts_for, pictures, reference_of, secondary_styles
 from PIL import Image
 
-from impasto import families
 from impasto.artworld import load, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
+from impasto.bases import cards, loader
 from impasto.config import resolve
-from impasto.generate import Sampling
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import words
+from impasto.sampling.sample import Sampling
 from impasto.train import train
 
 PRIOR = {"prior_weight": 1.0, "prior_batch": 8}
@@ -92,7 +92,7 @@ def rewarded(base: str, weight: float | None) -> Sampling:
     """B(n) + w [B(y) - B(n)] + weight [S(y) - B(y)], w the base's guidance; None: guidance alone."""
     if weight is None:
         return Sampling(negative="", style_guidance=0.0, base_guidance=0.0)
-    w = families.card(base)["generate"]["guidance"]
+    w = cards.card(base)["generate"]["guidance"]
     return Sampling(guidance=1.0, negative="", style_guidance=weight - 1, base_guidance=w - 1)
 
 
@@ -150,7 +150,7 @@ def main() -> None:
     styles = secondary_styles(parser, args.styles)
     if unknown := {arm for arm in args.arms if arm not in ARMS and not arm.startswith("many-")}:
         parser.error(f"unknown arms: {sorted(unknown)}; they are {', '.join(ARMS)}, many-N")
-    result: dict[str, Any] = {"base": args.base, "base_sha256": families.load(args.base, device="cpu").hash}
+    result: dict[str, Any] = {"base": args.base, "base_sha256": loader.load(args.base, device="cpu").hash}
     result |= {"styles": styles, "steps": args.steps, "targets": args.targets, "trials": []}
     changes = {"steps": args.steps, "targets": tuple(args.targets or ())}
     changes = {key: value for key, value in changes.items() if value}

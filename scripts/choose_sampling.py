@@ -18,10 +18,10 @@ from diffusers import DiffusionPipeline
 
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
-from impasto.families import mini
+from impasto.bases import embedded as mini
 from impasto.families.base import quiet
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.judges.model import Judges
 from impasto.pretrain.run import DENOISERS
 from impasto.pretrain.score import STEPS, judge, sample_images
 from impasto.reproduce.small_world import spread, words

@@ -19,15 +19,16 @@ from statistics import harmonic_mean
 import numpy as np
 from PIL import Image
 
-from impasto import families
 from impasto.artworld import ArtWorld, free_concepts, load, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
+from impasto.bases import loader
 from impasto.config import resolve
-from impasto.generate import Sampling, generate
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.generate import generate
+from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import spread, words
+from impasto.sampling.sample import Sampling
 from impasto.train import train
 
 SEED = 7
@@ -118,7 +119,7 @@ def main() -> None:
     best = max(rows, key=lambda row: row["score"])
     result = {
         "base": args.base,
-        "base_sha256": families.load(args.base, device="cpu").hash,
+        "base_sha256": loader.load(args.base, device="cpu").hash,
         "trials": rows,
         "chosen": {"lr": best["lr"], "steps": best["steps"]},
     }

@@ -37,18 +37,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from impasto import families
-from impasto.adapters.io import load_style
 from impasto.artworld import ArtWorld, free_concepts, load, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
 from impasto.artworld.procedural import Look, random_look
+from impasto.bases import loader
 from impasto.config import resolve
-from impasto.generate import Sampling, encoder, sample
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.judges.model import Judges
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.small_world import spread, words
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles.load import load_style
 from impasto.train import train
 
 OUT = Path("docs/results/sampling")
@@ -178,7 +178,7 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
 def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None:
     """Sample and score the cells of these subjects that are missing."""
     known = {key(cell) for cell in read(base)}
-    digest = families.load(base, device="cpu").hash
+    digest = loader.load(base, device="cpu").hash
 
     features: dict[str, torch.Tensor] = {}
 
@@ -199,7 +199,7 @@ def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None
     for subject in (one for one in subjects() if one.name in names):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            family = families.load(base, device="cpu", precision=precision)
+            family = loader.load(base, device="cpu", precision=precision)
             pipe = family.pipeline()
             loaded = (family, pipe, encoder(family, pipe))
 

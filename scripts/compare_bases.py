@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from impasto import families
-from impasto.families import mini
+from impasto.bases import embedded as mini
+from impasto.bases import loader
 from impasto.families.base import Condition, Family, quiet
+from impasto.files import atomic
 from impasto.inversion.ddim import direction
 from impasto.noise.schedule import mix, per_item
-from impasto.paths import atomic
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.run import known_concepts
 
@@ -65,7 +65,7 @@ def main() -> None:
     rows, rng = np.random.default_rng(SEED).choice(len(pool.entries), args.pictures), random.Random(SEED)
     captions = [pool.entries[i].caption(rng) for i in rows]
     with quiet():
-        two = [families.load(name, device="cpu", precision="fp32") for name in args.bases]
+        two = [loader.load(name, device="cpu", precision="fp32") for name in args.bases]
         x0 = two[0].encode_image(torch.from_numpy(pool.rgb[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1)
         texts = [(family.encode_prompt(captions), family.encode_prompt([""] * len(rows))) for family in two]
     few = len(rows) // 4

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from rank_laws import sweep
 
-from impasto import families
-from impasto.noise.counting import as_flow
-from impasto.noise.emergence import Rule
+from impasto.bases import loader
+from impasto.calibration.emergence import Rule
+from impasto.noise.equivalence import as_flow
 from impasto.noise.laws import StyleFriendly
 from impasto.objectives.weighting import predicts_noise
 from impasto.reproduce.calibration import SWEEP
@@ -70,7 +70,7 @@ def read(folder: Path) -> Base:
     """A campaign's folder: its cells and its calibration."""
     told = json.loads((folder / "calibration.json").read_text())
     points = {int(share.rstrip("%")) / 100: point["log_snr"] for share, point in told["points"].items()}
-    family = families.load(told["base"], device="cpu", precision="fp32")
+    family = loader.load(told["base"], device="cpu", precision="fp32")
     return Base(told["base"], points, sweep(folder)[1], family.schedule.range if predicts_noise(family) else None)
 
 

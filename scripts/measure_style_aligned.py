@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from impasto import families
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
-from impasto.config import GenerateConfig
+from impasto.bases import loader
+from impasto.contact_sheet import sheet
 from impasto.data.references import read
 from impasto.evaluate import evaluate
 from impasto.evaluate.samples import read_folder
@@ -26,8 +25,9 @@ from impasto.evaluate.truth import true_pictures
 from impasto.families.base import Family
 from impasto.generate import generate_folder
 from impasto.inversion import invert
+from impasto.judges.model import Judges
 from impasto.reproduce.small_world import spread, words
-from impasto.sheet import sheet
+from impasto.sampling.config import GenerateConfig
 
 ARMS = {
     "base": None,
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="*", default=list(RUNS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    family = families.load(options.base, device="cpu")
+    family = loader.load(options.base, device="cpu")
     results = {"base": options.base, "base_hash": family.hash, "pictures": {}}
     judges, captions = Judges.load(), {}
     for style in options.styles:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from impasto import families
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
+from impasto.bases import loader
+from impasto.files import atomic
 from impasto.generate import generate
-from impasto.paths import atomic
+from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import spread
 
@@ -55,7 +55,7 @@ def main() -> None:
         told = judge(judges, pictures, np.zeros(len(things), int), np.array(things))
         found[name] = {key: round(told[key], 4) for key in ("concept_top1", "concept_top5")}
         print(json.dumps({"words": name, **found[name]}), flush=True)
-    sha = families.load(args.base, device="cpu").hash
+    sha = loader.load(args.base, device="cpu").hash
     result = {"base": args.base, "base_sha256": sha, "things": labels, "words": WORDS, "found": found}
     with atomic(args.out) as path:
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from impasto.reproduce.calibration import SWEEP
-from impasto.reproduce.cells import read_all
+from impasto.reproduce.cells import FILE, read_all
 from impasto.reproduce.small_world import SECONDARY
 
 DRAWS = 4000
@@ -29,7 +29,7 @@ def sweep(folder: Path) -> tuple[list[str], np.ndarray]:
 
     Exits where the sweep is not complete.
     """
-    cells = [c for c in read_all(folder / "cells").values() if len(c["spec"]["prompts"]) == SECONDARY["full"][2]]
+    cells = [c for c in read_all(folder / FILE).values() if len(c["spec"]["prompts"]) == SECONDARY["full"][2]]
     own = {(c["arm"], c["unit"]): [c["scores"][n] for n in ("style_accuracy", "concept_top5")] for c in cells}
     units = sorted({unit for arm, unit in own if arm in SWEEP})
     if missing := [f"{arm}: {unit}" for arm in SWEEP for unit in units if (arm, unit) not in own] or not units:

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from impasto import families
-from impasto.adapters.io import load_style
 from impasto.artworld import load_meta, load_slice
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
+from impasto.bases import cards, loader
+from impasto.bases.style_defaults import STYLE_WORDS, of_card
 from impasto.config import resolve
 from impasto.evaluate.truth import true_pictures
-from impasto.generate import Sampling, encoder, sample
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.judges.model import Judges
 from impasto.reproduce.small_world import spread, words
-from impasto.style_defaults import STYLE_WORDS, of_card
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles.load import load_style
 from impasto.train import train
 
 OUT = Path("docs/results/sampling")
@@ -62,7 +62,7 @@ def judge(judges: Judges, images: Sequence[Image.Image], style: int, things: Seq
 
 def run(base: str, precision: str, judges: Judges) -> None:
     """The cells that are missing."""
-    meta, defaults = load_meta(), of_card(families.card(base), RECIPE)
+    meta, defaults = load_meta(), of_card(cards.card(base), RECIPE)
     known = {(cell["style_of"], cell["reference"], cell["seed"], cell["arm"]) for cell in read(base)}
     for style in meta["split"]["primary_styles"]:
         drawn = set(load_slice(styles=[style]).concept_id.tolist())
@@ -77,7 +77,7 @@ def run(base: str, precision: str, judges: Judges) -> None:
             missing = [(arm, seed) for arm in arms for seed in range(SEEDS) if (name, label, seed, arm) not in known]
             if not missing:
                 continue
-            family = families.load(base, device="cpu", precision=precision)
+            family = loader.load(base, device="cpu", precision=precision)
             pipe = family.pipeline()
             encode, out = encoder(family, pipe), Path(f"runs/report-defaults/{base}/{name}-{label}".replace(" ", "-"))
             for arm, seed in missing:

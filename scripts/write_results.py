@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.families import mini
+from impasto.bases import embedded as mini
+from impasto.contact_sheet import sheet
 from impasto.pretrain.score import GRID_STYLES, GRID_THINGS
-from impasto.sheet import sheet
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"mini-sd3": "base.md", "mini-sd15": "base-mini-sd15.md"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto import cli
-from impasto.adapters.io import write_tensors
+from impasto.cli import main as cli
+from impasto.styles.weights import write_tensors
 
 GOOD = {"--base": "BASE", "--image": "PICTURE", "--caption": "a rocket in ink style", "--out": "OUT"}
 

@@ -8,12 +8,16 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto import checkpoints, families
+from impasto.bases import loader
 from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.generate import Sampling, drawn_here, generate, save_png
-from impasto.runfolder import read_adapter
+from impasto.generate import generate
+from impasto.sampling.output import drawn_here
+from impasto.sampling.png import save_png
+from impasto.sampling.sample import Sampling
 from impasto.train import train
+from impasto.training import sheet as checkpoints
+from impasto.training.states import read_adapter
 
 ABOUT = {"steps": 1, "guidance": 1.0, "width": 40, "height": 40, "base": "x", "base_hash": "x", "styles": []}
 ABOUT |= {"version": "0"}
@@ -51,7 +55,7 @@ def test_every_cell_is_what_generate_draws(run, monkeypatch):
 
 
 def test_the_sheet_itself_by_command(run, tmp_path, monkeypatch, capsys):
-    from impasto import cli
+    from impasto.cli import main as cli
 
     args = ["sheet", str(run.out), "--strength", "1", "--out", str(tmp_path / "x.png"), "--steps", "2", "--json"]
     monkeypatch.setattr("sys.argv", ["impasto", *args, "--prompt", "a cat", "--prompt", "a star"])
@@ -82,11 +86,11 @@ def folder_run(tiny_sd3, picture, tmp_path_factory):
 
 
 def test_text_encoders_and_captions_are_the_run_s_own(folder_run, monkeypatch):
-    cells, asked, load = {}, {}, families.load
+    cells, asked, load = {}, {}, loader.load
     monkeypatch.setattr(
         checkpoints, "sheet", lambda rows, *args, **more: cells.update(rows) or Image.new("RGB", (9, 9))
     )
-    monkeypatch.setattr(families, "load", lambda base, **more: asked.update(more) or load(base, **more))
+    monkeypatch.setattr("impasto.bases.loader.load", lambda base, **more: asked.update(more) or load(base, **more))
     with pytest.warns(UserWarning, match="this base has its own, which are used"):
         result = checkpoints.checkpoint_sheet(folder_run.out, (), (0.5,), seed=7)
     assert asked["components"] == folder_run.components

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
-from impasto import cli
-from impasto.families import load
+from impasto.bases.loader import load
+from impasto.cli import main as cli
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_help_lists_the_commands(run):
 @pytest.mark.parametrize(("command", "flag"), [("train", "--noise-mean"), ("noise calibrate", "--floor")])
 def test_help_needs_no_torch(command, flag):
     """What makes it fast: the heavy libraries are not imported for it, nor for the package itself."""
-    code = "import sys, impasto, impasto.cli; sys.argv = " + repr(["impasto", *command.split(), "--help"])
-    code += "\ntry: impasto.cli.main()\n"
+    code = "import sys, impasto, impasto.cli.main; sys.argv = " + repr(["impasto", *command.split(), "--help"])
+    code += "\ntry: impasto.cli.main.main()\n"
     code += "finally: print(sorted({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert out.splitlines()[-1] == "[]" and flag in out
@@ -123,7 +123,7 @@ def test_our_warnings_are_one_line(tiny_sd3, picture, tmp_path):
     args = train_args(tiny_sd3, picture, tmp_path / "x")
     args = [str(a).replace("in ink style", "") for a in args] + ["--dry-run"]
     done = subprocess.run(
-        [sys.executable, "-c", "from impasto.cli import main; main()", *args], capture_output=True, text=True
+        [sys.executable, "-c", "from impasto.cli.main import main; main()", *args], capture_output=True, text=True
     )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 0 and line.startswith("impasto: warning: the caption 'a rocket' names no style")
@@ -145,7 +145,7 @@ def test_an_argument_that_is_no_utf8(run):
 
 @pytest.mark.parametrize("arguments", ["generate --help", "noise show --help"])
 def test_a_reader_that_leaves_is_no_traceback(arguments):
-    main = f"{sys.executable} -c 'from impasto.cli import main; main()'"
+    main = f"{sys.executable} -c 'from impasto.cli.main import main; main()'"
     command = f"(sleep 1; {main} {arguments}) | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() in ("0", "1")

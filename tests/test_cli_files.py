@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from impasto import cli
+from impasto.cli import main as cli
 from impasto.config import resolve
 from impasto.generate import generate
 from impasto.train import train

@@ -4,15 +4,16 @@ from dataclasses import fields, replace
 
 import pytest
 
-from impasto import families
+from impasto.bases import cards
 from impasto.config import FREE, TrainConfig, check_ranges, recipes, resolve
 from impasto.errors import UserError
-from impasto.plan import bars, histogram, noise_law
+from impasto.noise.histogram import bars, histogram
+from impasto.noise.laws import noise_law
 
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_resolves_on_every_base(name):
-    for base in (*families.embedded(), "stabilityai/stable-diffusion-3.5-large", "owner/whatever"):
+    for base in (*cards.embedded(), "stabilityai/stable-diffusion-3.5-large", "owner/whatever"):
         config = check_ranges(resolve(name, base))
         assert noise_law(config) is not None and config.recipe == name and config.base == base
 
@@ -28,7 +29,7 @@ def test_recipes_share_what_belongs_to_the_base():
     one, two = resolve("style-friendly"), resolve("sd3-sampler")
     noise = {"recipe", "noise", "noise_mean", "noise_std", "noise_shift"}
     different = {field.name for field in fields(one) if getattr(one, field.name) != getattr(two, field.name)}
-    assert different <= noise and one.size == 128 and one.lr == families.card("mini-sd3")["train"]["lr"]
+    assert different <= noise and one.size == 128 and one.lr == cards.card("mini-sd3")["train"]["lr"]
 
 
 def test_who_wins(tmp_path, tiny_sd3, monkeypatch):
@@ -37,8 +38,8 @@ def test_who_wins(tmp_path, tiny_sd3, monkeypatch):
     assert resolve(recipe, str(tiny_sd3)).steps == 9  # the recipe beats the card
     assert resolve(recipe, str(tiny_sd3), steps=3).steps == 3  # a flag beats both
     assert resolve(recipe, str(tiny_sd3)).noise_mean == -4.0
-    card = families.card(str(tiny_sd3)) | {"recipes": {recipe: {"noise_mean": -1.5}}}
-    monkeypatch.setattr(families, "card", lambda base: card)
+    card = cards.card(str(tiny_sd3)) | {"recipes": {recipe: {"noise_mean": -1.5}}}
+    monkeypatch.setattr("impasto.bases.cards.card", lambda base: card)
     assert resolve(recipe, str(tiny_sd3)).noise_mean == -1.5  # what the base says of this recipe beats it
 
 
@@ -76,8 +77,8 @@ def test_a_recipe_file_is_read_strictly(tmp_path, content, message):
 
 def test_the_flags_and_the_recipe_of_data(tmp_path):
     """Repeated flags are lists, numbers stay numbers in a recipe file."""
-    from impasto.cli import parse
-    from impasto.runfolder import recipe_text
+    from impasto.cli.console import parse
+    from impasto.training.run import recipe_text
 
     flags = ["--image", "a", "--image", "b.png", "--repeats", "1", "--repeats", "20", "--mask", "files", "--flip"]
     config = parse(TrainConfig, [*flags, "--trigger", "wibble", "--crops", "3", "--caption-dropout", "0.1"], "train")

@@ -16,16 +16,20 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from impasto.adapters import io
-from impasto.adapters.files import export_style
 from impasto.adapters.lora import add
-from impasto.config import GenerateConfig, resolve
+from impasto.bases.loader import load
+from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.families import load
 from impasto.families.sd3 import SD3
-from impasto.generate import Sampling, generate, generate_folder, read_prompts, split_strength
+from impasto.generate import generate, generate_folder
 from impasto.guidance.prompt_switch import PromptSwitch
 from impasto.guidance.style_aligned import StyleAligned
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.prompts import read_prompts
+from impasto.sampling.sample import Sampling
+from impasto.styles import save, weights
+from impasto.styles.convert import export_style
+from impasto.styles.weights import split_strength
 from impasto.train import train
 
 
@@ -46,7 +50,7 @@ def style(tiny_sd3, picture, tmp_path_factory):
         for name, p in parameters.items():
             if "lora_B" in name:
                 p.copy_(0.3 * torch.randn(p.shape, generator=shared))
-    io.save(family, out)
+    save.save(family, out)
     return out
 
 
@@ -75,7 +79,7 @@ def test_a_style_gives_the_same_picture_in_plain_diffusers(tiny_sd3, style, stre
     image, info = next(generate(str(tiny_sd3), ["a cat"], styles=[f"{style}:{strength}"], seed=5))
     assert (pixels(image) == pixels(plain(tiny_sd3, "a cat", 5, style, strength))).all()
     assert (pixels(image) != pixels(plain(tiny_sd3, "a cat", 5))).any()
-    assert info["styles"] == [{"path": str(style), "strength": strength, "hash": io.style_hash(style)}]
+    assert info["styles"] == [{"path": str(style), "strength": strength, "hash": weights.style_hash(style)}]
 
 
 def test_pictures_do_not_depend_on_the_batch(tiny_sd3, style):
@@ -118,7 +122,7 @@ def test_embeddings_of_earlier_batches_are_let_go(tiny_sd3, picture, monkeypatch
     second = [f"{prompt} in ink style" for prompt in prompts]
     assert sorted(asked) == sorted([*prompts, *second, "a drawing", "a star in ink"])
     assert most[0] <= 2 * batch + 3
-    monkeypatch.setattr("impasto.generate.lru_cache", lambda size: lru_cache(None))
+    monkeypatch.setattr("impasto.sampling.sample.lru_cache", lambda size: lru_cache(None))
     kept = [image.tobytes() for image, _ in generate(str(tiny_sd3), prompts, count=2, sampling=sampling, **more)]
     assert drawn == kept and len(set(drawn)) == 24
 
@@ -152,7 +156,7 @@ def test_a_folder_of_pictures_that_say_how_they_were_made(config, style):
         "style_guidance",
     }
     assert told[1]["seed"] == 8 and told[1]["base_hash"] == load(config.base).hash
-    assert told[1]["styles"][0]["strength"] == 0.8 and told[1]["styles"][0]["hash"] == io.style_hash(style)
+    assert told[1]["styles"][0]["strength"] == 0.8 and told[1]["styles"][0]["hash"] == weights.style_hash(style)
     human = Image.open(config.out / "0001.png").text["parameters"]
     assert human.startswith("a cat in ink style <lora:ink:0.8>\nSteps: 4, CFG scale: 3, Seed: 8, Size: 16x16")
 
@@ -295,7 +299,7 @@ def test_bad_files(config, tmp_path):
 def test_a_colon_in_the_path_is_no_strength(style, tmp_path):
     odd = tmp_path / "a:0.5"
     odd.mkdir()
-    (odd / io.WEIGHTS).write_bytes((style / io.WEIGHTS).read_bytes())
+    (odd / weights.WEIGHTS).write_bytes((style / weights.WEIGHTS).read_bytes())
     assert split_strength(str(odd)) == (odd, None)
     assert split_strength(f"{odd}:0.25") == (odd, 0.25)
     assert split_strength(f"{style}:-0.5") == (style, -0.5)

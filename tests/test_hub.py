@@ -17,16 +17,16 @@ from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from impasto import cli
-from impasto.adapters.files import export_style, merge_styles, resize_style
-from impasto.adapters.io import WEIGHTS
-from impasto.adapters.metadata import About
+from impasto.bases.loader import load
+from impasto.cli import main as cli
 from impasto.config import as_dict, resolve
 from impasto.errors import UserError
-from impasto.families import load
-from impasto.generate import save_png
-from impasto.hub import check_access, hub_card, publish
-from impasto.modelcard import write_card
+from impasto.sampling.png import save_png
+from impasto.styles.card import write_card
+from impasto.styles.convert import export_style, merge_styles, resize_style
+from impasto.styles.hub import check_access, hub_card, publish
+from impasto.styles.metadata import About
+from impasto.styles.weights import WEIGHTS
 from impasto.train import train
 
 RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'

@@ -4,9 +4,9 @@ import pytest
 
 from impasto.config import TrainConfig
 from impasto.errors import UserError
-from impasto.plan import plan
-from impasto.runfolder import RunFolder, check_wandb
 from impasto.train import train
+from impasto.training.plan import plan
+from impasto.training.run import RunFolder, check_wandb
 
 INPUTS = {"base_sha256": "b", "references_sha256": []}
 

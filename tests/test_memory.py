@@ -10,13 +10,17 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from impasto import families, memory, running
+from impasto import devices
 from impasto.adapters import lora
+from impasto.bases import loader
 from impasto.config import TrainConfig, resolve
+from impasto.devices import GB, Device, peak
 from impasto.errors import UserError
-from impasto.memory import GB, Device, Size, choose, peak
-from impasto.plan import plan
-from impasto.running import Running
+from impasto.execution import apply as running
+from impasto.execution import memory
+from impasto.execution.apply import Running
+from impasto.execution.memory import Size, choose
+from impasto.training.plan import plan
 
 GIB = 2**30
 SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}
@@ -50,7 +54,7 @@ def test_flux_in_numbers(flux):
 
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "convolution"), ("conv_in", "ff.net.2")])
 def test_the_adapter_that_is_trained_is_the_one_that_is_planned(tiny_sd15, targets):
-    family = families.load(str(tiny_sd15), device="cpu")
+    family = loader.load(str(tiny_sd15), device="cpu")
     size = memory.size_of(memory.skeleton(family), family, replace(CONFIG, targets=targets, rank=3))
     made = lora.add(family, rank=3, alpha=None, targets=targets, seed=0)
     assert size.adapter == sum(p.numel() for p in made.values())
@@ -179,7 +183,7 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
 
 
 def test_a_base_s_skeleton_has_its_size(tiny_sd3):
-    family = families.load(str(tiny_sd3), device="cpu")
+    family = loader.load(str(tiny_sd3), device="cpu")
     bones = memory.skeleton(family)
     assert {p.device.type for p in bones.parameters()} == {"meta"} and "denoiser" not in vars(family)
     size = memory.size_of(bones, family, TrainConfig(size=16, rank=4), 4)
@@ -222,9 +226,9 @@ def test_text_encoders_that_are_trained_are_counted(flux, sdxl_clips):
 
 def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     """What the planner reads from the folder is what is trained."""
-    from impasto.adapters import text
+    from impasto.adapters import text_encoder as text
 
-    family = families.load(str(tiny_sdxl), device="cpu")
+    family = loader.load(str(tiny_sdxl), device="cpu")
     sizes = {}
     monkeypatch.setattr(memory, "device", lambda name: card(141))
     monkeypatch.setattr(memory, "choose", lambda config, of, size, *more: sizes.update({config.rank: size}))
@@ -277,6 +281,6 @@ def test_an_offloaded_base_keeps_what_is_no_block_s_linear_layer(flux):
 def test_how_a_pipeline_draws():
     """FLUX: a transformer of 23.8 GB, T5 of 9.5, CLIP and the autoencoder; 1024 px, and what is free of a device."""
     parts, pixels = [int(23.8e9), int(9.5e9), int(0.25e9), int(0.17e9)], 1024**2
-    ways = {g: memory.drawing(parts, pixels, g * GB) for g in (80, 48, 40, 31, 24)}
+    ways = {g: devices.drawing(parts, pixels, g * GB) for g in (80, 48, 40, 31, 24)}
     assert ways == {80: "whole", 48: "whole", 40: "by part", 31: "by part", 24: "by layer"}
-    assert memory.drawing(parts, 4 * pixels, 48 * GB) == "by part"
+    assert devices.drawing(parts, 4 * pixels, 48 * GB) == "by part"

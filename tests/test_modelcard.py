@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from impasto.adapters.io import WEIGHTS
-from impasto.adapters.metadata import About
+from impasto.bases.loader import load
 from impasto.config import resolve
-from impasto.families import load
-from impasto.generate import Sampling, generate
-from impasto.modelcard import made_card, trained_size, write_card
+from impasto.generate import generate
+from impasto.sampling.sample import Sampling
+from impasto.styles.card import made_card, trained_size, write_card
+from impasto.styles.metadata import About
+from impasto.styles.weights import WEIGHTS
 from impasto.train import train
 
 CAPTION = "a rocket in ink style"

@@ -9,8 +9,8 @@ from safetensors.torch import load, save
 
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
-from impasto.moving import Moving, group_name
-from impasto.optimizers import OPTIMIZERS, choice
+from impasto.optim.optimizers import OPTIMIZERS, choice
+from impasto.training.parameters import Moving, group_name
 
 SHAPES = {"a.lora_A.weight": (8, 80), "a.lora_B.weight": (96, 64), "te.lora_B.weight": (6, 4)}
 """One of more than 4,096 weights, from which on bitsandbytes keeps 8 bits."""

@@ -9,8 +9,8 @@ import impasto
 
 
 def test_documented_names():
-    from impasto.adapters.io import load_style
     from impasto.config import TrainConfig, resolve
+    from impasto.styles.load import load_style
 
     assert impasto.load_style is load_style and impasto.TrainConfig is TrainConfig and impasto.resolve is resolve
     assert callable(impasto.train.train) and callable(impasto.generate.generate)
@@ -26,7 +26,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_no_module_can_load_pickles():
     """No `torch.load`, `torch.save` or `pickle` in the package: states and styles are safetensors and JSON."""
-    from impasto.paths import PACKAGE
+    from impasto.files import PACKAGE
 
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text()

@@ -26,14 +26,14 @@ from impasto.train import train
 import diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3, peft, safetensors.torch  # before the fork
 
 from accelerate import PartialState
-from impasto import memory
+from impasto.execution import memory
 plan = memory.plan
 memory.plan = lambda *args: replace(plan(*args), why=(f"by process {PartialState().process_index}",))
 
 base, picture, out = sys.argv[1:]
-from impasto import families
+from impasto.bases import loader
 from impasto.data import prepare
-encode, outline = prepare.encode, families.outline
+encode, outline = prepare.encode, loader.outline
 
 def note(name):
     with open(f"{out}/{name}", "a") as file:
@@ -49,7 +49,7 @@ def outline_in_turn(*args):
     note("outlined")
     return outline(*args)
 
-prepare.encode, families.outline = encode_once, outline_in_turn
+prepare.encode, loader.outline = encode_once, outline_in_turn
 keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=False, tensorboard=False, device="cpu")
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
 config = resolve("style-friendly", base, batch=3, **keys)
@@ -103,7 +103,7 @@ def test_the_others_wait_for_hours(monkeypatch):
     """While the first one downloads a base, or draws the previews; NCCL's own patience is 10 minutes."""
     import accelerate
 
-    from impasto.parallel import Team
+    from impasto.training.distributed import Team
 
     asked, real = [], accelerate.PartialState
     monkeypatch.setattr(accelerate, "PartialState", lambda **more: asked.append(more) or real(**more))

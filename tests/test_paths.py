@@ -8,7 +8,7 @@ import pytest
 WRITE = """
 import os, sys
 os.umask(int(sys.argv[1], 8))
-from impasto.paths import atomic
+from impasto.files import atomic
 with atomic(sys.argv[2]) as file:
     file.write_text("x")
 assert os.umask(0) == int(sys.argv[1], 8)

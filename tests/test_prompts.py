@@ -2,10 +2,9 @@
 
 import pytest
 
-from impasto.config import GenerateConfig
 from impasto.errors import UserError
-from impasto.generate import read_prompts
-from impasto.prompts import lettering, multi_panel
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.prompts import lettering, multi_panel, read_prompts
 
 
 def test_the_wordings_of_the_paper():

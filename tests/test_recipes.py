@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from impasto import families, objectives
+from impasto import objectives
 from impasto.adapters.lora import endings
+from impasto.bases import loader
 from impasto.config import TrainConfig, check_ranges, read_recipe, recipes, resolve
 from impasto.errors import UserError
-from impasto.noise.laws import within
-from impasto.objectives import prior
-from impasto.plan import noise_law
+from impasto.noise.laws import noise_law, within
+from impasto.training import prior
 
 CANNOT = {("style-friendly-image-stream", name): "target 'image_stream' matches no layer" for name in ("sd15", "sdxl")}
 FLUX, SD35 = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-large"
@@ -21,7 +21,7 @@ QKVO = ["to_k", "to_out.0", "to_q", "to_v"]
 @pytest.fixture(scope="module", params=["sd3", "sd15", "sdxl", "flux", "schnell"])
 def named(request):
     folder = request.getfixturevalue(f"tiny_{request.param}")
-    return request.param, families.load(str(folder), device="cpu", precision="fp32")
+    return request.param, loader.load(str(folder), device="cpu", precision="fp32")
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny bases' tokenizers of letters
@@ -120,9 +120,9 @@ def test_an_ablation_changes_one_thing(recipe, of, differs):
 
 def test_the_text_stream_ablation_is_the_paper_s(tiny_sd3, tiny_flux):
     """P-SF C.1 on SD3.5: without add_*_proj and to_add_out. On FLUX the paper's list less add_*_proj, by its card."""
-    one = families.load(str(tiny_sd3), device="cpu", precision="fp32")
+    one = loader.load(str(tiny_sd3), device="cpu", precision="fp32")
     assert endings(one, resolve("style-friendly-image-stream", SD35).targets) == QKVO
-    two = families.load(str(tiny_flux), device="cpu", precision="fp32")
+    two = loader.load(str(tiny_flux), device="cpu", precision="fp32")
     whole, ablated = (
         set(endings(two, resolve(r, FLUX).targets)) for r in ("style-friendly", "style-friendly-image-stream")
     )
@@ -131,7 +131,7 @@ def test_the_text_stream_ablation_is_the_paper_s(tiny_sd3, tiny_flux):
 
 def test_flags_and_recipe_of_the_new_keys(tmp_path):
     """What a run writes is a recipe again; a flag that has no effect is refused."""
-    from impasto.runfolder import recipe_text
+    from impasto.training.run import recipe_text
 
     config = resolve("dco-sum", offset_noise=0.2)
     (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))

@@ -14,8 +14,8 @@ import torch
 from fakes import FakeEncoder, FakeJudges, draw
 from PIL import Image
 
-from impasto import families
 from impasto.artworld import load_meta
+from impasto.bases import loader
 from impasto.errors import UserError
 from impasto.evaluate import evaluate
 from impasto.noise.laws import StyleFriendly, Truncated
@@ -162,7 +162,7 @@ def curve_of(run: Path, title: str) -> list[tuple[float, float]] | None:
 )
 def test_the_law_is_drawn_within_the_levels_that_the_base_has(run, noise, keys):
     law = law_of(read_run(on_base(run, "mini-sd15", noise, **keys)))
-    low = max(families.schedule("mini-sd15").range[0], keys.get("noise_low", -99.0))
+    low = max(loader.schedule("mini-sd15").range[0], keys.get("noise_low", -99.0))
     assert law is not None and low > -5.37
     points = sections.density(law, -16.0, 8.0)
     assert sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)) == pytest.approx(1.0, abs=0.002)
@@ -178,13 +178,13 @@ def points_at(lam: float):
 
 
 def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15, monkeypatch):
-    low, high = families.load(str(tiny_sdxl), device="cpu").schedule.range
+    low, high = loader.load(str(tiny_sdxl), device="cpu").schedule.range
     assert law_of(read_run(on_base(run, tiny_sdxl))) == Truncated(StyleFriendly(), low, high)
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
         lambda base, name: str(tiny_sd15 / name) if base == "some/one" else None,
     )
-    low, high = families.load(str(tiny_sd15), device="cpu").schedule.range
+    low, high = loader.load(str(tiny_sd15), device="cpu").schedule.range
     assert law_of(read_run(on_base(run, "some/one"))) == Truncated(StyleFriendly(), low, high)
     assert law_of(read_run(on_base(run, "mini-sd3"))) == StyleFriendly(), "a rectified flow has all levels"
 
@@ -192,7 +192,7 @@ def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15
 @pytest.mark.parametrize("base", ["models/gone", "../gone", "/gone/base.safetensors", "", "mini-sd15"])
 def test_no_law_is_drawn_where_what_the_base_has_is_not_known(run, base, monkeypatch):
     """And nobody is asked for it. The last one is here, but has none of that law's levels."""
-    monkeypatch.setattr(families, "fetched", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
+    monkeypatch.setattr("impasto.bases.hub.fetched", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
     on_base(run, base, noise_mean=-30.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

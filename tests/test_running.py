@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from impasto import families, running
 from impasto.adapters import lora
-from impasto.adapters.io import WEIGHTS
+from impasto.bases import loader
 from impasto.config import TrainConfig, check_ranges, resolve
+from impasto.data.batch import Batch
 from impasto.errors import UserError
-from impasto.generate import Sampling, encoder, sample
-from impasto.objectives import Batch
+from impasto.execution import apply as running
+from impasto.execution.apply import Running, Share
 from impasto.objectives.denoise import denoise
-from impasto.running import Running, Share
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles.weights import WEIGHTS
 from impasto.train import train
 
 TARGETS = ("to_q", "to_out.0")
@@ -24,7 +25,7 @@ TARGETS = ("to_q", "to_out.0")
 
 def family(folder, how=None, targets=TARGETS):
     """The tiny base with a LoRA whose B is not zero, run as `how` says."""
-    how, own = how or Running(), families.load(str(folder), device="cpu", precision="fp32")
+    how, own = how or Running(), loader.load(str(folder), device="cpu", precision="fp32")
     running.place(how, own)
     adapter = lora.add(own, rank=2, alpha=2, targets=targets, seed=0)
     running.start(how, own, adapter)
@@ -85,7 +86,7 @@ def test_compiled_blocks_agree(tiny_sd3, plain):
 def test_group_offload_agrees(tiny_sd3, plain):
     """From main memory to main memory, here: every layer still goes through diffusers' hooks."""
     own, _ = family(tiny_sd3)
-    fresh = families.load(str(tiny_sd3), device="cpu", precision="fp32")
+    fresh = loader.load(str(tiny_sd3), device="cpu", precision="fp32")
     running.offload(fresh.denoiser, "cpu")
     adapter = lora.add(fresh, rank=2, alpha=2, targets=TARGETS, seed=0)
     running.start(Running(checkpointing=1.0), fresh, adapter)
@@ -97,7 +98,7 @@ def test_group_offload_agrees(tiny_sd3, plain):
 
 def gradients(folder, offloaded):
     """(gradients of a LoRA on every attention, all blocks computed again) of one batch of a tiny base."""
-    own = families.load(str(folder), device="cpu", precision="fp32")
+    own = loader.load(str(folder), device="cpu", precision="fp32")
     running.place(Running(offload=offloaded), own)
     adapter = lora.add(own, rank=2, alpha=2, targets=("attention",), seed=0)
     running.start(Running(checkpointing=1.0, offload=offloaded), own, adapter)
@@ -237,7 +238,7 @@ def test_refusals(tiny_sd3, monkeypatch):
     monkeypatch.setattr(running, "extra", lambda *names: None)
     refuse("mps", "bitsandbytes has no kernels for it", quantize="nf4")
     refuse("cuda", "exclude each other", offload="on", quantize="nf4")
-    own = families.load(str(tiny_sd3), device="cpu")
+    own = loader.load(str(tiny_sd3), device="cpu")
     with pytest.raises(UserError, match="torch's own, which picks the fastest kernel"):
         running.attention(own.denoiser, "native")
     with pytest.raises(UserError, match="has no gradient checkpointing"):
@@ -269,7 +270,7 @@ def test_an_attention_backend_is_set_where_there_is_one():
 @pytest.mark.parametrize("base", ["tiny_sd3", "tiny_flux", "tiny_sdxl"])
 def test_a_pipeline_draws_the_same_by_layer(base, request):
     folder = str(request.getfixturevalue(base))
-    own, pictures = families.load(folder, device="cpu", precision="fp32"), []
+    own, pictures = loader.load(folder, device="cpu", precision="fp32"), []
     for how in ("whole", "by layer"):
         pipe = own.pipeline()
         running.spread(pipe, "cpu", how)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from impasto.sheet import fit, sheet
+from impasto.contact_sheet import fit, sheet
 
 RED, BLUE = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (64, 32), "blue")
 

@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto import style_defaults
-from impasto.checkpoints import checkpoint_sheet
-from impasto.config import GenerateConfig, default_recipe, recipe_note, resolve
+from impasto.bases import style_defaults as bases_style_defaults
+from impasto.bases.cards import card, cards
+from impasto.bases.loader import load
+from impasto.bases.style_defaults import StyleDefaults, of_card
+from impasto.config import default_recipe, recipe_note, resolve
 from impasto.errors import UserError
 from impasto.evaluate import evaluate
-from impasto.families import card, cards, load
-from impasto.generate import Sampling, generate, generate_folder
-from impasto.style_defaults import StyleDefaults, of_card, style_words
+from impasto.generate import generate, generate_folder
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.sample import Sampling
+from impasto.styles import defaults as style_defaults
+from impasto.styles.defaults import style_words
 from impasto.train import train
+from impasto.training.sheet import checkpoint_sheet
 
 CARD = {"strength": 0.5, "style_guidance": 2.0, "negative": "style words", "plain_strength": 0.8}
 
@@ -180,7 +185,7 @@ def test_embedded_bases_have_their_own_recipe():
 
 def test_big_bases_keep_strength_1(tmp_path):
     for name in ("FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "StableDiffusionPipeline"):
-        assert of_card(cards()[name]) == style_defaults.PLAIN
+        assert of_card(cards()[name]) == bases_style_defaults.PLAIN
     for name in ("mini-sd3", "mini-sd15"):
         own = of_card(load(name).card)
         assert own.style_guidance > 0 and own.strength < 1 and own.negative == "style words"

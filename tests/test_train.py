@@ -16,15 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto import checkpoints, families, memory, running
+from impasto.bases import loader
 from impasto.config import TrainConfig, resolve
 from impasto.data.pictures import Picture
 from impasto.errors import UserError
-from impasto.generate import Sampling, generate
-from impasto.moving import Moving, learning_rate
-from impasto.plan import plan as dry_run
-from impasto.runfolder import RunFolder, recipe_text, saved_states, states
+from impasto.execution import apply as running
+from impasto.execution import memory
+from impasto.generate import generate
+from impasto.sampling.sample import Sampling
 from impasto.train import Draws, interruptible, noise_law, train
+from impasto.training import sheet as checkpoints
+from impasto.training.parameters import Moving, learning_rate
+from impasto.training.plan import plan as dry_run
+from impasto.training.run import RunFolder, recipe_text
+from impasto.training.states import saved_states, states
 
 CAPTION = "a rocket in pixel art style"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -113,7 +118,7 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
     kept = tomllib.loads((config.out / "recipe.toml").read_text())
     assert kept["noise_mean"] == -6 and kept["lr"] == 1e-3 and kept["caption"] == [CAPTION]
     about = kept["impasto"]
-    assert about["base_sha256"] == families.load(config.base).hash and len(about["references_sha256"][0]) == 64
+    assert about["base_sha256"] == loader.load(config.base).hash and len(about["references_sha256"][0]) == 64
     assert {"torch", "diffusers", "peft", "impasto"} <= about.keys()
     again = resolve(str(config.out / "recipe.toml"), config.base, out=str(config.out))
     assert replace(again, recipe=config.recipe) == replace(
@@ -240,7 +245,7 @@ def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config, monkeypatch):
     rates = {1: 1e-4, 2: 1e17, 3: 1e-4}
-    monkeypatch.setattr("impasto.moving.learning_rate", lambda config, step: rates[step])
+    monkeypatch.setattr("impasto.training.parameters.learning_rate", lambda config, step: rates[step])
     config = replace(config, checkpoint_every=1)
     with pytest.raises(UserError, match=r"not a number any more at step 3.*the state of step 1 stays.*--lr") as error:
         train(config)
@@ -340,7 +345,7 @@ def test_a_run_that_fails_as_it_opens_leaves_no_lock(config, monkeypatch):
         assert train(config)["steps"] == 6
     shutil.rmtree(config.out)
     with monkeypatch.context() as torn:
-        torn.setattr("impasto.runfolder.atomic", fail)
+        torn.setattr("impasto.training.run.atomic", fail)
         with pytest.raises(OSError, match="no board") as error:
             RunFolder(config, {})
     RunFolder(config, {}).close()
@@ -465,7 +470,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
     config = resolve("style-friendly", str(tiny_sdxl), **about | changes)
     with pytest.raises(UserError, match=message):
         dry_run(config)
-    monkeypatch.setattr(families, "load", None)
+    monkeypatch.setattr("impasto.bases.loader.load", None)
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()
@@ -475,7 +480,7 @@ def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
     def full(self, step):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("impasto.preview.Previews.draw", full)
+    monkeypatch.setattr("impasto.training.previews.Previews.draw", full)
     with pytest.warns(UserWarning, match="no previews of step 6: drawing needs more memory"):
         train(replace(config, preview=True))
     assert weights(config)
@@ -487,7 +492,7 @@ def test_a_run_whose_previews_were_cut_off_is_completed_by_the_same_command(conf
 
     config = replace(config, preview=True)
     with monkeypatch.context() as patch:
-        patch.setattr("impasto.preview.Previews.draw", cut_off)
+        patch.setattr("impasto.training.previews.Previews.draw", cut_off)
         with pytest.raises(StopError):
             train(config)
     before = weights(config)
@@ -498,7 +503,7 @@ def test_a_run_whose_previews_were_cut_off_is_completed_by_the_same_command(conf
 
 def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monkeypatch):
     """After it was quantised or offloaded, and when the text encoders are gone: only then there is room."""
-    from impasto.objectives import prior
+    from impasto.training import prior
 
     order = []
     place, draw = running.place, prior.Artist.draw

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from impasto import train as training
 from impasto.config import resolve
+from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
-from impasto.objectives import Batch
 from impasto.objectives.denoise import denoise
-from impasto.plan import data_lines, plan
 from impasto.train import train
+from impasto.training.plan import data_lines, plan
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 THINGS = ["a rocket", "two cats", "a street at night", "a cup", "a rose"]
@@ -97,7 +97,7 @@ def test_a_changed_caption_file_is_refused(config, folder):
 def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypatch):
     """As they take memory that training needs: nothing may hold them any more."""
     held, family_of = {}, {}
-    load = training.families.load
+    load = training.loader.load
 
     def remembered(*args, **options):
         family_of["it"] = load(*args, **options)
@@ -111,7 +111,7 @@ def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypat
         return result
 
     prepare_items = training.prepare_items
-    monkeypatch.setattr(training.families, "load", remembered)
+    monkeypatch.setattr(training.loader, "load", remembered)
     monkeypatch.setattr(training, "prepare_items", prepared)
     alive = []
     train(replace(config, steps=1), lambda step, loss: alive.extend(name for name in held if held[name]() is not None))

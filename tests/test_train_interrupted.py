@@ -10,9 +10,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from impasto.cli import main
+from impasto.cli.main import main
 
-COMMAND = "import torch; torch.set_num_threads(1); from impasto.cli import main; main()"
+COMMAND = "import torch; torch.set_num_threads(1); from impasto.cli.main import main; main()"
 STEPS = 150
 
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from impasto.config import resolve
 from impasto.errors import UserError
+from impasto.failures import disk_full, in_words, out_of_memory
 from impasto.objectives import denoise as objective
 from impasto.train import train
-from impasto.trouble import disk_full, in_words, out_of_memory, told
+from impasto.training.states import told
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -7,7 +7,7 @@ per step (median), peak memory, and the share of the device's matrix rate. One s
 loss on a batch of one, LoRA of rank 32 in fp32 on the family's attention layers (the paper's lists), bf16 base weights,
 AdamW. The count of operations is that of a step without checkpointing (frozen weights get no gradient), so that
 recomputing does not count as work. Latents are size / 8; text is what the pipelines make of a prompt: 512 T5 tokens
-(FLUX), 77 + 256 (SD3.5). Sizes and layers are the package's own (`families/configs`, `families/*.py`).
+(FLUX), 77 + 256 (SD3.5). Sizes and layers are the package's own (`bases/configs`, `families/*.py`).
 
 It ends by itself: no variant begins without the time that it may need, and at --seconds an alarm stops what runs.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 PEAK = 790e12  # bf16 matrix product of 8192^3 on random data, measured on an H200 of this workplace (KINDS.md)
-CONFIGS = Path(__file__).resolve().parents[2] / "src" / "impasto" / "families" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "src" / "impasto" / "bases" / "configs"
 GOALS = {("flux-dev", 512): 0.14, ("flux-dev", 1024): 0.5}  # seconds: 1.5 times the estimate of docs, on 500 TFLOP/s
 EAGER, COMPILED = 15.0, 75.0  # seconds that a variant may need on an H200: none begins with less
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ class Size:
 
 
 def read_size(name: str) -> Size:
-    """A name of `families/configs`, or the path of another denoiser's config.json."""
+    """A name of `bases/configs`, or the path of another denoiser's config.json."""
     file = Path(name) if name.endswith(".json") else CONFIGS / name / "transformer" / "config.json"
     return Size(name if file.is_relative_to(CONFIGS) else file.stem, json.loads(file.read_text()))
 
@@ -270,7 +270,7 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--models", nargs="+", default=["flux-dev", "sd35-large"], metavar="NAME",
-                        help="of families/configs, or a denoiser's config.json")  # fmt: skip
+                        help="of bases/configs, or a denoiser's config.json")  # fmt: skip
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=32)

@@ -25,8 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from impasto.families import files
+
 Row = dict[str, Any]
-MAIN = "from impasto.cli import main; main()"
+MAIN = "from impasto.cli.main import main; main()"
 GB = 1e9
 
 
@@ -175,11 +177,11 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from impasto import memory
-from impasto.cli import main
+from impasto import devices
+from impasto.cli.main import main
 out = {{}}
 for how in ("whole", "by part", "by layer"):
-    memory.drawing = lambda parts, pixels, free, how=how: how
+    devices.drawing = lambda parts, pixels, free, how=how: how
     folder = Path({str(style)!r}).parent / f"{base}-{{how.replace(' ', '-')}}"
     sys.argv = ["impasto", "generate", "--base", {base!r}, "--style", {str(style)!r}, "--prompt", "a cat, pixel art",
                 "--seed", "3", "--out", str(folder), "--json"]
@@ -233,7 +235,7 @@ def fill(model: Any, block: Any) -> None:
 
 def make_style(folder: Path, transformer: Any, block: Any) -> None:
     """A style beside the base, on every to_q: what is drawn with, also where nothing was trained."""
-    from impasto.adapters.io import WEIGHTS, write_tensors
+    from impasto.styles.weights import WEIGHTS, write_tensors
 
     tensors = {}
     for i, (name, layer) in enumerate(transformer.named_modules()):
@@ -245,7 +247,7 @@ def make_style(folder: Path, transformer: Any, block: Any) -> None:
 
 
 def make_flux(o: argparse.Namespace) -> None:
-    """A FLUX.1-dev folder of random bf16 weights: the sizes of `families/configs/flux-dev`, but for a T5 of four layers
+    """A FLUX.1-dev folder of random bf16 weights: the sizes of `bases/configs/flux-dev`, but for a T5 of four layers
     (it only takes time to write), and small tokenisers; a style beside it. Its hash is taken here, as every command
     asks for it. "made" is written last."""
     import diffusers
@@ -253,12 +255,12 @@ def make_flux(o: argparse.Namespace) -> None:
     import transformers
     from accelerate import init_empty_weights
 
-    import impasto.families as families
+    import impasto.bases as bases
 
     sys.path.insert(0, str(o.tests))
     import tiny
 
-    configs = Path(families.__file__).parent / "configs" / "flux-dev"
+    configs = Path(bases.__file__).parent / "configs" / "flux-dev"
     begun = time.monotonic()
     shutil.rmtree(o.folder, ignore_errors=True)
     shutil.copytree(configs, o.folder)
@@ -289,7 +291,7 @@ def make_flux(o: argparse.Namespace) -> None:
     words = tiny.t5_tokenizer()
     words.model_max_length = 512
     words.save_pretrained(o.folder / "tokenizer_2")
-    families.folder_hash(o.folder)
+    files.folder_hash(o.folder)
     (o.folder / "made").write_text("")
     print(f"made, {time.monotonic() - begun:.0f} s", flush=True)
 

@@ -385,7 +385,7 @@ def main(args: Sequence[str] | None = None) -> bool:
         return sent <= LIMIT - MARGIN
     shutil.rmtree(o.out / "start", ignore_errors=True)
     if o.from_ema is not None:
-        from impasto.paths import cache_dir
+        from impasto.files import cache_dir
 
         print("start:", json.dumps(pack_start(o.out / "start", Path(o.from_ema or cache_dir("pretrain", "mini-sd3")))))
     from impasto.artworld import cache_dir as world_dir

@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from impasto.artworld.world import over
-from impasto.families import mini
-from impasto.paths import MODELS, cache_dir
+from impasto.bases import embedded as mini
+from impasto.files import MODELS, cache_dir
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain.base import Denoiser

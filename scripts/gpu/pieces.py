@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain.base import make_bank
 from impasto.pretrain.pool import KINDS, Pool, build_pool, train_world
 from impasto.pretrain.run import known_concepts

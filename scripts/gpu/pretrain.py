@@ -30,7 +30,7 @@ from kit import KitError
 from safetensors.torch import load_file, save_file
 
 import impasto
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain import base as shared
 from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import KINDS, train_world

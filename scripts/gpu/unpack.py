@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 import impasto
-from impasto.families import mini
-from impasto.paths import MODELS, cache_dir
+from impasto.bases import embedded as mini
+from impasto.files import MODELS, cache_dir
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain.parts import autoencoder_scores, export_autoencoder, export_clip, train_pictures

@@ -16,16 +16,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impasto.adapters.io import load_style as load_style
-    from impasto.config import GenerateConfig as GenerateConfig
     from impasto.config import TrainConfig as TrainConfig
     from impasto.config import resolve as resolve
     from impasto.errors import UserError as UserError
+    from impasto.sampling.config import GenerateConfig as GenerateConfig
+    from impasto.styles.load import load_style as load_style
 
 __version__ = "0.1.0"
 
 NAMES = {
-    "load_style": "impasto.adapters.io",
+    "load_style": "impasto.styles.load",
     "TrainConfig": "impasto.config",
     "GenerateConfig": "impasto.config",
     "resolve": "impasto.config",

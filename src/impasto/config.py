@@ -7,18 +7,16 @@ Who wins: a flag beats what the base's card says for this recipe, that beats the
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import inf, log
+from math import inf
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
-import tyro
-
+from impasto.coerce import check_seed, convert
 from impasto.errors import UserError, nearest
-from impasto.paths import PACKAGE
+from impasto.files import PACKAGE
+from impasto.sampling.config import Append
 
 RECIPES = PACKAGE / "recipes"
-Append = tyro.conf.UseAppendAction
 
 
 @dataclass(frozen=True)
@@ -172,16 +170,6 @@ FREE = (
 """Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
 
 
-LAST_SEED = 2**62
-"""Of pictures and runs: what is counted from it stays within what torch takes."""
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError unless it is from 0 to LAST_SEED."""
-    if not 0 <= seed <= LAST_SEED:
-        raise UserError(f"seed must be from 0 to {LAST_SEED}, not {seed}")
-
-
 def check_ranges(config: TrainConfig) -> TrainConfig:
     """The config itself. Raises UserError where a number is out of range."""
     positive = (
@@ -266,34 +254,13 @@ def check_values(content: Mapping[str, Any], where: str) -> None:
             convert(content[key], str if get_origin(kind) is Literal else kind, f"{where}: {key}")
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind`: an int serves as a float, a list as a tuple, a string as a path. Else UserError."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return convert(value, args[0], where)
-    if origin in (Union, UnionType):
-        return convert(value, next(a for a in args if a is not NoneType), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(convert(item, args[0], where) for item in value)
-    if origin is Literal and value in args:
-        return value
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    wanted = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"{where} must be {'a list' if origin is tuple else wanted}, not {value!r}")
-
-
 def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any) -> TrainConfig:
     """The config of `recipe` (the base's own when it is None, see `default_recipe`) on `base` (the recipe's own when it
     is None, else mini-sd3); `explicit` keys win.
 
     Raises UserError on an unknown recipe, key or type.
     """
-    from impasto.families import card
+    from impasto.bases.cards import card
 
     recipe = default_recipe(base) if recipe is None else recipe
     content = read_recipe(recipe)
@@ -314,7 +281,7 @@ def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any)
 
 def default_recipe(base: str | None = None) -> str:
     """The recipe of `base` (mini-sd3 when it is None) where none is given: its card's, else style-friendly."""
-    from impasto.families import card
+    from impasto.bases.cards import card
 
     return str(card(TrainConfig.base if base is None else base).get("recipe", TrainConfig.recipe))
 
@@ -354,80 +321,3 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
         if value is not None:
             plain[field.name] = value
     return plain
-
-
-@dataclass(frozen=True)
-class TrainCommand(TrainConfig):
-    """Train a style on one or a few reference pictures."""
-
-    dry_run: bool = False
-    """Only say what would be done: settings, noise, device, memory, time; nothing is loaded or written."""
-
-    def config(self) -> TrainConfig:
-        """What is trained, without what belongs to the command alone."""
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """Draw pictures, with or without styles."""
-
-    base: str = "mini-sd3"
-    """Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id."""
-    components: Path | None = None
-    """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
-    style: Append[tuple[str, ...]] = ()
-    """A style folder, its strength after a colon: runs/neon:0.8; the style's own default strength when not given. May
-    be given several times, or not at all."""
-    prompt: Append[tuple[str, ...]] = ()
-    """A prompt; may be given several times."""
-    prompts: Path | None = None
-    """A file with one prompt per line."""
-    switch_to: str | None = None
-    """A second prompt, used from the log-SNR of --switch-at on; {prompt} in it stands for the first one."""
-    switch_at: float | None = None
-    """The first prompt is used in the steps whose log-SNR is below this (noisier), the second in all others."""
-    panels: Append[tuple[str, ...]] = ()
-    """Subjects of one multi-panel picture, separated by semicolons; may be given several times."""
-    letters: Append[tuple[str, ...]] = ()
-    """Words to be written in the style of --panel-style; may be given several times."""
-    panel_style: str = "a multi-panel comic"
-    """The style that panels and letters are asked for in: as in the caption of the style's reference."""
-    out: Path = Path("runs/images")
-    """Folder of the pictures, 0000.png on."""
-    seed: int = 0
-    """Picture i starts from seed + i."""
-    count: int = 1
-    """Pictures per prompt."""
-    steps: int | None = None
-    """Sampling steps; as the base's card says when not given."""
-    guidance: float | None = None
-    """Guidance scale; as the base's card says when not given."""
-    style_guidance: float | None = None
-    """Weight by which the styles are amplified against the base; 0 is off. The style's own default when not given, see
-    docs/style-guidance.md."""
-    base_guidance: float | None = None
-    """Weight of the base's own guidance, beside the style's; 0 is off. The style's own default when not given."""
-    negative: str | None = None
-    """Negative prompt; "style words" takes the words by which the style's captions name it. The style's own default
-    when not given."""
-    size: int | None = None
-    """Pixels, square; the base's own when not given."""
-    batch: int | None = None
-    """Pictures per forward pass: speed and memory only, the pictures do not depend on it."""
-    aligned_to: Path | None = None
-    """A picture whose style is taken over without training (StyleAligned)."""
-    reference_caption: str = ""
-    """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
-    aligned_shift: float = log(2)
-    """Added to the attention's logits at its tokens: more is nearer to it, 0 is no shift."""
-    aligned_scale: float = 1.0
-    """Factor on its keys; below 1 for pictures that the base knows by heart."""
-    aligned_adain: tuple[str, ...] = ("queries", "keys")
-    """What takes its statistics: queries, keys, values."""
-    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
-    """The base in fewer bits: for a device that does not hold it, or to draw as a style was trained."""
-    device: str = "auto"
-    """cpu, cuda, mps or auto."""
-    precision: str = "auto"
-    """fp32, bf16 or auto (bf16 on CUDA)."""

@@ -22,20 +22,22 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from impasto import families
+from impasto import files
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
-from impasto.artworld.judges import Judges
-from impasto.config import GenerateConfig, TrainConfig, as_dict, check_ranges, default_recipe, recipes, resolve
+from impasto.bases import cards, loader
+from impasto.bases.style_defaults import PLAIN, of_card
+from impasto.config import TrainConfig, as_dict, check_ranges, default_recipe, recipes, resolve
+from impasto.contact_sheet import sheet
 from impasto.errors import UserError, nearest
 from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
 from impasto.evaluate.truth import true_pictures
 from impasto.families.base import quiet
+from impasto.files import atomic
 from impasto.generate import generate_folder
-from impasto.paths import atomic
+from impasto.judges.model import Judges
 from impasto.report import report
-from impasto.sheet import sheet
-from impasto.style_defaults import PLAIN, of_card
+from impasto.sampling.config import GenerateConfig
 from impasto.train import train
 
 BASELINE = "sd3-sampler"
@@ -106,7 +108,7 @@ class Plan:
 
 def methods(base: str, also: Sequence[str] = ()) -> tuple[Method, ...]:
     """The three, and further recipes with the sampling defaults of their styles."""
-    own, card = default_recipe(base), families.card(base)
+    own, card = default_recipe(base), cards.card(base)
     found = [Method("default", own, of_card(card, own).strength, plain=False), Method("plain", own, 1.0, plain=True)]
     found.append(Method(BASELINE, BASELINE, 1.0, plain=True))
     more = [name for name in dict.fromkeys(also) if name not in (own, BASELINE)]
@@ -268,9 +270,9 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
         raise UserError(f"{plan.out} is a file: give a folder for the demo")
     if plan.out.is_dir() and any(plan.out.iterdir()) and not mark.is_file():
         raise UserError(f"{plan.out} is not empty and holds no demo: give another folder")
-    same = {"base": families.load(plan.base).hash, "seed": plan.seed, "prompts": [*map(plan.prompt, plan.prompts_for)]}
+    same = {"base": loader.load(plan.base).hash, "seed": plan.seed, "prompts": [*map(plan.prompt, plan.prompts_for)]}
     runs = {name: marked(config) for name, config in configs.items()}
-    card = families.card(plan.base)
+    card = cards.card(plan.base)
     sampled = {name: asdict(of_card(card, name)) for name in runs}
     before = read_mark(mark)
     known = before.get("runs", {}) if {key: before.get(key) for key in same} == same else {}
@@ -300,7 +302,7 @@ def marked(config: TrainConfig) -> dict[str, Any]:
 def read_mark(mark: Path) -> dict[str, Any]:
     """What demo.json says, {} where there is none that can be read."""
     try:
-        return families.read_object(mark)
+        return files.read_object(mark)
     except (OSError, ValueError):
         return {}
 
@@ -372,7 +374,7 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
             method.name: {"recipe": method.recipe, "strength": method.strength}
             | {key: value for key, value in sampled.items() if key in ("style_guidance", "base_guidance", "negative")}
             for method in plan.methods
-            for sampled in [asdict(PLAIN if method.plain else of_card(families.card(plan.base), method.recipe))]
+            for sampled in [asdict(PLAIN if method.plain else of_card(cards.card(plan.base), method.recipe))]
         },
         "seed": plan.seed,
     }

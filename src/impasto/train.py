@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from impasto import adapters, families, hub, memory, objectives, optimizers
-from impasto.adapters import text
-from impasto.adapters.io import WEIGHTS, save
+from impasto import adapters, devices, objectives
+from impasto.adapters import text_encoder as text
+from impasto.bases import cards, loader
 from impasto.config import TrainConfig, check_ranges
 from impasto.data import advice
 from impasto.data import items as data
@@ -30,18 +30,25 @@ from impasto.data.draws import in_parts
 from impasto.data.items import Item
 from impasto.data.prepare import prepare_items
 from impasto.errors import UserError
+from impasto.execution import memory
+from impasto.execution.apply import Running, place, start
+from impasto.failures import interruptible, out_of_memory
 from impasto.families.base import Family
-from impasto.modelcard import CARD, write_card
-from impasto.moving import Moving
 from impasto.noise import offset
-from impasto.noise.laws import within
+from impasto.noise.laws import noise_law, within
 from impasto.objectives import Objective
-from impasto.parallel import Team
-from impasto.plan import check_base, noise_law
-from impasto.preview import Previews
-from impasto.runfolder import RunFolder, check_out, check_wandb, going_on, recipe_text
-from impasto.running import Running, place, start
-from impasto.trouble import interruptible, out_of_memory, saved, told
+from impasto.optim import optimizers
+from impasto.styles import hub
+from impasto.styles.card import CARD, write_card
+from impasto.styles.save import save
+from impasto.styles.weights import WEIGHTS
+from impasto.training import prior
+from impasto.training.distributed import Team
+from impasto.training.parameters import Moving
+from impasto.training.plan import check_base
+from impasto.training.previews import Previews
+from impasto.training.run import RunFolder, check_out, check_wandb, going_on, recipe_text
+from impasto.training.states import saved, told
 
 Progress = Callable[[int, float], None]
 """Called after each step with (step, loss)."""
@@ -71,20 +78,20 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
             what, instead = "prior", "--prior-weight 0"
         raise UserError(f"a base sharded over processes draws no {what}: {instead}")
     with team.state.main_process_first():
-        outline = families.outline(config.base, config.components)  # tells before a download what is wrong
-    items = data.read(config, families.card(config.base), preparing, largest=outline.largest if outline else None)
+        outline = loader.outline(config.base, config.components)  # tells before a download what is wrong
+    items = data.read(config, cards.card(config.base), preparing, largest=outline.largest if outline else None)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)
     resolved = data.told(config, items)
     recipe_text(config, {"captions": [item.caption for item in items]})  # tells what cannot be written
     objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
-    device, _ = families.place(config.device, config.precision)
+    device, _ = devices.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
     if outline is not None:
         check_base(config, outline, device, team.shards)
     with team.state.main_process_first():
-        family = families.load(
+        family = loader.load(
             config.base, device=config.device, precision=config.precision, components=config.components
         )
         if outline is None:
@@ -105,7 +112,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                     prepared = prepare_items(
                         family, items, config.caption_dropout > 0, preparing if len(items) > data.FEW else None
                     )
-                    objectives.read(resolved, family)
+                    if resolved.prior_weight:
+                        prior.read(resolved, family)
                     previews = Previews(family, resolved)
                 offset.warn(config.offset_noise, levels, prepared.x[0][0].numel())
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
@@ -113,6 +121,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                 text_lora = text.add(config, family)
                 place(running, family, sharded=team.shards)
                 objective = objectives.build(resolved, family)
+                if resolved.prior_weight:
+                    objective = prior.build(resolved, family, objective)
                 named = add_adapter(
                     family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed
                 )

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from impasto.adapters.combine import merge, resize
-from impasto.adapters.convert import Adapter, Lora
 from impasto.errors import UserError
+from impasto.interop.lora.write import Adapter, Lora
+from impasto.styles.combine import merge, resize
 
 X, Y = "unet.mid_block.attentions.0.proj_in", "unet.mid_block.resnets.0.conv1"
 

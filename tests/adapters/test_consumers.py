@@ -11,8 +11,8 @@ from peft.utils import get_peft_model_state_dict
 from test_layouts import kohya_name, table
 from tiny import flux_config, sd3_config, unet
 
-from impasto.adapters.convert import Adapter, Lora, write
-from impasto.adapters.parse import read
+from impasto.interop.lora.read import read
+from impasto.interop.lora.write import Adapter, Lora, write
 
 
 def noise(*shape):

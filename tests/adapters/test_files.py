@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from impasto import load_style
-from impasto.adapters.files import export_style, import_style
+from impasto.styles.convert import export_style, import_style
 
 TRANSFORMER = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 TRANSFORMER += ["ff.net.0.proj", "ff.net.2", "norm1.linear", "norm1_context.linear"]

@@ -7,10 +7,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from impasto import load_style
-from impasto.adapters import io
 from impasto.adapters.lora import add
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
+from impasto.styles import save, weights
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def style(tiny_sd3, tmp_path_factory):
             if "lora_B" in name:
                 p.copy_(0.3 * torch.randn(p.shape, generator=shared))
     folder = tmp_path_factory.mktemp("style")
-    io.save(family, folder)
+    save.save(family, folder)
     return folder
 
 
@@ -43,7 +43,7 @@ def latents(pipe, **extra):
 
 def test_the_file_is_what_diffusers_writes(style):
     assert [file.name for file in style.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    with safe_open(style / io.WEIGHTS, "pt") as file:
+    with safe_open(style / weights.WEIGHTS, "pt") as file:
         assert '"transformer.lora_alpha": 6.0' in file.metadata()["lora_adapter_metadata"]
         assert len(list(file.keys())) == 30
         assert all(key.startswith("transformer.transformer_blocks.") for key in file.keys())  # noqa: SIM118
@@ -51,16 +51,16 @@ def test_the_file_is_what_diffusers_writes(style):
 
 def test_the_same_style_is_the_same_file(style, tmp_path):
     """safetensors itself writes metadata in another order each time; what is here it reads as it reads its own."""
-    tensors, metadata = io.read_file(style / io.WEIGHTS)
+    tensors, metadata = weights.read_file(style / weights.WEIGHTS)
     metadata |= {f"key{i}": '"ä\n' for i in range(20)}
     hashes = set()
     for i in range(4):
-        io.write_tensors(
+        weights.write_tensors(
             tmp_path / f"{i}.safetensors", tensors, dict(reversed(metadata.items())) if i % 2 else metadata
         )
-        hashes.add(io.style_hash(tmp_path / f"{i}.safetensors"))
+        hashes.add(weights.style_hash(tmp_path / f"{i}.safetensors"))
     save_file(tensors, tmp_path / "theirs.safetensors", metadata)
-    ours, theirs = (io.read_file(tmp_path / f"{name}.safetensors") for name in ("0", "theirs"))
+    ours, theirs = (weights.read_file(tmp_path / f"{name}.safetensors") for name in ("0", "theirs"))
     assert len(hashes) == 1 and ours[1] == theirs[1] == metadata
     assert all(torch.equal(ours[0][name], theirs[0][name]) for name in tensors) and ours[0].keys() == theirs[0].keys()
     data = (tmp_path / "0.safetensors").read_bytes()
@@ -89,7 +89,7 @@ def test_strength_scales_and_zero_is_the_base(style, pipe):
 def test_styles_add_up(style, pipe):
     """The same style twice at .5 is that style at 1."""
     load_style(pipe, style, 0.5)
-    load_style(pipe, style / io.WEIGHTS, 0.5)
+    load_style(pipe, style / weights.WEIGHTS, 0.5)
     twice = latents(pipe)
     pipe.set_adapters(["style0"], [1.0])
     assert torch.allclose(latents(pipe), twice, atol=1e-5)
@@ -115,12 +115,12 @@ def test_what_you_loaded_yourself_stays_on(style, pipe, tmp_path):
 
 
 def changed(style, folder, change):
-    tensors = load_file(style / io.WEIGHTS)
-    with safe_open(style / io.WEIGHTS, "pt") as file:
+    tensors = load_file(style / weights.WEIGHTS)
+    with safe_open(style / weights.WEIGHTS, "pt") as file:
         metadata = file.metadata()
     del metadata["impasto.version"]  # as if another tool had written it: it states no hash of its own
     change(tensors)
-    save_file(tensors, folder / io.WEIGHTS, metadata)
+    save_file(tensors, folder / weights.WEIGHTS, metadata)
     return folder
 
 
@@ -160,8 +160,8 @@ def test_what_is_no_number_raises(style, pipe, tmp_path, value):
 
 def test_a_file_that_says_it_is_of_another_model_raises(style, pipe, tmp_path):
     """Chroma's layers are called, and as wide, as FLUX's."""
-    tensors, metadata = io.read_file(style / io.WEIGHTS)
-    io.write_tensors(tmp_path / io.WEIGHTS, tensors, metadata | {"modelspec.architecture": "chroma/lora"})
+    tensors, metadata = weights.read_file(style / weights.WEIGHTS)
+    weights.write_tensors(tmp_path / weights.WEIGHTS, tensors, metadata | {"modelspec.architecture": "chroma/lora"})
     with pytest.raises(UserError, match=r"it is for 'chroma/lora' \(modelspec.architecture\), no base that impasto"):
         load_style(pipe, tmp_path)
     assert not pipe.get_list_adapters()
@@ -176,7 +176,7 @@ def test_a_flat_tensor_raises(style, pipe, tmp_path):
 
 
 def test_files_that_are_none(style, pipe, tmp_path):
-    data = (style / io.WEIGHTS).read_bytes()
+    data = (style / weights.WEIGHTS).read_bytes()
     (tmp_path / "half.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="damaged"):
         load_style(pipe, tmp_path / "half.safetensors")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from impasto.adapters import convert
-from impasto.adapters.convert import Adapter, Lora
-from impasto.adapters.layouts import Names, names
-from impasto.adapters.parse import resolve
+from impasto.interop.lora import write as convert
+from impasto.interop.lora.layouts import Names, names
+from impasto.interop.lora.read import resolve
+from impasto.interop.lora.write import Adapter, Lora
 
 TABLE = Path(__file__).parents[1] / "reference" / "consumer_layers.tsv.gz"
 ARCHITECTURE = {"flux": "flux", "sd3.5-large": "sd3", "sd3.5-medium": "sd3", "sdxl": "sdxl", "sd15": "sd15"}

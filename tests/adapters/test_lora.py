@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from impasto.adapters.lora import add, disabled, endings
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
 
 
 def lora(folder, **changes):

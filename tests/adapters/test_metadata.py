@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from impasto.adapters import files
-from impasto.adapters.files import export_style, import_style, merge_styles, resize_style
-from impasto.adapters.io import WEIGHTS
-from impasto.adapters.metadata import about, layers_per_block
 from impasto.errors import UserError
-from impasto.modelcard import made_card
 from impasto.report.run import read_run
+from impasto.styles import convert as files
+from impasto.styles.card import made_card
+from impasto.styles.convert import export_style, import_style, merge_styles, resize_style
+from impasto.styles.metadata import about, layers_per_block
+from impasto.styles.weights import WEIGHTS
 
 RECIPE = """
 base = "{base}"

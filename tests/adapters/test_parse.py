@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from impasto.adapters.convert import Adapter, Lora, write
-from impasto.adapters.layouts import ARCHITECTURES
-from impasto.adapters.parse import agreed, meant, read
+from impasto.bases.cards import cards
 from impasto.errors import UserError
-from impasto.families import cards
+from impasto.interop.lora.layouts import ARCHITECTURES
+from impasto.interop.lora.read import agreed, meant, read
+from impasto.interop.lora.write import Adapter, Lora, write
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = LAYER.replace("to_q", "to_out.0")

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto import families
-from impasto.adapters import parse, text
-from impasto.adapters.files import export_style
-from impasto.adapters.io import WEIGHTS, load_style, plain_key, read_file, write_tensors
+from impasto.adapters import text_encoder as text
+from impasto.bases import loader
 from impasto.config import check_ranges, resolve
 from impasto.data.prepare import text as cached_text
 from impasto.errors import UserError
 from impasto.generate import generate
-from impasto.runfolder import read_adapter, saved_states
+from impasto.interop.lora import read as parse
+from impasto.styles.convert import export_style
+from impasto.styles.load import load_style, plain_key
+from impasto.styles.weights import WEIGHTS, read_file, write_tensors
 from impasto.train import train
+from impasto.training.states import read_adapter, saved_states
 
 CAPTION = "a rocket in pixel art style"
 BASES = ["tiny_sd15", "tiny_sdxl", "tiny_sd3", "tiny_flux"]
@@ -48,7 +50,7 @@ def plain(base):
 
 @pytest.mark.parametrize("base", BASES)
 def test_embedding_with_gradient_is_encode_prompt(base, request):
-    family = families.load(str(request.getfixturevalue(base)), device="cpu", precision="fp32")
+    family = loader.load(str(request.getfixturevalue(base)), device="cpu", precision="fp32")
     prompts = ["a cat in pixel art style", "", "a rocket"]
     for length in family.text_lengths:
         truth = family.encode_prompt(prompts, length)
@@ -83,7 +85,7 @@ def test_train_save_and_draw(base, request, picture, tmp_path):
     ours = plain(folder)
     load_style(ours, config.out)
     assert np.array_equal(draw(ours), styled) and not np.array_equal(styled, bare)
-    family = families.load(str(folder), device="cpu", precision="fp32")
+    family = loader.load(str(folder), device="cpu", precision="fp32")
     base_cond, cond = family.encode_prompt([CAPTION]), family.encode_prompt([CAPTION], pipe=ours)
     clip_says = {"pooled"} if base == "tiny_flux" else set(cond)  # FLUX's text is T5's
     assert {name for name in cond if not torch.equal(cond[name], base_cond[name])} == clip_says
@@ -124,7 +126,7 @@ def test_resumed_is_the_same_run(tiny_sd15, picture, tmp_path):
 
 
 def test_adapters_are_float32_on_a_bf16_encoder_and_get_gradients(tiny_sdxl, picture, tmp_path):
-    family = families.load(str(tiny_sdxl), device="cpu", precision="bf16")
+    family = loader.load(str(tiny_sdxl), device="cpu", precision="bf16")
     config = config_of(tiny_sdxl, picture, tmp_path)
     parameters = text.add(config, family)
     assert {p.dtype for p in parameters.values()} == {torch.float32}
@@ -139,7 +141,7 @@ def test_adapters_are_float32_on_a_bf16_encoder_and_get_gradients(tiny_sdxl, pic
 
 
 def test_off_is_the_cached_condition(tiny_sd15):
-    family = families.load(str(tiny_sd15), device="cpu", precision="fp32")
+    family = loader.load(str(tiny_sd15), device="cpu", precision="fp32")
     cond = cached_text(family, CAPTION, 32)
     assert text.current(family, [CAPTION], cond) is cond and "clip" not in vars(family)
     assert text.rates(resolve("style-friendly", str(tiny_sd15))) == {}
@@ -167,7 +169,7 @@ def test_refused(tiny_sd15, changes, message):
 
 
 def test_t5_stays_and_it_is_said(tiny_flux):
-    family = families.load(str(tiny_flux), device="cpu", precision="fp32")
+    family = loader.load(str(tiny_flux), device="cpu", precision="fp32")
     config = resolve("style-friendly", str(tiny_flux), text_encoder_lora=True)
     with pytest.warns(UserWarning, match="T5 stays as it is"):
         text.check(config, family, False)

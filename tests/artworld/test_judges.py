@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
-from impasto.artworld import judge_scores as scores
-from impasto.artworld import judge_training as training
-from impasto.artworld.judges import FOLDER, Judges, Net, NetConfig
 from impasto.errors import UserError
+from impasto.judges import scores, training
+from impasto.judges.model import FOLDER, Judges, Net, NetConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from impasto.bases import single_file
 from impasto.data.buckets import View, choose, covering, patch, shapes, step_of, views
-from impasto.families import single_file
 
 
 @pytest.mark.parametrize(("size", "step"), [(1024, 64), (512, 64), (128, 16), (16, 8)])

@@ -12,6 +12,7 @@ import torch
 from fakes import prepare
 from PIL import Image
 
+from impasto.bases.loader import load
 from impasto.config import TrainConfig
 from impasto.data import cache, items, references
 from impasto.data.draws import Draws
@@ -19,9 +20,8 @@ from impasto.data.masks import grey
 from impasto.data.pictures import Picture
 from impasto.data.prepare import cached, prepare_items
 from impasto.errors import UserError
-from impasto.families import load
+from impasto.files import cache_dir
 from impasto.noise.laws import law
-from impasto.paths import cache_dir
 
 
 @pytest.fixture

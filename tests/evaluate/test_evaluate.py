@@ -10,13 +10,13 @@ import pytest
 from fakes import draw
 from PIL import Image, PngImagePlugin
 
-from impasto.adapters.io import style_hash
 from impasto.artworld import load_meta
 from impasto.data import references
 from impasto.errors import UserError
 from impasto.evaluate import SCORES, evaluate
 from impasto.evaluate.labels import Labels, read_concepts
 from impasto.evaluate.samples import open_image, read_folder
+from impasto.styles.weights import style_hash
 
 META = load_meta()
 LABELS = [concept["label"] for concept in META["concepts"]]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from impasto import families, memory
+from impasto.bases import cards, loader
+from impasto.bases import hub as bases_hub
 from impasto.config import TrainConfig, resolve
 from impasto.errors import UserError
+from impasto.execution import memory
 from impasto.objectives import weighting
 
 
@@ -40,17 +42,17 @@ def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     cached(tmp_path / "hub", "owner/dreamy", model_index={"_class_name": "StableDiffusionPipeline"})
     assert resolve(base="owner/dreamy").size == 512 and not asked
-    assert families.schedule("owner/dreamy").range[0] == pytest.approx(-5.36, abs=0.01)
-    assert resolve(base="owner/xl").size == 1024 and families.schedule("owner/xl").range[0] > -6
+    assert loader.schedule("owner/dreamy").range[0] == pytest.approx(-5.36, abs=0.01)
+    assert resolve(base="owner/xl").size == 1024 and loader.schedule("owner/xl").range[0] > -6
     assert asked == [("owner/xl", "model_index.json")]
     assert resolve(base="owner/unknown") == resolve(base="owner/unknown")
     with pytest.warns(UserWarning, match=r"'owner/unknown' is not here.*family, its size"):
-        assert families.schedule("owner/unknown").range[1] == float("inf")
+        assert loader.schedule("owner/unknown").range[1] == float("inf")
     assert asked[1:] == [("owner/unknown", "model_index.json")]  # and not again
-    assert resolve(base="../nowhere") and families.part_config("../nowhere", "model_index.json") == {}
+    assert resolve(base="../nowhere") and bases_hub.part_config("../nowhere", "model_index.json") == {}
     cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
     with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
-        families.schedule("owner/other")
+        loader.schedule("owner/other")
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def hub(tmp_path, monkeypatch):
     told = SimpleNamespace(folder=None, asked=[])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    families.fetched.cache_clear()
+    bases_hub.fetched.cache_clear()
     yield told
-    families.fetched.cache_clear()
+    bases_hub.fetched.cache_clear()
 
 
 def configs(folder):
@@ -84,7 +86,7 @@ def test_the_outline_of_a_hub_id_is_that_of_its_folder(tiny_base, tmp_path, hub,
     told, hub.folder = configs(tiny_base), tiny_base
     if where != "hub":
         cached(tmp_path / "hub", "owner/tiny", **(told if where == "cache" else {"model_index": told["model_index"]}))
-    seen, whole = families.outline("owner/tiny"), families.load(str(tiny_base), device="cpu")
+    seen, whole = loader.outline("owner/tiny"), loader.load(str(tiny_base), device="cpu")
     assert type(seen) is type(whole) and (seen.device, seen.precision) == ("cpu", "fp32")
     assert not list(seen.folder.rglob("*.safetensors"))
     assert (seen.unit, seen.patch, seen.guided_by) == (whole.unit, whole.patch, whole.guided_by)
@@ -107,12 +109,12 @@ def test_a_hub_id_that_does_not_tell_all_has_no_outline(tiny_sd15, tmp_path, hub
     told = {name: config for name, config in configs(tiny_sd15).items() if not name.startswith("vae")}
     cached(tmp_path / "hub", "owner/part", **told)
     cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
-    assert families.outline("owner/part") is None and families.outline("owner/unknown") is None
-    assert families.outline("owner/part") is None and hub.asked == ["vae/config.json", "model_index.json"]
+    assert loader.outline("owner/part") is None and loader.outline("owner/unknown") is None
+    assert loader.outline("owner/part") is None and hub.asked == ["vae/config.json", "model_index.json"]
     with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
-        families.outline("owner/other")
+        loader.outline("owner/other")
     with pytest.raises(UserError, match="unknown base 'mini-sd4'"):
-        families.outline("mini-sd4")
+        loader.outline("mini-sd4")
 
 
 def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
@@ -122,7 +124,7 @@ def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
         cached(tmp_path / "hub", f"owner/{guided}", model_index=index, transformer__config=config)
         folder = tmp_path / "hub" / f"models--owner--{guided}" / "snapshots" / ("0" * 40)
         for base in (str(folder), f"owner/{guided}"):
-            card = families.card(base)
+            card = cards.card(base)
             assert (card["generate"]["steps"], list(card["text_lengths"])) == (steps, [length])
             assert card["license"] == "other"
 
@@ -137,12 +139,12 @@ def own(folder, **content):
 
 def test_a_folder_may_say_a_part_of_a_table(tmp_path):
     """The rest is its class's, or that of the base which it names."""
-    card = families.card(own(tmp_path / "a", generate={"steps": 3}, train={"lr": 2e-5}))
+    card = cards.card(own(tmp_path / "a", generate={"steps": 3}, train={"lr": 2e-5}))
     assert card["generate"] == {"steps": 3, "guidance": 7.5, "batch": 1}
     assert card["train"] == {"lr": 2e-5, "steps": 300, "batch": 1, "accumulate": 4}
     config = resolve(base=own(tmp_path / "a", name="mini-sd15", train={"lr": 2e-5}))
     assert (config.lr, config.steps, config.batch) == (2e-5, 150, 8)
-    assert families.cards()["StableDiffusionPipeline"]["generate"]["steps"] == 50
+    assert cards.cards()["StableDiffusionPipeline"]["generate"]["steps"] == 50
 
 
 @pytest.mark.parametrize(
@@ -171,10 +173,10 @@ def test_a_folder_may_say_a_part_of_a_table(tmp_path):
 def test_what_a_folder_says_has_the_types_of_a_card(tmp_path, content, message):
     base = own(tmp_path / "a", **content)
     with pytest.raises(UserError, match=rf"a/impasto\.json: {message}"):
-        families.card(base)
+        cards.card(base)
 
 
 def test_whole_cards_are_taken(tmp_path):
     """Those of all bases, and keys that this version does not know."""
-    for known in families.cards().values():
-        assert families.card(own(tmp_path / "a", **known, newer=[1])).items() >= known.items()
+    for known in cards.cards().values():
+        assert cards.card(own(tmp_path / "a", **known, newer=[1])).items() >= known.items()

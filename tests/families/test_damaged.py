@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 
-from impasto import families, memory
+from impasto.bases import loader
 from impasto.errors import UserError
+from impasto.execution import memory
 
 
 def damaged(base, tmp_path, name, text) -> Any:
     """A copy of a base in which one file says something else."""
     copy = shutil.copytree(base, tmp_path / "copy")
     (copy / name).write_text(text)
-    return families.load(str(copy), device="cpu")
+    return loader.load(str(copy), device="cpu")
 
 
 def configs(base):
@@ -48,7 +49,7 @@ def test_a_key_that_is_lacking_is_named(tiny_sd15, tmp_path, name, key, asked):
         asked(family)
     if not name.startswith("tokenizer"):
         with pytest.raises(UserError, match=rf"{name} lacks '{key}'"):
-            asked(families.outline(str(tmp_path / "copy")))
+            asked(loader.outline(str(tmp_path / "copy")))
 
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json"])

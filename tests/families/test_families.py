@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from impasto.bases.loader import load
+from impasto.devices import place
 from impasto.errors import UserError
-from impasto.families import load, place
-from impasto.generate import Sampling
 from impasto.noise.schedule import mix
+from impasto.sampling.sample import Sampling
 
 PROMPT = "a rocket in pixel art style"
 

@@ -10,9 +10,9 @@ from transformers import CLIPTokenizer
 
 from impasto.artworld import load_meta, load_slice
 from impasto.artworld.captions import BACKGROUNDS, caption
+from impasto.bases import embedded as mini
 from impasto.errors import UserError
-from impasto.families import mini
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain.base import export_weights
 from impasto.pretrain.clip import tokens

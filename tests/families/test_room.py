@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from impasto.families import folder, load
+from impasto.bases.loader import load
+from impasto.families import pipeline as folder
 
 
 def test_a_gpu_holds_them_or_not(tiny_sd3, monkeypatch):

@@ -8,9 +8,12 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from impasto import families
+from impasto.bases import cards, loader
+from impasto.bases import embedded as mini
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import cards, folder_hash, load, mini
+from impasto.families import files as families_files
+from impasto.families.files import folder_hash
 from impasto.families.sd3 import SD3
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -120,20 +123,20 @@ def test_what_another_tool_fetches_into_a_folder_does_not_count(tiny_sd3, tmp_pa
     (copy / "transformer" / f"{name}.safetensors.index.json").write_text("{}")
     assert folder_hash(copy) != folder_hash(tiny_sd3)
     (copy / "transformer" / f"{name}.safetensors").unlink()
-    assert {file.name for file in families.counted(copy) if "fp16" in file.name} == {
+    assert {file.name for file in families_files.counted(copy) if "fp16" in file.name} == {
         *(file.name for file in (copy / "transformer").glob("*fp16*"))
     }
 
 
-@pytest.mark.parametrize("name", families.embedded())
+@pytest.mark.parametrize("name", cards.embedded())
 def test_all_of_a_packaged_base_is_counted(name):
     """Cells, calibrations and runs are keyed by these hashes: what is packaged is in them, and they stay what they are
     as long as it does."""
-    folder = families.locate(name)
+    folder = loader.locate(name)
     beside = {"impasto.json", "card.json", "sizes.json"}  # what is known of it, not what draws
     there = {file for file in folder.rglob("*") if file.is_file() and file.parent != folder}
     there = {file for file in there if file.name != "card.json"}
-    assert there | {folder / "model_index.json"} == set(families.counted(folder))
+    assert there | {folder / "model_index.json"} == set(families_files.counted(folder))
     assert {file.name for file in folder.iterdir() if file.is_file()} - beside == {"model_index.json"}
     assert mini.card(name)["folder_sha256"] == folder_hash(folder)
 
@@ -143,7 +146,7 @@ def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
     copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
     shutil.copytree(copy / "text_encoder", copy / "text_encoder_2", dirs_exist_ok=True)
     shutil.copytree(copy / "vae", copy / "transformer" / "more")
-    before, files = folder_hash(copy), families.counted(copy)
+    before, files = folder_hash(copy), families_files.counted(copy)
     (copy / "text_encoder").rename(tmp_path / "encoder")
     (copy / "transformer" / "more").rename(tmp_path / "more")
     shutil.rmtree(copy / "text_encoder_2")
@@ -151,7 +154,7 @@ def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
         (copy / name).symlink_to(tmp_path / target, target_is_directory=True)
     (copy / "vae" / "up").symlink_to(copy / "vae", target_is_directory=True)
     (copy / "vae" / "nowhere").symlink_to("nowhere")
-    assert families.counted(copy) == files and folder_hash(copy) == before
+    assert families_files.counted(copy) == files and folder_hash(copy) == before
     for weights in (tmp_path / "encoder" / "model.safetensors", next((tmp_path / "more").glob("*.safetensors"))):
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
         changed = folder_hash(copy)
@@ -177,7 +180,7 @@ def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
     for text in ("{", "[]", "[" * 100_000):
         (copy / "impasto.json").write_text(text)
         with pytest.raises(UserError, match=r"impasto\.json cannot be read"):
-            families.card(str(copy))
+            cards.card(str(copy))
     with pytest.raises(UserError, match="cannot be fetched from the hub"):
         load("owner/no-such-model")
     with pytest.raises(UserError, match="unknown device"):
@@ -188,8 +191,8 @@ def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
 
 def test_cards_are_complete():
     """Every base has what training and generating ask for, and names layers and recipes that exist."""
-    for name in cards():
-        card = families.card(name) if "/" in name or name in families.embedded() else cards()[name]
+    for name in cards.cards():
+        card = cards.card(name) if "/" in name or name in cards.embedded() else cards.cards()[name]
         assert {"size", "generate", "train", "license"} <= card.keys(), name
         assert sum(card.get("text_lengths", {"one": 1}).values()) == pytest.approx(1)
         assert card["generate"].keys() == {"steps", "guidance", "batch"}

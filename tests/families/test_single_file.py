@@ -16,11 +16,14 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from impasto import families, memory
+from impasto import families
+from impasto.bases import cards, loader, single_file
+from impasto.bases.single_file import BASES, CONFIGS, architecture, convert
 from impasto.errors import UserError
-from impasto.families import single_file
-from impasto.families.single_file import BASES, CONFIGS, architecture, convert
-from impasto.generate import Sampling, generate
+from impasto.execution import memory
+from impasto.families import files as families_files
+from impasto.generate import generate
+from impasto.sampling.sample import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
 import originals
@@ -177,7 +180,7 @@ def test_a_file_of_sd3_without_t5_is_said_to_be(tiny_sd3, tmp_path):
     save_file(rest, tmp_path / "clips.safetensors")
     with pytest.warns(UserWarning, match=r"no text_encoder_3 with it: prompts are read by the CLIPs alone \(77 tokens"):
         folder = convert(tmp_path / "clips.safetensors", sd3.tokenizers, sd3.configs)
-    families.load(str(folder), device="cpu", precision="fp32").encode_prompt(["a cat"])
+    loader.load(str(folder), device="cpu", precision="fp32").encode_prompt(["a cat"])
     shutil.rmtree(sd3.tokenizers / "tokenizer_3")
     with pytest.raises(UserError, match="does not hold tokenizer_3, nor does"):
         convert(sd3.file, sd3.tokenizers, sd3.configs)
@@ -208,14 +211,14 @@ def test_text_encoders_and_autoencoder_may_come_from_elsewhere(sd15, tmp_path):
     half = shutil.copytree(sd15.folder, tmp_path / "half")
     weights = half / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".fp16.safetensors"))
-    families.load(str(convert(tmp_path / "unet.safetensors", half, sd15.configs)), device="cpu").pipeline()
+    loader.load(str(convert(tmp_path / "unet.safetensors", half, sd15.configs)), device="cpu").pipeline()
 
 
 def test_v_prediction_is_seen_in_the_file(sd15, tmp_path):
     marked = sd15.state | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     save_file(marked, tmp_path / "v.safetensors")
     folder = convert(tmp_path / "v.safetensors", sd15.tokenizers, sd15.configs)
-    family = families.load(str(folder), device="cpu")
+    family = loader.load(str(folder), device="cpu")
     assert family.prediction == "v_prediction" and family.schedule.range[0] < -14
 
 
@@ -228,7 +231,7 @@ def test_zero_terminal_snr_is_drawn_from(kind, request, tmp_path, monkeypatch):
     for name, marked, spacing in (("plain", plain, "leading"), ("zero", marks, "trailing")):
         file = tmp_path / f"{name}.safetensors"
         save_file(sdxl.state | marked, file)
-        seen, made = families.outline(str(file)), families.load(str(file), device="cpu", components=sdxl.tokenizers)
+        seen, made = loader.outline(str(file)), loader.load(str(file), device="cpu", components=sdxl.tokenizers)
         assert seen.config("scheduler") == made.config("scheduler")
         assert made.config("scheduler").get("timestep_spacing", "leading") == spacing
         drawn = DiffusionPipeline.from_pretrained(made.folder).scheduler
@@ -236,7 +239,7 @@ def test_zero_terminal_snr_is_drawn_from(kind, request, tmp_path, monkeypatch):
         if name == "zero":
             drawn.set_timesteps(4)
             assert drawn.timesteps[0] == 999 and float(drawn.alphas_cumprod[-1]) < 1e-6
-        assert families.schedule(str(file)).range == seen.schedule.range == made.schedule.range
+        assert loader.schedule(str(file)).range == seen.schedule.range == made.schedule.range
         levels = made.sampling_levels(4, (4, 4))
         assert (levels[0].item() == pytest.approx(made.schedule.range[0], abs=1e-3)) == (name == "zero")
     assert made.schedule.range[0] < -14
@@ -246,7 +249,7 @@ def test_the_outline_of_a_file_has_the_sizes_of_its_folder(original, monkeypatch
     """Of all that the planner looks at, text encoders included, without tokenisers and without a conversion."""
     monkeypatch.setattr(single_file, "CONFIGS", original.configs)
     monkeypatch.setattr(single_file, "convert", lambda *args: pytest.fail("nothing shall be converted"))
-    seen, whole = families.outline(str(original.file)), families.load(str(original.folder), device="cpu")
+    seen, whole = loader.outline(str(original.file)), loader.load(str(original.folder), device="cpu")
     assert not list(seen.folder.rglob("*.safetensors")) and seen.card["license"] == "other"
     assert (seen.unit, seen.patch, seen.schedule.range) == (whole.unit, whole.patch, whole.schedule.range)
     for bones, parts in ((memory.skeleton(seen), [whole.denoiser]), (memory.clip_skeletons(seen), whole.clip_parts)):
@@ -256,7 +259,7 @@ def test_the_outline_of_a_file_has_the_sizes_of_its_folder(original, monkeypatch
             {k: v.shape for k, v in m.state_dict().items()} for m in theirs
         ]
     with pytest.raises(UserError, match="is no folder: name a diffusers folder"):
-        families.outline(str(original.file), original.folder / "nowhere")
+        loader.outline(str(original.file), original.folder / "nowhere")
 
 
 def test_the_outline_takes_from_components_what_the_file_lacks(sd15, tmp_path, monkeypatch):
@@ -267,7 +270,7 @@ def test_the_outline_takes_from_components_what_the_file_lacks(sd15, tmp_path, m
     for name in ("text_encoder/config.json", "vae/config.json"):
         config = json.loads((components / name).read_text()) | {"marked": True}
         (components / name).write_text(json.dumps(config))
-    seen = families.outline(str(tmp_path / "unet.safetensors"), components)
+    seen = loader.outline(str(tmp_path / "unet.safetensors"), components)
     assert seen.config("text_encoder")["marked"] and "marked" not in seen.config("vae")
 
 
@@ -276,7 +279,7 @@ def test_flux_files_are_planned_by_their_own_kind(tmp_path):
     for name, more, weights in (("dev", GUIDED, 11_901_408_320), ("schnell", {}, 11_891_178_560)):
         small = {key: torch.zeros([min(side, 64) for side in shape]) for key, shape in (FLUX | more).items()}
         save_file(small, tmp_path / f"{name}.safetensors")
-        seen = families.outline(str(tmp_path / f"{name}.safetensors"))
+        seen = loader.outline(str(tmp_path / f"{name}.safetensors"))
         assert seen.guided == (name == "dev") and seen.card["generate"]["steps"] == (28 if seen.guided else 4)
         assert sum(p.numel() for p in memory.skeleton(seen).parameters()) == weights
         assert seen.config("scheduler")["shift"] == (3.0 if seen.guided else 1.0)
@@ -287,7 +290,7 @@ def test_flux_files_are_planned_by_their_own_kind(tmp_path):
 def test_shipped_configurations_are_enough_for_the_planner(name, tmp_path, monkeypatch):
     monkeypatch.setattr(single_file, "architecture", lambda shapes, file: name)
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    seen = families.outline(str(tmp_path / "x.safetensors"))
+    seen = loader.outline(str(tmp_path / "x.safetensors"))
     assert (seen.unit // seen.patch, len(memory.clip_skeletons(seen))) == (8, len(seen.clip_parts))
 
 
@@ -391,14 +394,14 @@ def test_what_is_none_of_them_is_refused_by_name(names, said):
 @pytest.mark.parametrize("name", BASES)
 def test_every_architecture_has_configurations_and_a_card(name):
     index = json.loads((CONFIGS / name / "model_index.json").read_text())
-    assert index["_class_name"] in families.FAMILIES and families.card(BASES[name])["size"] >= 512
+    assert index["_class_name"] in families.FAMILIES and cards.card(BASES[name])["size"] >= 512
     for part, value in index.items():
         if isinstance(value, list) and value[0] and not part.startswith("tokenizer"):
             assert list((CONFIGS / name / part).glob("*config.json")), part
 
 
 def test_a_file_s_card_is_that_of_its_architecture(sd15):
-    card = families.card(str(sd15.file))
+    card = cards.card(str(sd15.file))
     assert card["size"] == 512 and card["pipeline"] == "StableDiffusionPipeline" and card["license"] == "other"
 
 
@@ -410,17 +413,17 @@ def test_files_that_are_none(tmp_path, sd15):
     for name, content in {"half": data[: len(data) // 2], "flip": bytes(flipped), "text": b"hello"}.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)
         with pytest.raises(UserError, match="is damaged, or no safetensors file") as error:
-            families.card(str(tmp_path / f"{name}.safetensors"))
+            cards.card(str(tmp_path / f"{name}.safetensors"))
         assert "\n" not in str(error.value)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="is GGUF, which is not read"):
-        families.card(str(tmp_path / "model.gguf"))
+        cards.card(str(tmp_path / "model.gguf"))
     with pytest.raises(UserError, match="is a pickle, which can run code"):
-        families.load(str(tmp_path / "model.ckpt"))
+        loader.load(str(tmp_path / "model.ckpt"))
     with pytest.raises(UserError, match="does not exist"):
-        families.load("models/nowhere.safetensors")
+        loader.load("models/nowhere.safetensors")
     with pytest.raises(UserError, match="is no folder: name a diffusers folder"):
-        families.load(str(sd15.file), components=tmp_path / "nowhere")
+        loader.load(str(sd15.file), components=tmp_path / "nowhere")
 
 
 def test_damaged_weights_in_a_folder(tiny_sd15, tmp_path):
@@ -430,19 +433,19 @@ def test_damaged_weights_in_a_folder(tiny_sd15, tmp_path):
     flipped = bytearray(data)
     flipped[-1] ^= 1
     weights.write_bytes(bytes(flipped))  # nothing can see that but the hash, by which runs and caches know their base
-    assert families.folder_hash(folder) != families.folder_hash(tiny_sd15)
+    assert families_files.folder_hash(folder) != families_files.folder_hash(tiny_sd15)
     flipped[12] ^= 0xFF
     for content in (data[: len(data) // 2], bytes(flipped)):
         weights.write_bytes(content)
         with pytest.raises(UserError, match=r"unet of the base .* cannot be loaded.*fetch it again") as error:
-            _ = families.load(str(folder), device="cpu").denoiser
+            _ = loader.load(str(folder), device="cpu").denoiser
         assert "\n" not in str(error.value)
         with pytest.raises(UserError, match="cannot be loaded"):
-            families.load(str(folder), device="cpu").pipeline()
+            loader.load(str(folder), device="cpu").pipeline()
     weights.unlink()
     torch.save({}, weights.with_suffix(".bin"))
     with pytest.raises(UserError, match=r"no safetensors|missing"):
-        _ = families.load(str(folder), device="cpu").denoiser
+        _ = loader.load(str(folder), device="cpu").denoiser
 
 
 def hub_error(kind):
@@ -465,7 +468,7 @@ def test_what_the_hub_refuses(monkeypatch, kind, said, wrapped):
 
     monkeypatch.setattr(DiffusionPipeline, "download", refuse)
     with pytest.raises(UserError, match=said) as error:
-        families.load("owner/name")
+        loader.load("owner/name")
     assert "\n" not in str(error.value)
 
 
@@ -491,18 +494,18 @@ def test_a_hub_id_of_half_precision_is_downloaded(tiny_sdxl, tmp_path, monkeypat
             weights.rename(weights.with_name(f"diffusion_pytorch_model{suffix}"))
         there = in_the_hubs_cache(tmp_path / "hub", f"owner/{name}", folder)
         if suffix != ".bin":
-            assert families.locate(f"owner/{name}") == there
-            families.load(f"owner/{name}", device="cpu").pipeline()
+            assert loader.locate(f"owner/{name}") == there
+            loader.load(f"owner/{name}", device="cpu").pipeline()
     with pytest.raises(UserError, match=r"'owner/pickled' has weights that are no safetensors") as error:
-        families.locate("owner/pickled")
+        loader.locate("owner/pickled")
     assert "\n" not in str(error.value)
 
 
 def test_large_files_are_hashed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(families, "LARGE", 1)
+    monkeypatch.setattr("impasto.families.files.LARGE", 1)
     file, hashed = tmp_path / "x.safetensors", []
     file.write_bytes(b"one")
-    monkeypatch.setattr(families, "sha256", lambda path: hashed.append(path) or f"hash {len(hashed)}")
-    assert families.file_hash(file) == families.file_hash(file) == "hash 1"
+    monkeypatch.setattr("impasto.families.files.sha256", lambda path: hashed.append(path) or f"hash {len(hashed)}")
+    assert families_files.file_hash(file) == families_files.file_hash(file) == "hash 1"
     file.write_bytes(b"other")
-    assert families.file_hash(file) == "hash 2" and len(hashed) == 2
+    assert families_files.file_hash(file) == "hash 2" and len(hashed) == 2

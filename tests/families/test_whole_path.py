@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from impasto.bases.loader import load
 from impasto.config import resolve
-from impasto.families import load
 from impasto.generate import generate
 from impasto.train import train
 

@@ -10,13 +10,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from impasto.config import GenerateConfig
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
-from impasto.generate import Sampling, generate, generate_folder
+from impasto.files import PACKAGE
+from impasto.generate import generate, generate_folder
 from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.noise.schedule import RectifiedFlow
-from impasto.paths import PACKAGE
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.sample import Sampling
 
 A, B = "a cat", "a rocket in neon style"
 SAMPLING = Sampling(steps=5)
@@ -131,7 +132,7 @@ def test_the_grid_of_flux_at_1024(tiny_flux):
 
 
 def test_the_published_scheduler_of_flux():
-    config = json.loads((PACKAGE / "families/configs/flux-dev/scheduler/scheduler_config.json").read_text())
+    config = json.loads((PACKAGE / "bases/configs/flux-dev/scheduler/scheduler_config.json").read_text())
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 28, 28), mu=1.15)
     levels = RectifiedFlow().log_snr(scheduler.timesteps.double() / 1000).tolist()

@@ -11,12 +11,13 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
-from impasto.generate import Sampling, generate
+from impasto.generate import generate
 from impasto.guidance.style_aligned import Rows, SharedAttention, Sharing, StyleAligned, aligned
 from impasto.inversion import Trajectory, invert
 from impasto.methods.style_aligned import style_aligned
+from impasto.sampling.sample import Sampling
 
 OFF = Sharing(share=False, adain=())
 CAPTION = "a star in neon style"

@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.adapters import io
 from impasto.adapters.lora import add, disabled
-from impasto.config import GenerateConfig
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
-from impasto.generate import Sampling, encoder, generate, generate_folder, sample
+from impasto.generate import generate, generate_folder
 from impasto.guidance import style_guidance
 from impasto.guidance.style_guidance import Weights, guiding
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles import load as io
+from impasto.styles import save
 
 
 def with_lora(base):
@@ -33,7 +35,7 @@ def with_lora(base):
 
 @pytest.fixture
 def style(tiny_base, tmp_path):
-    io.save(with_lora(tiny_base), tmp_path / "style")
+    save.save(with_lora(tiny_base), tmp_path / "style")
     return tmp_path / "style"
 
 
@@ -104,7 +106,7 @@ def test_terms_of_coefficient_0_are_not_computed(tiny_sd3, tmp_path):
     calls = {}
     family = load(str(tiny_sd3), device="cpu", precision="fp32")
     pipe = family.pipeline()
-    io.save(with_lora(tiny_sd3), tmp_path)
+    save.save(with_lora(tiny_sd3), tmp_path)
     io.load_style(pipe, tmp_path, 1.0)
     denoiser = pipe.transformer
     plain = denoiser.forward
@@ -160,7 +162,7 @@ def test_reward_guidance_is_base_and_style_guidance(tiny_sd3):
 
 
 def test_the_picture_tells_it_and_the_batch_does_not_matter(tiny_sd3, tmp_path):
-    io.save(with_lora(tiny_sd3), tmp_path / "style")
+    save.save(with_lora(tiny_sd3), tmp_path / "style")
     folders = []
     for batch in (1, 2):
         folders.append(tmp_path / f"out{batch}")
@@ -184,7 +186,7 @@ def test_the_picture_tells_it_and_the_batch_does_not_matter(tiny_sd3, tmp_path):
 
 
 def test_bad_input(tiny_sd3, tiny_flux, picture, tmp_path):
-    io.save(with_lora(tiny_sd3), tmp_path / "style")
+    save.save(with_lora(tiny_sd3), tmp_path / "style")
     own = str(tmp_path / "style")
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(UserError, match="style-guidance must be a finite number from 0 on, not"):
@@ -204,7 +206,7 @@ def test_bad_input(tiny_sd3, tiny_flux, picture, tmp_path):
 
 def test_a_merged_style_cannot_be_compared_with_the_base(tiny_sd3, tmp_path):
     pipe = load(str(tiny_sd3), device="cpu", precision="fp32").pipeline()
-    io.save(with_lora(tiny_sd3), tmp_path)
+    save.save(with_lora(tiny_sd3), tmp_path)
     io.load_style(pipe, tmp_path, 1.0)
     style_guidance.check_switchable(pipe.transformer)
     pipe.fuse_lora()

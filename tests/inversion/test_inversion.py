@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
 from impasto.inversion import ddim, flow, invert
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 

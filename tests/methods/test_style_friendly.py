@@ -3,13 +3,13 @@
 import torch
 from safetensors.torch import load_file
 
+from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.data.buckets import views
 from impasto.data.items import Item
 from impasto.data.pictures import Picture
 from impasto.data.prepare import prepare_items
 from impasto.data.references import read
-from impasto.families import load
 from impasto.methods.style_friendly import style_friendly
 from impasto.train import train
 

@@ -11,13 +11,14 @@ import torch
 from fakes import FakeEncoder
 from tiny import sd3_folder
 
-from impasto import families
 from impasto.artworld import load_meta
+from impasto.bases import loader
+from impasto.calibration import calibrate as module
+from impasto.calibration.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
 from impasto.errors import UserError
-from impasto.generate import Sampling, generate
+from impasto.generate import generate
 from impasto.guidance.prompt_switch import PromptSwitch
-from impasto.noise import calibrate as module
-from impasto.noise.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
+from impasto.sampling.sample import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # the tiny tokeniser spells most words
 SAMPLING = Sampling(steps=6, batch=4)
@@ -285,7 +286,7 @@ def test_a_base_that_predicts_the_noise_gets_a_law_of_its_own(tiny_sd3, tiny_sd1
         settings = {"prompts": 4, "levels": 3, "sampling": Sampling(steps=12, batch=4), "encoder": FakeEncoder()}
         with pytest.raises(ZeroDivisionError):
             calibrate(str(base), tmp_path / "out", **settings)
-    assert told == [None, pytest.approx(families.load(str(tiny_sd15)).schedule.range[0])]
+    assert told == [None, pytest.approx(loader.load(str(tiny_sd15)).schedule.range[0])]
 
 
 def test_pictures_need_two_subjects_of_each_style(tiny_sd3, tmp_path):
@@ -302,7 +303,7 @@ def test_pictures_need_two_subjects_of_each_style(tiny_sd3, tmp_path):
 
 
 def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
-    from impasto import cli
+    from impasto.cli import main as cli
 
     monkeypatch.setattr(module.Judges, "load", lambda: judges)
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))

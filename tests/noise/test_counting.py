@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from impasto.noise.counting import as_flow, for_noise_prediction
+from impasto.noise.equivalence import as_flow, for_noise_prediction
 from impasto.noise.laws import StyleFriendly, Truncated, UniformTime
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from impasto.calibration.emergence import Rule, Scores, crossing, decided, emergence, isotonic, kept, matched, published
+from impasto.calibration.plot import plot
 from impasto.errors import UserError
-from impasto.noise.counting import for_noise_prediction
-from impasto.noise.emergence import Rule, Scores, crossing, decided, emergence, isotonic, kept, matched, published
-from impasto.noise.emergence_plot import plot
+from impasto.noise.equivalence import for_noise_prediction
 
 
 def normal_cdf(x, mean, std):

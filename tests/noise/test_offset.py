@@ -61,7 +61,7 @@ def test_nothing_is_drawn_when_it_is_off():
 
 def test_the_shifted_noise_is_the_target(tiny_flux):
     """What a perfect model predicts is the shifted eps - x; FLUX gets it before its latents are packed."""
-    from impasto.families import load
+    from impasto.bases.loader import load
 
     batch, lam, _ = drawn(0.5)
     family = load(str(tiny_flux), device="cpu", precision="fp32")

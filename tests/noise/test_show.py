@@ -7,11 +7,13 @@ import sys
 import pytest
 from PIL import Image
 
-from impasto import cli
+from impasto.bases import embedded as mini
+from impasto.bases.loader import load
+from impasto.calibration.show import show, text
+from impasto.cli import main as cli
+from impasto.cli.noise import LawFlags
 from impasto.errors import UserError
-from impasto.families import load, mini
-from impasto.noise.show import LawFlags, show, text
-from impasto.plan import positions
+from impasto.training.plan import positions
 
 SD35, SD15 = "stabilityai/stable-diffusion-3.5-large", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 
-from impasto import cli
+from impasto.cli import main as cli
 from impasto.config import TrainConfig, read_recipe
 from impasto.errors import UserError
+from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, of
-from impasto.noise.tools import TOOLS, architecture_of, export_settings, import_settings
 
 N = 20_000
 

@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from impasto import objectives
-from impasto.adapters import lora, text
+from impasto.adapters import lora
+from impasto.adapters import text_encoder as text
+from impasto.bases.loader import load
 from impasto.config import check_ranges, resolve
 from impasto.data import references
 from impasto.errors import UserError
-from impasto.families import load
-from impasto.plan import noise_law
+from impasto.noise.laws import noise_law
 from impasto.train import Draws, train
 
 CAPTION = "a rocket in pixel art style"

@@ -10,12 +10,11 @@ import torch
 from fakes import prepare
 
 from impasto.adapters.lora import add
+from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.data import references
-from impasto.families import load
-from impasto.noise.laws import within
+from impasto.noise.laws import noise_law, within
 from impasto.objectives import build
-from impasto.plan import noise_law
 from impasto.train import Draws
 
 CAPTION = "a rocket in pixel art style"

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from impasto.adapters.lora import add
+from impasto.bases.loader import load
 from impasto.config import resolve
+from impasto.data.batch import Batch
 from impasto.data.draws import Draws, in_parts
 from impasto.data.prepare import Prepared
-from impasto.families import load
 from impasto.noise.random import generators
-from impasto.objectives import Batch
 from impasto.objectives.dco import dco
 from impasto.objectives.denoise import denoise
 from impasto.objectives.prior import Prior

@@ -9,14 +9,16 @@ from fakes import prepare
 
 from impasto import objectives
 from impasto.adapters.lora import add, disabled
+from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.data import references
 from impasto.errors import UserError
-from impasto.families import load
+from impasto.noise.laws import noise_law
 from impasto.noise.random import generators
-from impasto.objectives.prior import Artist
-from impasto.plan import noise_law, plan
 from impasto.train import Draws, train
+from impasto.training import prior
+from impasto.training.plan import plan
+from impasto.training.prior import Artist
 
 CAPTION = "a rocket in pixel art style"
 
@@ -24,15 +26,20 @@ CAPTION = "a rocket in pixel art style"
 @pytest.fixture
 def config(tiny_sd3, picture, tmp_path):
     settings = {"image": [str(picture)], "caption": [CAPTION], "rank": 4, "preview": False, "tensorboard": False}
-    prior = {"prior_weight": 2.0, "prior_prompt": ["a cat", "a star"]}
-    return resolve("style-friendly", str(tiny_sd3), out=str(tmp_path / "run"), **settings, **prior)
+    weight = {"prior_weight": 2.0, "prior_prompt": ["a cat", "a star"]}
+    return resolve("style-friendly", str(tiny_sd3), out=str(tmp_path / "run"), **settings, **weight)
+
+
+def built(config, family):
+    """The objective with prior preservation, as a run builds it."""
+    return prior.build(config, family, objectives.build(config, family))
 
 
 @pytest.fixture
 def parts(config, picture):
     """(family, objective, its batch, lam, generators, the adapter's parameters)."""
     family = load(config.base, device="cpu")
-    objective = objectives.build(config, family)
+    objective = built(config, family)
     parameters = add(family, rank=4, alpha=None, targets=config.targets, seed=0)
     draws = Draws(config, noise_law(config), prepare(family, [(references.read(picture), CAPTION)], 16))
     batch, lam, own = draws(1, 0)
@@ -50,22 +57,22 @@ def disturb(parameters, size=0.2):
 def test_the_pictures_are_the_base_s_own(config, tiny_sd3):
     from diffusers import StableDiffusion3Pipeline
 
-    prior = objectives.build(config, load(config.base, device="cpu"))
+    kept = built(config, load(config.base, device="cpu"))
     pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_sequence_length": 1, "output_type": "latent"}
     for i, prompt in enumerate(config.prior_prompt):
         theirs = pipe(prompt, generator=torch.Generator().manual_seed(i), **call).images
-        assert torch.allclose(prior.x[i : i + 1], theirs, atol=1e-5)
-    assert prior.cond["text"].shape[0] == 2 and prior.count == 2
+        assert torch.allclose(kept.x[i : i + 1], theirs, atol=1e-5)
+    assert kept.cond["text"].shape[0] == 2 and kept.count == 2
 
 
 def test_they_are_drawn_once(config, monkeypatch):
-    first = objectives.build(config, load(config.base, device="cpu"))
+    first = built(config, load(config.base, device="cpu"))
     family = load(config.base, device="cpu")
     monkeypatch.setattr(type(family), "pipeline", None)
-    assert torch.equal(objectives.build(config, family).x, first.x)
+    assert torch.equal(built(config, family).x, first.x)
     with pytest.raises(TypeError):  # in another precision they are others
-        objectives.build(config, load(config.base, device="cpu", precision="bf16"))
+        built(config, load(config.base, device="cpu", precision="bf16"))
 
 
 def test_it_is_zero_at_the_start_and_adds_up(config, parts):
@@ -113,7 +120,7 @@ def test_a_whole_run_with_it(config):
 
 def test_no_captions_to_preserve(config):
     with pytest.raises(UserError, match="prior_weight needs captions"):
-        objectives.build(replace(config, prior_prompt=()), load(config.base, device="cpu"))
+        built(replace(config, prior_prompt=()), load(config.base, device="cpu"))
 
 
 def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
@@ -137,4 +144,4 @@ def test_more_pictures_than_a_batch_holds_are_told(config):
     for begin in (plan, train):
         with pytest.warns(UserWarning, match=told):
             begin(config)
-    assert objectives.build(config, load(config.base, device="cpu")).count == 1
+    assert built(config, load(config.base, device="cpu")).count == 1

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from impasto.config import TrainConfig, resolve
+from impasto.data.batch import Batch
 from impasto.errors import UserError
+from impasto.noise.histogram import bars, histogram
+from impasto.noise.laws import noise_law
 from impasto.noise.schedule import RectifiedFlow
-from impasto.objectives import Batch, build
+from impasto.objectives import build
 from impasto.objectives.weighting import WEIGHTINGS, predicts_noise
 from impasto.objectives.weighting import build as weighting
-from impasto.plan import bars, histogram, noise_law, plan
+from impasto.training.plan import plan
 
 LAM = torch.linspace(-8, 8, 33)
 SNR = LAM.double().exp()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from impasto.errors import UserError
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain import base, run
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.unet import UNet

@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
-from impasto.families import mini
-from impasto.paths import MODELS
+from impasto.bases import embedded as mini
+from impasto.files import MODELS
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain.pool import build_pool
 

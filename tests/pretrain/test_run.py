@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.artworld import ArtWorld, load_meta, load_slice
+from impasto.bases import embedded as mini
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load, mini
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain import run
 from impasto.pretrain.base import make_bank, shape_of
 from impasto.pretrain.pool import build_pool
@@ -160,8 +161,8 @@ def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
 
 def test_a_base_is_scored_as_it_is_drawn(package, tmp_path, monkeypatch):
     session = run.Session("mini-sd15", tmp_path / "run", "cpu", "32x32x32", 1e-3, 0)
-    told = run.families.card("mini-sd15") | {"generate": {"guidance": 2.5}}
-    monkeypatch.setattr(run.families, "card", lambda base: told)
+    told = run.cards.card("mini-sd15") | {"generate": {"guidance": 2.5}}
+    monkeypatch.setattr(run.cards, "card", lambda base: told)
     monkeypatch.setattr(run.Session, "pipeline", lambda self: "pipe")
     asked = []
     monkeypatch.setattr("impasto.pretrain.score.score_base", lambda pipe, world, **a: asked.append(a) or {"x": 1})

@@ -8,7 +8,7 @@ from fakes import FakeJudges
 
 from impasto.artworld import ArtWorld, load_meta
 from impasto.artworld.captions import prompt
-from impasto.artworld.judge_training import held_out
+from impasto.judges.training import held_out
 from impasto.pretrain.score import SCENES, judge_unseen, score_base, score_scenes
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from impasto.bases import embedded as mini
 from impasto.errors import UserError
-from impasto.families import mini
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain import run
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.teacher import Teacher

@@ -1,6 +1,6 @@
 """Parameters and LoRA counts at real sizes, on the meta device (methods.md E13, E14, E16).
 
-The sizes are those of `families/configs`, so that a wrong number there is seen here.
+The sizes are those of `bases/configs`, so that a wrong number there is seen here.
 """
 
 import json
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from impasto.adapters.lora import add
+from impasto.bases.single_file import CONFIGS
 from impasto.families import flux, sd3, unet
-from impasto.families.single_file import CONFIGS
 
 KINDS = {"UNet2DConditionModel": unet.KINDS, "SD3Transformer2DModel": sd3.KINDS, "FluxTransformer2DModel": flux.KINDS}
 

@@ -7,9 +7,9 @@ import pytest
 from fakes import FakeEncoder, FakeJudges
 
 from impasto.artworld import load_meta
+from impasto.bases.loader import load
 from impasto.demo import REFERENCES
 from impasto.errors import UserError
-from impasto.families import load
 from impasto.reproduce import calibration, reproduce
 from impasto.reproduce import campaign as module
 from impasto.reproduce.small_world import SmallWorld

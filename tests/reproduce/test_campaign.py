@@ -1,5 +1,6 @@
 """The bench's logic with a runner that invents scores, and one tiny campaign that really trains, draws and scores."""
 
+import gzip
 import json
 import sys
 import threading
@@ -12,13 +13,13 @@ import pytest
 from fakes import FakeEncoder, FakeJudges
 from PIL import Image
 
-from impasto import paths
+from impasto import files as paths
 from impasto.artworld import load_meta
+from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families import load
 from impasto.reproduce import campaign as module
 from impasto.reproduce import reproduce, runner, style_friendly
-from impasto.reproduce.cells import Cell, read_all
+from impasto.reproduce.cells import FILE, Cell, read_all, write, write_all
 from impasto.reproduce.claims import Arm, Claim, Reading, more, no_less
 from impasto.reproduce.runner import on_grid, run_cell, sampling_of
 from impasto.reproduce.small_world import SmallWorld
@@ -154,8 +155,10 @@ def test_a_page_of_another_base_is_never_replaced(tiny_sd3, tiny_sd3_other, tmp_
     with pytest.raises(UserError, match=r"none of the 9 cells of .*a is of this base in fp32, not quantised"):
         go(tiny_sd3_other, tmp_path / "a", world)
     go(tiny_sd3_other, tmp_path / "b", world)
-    for file in (tmp_path / "a" / "cells").glob("high--*"):  # beside those of the page's base others are told of only
-        (tmp_path / "b" / "cells" / file.name).write_bytes(file.read_bytes())
+    others = {key: cell for key, cell in read_all(tmp_path / "a" / FILE).items() if cell["arm"] == "high"}
+    write_all(
+        tmp_path / "b" / FILE, read_all(tmp_path / "b" / FILE) | others
+    )  # others than the page's are told of only
     result, lines = go(tiny_sd3_other, tmp_path / "b", world)
     assert any(line.startswith("3 cells of another base (") for line in lines)
     assert result["run"] == 0 and result["done_before"] == 9
@@ -181,8 +184,7 @@ def test_nor_one_of_another_precision(tiny_sd3, tmp_path, world, invented):
     with pytest.raises(UserError, match=r"none of the 63 cells of .* is of this base in bf16"):
         go(tiny_sd3, tmp_path, world, precision="bf16")
     go(tiny_sd3, tmp_path / "16", world, precision="bf16")
-    for file in (tmp_path / "16" / "cells").iterdir():
-        (tmp_path / "cells" / file.name).write_bytes(file.read_bytes())
+    write_all(tmp_path / FILE, read_all(tmp_path / FILE) | read_all(tmp_path / "16" / FILE))
     result, lines = go(tiny_sd3, tmp_path, world, cells="full", precision="fp32")
     assert "9 cells of another precision (bf16, not fp32) are not used" in lines
     assert result["run"] == 0 and result["verdicts"]["T1"] == "reproduced"
@@ -197,7 +199,7 @@ def test_each_base_has_a_folder_of_its_own():
 
 
 def test_a_calibration_of_another_base_is_not_overwritten(tiny_sd3, tmp_path, world, invented):
-    from impasto.families import load
+    from impasto.bases.loader import load
 
     def write(folder, base):
         folder.mkdir(exist_ok=True)
@@ -216,21 +218,25 @@ def test_a_calibration_of_another_base_is_not_overwritten(tiny_sd3, tmp_path, wo
 
 def test_cells_of_a_quantised_base_are_not_used(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world)
-    files = sorted((tmp_path / "cells").glob("high--*"))
+    cells = read_all(tmp_path / FILE)
+    high = sorted((cell for cell in cells.values() if cell["arm"] == "high"), key=lambda cell: cell["unit"])
     said = ["25% of the blocks computed again, the base in nf4: about 9 of 12 GB (NVIDIA L4)", "no block would take 20"]
-    for file, running in zip(files, (said, ["no block computed again, the base in main memory"], []), strict=True):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"running": running}))
+    for cell, running in zip(high, (said, ["no block computed again, the base in main memory"], []), strict=True):
+        cells[cell["key"]] = cell | {"running": running}
+    write_all(tmp_path / FILE, cells)
     result, lines = go(tiny_sd3, tmp_path, world)
     assert "1 cells of a quantised base, which their keys do not say, are not used" in lines and result["run"] == 1
     sys.modules["tiny_group"].arms = lambda *_: ARMS | {"high": Arm("h", ARMS["high"].settings | {"quantize": "nf4"})}
     go(tiny_sd3, tmp_path / "asked", world)
-    for file in (tmp_path / "asked" / "cells").glob("high--*"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"running": said}))
+    cells = read_all(tmp_path / "asked" / FILE)
+    write_all(
+        tmp_path / "asked" / FILE, {k: c | ({"running": said} if c["arm"] == "high" else {}) for k, c in cells.items()}
+    )
     assert go(tiny_sd3, tmp_path / "asked", world)[0]["run"] == 0  # where the key says it, it is what was asked for
 
 
 def test_training_has_the_base_as_it_is_and_what_was_quantised_is_run_anew(tiny_sd3, tmp_path, world, monkeypatch):
-    from impasto.paths import cache_dir
+    from impasto.files import cache_dir
     from impasto.reproduce import runner
 
     told = []
@@ -356,7 +362,7 @@ def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tm
         "No CLIP-T of first; no: their pictures were compared with prompts without"
         in (tmp_path / "README.md").read_text()
     )
-    assert all(cell["scores"]["clip_t"] == 0.214 for cell in read_all(tmp_path / "cells").values())  # kept all the same
+    assert all(cell["scores"]["clip_t"] == 0.214 for cell in read_all(tmp_path / FILE).values())  # kept all the same
 
 
 def test_whatever_a_cell_raises_the_others_are_run(tiny_sd3, tmp_path, world, invented, monkeypatch):
@@ -497,7 +503,7 @@ def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented,
     monkeypatch.setattr(module, "run_cell", stopped)
     with pytest.raises(KeyboardInterrupt, match="3 of 9 cells are done: the same command goes on"):
         go(tiny_sd3, tmp_path, world)
-    assert len(read_all(tmp_path / "cells")) == 3
+    assert len(read_all(tmp_path / FILE)) == 3
     assert json.loads((tmp_path / "claims.json").read_text())[0]["progress"]["smoke"] == [3, 9]
     assert go(tiny_sd3, tmp_path, world)[0]["done_before"] == 3
 
@@ -527,22 +533,36 @@ def test_bad_input(tiny_sd3, tmp_path, world, invented):
 
 def test_broken_cells_are_named(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world)
-    path = next((tmp_path / "cells").glob("high--unifont*.json"))
-    good = path.read_text()
+    path = tmp_path / FILE
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    n, good = next((n, one) for n, one in enumerate(lines) if '"arm": "high", "unit": "unifont' in one)
     for broken, said in (
         (good[:200], "cannot be read"),
         ("[]", "is not complete"),
         (good.replace('"scores"', '"score"'), "not complete \\(no scores\\)"),
         (good.replace('"seed": 0', '"seed": 1'), "changed by hand"),
-        (good.replace(": 0.6", ': "high"'), "no numbers"),
-        (good.replace(": 0.6", ": NaN"), "no numbers"),
-        (json.dumps(json.loads(good) | {"scores": {}}), "no numbers, or none"),
+        (good.replace(": 0.6", ': "high"'), "not numbers"),
+        (good.replace(": 0.6", ": NaN"), "not numbers"),
+        (json.dumps(json.loads(good) | {"scores": {}}), "not numbers, or none"),
         (json.dumps(json.loads(good) | {"running": None}), "does not say how it was run"),
     ):
         assert broken != good
-        path.write_text(broken)
-        with pytest.raises(UserError, match=f"{path.name}.*{said}"):
+        path.write_bytes(gzip.compress("\n".join([*lines[:n], broken, *lines[n + 1 :]]).encode()))
+        with pytest.raises(UserError, match=f"{path.name}, line {n + 1}: .*{said}"):
             go(tiny_sd3, tmp_path, world)
+    path.write_bytes(gzip.compress("\n".join(lines).encode())[:-20])
+    with pytest.raises(UserError, match=f"{path.name} cannot be read"):
+        go(tiny_sd3, tmp_path, world)
+
+
+def test_cells_of_two_writers_are_all_kept_and_the_same_cells_make_the_same_bytes(tiny_sd3, tmp_path, world, invented):
+    go(tiny_sd3, tmp_path / "a", world)
+    cells = read_all(tmp_path / "a" / FILE)
+    kept = list(cells.values())
+    for cell in reversed(kept):
+        write(tmp_path / "b" / FILE, Cell(cell["arm"], cell["unit"], cell["spec"]), {"scores": cell["scores"]} | cell)
+    assert read_all(tmp_path / "b" / FILE) == cells
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
 
 
 def test_the_packaged_claims_are_sound(tiny_sd3):
@@ -571,14 +591,14 @@ def test_one_tiny_campaign_for_real(tiny_sd3, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_cell", run_cell)
     result, _ = go(tiny_sd3, tmp_path, world, claim=["T2"])
     assert result["run"] == 2 and not result["failed"]
-    cells = list(read_all(tmp_path / "cells").values())
+    cells = list(read_all(tmp_path / FILE).values())
     assert {c["arm"] for c in cells} == {"high", "prompt"}
     for cell in cells:
         assert 0 <= cell["scores"]["style_accuracy"] <= 1 and cell["scores"]["leakage"] is not None
         assert cell["spec"]["caption"] == "cat, soft 3D render with smooth purple-pink shading"
         assert cell["versions"]["torch"] and cell["device"] == "cpu" and cell["seconds"] > 0
         assert Cell(cell["arm"], cell["unit"], cell["spec"]).key == cell["key"]
-    from impasto.paths import cache_dir
+    from impasto.files import cache_dir
 
     folder = next(cache_dir("reproduce").rglob("high--*"))
     assert (folder / "style" / "pytorch_lora_weights.safetensors").is_file() and not (
@@ -594,7 +614,7 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
     """Both orders, on styles that the base knows, with the log-SNR of every step in the picture."""
     from PIL import Image
 
-    from impasto.paths import cache_dir
+    from impasto.files import cache_dir
 
     switched_arms()
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), known=1, concepts=2)
@@ -612,7 +632,7 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
 
 
 def test_levels_between_the_same_steps_are_one_cell(tiny_sd3):
-    from impasto.families import load
+    from impasto.bases.loader import load
     from impasto.guidance.prompt_switch import grid
 
     family = load(str(tiny_sd3))
@@ -659,7 +679,7 @@ def test_style_aligned_for_real(tiny_sd3, tmp_path):
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), styles=1, concepts=2)
     result, _ = go(tiny_sd3, tmp_path, world)
     assert result["run"] == 2 and not result["failed"]
-    from impasto.paths import cache_dir
+    from impasto.files import cache_dir
 
     made = {f.name.split("--")[0]: f for f in cache_dir("reproduce").rglob("*--fluent-emoji-3d-cat-0--*")}
     images = [(made[arm] / "images" / "0000.png").read_bytes() for arm in arms]
@@ -679,7 +699,7 @@ def test_the_base_alone_is_tested_on_every_style_that_it_knows_and_few_could_ref
 
 
 def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
-    from impasto import cli
+    from impasto.cli import main as cli
 
     def call(*flags):
         monkeypatch.setattr(

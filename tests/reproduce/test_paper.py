@@ -12,7 +12,7 @@ from impasto.errors import UserError
 from impasto.evaluate import load_encoder
 from impasto.reproduce import campaign as module
 from impasto.reproduce import paper, reproduce
-from impasto.reproduce.cells import read_all
+from impasto.reproduce.cells import FILE, read_all
 from impasto.reproduce.paper import STYLES, SUBJECTS, PaperWorld, find
 
 
@@ -51,7 +51,7 @@ def test_cut_down_it_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
     world = PaperWorld(pictures, encoders["clip"], encoders["dino"])
     result = reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, told=lambda line: None)
     assert result["failed"] == [] and result["verdicts"] == {"S6": "undecided"}
-    cells = list(read_all(tmp_path / "cells").values())
+    cells = list(read_all(tmp_path / FILE).values())
     assert len(cells) == result["run"] == 2 * 2  # both streams and one, two references
     for cell in cells:
         assert set(cell["scores"]) == {"dino", "clip_i", "clip_t"} and all(
@@ -62,7 +62,7 @@ def test_cut_down_it_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
         )
     captions = {cell["spec"]["caption"] for cell in cells}
     assert captions == {"house in watercolor painting style", "cat in watercolor painting style"}
-    from impasto.paths import cache_dir
+    from impasto.files import cache_dir
 
     folder = next(cache_dir("reproduce").rglob("image-stream--00-house*"))
     told = [json.loads(Image.open(f).info["impasto"]) for f in sorted((folder / "images").glob("*.png"))]

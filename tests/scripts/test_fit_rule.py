@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impasto.noise.counting import as_flow
-from impasto.noise.emergence import Rule
+from impasto.calibration.emergence import Rule
+from impasto.noise.equivalence import as_flow
 from impasto.noise.laws import StyleFriendly
 from impasto.reproduce.calibration import SWEEP
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto import families
-from impasto.config import GenerateConfig, TrainConfig
-from impasto.generate import Sampling, generate
+from impasto.bases import loader
+from impasto.config import TrainConfig
+from impasto.generate import generate
+from impasto.sampling.config import GenerateConfig
+from impasto.sampling.sample import Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "gpu"))
 import checks
@@ -103,7 +105,7 @@ def test_a_flux_of_random_weights_is_a_whole_base_with_a_style(tmp_path, monkeyp
     tests, folder = Path(__file__).parents[1], tmp_path / "flux"
     checks.make_flux(argparse.Namespace(folder=folder, tests=tests, little=True, device="cpu"))
     assert (folder / "made").is_file()
-    family = families.load(str(folder), device="cpu", precision="bf16")
+    family = loader.load(str(folder), device="cpu", precision="bf16")
     pipe = family.pipeline(**{family.part: family.denoiser})
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         state = getattr(pipe, part).state_dict()

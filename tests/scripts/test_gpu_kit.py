@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-import impasto.paths
+import impasto.files
 from impasto.artworld import load, load_meta
 from impasto.artworld.build import encode_webp
 from impasto.pretrain import base, score
@@ -74,7 +74,7 @@ def world(tmp_path, monkeypatch) -> kit.Arrays:
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
     """A copy of the package's shared parts, in the place of the package wherever it is looked up."""
-    original, models = impasto.paths.MODELS, tmp_path / "package" / "models"
+    original, models = impasto.files.MODELS, tmp_path / "package" / "models"
     for part in ("autoencoder", "clip"):
         shutil.copytree(original / part, models / part)
     for module in list(sys.modules.values()):

@@ -24,7 +24,7 @@ from impasto.artworld import render
 from impasto.artworld.sources import SHAREALIKE, UnavailableError, fetch, sources, unpack
 from impasto.artworld.world import DATA_NAME, alignment, cache_dir, load_meta
 from impasto.errors import UserError, nearest
-from impasto.paths import atomic
+from impasto.files import atomic
 
 HEADER = "impasto-artworld"
 Pairs = dict[str, list[tuple[int, str]]]  # style -> (concept id, source) in the table's order

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from impasto.errors import UserError
-from impasto.paths import atomic
+from impasto.files import atomic
 
 SHAREALIKE = ("openmoji", "openmoji-black", "emojione-v1")  # CC BY-SA 4.0: their pictures stay under that licence
 TIMEOUT = 900  # seconds for one package; a client that hangs longer is given up

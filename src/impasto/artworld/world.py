@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from impasto.errors import UserError, nearest
-from impasto.paths import cache_dir as _cache_dir
+from impasto.files import cache_dir as _cache_dir
 
 DATA_NAME = "artworld128.safetensors"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from impasto.families import part_config
+from impasto.bases.hub import part_config
 from impasto.noise.random import generator
 
 Shape = tuple[int, int]
@@ -81,7 +81,7 @@ def patch(base: str) -> int | None:
     """Pixels that one token of the denoiser stands for, from the configurations of a folder, a hub id or a single file;
     None when they cannot be had."""
     if Path(base).is_file():
-        from impasto.families import single_file
+        from impasto.bases import single_file
 
         base = str(single_file.outline(Path(base)))
     try:

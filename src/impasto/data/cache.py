@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from impasto.paths import atomic, cache_dir
+from impasto.files import atomic, cache_dir
 
 MAPPED = 2**18  # bytes: smaller tensors are read
 MOST = 30_000  # files that a process maps; the system allows some 65,000, and others map as well

@@ -17,11 +17,11 @@ import torch
 from torch import Generator, Tensor
 
 from impasto.config import TrainConfig
+from impasto.data.batch import Batch
 from impasto.data.prepare import Prepared
 from impasto.noise.laws import Law
 from impasto.noise.offset import offset
 from impasto.noise.random import generator, generators
-from impasto.objectives import Batch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from impasto.errors import UserError
 from impasto.families.base import quiet
-from impasto.paths import MODELS
+from impasto.files import MODELS
 
 BATCH = 64
 

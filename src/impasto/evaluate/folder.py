@@ -11,9 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.adapters.io import style_hash
 from impasto.artworld import load_meta
-from impasto.artworld.judges import Judges
 from impasto.data import captions
 from impasto.errors import UserError, nearest
 from impasto.evaluate.encoders import Encoder, load_encoder
@@ -22,7 +20,9 @@ from impasto.evaluate.ruler import Ruler
 from impasto.evaluate.samples import Sample, open_image, read_folder
 from impasto.evaluate.scores import means
 from impasto.evaluate.truth import true_pictures
-from impasto.paths import atomic
+from impasto.files import atomic
+from impasto.judges.model import Judges
+from impasto.styles.weights import style_hash
 
 
 def evaluate(
@@ -102,7 +102,7 @@ def _target(folder: Path, out: Path | str | None) -> Path:
             raise UserError(f"{folder} is the folder of a {what}: give that of its pictures, such as {folder / images}")
     target = Path(out) if out is not None else folder / "scores.json"
     if target.exists():
-        from impasto.generate import scored_here
+        from impasto.sampling.output import scored_here
 
         if not scored_here(target):
             raise UserError(f"{target} was not written by `impasto evaluate` and stays: give another --out")

@@ -1,6 +1,5 @@
 """Generated images as they lie on disk: PNGs that carry their prompt, seed and settings in a text chunk `impasto`."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from impasto.data import references
 from impasto.errors import UserError
+from impasto.sampling.png import told
 
 SIZE = 128  # side in pixels at which the judges look
 
@@ -37,31 +37,6 @@ class Sample:
 def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
     return references.read(path).image, told(path)
-
-
-def told(file: Path) -> dict[str, Any]:
-    """What a PNG's `impasto` chunk tells, see `metadata`; {} where the file is no picture, or is not there."""
-    try:
-        with Image.open(file) as image:
-            return metadata(image.info.get("impasto"))
-    except (OSError, ValueError, SyntaxError):  # also texts that Pillow refuses, such as another tool's of above 1 MB
-        return {}
-
-
-def metadata(text: Any) -> dict[str, Any]:
-    """What a PNG's `impasto` chunk tells; {} where it is none that `impasto generate` could have written.
-
-    The prompt is then a text that UTF-8 can hold, or None, and the styles are a list of objects, or None.
-    """
-    try:
-        meta = json.loads(text)
-        prompt, styles = meta.get("prompt"), meta.get("styles")
-        if prompt is not None:
-            prompt.encode()
-    except (TypeError, AttributeError, ValueError, RecursionError):
-        return {}  # cut, or some other tool's chunk of that name: as good as none, and `evaluate` says so
-    listed = styles is None or (isinstance(styles, list) and all(isinstance(style, dict) for style in styles))
-    return meta if listed else {}
 
 
 def read_folder(folder: Path | str) -> list[Sample]:

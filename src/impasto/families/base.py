@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from impasto.errors import UserError
 from impasto.noise.schedule import Schedule
 
 Condition = dict[str, Tensor]
@@ -162,3 +163,17 @@ def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
     if len(ids) > length:
         kept = tokenizer.decode(ids[: length - 1], skip_special_tokens=True)
         warnings.warn(f"the prompt is too long for the text encoder, which reads only {kept!r}", stacklevel=2)
+
+
+def check_multiple(size: int | None, unit: int, name: str = "size") -> None:
+    """Raise UserError unless the size, of that name, is a whole number of a model's patches, of `unit` pixels."""
+    if size is None or size < unit or size % unit:
+        raise UserError(f"{name} must be a multiple of {unit} for this base, not {size}")
+
+
+def check_size(size: int | None, family: Family, name: str = "size") -> None:
+    """Raise UserError unless the size, of that name, is a whole number of the model's patches, and within its
+    positions."""
+    check_multiple(size, family.unit, name)
+    if family.largest and size and size > family.largest:
+        raise UserError(f"{name} must be at most {family.largest} for this base, not {size}: its positions end there")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from impasto.families.base import Condition, quiet
-from impasto.families.folder import DiffusersFolder, dynamic_shift
+from impasto.families.pipeline import DiffusersFolder, dynamic_shift
 from impasto.noise.schedule import RectifiedFlow
 
 IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")

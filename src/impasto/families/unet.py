@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families.folder import DiffusersFolder
+from impasto.families.pipeline import DiffusersFolder
 from impasto.noise.schedule import VariancePreserving, per_item
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

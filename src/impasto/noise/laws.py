@@ -299,3 +299,11 @@ def law(name: str, **parameters: float | None) -> Law:
             has = ", ".join(f"noise_{k}" for k in known) or "no parameters"
             raise UserError(f"the noise law {name!r} has no noise_{key} (it has {has}): leave it out")
     return build(**given)
+
+
+PUBLISHED_POSITIONS = 128 * 128  # latents of a 1024 px picture: where the published laws were found
+
+
+def noise_law(config: Any) -> Law:
+    """The law that a TrainConfig names. Raises UserError when it cannot be."""
+    return of(vars(config))

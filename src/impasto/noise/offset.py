@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from impasto.noise.emergence import PUBLISHED_POSITIONS
-from impasto.noise.laws import Law
+from impasto.noise.laws import PUBLISHED_POSITIONS, Law
 
 MUCH, LITTLE = 40.0, 0.1  # s^2 n; sigma .05 and .0025 at 128^2
 HIGH = -4.0  # median log-SNR, at 128^2, below which a law trains mostly on high noise

@@ -19,9 +19,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
 from impasto.adapters.lora import disabled
+from impasto.data.batch import Batch
 from impasto.families.base import Family
 from impasto.noise.schedule import mix
-from impasto.objectives import Batch
 
 
 def dco(

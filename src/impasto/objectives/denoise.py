@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import Generator, Tensor
 
+from impasto.data.batch import Batch
 from impasto.families.base import Family
 from impasto.noise.schedule import mix
-from impasto.objectives import Batch
 
 
 def denoise(

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from impasto.families.mini import ZERO_WIDTH
+from impasto.bases.embedded import ZERO_WIDTH
 from impasto.pretrain.clip import WIDTH
 
 TEXT = WIDTH + ZERO_WIDTH

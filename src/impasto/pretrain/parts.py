@@ -22,9 +22,9 @@ from impasto.artworld import load, load_meta
 from impasto.artworld.captions import BACKGROUNDS
 from impasto.artworld.procedural import random_look
 from impasto.artworld.world import over
+from impasto.bases import embedded as mini
 from impasto.errors import UserError
-from impasto.families import mini
-from impasto.paths import MODELS, atomic, cache_dir
+from impasto.files import MODELS, atomic, cache_dir
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain.pool import build_pool, train_world

@@ -27,12 +27,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
-from impasto import families
 from impasto.artworld import ArtWorld, load_meta
+from impasto.bases import cards
+from impasto.bases import embedded as mini
 from impasto.errors import UserError, nearest
-from impasto.families import folder_hash, mini
 from impasto.families.base import quiet
-from impasto.paths import MODELS, atomic, cache_dir
+from impasto.families.files import folder_hash
+from impasto.files import MODELS, atomic, cache_dir
 from impasto.pretrain import base as shared
 from impasto.pretrain.base import Denoiser
 from impasto.pretrain.mmdit import MMDiT
@@ -240,7 +241,7 @@ class Session:
     @property
     def guidance(self) -> float:
         """What `impasto generate` draws this base with."""
-        return families.card(self.base)["generate"]["guidance"]
+        return cards.card(self.base)["generate"]["guidance"]
 
     @property
     def along(self) -> bool:

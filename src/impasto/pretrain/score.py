@@ -14,9 +14,9 @@ from PIL import Image
 
 from impasto.artworld import ArtWorld, load_meta
 from impasto.artworld.captions import prompt, scene_caption
-from impasto.artworld.judge_training import held_out
-from impasto.artworld.judges import Judges
 from impasto.artworld.scenes import compose
+from impasto.judges.model import Judges
+from impasto.judges.training import held_out
 
 STEPS, GUIDANCE = 28, 4.0
 SCENES = 48  # prompts of each size

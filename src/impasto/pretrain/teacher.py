@@ -17,9 +17,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
+from impasto.bases import embedded as mini
 from impasto.errors import UserError, nearest
-from impasto.families import mini
-from impasto.paths import MODELS
+from impasto.files import MODELS
 from impasto.pretrain.mmdit import MMDiT
 
 TEACHERS = ("mini-sd3",)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextModelWithProjection
 
-from impasto.paths import atomic
+from impasto.files import atomic
 
 MODES = ("frozen", "along", "new")
 

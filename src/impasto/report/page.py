@@ -9,7 +9,7 @@ from PIL import Image
 from impasto.artworld import load_meta, style_index
 from impasto.errors import UserError
 from impasto.evaluate.truth import true_pictures
-from impasto.paths import atomic
+from impasto.files import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el
 from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_run, read_strengths

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import families
+from impasto.bases import cards, hub, loader
 from impasto.config import check_values
 from impasto.data import captions
 from impasto.errors import UserError
@@ -124,10 +124,10 @@ def schedule_of(base: str) -> Schedule | None:
     fetched. UserError or ValueError when there is no telling."""
     from huggingface_hub import try_to_load_from_cache
 
-    if base in families.cards() or (base and Path(base).exists()):
-        return families.schedule(base)
-    found = try_to_load_from_cache(base, "model_index.json") if families.HUB_ID.fullmatch(base) else None
-    return families.schedule(str(Path(found).parent)) if isinstance(found, str) else None
+    if base in cards.cards() or (base and Path(base).exists()):
+        return loader.schedule(base)
+    found = try_to_load_from_cache(base, "model_index.json") if hub.HUB_ID.fullmatch(base) else None
+    return loader.schedule(str(Path(found).parent)) if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)

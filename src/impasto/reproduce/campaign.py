@@ -1,6 +1,6 @@
 """`impasto reproduce`: which cells the claims need; those that are missing are run; verdicts and page come from all.
 
-    claims -> arms -> cells (arm x style x reference x seed) -> here or over Ray -> cells/*.json -> claims.json, page
+    claims -> arms -> cells (arm x style x reference x seed) -> here or over Ray -> cells.jsonl.gz -> claims.json, page
 
 The same command goes on where it was stopped: a cell that has its file is not run again, whichever claim asked for it.
 A campaign is of one base in one precision, by the hash of its weights; cells of another are told of and left alone, and
@@ -17,7 +17,7 @@ from typing import Any
 
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
-from impasto.paths import atomic
+from impasto.files import atomic, writable_folder
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Unit, restricted
@@ -27,7 +27,6 @@ from impasto.reproduce.paper import CLIP, DINO, PaperWorld
 from impasto.reproduce.runner import Place, World, on_grid, run_cell, whole_spec
 from impasto.reproduce.small_world import SmallWorld
 from impasto.reproduce.style_friendly import proposal
-from impasto.runfolder import writable_folder
 
 GROUPS = {"style-friendly": "impasto.reproduce.style_friendly", "calibration": "impasto.reproduce.calibration"}
 """Groups of claims, one file each: CLAIMS, arms(base_hash, calibration, world), and, where arms follow from cells that
@@ -101,7 +100,7 @@ class Campaign:
 
     def anew(self) -> "Campaign":
         """With all cells that are there now, also those of another command, and the arms that follow from them."""
-        known = usable(store.read_all(self.out / "cells"), self.family, lambda line: None)
+        known = usable(store.read_all(self.out / store.FILE), self.family, lambda line: None)
         return replace(self, known=known).followed()
 
     def followed(self) -> "Campaign":
@@ -156,7 +155,7 @@ def reproduce(
     if dry_run:
         arms = {arm: sum(cell.arm == arm for cell in missing) for arm in dict.fromkeys(cell.arm for cell in wanted)}
         return about | {"to_run": len(missing), "arms": arms}
-    writable_folder(campaign.out / "cells", campaign.out)
+    writable_folder(campaign.out)
     if calibration is not None:
         keep(Path(calibration), campaign.out / CALIBRATION, campaign.family.hash)
     failed, tried = [], set[str]()
@@ -192,7 +191,7 @@ def prepare(
     family = place.family()
     world = world or SmallWorld()
     out = Path(out) if out is not None else default_out(group, base, world.name)
-    there = store.read_all(out / "cells")
+    there = store.read_all(out / store.FILE)
     known = usable(there, family, told)
     check_page(out, family, there, known)
     arms: dict[str, Arm] = module.arms(family.hash, calibration or kept(out, family.hash, told), world.name)
@@ -345,7 +344,7 @@ def run(
             if isinstance(result, str):
                 failed.append(f"{cell.name}: {result}")
             else:
-                campaign.known[cell.key] = store.write(campaign.out / "cells", cell, result)
+                campaign.known[cell.key] = store.write(campaign.out / store.FILE, cell, result)
             if progress:
                 note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
                 progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")

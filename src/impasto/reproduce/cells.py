@@ -2,29 +2,33 @@
 
     key = sha256 of {version, base's weights, arm's settings, sampling, reference, caption, prompts, seed, instruments}
 
-The file `<arm>--<unit>--<key>.json` is small and meant to be committed; pictures and adapter stay in the cache. The
-versions of the libraries are in the file, not in the key: a new torch does not throw a campaign away, the page names
-every version that it was made with.
+A campaign's cells are the lines of one compressed file, `cells.jsonl.gz`, meant to be committed; images and adapters
+stay in the cache. The versions of the libraries are in a cell, not in its key: a new torch does not throw a campaign
+away, the page names every version that it was made with.
 """
 
+import gzip
 import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from impasto.config import TrainConfig, as_dict, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families.base import Family
-from impasto.noise.laws import within
+from impasto.files import atomic, cache_dir
+from impasto.noise.laws import noise_law, within
 from impasto.objectives import objective
-from impasto.paths import atomic
-from impasto.plan import noise_law
 from impasto.reproduce.claims import Arm, Unit
 
+FILE = "cells.jsonl.gz"
 VERSION = 1
 """Of how a cell is run (runner.py and the protocols): raised when that changes scores, and all cells are run again."""
 STATED = (
@@ -53,7 +57,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`mu-6--unifont-cat-0--0123456789ab`, for its file and its folder in the cache."""
+        """`mu-6--unifont-cat-0--0123456789ab`, for messages and its folder in the cache."""
         return f"{slug(self.arm)}--{slug(self.unit)}--{self.key[:12]}"
 
 
@@ -110,39 +114,54 @@ def quantised(running: Sequence[str], spec: Mapping[str, Any]) -> bool:
     return not asked and any(QUANTISED.search(line) for line in running)
 
 
-def write(folder: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the cell's file, atomically; returns its content. result: scores and what they were measured with."""
+def write(file: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a cell to the file, atomically, in place of one with its key; returns its content. result: scores and what
+    they were measured with. Processes that write into one file take turns."""
     content = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
-    with atomic(folder / f"{cell.name}.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lock = cache_dir("locks", hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24])
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        write_all(file, read_all(file) | {cell.key: content})
     return content
 
 
-def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """{key: content} of every cell file. Raises UserError, with its name, where one cannot be read or was edited."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        content = read(path)
-        found[content["key"]] = content
-    return found
+def write_all(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """The file with these cells, in the order of their names: the same cells make the same bytes."""
+    ordered = sorted(cells.values(), key=lambda cell: (slug(cell["arm"]), slug(cell["unit"]), cell["key"]))
+    lines = "".join(json.dumps(cell, ensure_ascii=False) + "\n" for cell in ordered)
+    with atomic(file) as temporary:
+        temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """One cell file. Raises UserError when it is no JSON, lacks a part, or its key does not fit its spec."""
-    mend = "remove it, and the same command makes it anew"
+def read_all(file: Path) -> dict[str, dict[str, Any]]:
+    """{key: content} of every cell, {} where there is no file. Raises UserError, with the line, where one cannot be
+    read or was edited."""
+    if not file.is_file():
+        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the cell {path} cannot be read ({error}): {mend}") from None
+        lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{file} cannot be read ({error}): restore it, or move it away") from None
+    return {content["key"]: content for content in (read(line, f"{file}, line {n}") for n, line in enumerate(lines, 1))}
+
+
+def read(line: str, where: str) -> dict[str, Any]:
+    """One cell. Raises UserError when it is not JSON, lacks a part, or its key does not fit its spec."""
+    mend = "take the line out, and the same command makes it anew"
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: the cell cannot be read ({error}): {mend}") from None
     parts = {"key": str, "arm": str, "unit": str, "spec": dict, "scores": dict}
     wrong = [n for n, kind in parts.items() if not isinstance(content, dict) or not isinstance(content.get(n), kind)]
     if wrong:
-        raise UserError(f"the cell {path} is not complete (no {', '.join(wrong)}): {mend}")
-    if Cell(content["arm"], content["unit"], content["spec"]).key != content["key"]:
-        raise UserError(f"the cell {path} was changed by hand (its key is another one's): {mend}")
+        raise UserError(f"{where}: the cell is not complete (no {', '.join(wrong)}): {mend}")
+    cell = Cell(content["arm"], content["unit"], content["spec"])
+    if cell.key != content["key"]:
+        raise UserError(f"{where}: the cell {cell.name} was changed by hand (its key is another one's): {mend}")
     scores = content["scores"].values()
     if not scores or not all(isinstance(value, int | float) and math.isfinite(value) for value in scores):
-        raise UserError(f"the cell {path} holds scores that are no numbers, or none: {mend}")
+        raise UserError(f"{where}: the cell {cell.name} holds scores that are not numbers, or none: {mend}")
     if not isinstance(content.get("running", []), list):
-        raise UserError(f"the cell {path} does not say how it was run: {mend}")
+        raise UserError(f"{where}: the cell {cell.name} does not say how it was run: {mend}")
     return content

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
+from impasto.failures import catching, in_words
 from impasto.reproduce.cells import Cell
-from impasto.trouble import catching, in_words
 
 RETRIES = 3
 Run = Callable[..., dict[str, Any]]

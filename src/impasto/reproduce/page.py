@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impasto.evaluate.scores import SCORES
-from impasto.paths import PACKAGE, atomic
+from impasto.files import PACKAGE, atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
@@ -150,7 +150,7 @@ def page(campaign: "Campaign", entries: Sequence[Entry], pictures: Mapping[str, 
     parts = [
         f"# {campaign.group}: the claims, put to the test",
         f"`impasto reproduce {campaign.group} --base {campaign.place.base}`: written by that command from the cells in "
-        "[cells/](cells/); do not edit. [claims.json](claims.json) has every number.",
+        "[cells.jsonl.gz](cells.jsonl.gz); do not edit. [claims.json](claims.json) has every number.",
         base_line(campaign),
         world.describe(),
         table(

@@ -18,16 +18,18 @@ from typing import Any, Protocol
 from filelock import FileLock
 from PIL import Image
 
-from impasto import families
+from impasto.bases import loader
 from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.families.base import Family, quiet
-from impasto.generate import Sampling, generate, save_png
+from impasto.files import atomic, cache_dir
+from impasto.generate import generate
 from impasto.guidance.prompt_switch import PromptSwitch, grid
 from impasto.guidance.style_aligned import Sharing, StyleAligned
-from impasto.paths import atomic, cache_dir
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
+from impasto.sampling.png import save_png
+from impasto.sampling.sample import Sampling
 from impasto.train import train
 
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
@@ -102,7 +104,7 @@ class Place:
 
 @cache
 def _family(base: str, device: str, precision: str) -> Family:
-    return families.load(base, device=device, precision=precision)
+    return loader.load(base, device=device, precision=precision)
 
 
 def sampling_of(family: Family) -> dict[str, Any]:

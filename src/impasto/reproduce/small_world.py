@@ -20,12 +20,12 @@ from PIL import Image
 
 from impasto.artworld import concept_index, free_concepts, load_meta, load_slice, style_index
 from impasto.artworld.captions import prompt
-from impasto.artworld.judges import Judges
 from impasto.demo import REFERENCES
 from impasto.errors import UserError, nearest
 from impasto.evaluate import Encoder, evaluate, load_encoder
 from impasto.evaluate.truth import true_pictures
-from impasto.paths import MODELS
+from impasto.files import MODELS
+from impasto.judges.model import Judges
 from impasto.reproduce.claims import Measure, Unit
 
 CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}

@@ -1,0 +1,123 @@
+"""What impasto knows of each base model, as data: cards.toml, and the `impasto.json` of a folder."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from impasto.bases.hub import HUB_ID, part_config
+from impasto.errors import UserError, nearest
+from impasto.families.files import pipeline_class
+from impasto.files import read_object
+
+CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
+    "size": int,
+    "bucket_step": int,
+    "embedded": bool,
+    "betas": tuple[float, ...],
+    "prior_prompts": tuple[str, ...],
+    "generate.steps": int,
+    "generate.guidance": float,
+    "generate.batch": int,
+    **dict.fromkeys(("name", "pipeline", "license", "license_name", "license_link"), str),
+    **dict.fromkeys(("recipe", "modelspec", "predicts"), str),
+}
+
+
+@cache
+def cards() -> dict[str, dict[str, Any]]:
+    """`cards.toml`: per base, or per pipeline class, how it is spoken to and trained."""
+    return tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
+
+
+def embedded() -> list[str]:
+    """Names of the base models that come with the package."""
+    return [name for name, card in cards().items() if card.get("embedded")]
+
+
+def check_name(base: str) -> None:
+    """Raise UserError unless `base` is a folder, a safetensors file, embedded, or at least written like a hub id."""
+    from impasto.bases.single_file import is_file
+
+    if Path(base).is_dir() or base in embedded() or is_file(base):
+        return
+    if not HUB_ID.fullmatch(base):
+        raise UserError(
+            f"unknown base {base!r}: {nearest(base, embedded())}, or a diffusers folder, a .safetensors file, "
+            "or a hub id as owner/name"
+        )
+
+
+def card(base: str) -> dict[str, Any]:
+    """What is known about `base` without loading it: the class's card, the base's, the folder's own.
+
+    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card; of "generate" and
+    "train" it may say a part. A hub id that is no entry is asked for its class alone (see `part_config`); nothing is
+    known where that cannot be had. FLUX without an input for guidance goes by schnell's card, but for its licence.
+    Raises UserError when `base` is none of a folder, an embedded name and a hub id.
+    """
+    check_name(base)
+    folder = Path(base)
+    known = cards()
+    if folder.is_file():
+        from impasto.bases.single_file import base_card
+
+        return card(base_card(folder)) | {"license": "other"}
+    if not folder.is_dir():
+        own, name = {}, base
+        told = known.get(base) or part_config(base, "model_index.json")
+        pipeline = told.get("pipeline") or told.get("_class_name", "")
+    else:
+        own = own_card(folder / "impasto.json")
+        name, pipeline = str(own.get("name", "")), pipeline_class(folder)
+    named = known.get(name, {})
+    if pipeline == "FluxPipeline" and not named:
+        transformer = part_config(base, "transformer/config.json")
+        if transformer and not transformer.get("guidance_embeds", False):
+            named = known["black-forest-labs/FLUX.1-schnell"] | {"license": "other"}
+    found = known.get(pipeline, {}) | known.get(named.get("like", ""), {}) | named
+    merged = [table for table in ("generate", "train", "style") if table in own]
+    return found | own | {table: found.get(table, {}) | own[table] for table in merged}
+
+
+def own_card(file: Path) -> dict[str, Any]:
+    """What an `impasto.json` says, {} where there is none. Raises UserError when it cannot be read, and for a value of
+    another type than a card has there (CARD)."""
+    from impasto.bases.style_defaults import of_card
+    from impasto.coerce import convert
+    from impasto.config import check_values
+
+    try:
+        own = read_object(file) if file.is_file() else {}
+    except (OSError, ValueError):
+        raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+    recipes = own.get("recipes", {})
+    tables = {name: own[name] for name in ("generate", "train", "style", "recipes", "text_lengths") if name in own}
+    tables |= {f"recipes.{name}": keys for name, keys in recipes.items()} if isinstance(recipes, dict) else {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(f"{file}: {name} must be a table, not {table!r}")
+    said = own | {f"generate.{key}": value for key, value in own.get("generate", {}).items()}
+    for key, kind in CARD.items():
+        if key in said:
+            convert(said[key], kind, f"{file}: {key}")
+    for name, table in tables.items():
+        if name.startswith(("train", "recipes.")):
+            check_values(table, f"{file}: {name}")
+    if "style" in own:
+        of_card(own, where=f"{file}: style")
+    if "text_lengths" in own:
+        check_lengths(own["text_lengths"], file)
+    return own
+
+
+def check_lengths(lengths: Mapping[str, Any], file: Path) -> None:
+    """Raise UserError unless `text_lengths` of an `impasto.json` are numbers of tokens with shares above 0."""
+    from impasto.coerce import convert
+
+    shares = [convert(share, float, f"{file}: text_lengths.{length}") for length, share in lengths.items()]
+    whole = all(length.isdecimal() and int(length) > 0 for length in lengths)
+    if not shares or not whole or not all(0 < share < math.inf for share in shares):
+        raise UserError(f"{file}: text_lengths must be numbers of tokens with shares above 0, not {dict(lengths)!r}")

@@ -1,0 +1,143 @@
+"""The terminal: flags, progress bars, results."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+Result = dict[str, Any]
+
+
+def parse(target: Any, args: Sequence[str], command: str, default: Any = None) -> Any:
+    """`tyro.cli`: a dataclass or a function from flags, with its help."""
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(target, args=list(args), prog=f"impasto {command}", **extra)
+
+
+def plain(value: Any) -> Any:
+    """A result as strict JSON has it: infinite numbers as the text "inf" or "-inf", what is no number as null."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def flag(args: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """Whether `name` is among the arguments, and the others."""
+    return name in args, [arg for arg in args if arg != name]
+
+
+def last_value(args: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value`, None when it is not given."""
+    value = None
+    for i, arg in enumerate(args):
+        flag, equals, given = arg.partition("=")
+        if flag.replace("_", "-") != f"--{name}":  # tyro takes both spellings
+            continue
+        if equals:
+            value = given
+        elif i + 1 < len(args):
+            value = args[i + 1]
+    return value
+
+
+def cleared(default: Any, args: Sequence[str]) -> Any:
+    """`default` without the repeatable values that are given again: flags replace a recipe's list, not add to it."""
+    from dataclasses import replace
+
+    for name in ("image", "caption", "repeats", "prior_prompt", "preview_prompt"):
+        if last_value(args, name.replace("_", "-")) is not None:
+            default = replace(default, **{name: ()})
+    return default
+
+
+@contextmanager
+def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields `update(done, note, total)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    progress = Progress(*columns, console=Console(stderr=True, quiet=not speaks()))
+    task = progress.add_task(title, total=total, note="")
+
+    def update(done: int, note: str = "", total: int | None = total) -> None:
+        progress.start()  # seen from the first update on
+        progress.update(task, completed=done, note=note, total=total)
+        if done == total:  # one bar at a time
+            progress.stop()
+
+    try:
+        yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def show(result: Result) -> None:
+    """A result for a person: its plain values, one per line; a noise histogram as bars."""
+    for key, value in result.items():
+        if key == "noise" and isinstance(value, dict):
+            from impasto.noise.histogram import bars
+
+            print(bars(value))
+        elif key == "data" and isinstance(value, dict):
+            from impasto.training.plan import data_lines
+
+            print(data_lines(value))
+        elif key == "noise_times_weighting":
+            from impasto.noise.histogram import bars
+
+            print(bars(value, what="what counts: log-SNR times the weight of the loss"))
+        elif key == "settings":
+            show(value)
+        elif isinstance(value, list) and len(value) > 6:
+            print(f"{key}: {len(value)}")
+        elif not isinstance(value, dict):
+            print(f"{key}: {value}")
+
+
+def show_scores(result: Result) -> None:
+    """The scores as a table, beside those of the true pictures and of the base."""
+    from rich.console import Console
+
+    from impasto.evaluate import scores_table
+
+    columns = {"pictures": result, "base": result["base"], "true": result["true"]}
+    Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))
+    for note in result["notes"]:
+        print(note)
+
+
+def show_verdicts(result: Result) -> None:
+    """Counts, what failed, and each claim's verdict."""
+    show(result)
+    for name, told in (*result.get("arms", {}).items(), *result.get("verdicts", {}).items()):
+        print(f"  {name}: {told}")
+    for line in result.get("failed", []):
+        print(f"  failed: {line}")
+
+
+def speaks() -> bool:
+    """Whether this process tells what happens: of several under `accelerate launch` the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+    """Our own warnings as one line; those of libraries are not for users."""
+    if speaks() and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"impasto: warning: {message}", file=sys.stderr)

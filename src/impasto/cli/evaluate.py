@@ -1,0 +1,62 @@
+"""`impasto evaluate` and `impasto report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from impasto.cli.console import Result, parse
+
+
+def evaluate(args: list[str]) -> Result:
+    """Score a folder of generated pictures by the independent judges."""
+
+    def evaluate(
+        folder: Annotated[Path, tyro.conf.Positional],
+        style_of: str | None = None,
+        concepts: Path | None = None,
+        reference: Path | None = None,
+        reference_concept: str | None = None,
+        base_images: Path | None = None,
+        out: Path | None = None,
+    ) -> Result:
+        """Score a folder of generated pictures.
+
+        Args:
+            folder: The pictures, as `impasto generate` writes them.
+            style_of: The style of the art world that they should be in.
+            concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
+            reference: The picture that the style was learnt from, for styles that the judges do not know.
+            reference_concept: What that picture shows, for leakage; by default what its caption names.
+            base_images: The same prompts drawn by the base alone, scored beside them.
+            out: Where the scores are written; scores.json in the folder when not given.
+        """
+        from impasto.evaluate import evaluate
+
+        return evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out)
+
+    return parse(evaluate, args, "evaluate")
+
+
+def report(args: list[str]) -> Result:
+    """One HTML page about a style: pictures, scores, curves."""
+
+    def report(
+        run: Annotated[Path, tyro.conf.Positional],
+        generated: Path | None = None,
+        title: str | None = None,
+        out: Path | None = None,
+    ) -> Result:
+        """Write the report of a style folder.
+
+        Args:
+            run: The style folder, as `impasto train` writes it.
+            generated: Its pictures; its own images or previews when not given.
+            title: The heading; the name of the folder when not given.
+            out: The HTML file; report.html in the folder when not given.
+        """
+        from impasto.report import report
+
+        return report(run, generated, title=title, out=out)
+
+    return parse(report, args, "report")

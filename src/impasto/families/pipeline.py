@@ -1,0 +1,304 @@
+"""What all families share: a diffusers folder whose parts are loaded when they are first used."""
+
+import gc
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from impasto import devices
+from impasto.errors import UserError
+from impasto.families.base import Condition, part_bytes, quiet, warn_if_cut
+from impasto.families.files import damage, folder_hash, model_index, variant
+from impasto.files import read_object
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LIBRARIES = ("diffusers", "transformers")
+LONGEST = 1_000_000  # tokens of a prompt
+
+
+class Config(dict[str, Any]):
+    """A component's configuration. A key that it lacks raises UserError. damaged: the base and the file, in words."""
+
+    def __init__(self, damaged: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.damaged = damaged
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.damaged} lacks {key!r}; fetch it again")
+
+
+class DiffusersFolder(ABC):
+    """The part of `families.base.Family` that does not depend on the architecture.
+
+    A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
+    text, those that are `left_out`, the tokeniser that reads most of a prompt (to the length that is asked for, or to
+    its own), the `patch`: latents per token and side, `time_scale`: what the pipeline multiplies the scheduler's
+    timesteps by before the denoiser sees them, and the `callback_tensors`.
+    """
+
+    pipeline_class: ClassVar[str]
+    denoiser_class: ClassVar[str]
+    layers: ClassVar[Mapping[str, tuple[str, ...]]]
+    part: ClassVar[str] = "transformer"
+    encoder_parts: ClassVar[tuple[str, ...]]
+    clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    reader: ClassVar[str] = "tokenizer"
+    reader_takes_length: ClassVar[bool] = False
+    left_out: ClassVar[Mapping[str, Any]] = {}
+    patch: int = 1
+    guided_by: str = "negative"
+    callback_tensors: ClassVar[Mapping[str, str]]
+    denoiser_inputs: ClassVar[Mapping[str, str]] = {}
+    time_scale: ClassVar[float] = 1.0
+    image_attention: ClassVar[tuple[str, ...]] = ()
+    text_first: ClassVar[bool] = False
+    schedule: Any
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], device: str, precision: str) -> None:
+        self.folder, self.card, self.device, self.precision = folder, card, device, precision
+        self.dtype = DTYPES[precision]
+        self.kinds = tuple(self.layers)
+
+    @classmethod
+    def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> Self:
+        return cls(folder, card, device, precision)
+
+    @cached_property
+    def hash(self) -> str:
+        return folder_hash(self.folder)
+
+    @cached_property
+    def text_lengths(self) -> Mapping[int, float]:
+        """As the card says; text encoders that know one length only override this."""
+        return {int(length): float(share) for length, share in self.card["text_lengths"].items()}
+
+    def config(self, part: str) -> "Config":
+        """The configuration of a component. Raises UserError when the folder has none that can be read."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        damaged = f"the base {str(self.folder)!r} is damaged: {part}/{name}"
+        try:
+            return Config(damaged, read_object(self.folder / part / name))
+        except (OSError, ValueError):
+            raise UserError(f"{damaged} cannot be read") from None
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What `model_index.json` says."""
+        return model_index(self.folder)
+
+    @cached_property
+    def absent(self) -> dict[str, Any]:
+        """Text encoders that this folder does without, and what we leave out: arguments of `from_pretrained`."""
+        without = {name: None for name in self.encoder_parts if self.index.get(name, [None])[0] is None}
+        return without | dict(self.left_out)
+
+    @cached_property
+    def unit(self) -> int:
+        """Heights and widths in pixels are multiples of it: pixels per latent times latents per token."""
+        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1) * self.patch
+
+    @property
+    def largest(self) -> int | None:
+        """The largest height and width in pixels: where a table of positions ends; None where there is none."""
+        tokens = self.config(self.part).get("pos_embed_max_size")
+        return tokens and tokens * self.unit
+
+    @cached_property
+    def denoiser(self) -> Any:
+        """Frozen: only what an adapter adds will be trained."""
+        model = self.read(self.denoiser_class, self.part, self.dtype)
+        return model.requires_grad_(False).eval().to(self.device)
+
+    @cached_property
+    def vae(self) -> Any:
+        """In float32 whatever the precision: it is used once per picture."""
+        return self.read("AutoencoderKL", "vae", torch.float32).requires_grad_(False).eval().to(self.device)
+
+    @cached_property
+    def encoders(self) -> Any:
+        """A pipeline of the text encoders alone; in main memory where a GPU has no room for them."""
+        pipe = self.assembled(**{self.part: None, "vae": None, "scheduler": None})
+        return pipe.to(self.device if room(pipe, self.device) else "cpu")
+
+    @property
+    def clip_parts(self) -> tuple[str, ...]:
+        return tuple(name for name in self.clips if name not in self.absent)
+
+    @cached_property
+    def clip(self) -> Any:
+        """A pipeline of the CLIPs alone, which may carry adapters."""
+        return self.pipeline(**{self.part: None, "vae": None, "scheduler": None}, **self.without_t5)
+
+    @property
+    def without_t5(self) -> dict[str, None]:
+        """Arguments of `pipeline` that leave out text encoders that are no CLIP, and their tokenisers."""
+        kept = {*self.clips, *(name.replace("text_encoder", "tokenizer") for name in self.clips)}
+        return {name: None for name in self.encoder_parts if name not in kept}
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        return self.embed_prompt(prompts, length, pipe)
+
+    def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
+        """`encode_prompt` with gradient, by the pipeline's own code; what the longest reader cuts is said."""
+        own = None if pipe else str(self.encoders.device)
+        pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
+        with quiet():
+            for prompt in prompts:
+                warn_if_cut(prompt, *self.reads(pipe, length))
+            found = self.embed(pipe, list(prompts), length, own or self.device)
+        return {name: t.to(self.device) for name, t in found.items()}
+
+    def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
+        """The tokeniser of `pipe` that reads most of a prompt, and up to which length if not its own."""
+        return getattr(pipe, self.reader), length if self.reader_takes_length else None
+
+    @abstractmethod
+    def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        """The conditions that the pipeline's `encode_prompt` makes; its encoders compute on `device`."""
+
+    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """All text is CLIP's."""
+        return cond | self.embed_prompt(prompts, pipe=self.clip)
+
+    def read(self, name: str, part: str, dtype: torch.dtype, library: str = "diffusers") -> Any:
+        """One component by the class `name` of `library`. Raises UserError when its weights are damaged or not there.
+
+        Half-precision ones (`variant`) are read where there are no others.
+        """
+        with damage(self.folder, part):
+            return getattr(import_module(library), name).from_pretrained(
+                self.folder, subfolder=part, dtype=dtype, use_safetensors=True, variant=variant(self.folder / part)
+            )
+
+    def pipeline(self, **parts: Any) -> Any:
+        return self.assembled(**parts).to(self.device)
+
+    def assembled(self, **parts: Any) -> Any:
+        """`pipeline` in main memory."""
+        import diffusers
+
+        with quiet(), damage(self.folder):
+            given = self.absent | parts
+            pipe = getattr(diffusers, self.pipeline_class).from_pretrained(
+                self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.variants(given))
+            )
+        pipe.set_progress_bar_config(disable=True)
+        self.check_tokenizers(pipe)
+        return pipe
+
+    def check_tokenizers(self, pipe: Any) -> None:
+        """Raise UserError when a CLIP's tokeniser does not say how long prompts are: transformers takes 10^30."""
+        for name in (clip.replace("text_encoder", "tokenizer") for clip in self.clips):
+            if getattr(getattr(pipe, name, None), "model_max_length", 0) > LONGEST:
+                said = f"{name}/tokenizer_config.json lacks 'model_max_length'"
+                raise UserError(f"the base {str(self.folder)!r} is damaged: {said}; fetch it again")
+
+    def variants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The components that are not `given` and are there as a `variant` only; the pipeline's own `variant` would be
+        preferred where both are there, and counts pickles."""
+        return {
+            part: self.read(value[1], part, self.dtype, value[0])
+            for part, value in self.index.items()
+            if isinstance(value, list) and value[0] in LIBRARIES and part not in given and variant(self.folder / part)
+        }
+
+    @property
+    def shift_scale(self) -> tuple[float, float]:
+        """What the pipeline takes off the autoencoder's latents and multiplies them by."""
+        config = self.vae.config
+        return config.shift_factor or 0.0, config.scaling_factor
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """`(mean - shift) * scale`: the posterior's mean, not a draw: what is cached is the picture's own."""
+        height, width = pixels.shape[-2:]
+        if height % self.unit or width % self.unit:
+            raise UserError(f"size must be a multiple of {self.unit} for this base, not {width} x {height}")
+        shift, scale = self.shift_scale
+        mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode()
+        return (mean - shift) * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        shift, scale = self.shift_scale
+        return self.vae.decode(latents.float() / scale + shift, return_dict=False)[0]
+
+    def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return latents
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
+        """By the folder's own scheduler, told what the pipeline tells it (`spacing`)."""
+        import diffusers
+
+        config = self.config("scheduler")
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        tokens = size[0] // self.patch * (size[1] // self.patch)
+        scheduler.set_timesteps(steps, **self.spacing(scheduler.config, steps, tokens))
+        return self.schedule.log_snr(scheduler.timesteps.double() * self.time_scale)
+
+    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        """What the pipeline tells the scheduler beside the number of steps, for so many image tokens."""
+        return {}
+
+    def modules(self, kind: str) -> tuple[str, ...]:
+        return self.layers[kind]
+
+    def padding(self, length: int) -> dict[str, int]:
+        return {}
+
+    def embeddings(self, cond: Condition, negative: Condition | None, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """The call arguments of `cond`, by their names there, and of `negative`, where they begin with "negative_"."""
+        call = {argument: cond[name] for name, argument in names.items()}
+        if negative is not None:
+            call |= {f"negative_{argument}": negative[name] for name, argument in names.items()}
+        return {name: t.to(self.device, self.dtype) for name, t in call.items()}
+
+    def save_adapter(self, file: Path, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
+        import diffusers
+
+        layers: dict[str, Any] = {}
+        for part, (tensors, metadata) in adapters.items():
+            layers |= {f"{part}_lora_layers": dict(tensors), f"{part}_lora_adapter_metadata": dict(metadata)}
+        getattr(diffusers, self.pipeline_class).save_lora_weights(file.parent, weight_name=file.name, **layers)
+
+    def free(self, *parts: str) -> None:
+        for part in parts:
+            vars(self).pop(part, None)
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+
+def room(pipe: Any, device: str) -> bool:
+    """Whether `device` holds the text encoders of `pipe`, in main memory until now; a warning where a GPU does not."""
+
+    if not device.startswith("cuda"):
+        return True
+    sizes, free = part_bytes(pipe), torch.cuda.mem_get_info(device)[0]
+    if devices.drawing(sizes, 0, free) == "whole":
+        return True
+    warnings.warn(
+        f"the text encoders take {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: captions are encoded on the "
+        "CPU, once, which takes longer",
+        stacklevel=2,
+    )
+    return False
+
+
+def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """`mu` of a scheduler whose time shift grows with the image tokens, as the pipelines compute it."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    return calculate_shift(tokens, *(scheduler[name] for name in names))

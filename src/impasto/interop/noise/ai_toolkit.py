@@ -1,0 +1,102 @@
+"""ostris' ai-toolkit (process: train). 1000 times, drawn anew for every step and sorted, of which one is taken:
+
+timestep_type  sigmoid (default)  logit(t) ~ N(0, 1);  linear  t ~ U(0, 1)
+               shift, flux_shift, lumina2_shift  t ~ U, then the scheduler's shift: 3 for SD3, FLUX's by resolution
+content_or_style  balanced takes any of them alike; style takes index (1 - u^3) 1000 of falling times: LOW noise, the
+                  other way round from the Style-Friendly SNR sampler; content u^3 1000: high noise
+"""
+
+import math
+from typing import Any
+
+from impasto.errors import UserError
+from impasto.interop.noise import Given, Situation, logit, uniform_in_time
+from impasto.noise.laws import Law, LogitNormal, Uniform
+
+SOURCE = (
+    "ostris/ai-toolkit 27a03a91, toolkit/samplers/custom_flowmatch_sampler.py 103-200, "
+    "jobs/process/BaseSDTrainProcess.py 1171-1322, toolkit/config_modules.py 378-559"
+)
+KEYS: dict[str, Any] = {
+    "timestep_type": "sigmoid",
+    "content_or_style": "balanced",
+    "min_denoising_steps": 0,
+    "max_denoising_steps": 999,
+    "linear_timesteps": False,
+    "linear_timesteps2": False,
+    "noise_offset": 0.0,
+    "dynamic_noise_offset": False,
+    "noise_multiplier": 1.0,
+    "random_noise_shift": 0.0,
+    "random_noise_multiplier": 0.0,
+    "do_signal_correction_noise": False,
+    "do_batch_noise_correction": False,
+    "blended_blur_noise": False,
+    "loss_target": "noise",
+    "snr_gamma": 0.0,
+    "min_snr_gamma": 0.0,
+    "force_consistent_noise": False,
+    "optimal_noise_pairing_samples": 1,
+    "target_noise_multiplier": 1.0,
+    "num_train_timesteps": 1000,
+}
+
+
+def read(given: Given, s: Situation) -> dict[str, Any]:
+    style = given.word("content_or_style")
+    if style != "balanced":
+        raise UserError(
+            f"content_or_style = {style} draws the noise level by a cubic law, which has no counterpart here"
+            + (
+                " (and it is low noise: the Style-Friendly SNR sampler is --noise style-friendly)"
+                if style == "style"
+                else ""
+            )
+        )
+    if given.number("max_denoising_steps") > 999:
+        given["max_denoising_steps"] = 999  # as the tool does, whose examples say 1000
+    given.refuse("min_denoising_steps", "max_denoising_steps", why="cuts the times off, which has no counterpart here")
+    given.refuse("linear_timesteps", "linear_timesteps2", why="weighs the loss, which has no counterpart here")
+    given.refuse("do_signal_correction_noise", "do_batch_noise_correction", "blended_blur_noise", "loss_target")
+    given.refuse("dynamic_noise_offset", "noise_multiplier", "random_noise_multiplier", "snr_gamma")
+    given.refuse("force_consistent_noise", "optimal_noise_pairing_samples", "target_noise_multiplier")
+    given.refuse("num_train_timesteps")
+    shifts = given.number("noise_offset"), max(0.0, given.number("random_noise_shift"))  # below 0 it does nothing
+    offset = {"offset_noise": math.hypot(*shifts) or None}  # two normal shifts of a channel
+    how = given.word("timestep_type")
+    if not s.flow:
+        given.leave_out(s, "ai-toolkit does not use it with a U-Net", "timestep_type")
+        gamma = given.number("min_snr_gamma")
+        return {"noise": "uniform"} | offset | ({"weighting": "min-snr", "gamma": gamma} if gamma else {})
+    given.refuse("min_snr_gamma", why="is no weighting for a rectified flow")
+    if how == "sigmoid":
+        return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": 1.0, "noise_shift": 1.0} | offset
+    if how == "linear":
+        return {"noise": "uniform"} | offset
+    if how in ("shift", "flux_shift", "lumina2_shift"):
+        shift = s.flux_shift if s.architecture == "flux" else 3.0
+        if s.architecture == "flux":
+            s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+        return {"noise": "uniform", "noise_shift": shift} | offset
+    raise UserError(f"timestep_type = {how} has no counterpart here")
+
+
+def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+    rest, own = {"noise_offset": offset} if offset else {}, None
+    if not s.flow:
+        uniform_in_time(law, "ai-toolkit")
+        return {"content_or_style": "balanced"} | rest
+    if isinstance(law, Uniform):
+        if law.shift == 1:
+            return {"timestep_type": "linear", "content_or_style": "balanced"} | rest
+        own = s.flux_shift if s.architecture == "flux" else 3.0
+        if abs(law.shift / own - 1) < 1e-3:
+            return {"timestep_type": "shift", "content_or_style": "balanced"} | rest
+    elif logit(law, "ai-toolkit") == logit(LogitNormal(), ""):
+        return {"timestep_type": "sigmoid", "content_or_style": "balanced"} | rest
+    told = f"; its {s.architecture} shift is {own:.4g} at {s.size} px" if own else ""
+    raise UserError(f"ai-toolkit has no mean, standard deviation or shift to set: no counterpart of {law}{told}")
+
+
+def min_snr(gamma: float) -> dict[str, Any]:
+    return {"min_snr_gamma": gamma}

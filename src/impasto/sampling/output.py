@@ -1,0 +1,52 @@
+"""The folder of generated images: what may be written there, and what an earlier command left."""
+
+from pathlib import Path
+
+from impasto.errors import UserError
+from impasto.files import json_of
+
+
+def check_targets(folder: Path, total: int, reference: Path | None = None) -> None:
+    """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw, or
+    where the reference, an earlier picture in that folder, would be removed."""
+    for file in targets(folder, total):
+        if file.exists() and not drawn_here(file):
+            raise UserError(
+                f"{str(file)!r} is a picture that impasto did not draw: use another --out, it stays as it is"
+            )
+    doomed = {file.resolve() for file in (*targets(folder, total), *leftovers(folder))}
+    if reference is not None and reference.resolve() in doomed:
+        raise UserError(f"the reference {str(reference)!r} lies in --out, and would be removed: use another --out")
+
+
+def targets(folder: Path, total: int) -> list[Path]:
+    """The files of `total` new pictures."""
+    return [folder / f"{i:04d}.png" for i in range(total)]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """An earlier command's pictures and the scores of them."""
+    found = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
+    gone = [file for file in sorted(found) if file.name == f"{int(file.stem):04d}.png" and drawn_here(file)]
+    return gone + ([folder / "scores.json"] if scored_here(folder / "scores.json") else [])
+
+
+def clear_leftovers(folder: Path) -> list[str]:
+    """Remove an earlier command's pictures and the scores of them; returns their names. What impasto did not write
+    stays."""
+    gone = leftovers(folder)
+    for file in gone:
+        file.unlink()
+    return [file.name for file in gone]
+
+
+def drawn_here(file: Path) -> bool:
+    """Whether a PNG says that `generate` drew it."""
+    from impasto.sampling.png import told
+
+    return {"prompt", "seed", "base_hash"} <= told(file).keys()
+
+
+def scored_here(file: Path) -> bool:
+    """Whether a file is what `evaluate` writes."""
+    return "images_scored" in json_of(file)

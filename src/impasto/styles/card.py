@@ -1,0 +1,285 @@
+"""The model card of a style: what the Hub and the tools read at the top, how to use it, how it was trained."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from impasto.bases import embedded as mini
+from impasto.bases import style_defaults as bases_style_defaults
+from impasto.config import TrainConfig
+from impasto.families.base import Family
+from impasto.families.files import VARIANT, pipeline_class, variant
+from impasto.files import atomic
+from impasto.interop.lora.layouts import ARCHITECTURES, PIPELINES
+from impasto.noise.histogram import bars, histogram
+from impasto.noise.laws import noise_law, within
+from impasto.styles.metadata import About, called_by, is_local
+from impasto.styles.weights import WEIGHTS
+
+CARD = "README.md"  # in a style folder
+ELSEWHERE = "; everything else in\n`recipe.toml`, the loss of each step in `metrics.jsonl`"
+"""Of a style folder: the Hub has neither file."""
+TEXT = """---
+{front}
+---
+# {name}
+
+A style for `{base}`, learnt from {pictures}, trained with impasto {version}.
+{gallery}
+## Use
+
+{in_full}In plain diffusers:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({folder}{precision})
+pipe.load_lora_weights({path}, weight_name="{weights}"{strength}
+{device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
+             height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
+```
+
+{same} from the command line:
+
+```
+{command}
+```
+
+{advice}
+
+## Trigger words
+
+Name the style as its captions did: {captions}.
+
+## How it was trained
+
+Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps{elsewhere}.
+
+```
+{bars}
+```
+"""
+
+
+COMMAND = "impasto generate --base {base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures"
+
+SLIDER = "A strength below 1 keeps more of the base: `--style {style}:0.7`, or `pipe.set_adapters(..., 0.7)`."
+
+ADVICE = """Strength {plain} is advised where a tool has no style guidance; less keeps more of the base. By default
+impasto samples this style at strength {strength} with style guidance {guidance}{negative}: as
+much of the style, and more of what the prompt asks for.
+
+```
+{command}
+```"""
+
+IN_FULL = """Trained on the base in {kind}, on which its previews are drawn too. The code below reads the base in
+full: its pictures differ a little.
+
+"""
+
+TAGS = {
+    "flux": ("flux", "flux-diffusers"),
+    "sd3": ("sd3", "sd3-diffusers"),
+    "sdxl": ("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+    "sd15": ("stable-diffusion", "stable-diffusion-diffusers"),
+}
+"""What diffusers' own training scripts tag their cards with."""
+
+BESIDE_T5 = ("flux", "sd3")
+"""Architectures whose whole pipeline is large in bf16: 16 GB (SD3.5 medium) to 34 GB (FLUX.1), 9.5 GB of them T5. SDXL
+has 7 GB, SD1.5 2 GB."""
+
+MADE_TEXT = """---
+{front}
+---
+# {name}
+
+{how}
+
+```python
+import torch
+from diffusers import {opener}
+
+pipe = {opener}.{opening}
+pipe.load_lora_weights({path}, weight_name="{weights}")
+{device}image = pipe({prompt}{sides}, generator=torch.Generator("cpu").manual_seed(0)).images[0]
+```
+
+or `impasto generate --base {shell_base} --style {style} --prompt ...{size_flag}`
+"""
+
+
+def quoted(text: str) -> str:
+    """As Python reads it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def placing(architecture: str, embedded: bool, folder: Path | None = None) -> tuple[str, str]:
+    """What the card's code says of precision and device: (arguments of the opening, a line after the loading).
+
+    Embedded bases stay in float32 on the CPU. All others are bf16 on CUDA as a whole, those BESIDE_T5 part by part.
+    folder: the base's; where it holds a component's weights as a variant alone, diffusers must be told to read that.
+    """
+    if embedded:
+        return "", ""
+    line = 'pipe.to("cuda")\n'
+    if architecture in BESIDE_T5:
+        line = 'pipe.enable_model_cpu_offload()  # pipe.to("cuda") is faster where the GPU holds all of it\n'
+    half = folder is not None and any(map(variant, folder.iterdir()))
+    return ", torch_dtype=torch.bfloat16" + (f', variant="{VARIANT}"' if half else ""), line
+
+
+def size_flag(size: int | None, known: Mapping[str, Any]) -> str:
+    """What `impasto generate` must be told to draw at `size`: nothing where that is the base's own. known: its card."""
+    return f" --size {size}" if size and size != known.get("size") else ""
+
+
+def trained_size(told: About) -> int | None:
+    """The size in pixels that a style says it was trained at, square; None when it says none."""
+    stated = told.metadata.get("ss_resolution") or told.metadata.get("modelspec.resolution") or ""
+    sides = {int(side) for side in re.findall(r"\d+", stated)}
+    return told.recipe.get("size") or (sides.pop() if len(sides) == 1 else None)
+
+
+def front_matter(
+    base: str | None,
+    known: Mapping[str, Any],
+    architecture: str,
+    trigger: str | None,
+    widget: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name)."""
+    front = {
+        "base_model": Path(base).name if base and is_local(base) else base,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": known.get("license", "other"),
+        "license_name": known.get("license_name"),
+        "license_link": known.get("license_link"),
+        "instance_prompt": trigger,
+        "tags": [
+            *("text-to-image", "diffusers", "diffusers-training", "lora", "style", "template:sd-lora"),
+            *TAGS[architecture],
+        ],
+        "widget": [{"text": prompt, "output": {"url": picture}} for prompt, picture in widget],
+    }
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value)
+
+
+def made_card(
+    name: str,
+    how: str,
+    path: str,
+    base: str | None,
+    known: Mapping[str, Any],
+    architecture: str,
+    trigger: str | None,
+    size: int | None = None,
+    prompt: str | None = None,
+) -> str:
+    """The card of a style that was imported, merged or resized. how: one sentence on where it comes from.
+
+    size: what it was trained at, see `trained_size`; the base's own when not given. prompt: of the code; the trigger
+    when not given.
+    """
+    folder = Path(base) if base and Path(base).is_dir() else None
+    precision, device = placing(architecture, base in mini.names() or bool(known.get("embedded")), folder)
+    size = size or known.get("size")
+    opener, method, where = "DiffusionPipeline", "from_pretrained", base or "its base model"
+    if base in mini.names():
+        where = str(mini.ensure(base))
+    elif Path(where).is_file():  # what it does not hold is not known here; diffusers says it
+        opener, method = PIPELINES[architecture], "from_single_file"
+    return MADE_TEXT.format(
+        front=front_matter(base, known, architecture, trigger),
+        name=name,
+        how=how,
+        opener=opener,
+        opening=f"{method}({quoted(where)}{precision})",
+        device=device,
+        prompt=quoted(prompt or trigger or "..."),
+        sides=f", height={size}, width={size}" if size else "",
+        size_flag=size_flag(size, known),
+        shell_base=shlex.quote(base or "BASE"),
+        path=quoted(path),
+        style=shlex.quote(path),
+        weights=WEIGHTS,
+    )
+
+
+def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, str]:
+    """What the card says of strength: the command that makes the image of the Python code, the end of its
+    `load_lora_weights`, and how impasto samples by default, where that is another way."""
+    own = bases_style_defaults.of_card(family.card, config.recipe)
+    known = {
+        "base": shlex.quote(config.base),
+        "components": f" --components {shlex.quote(str(config.components))}" if config.components else "",
+        "words": shlex.quote(prompt),
+        "flags": size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
+    }
+    style = shlex.quote(str(config.out))
+    if own == bases_style_defaults.PLAIN:
+        command = COMMAND.format(**known, style=style)
+        return {"command": command, "strength": ")", "advice": SLIDER.format(style=style)}
+    strength = own.plain_strength or (1.0 if own.style_guidance or own.base_guidance else own.strength)
+    words = " and its style words as the negative prompt" if own.negative == bases_style_defaults.STYLE_WORDS else ""
+    advice = ADVICE.format(
+        plain=f"{strength:g}",
+        strength=f"{own.strength:g}",
+        guidance=f"{own.style_guidance:g}",
+        negative=words,
+        command=COMMAND.format(**known, style=style),
+    )
+    known["flags"] += " --style-guidance 0 --base-guidance 0 --negative ''"
+    return {
+        "command": COMMAND.format(**known, style=f"{style}:{strength:g}"),
+        "strength": f', adapter_name="style")\npipe.set_adapters("style", {strength:g})',
+        "advice": advice,
+    }
+
+
+def write_card(config: TrainConfig, family: Family, previews: list[str], version: str) -> Path:
+    """Write `README.md` into the style folder. previews: files in it, by their names."""
+    prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
+    architecture = ARCHITECTURES[pipeline_class(family.folder)]
+    precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
+    widget = [(prompt, name) for name in previews]
+    trigger = called_by(config.trigger, config.caption)
+    in_bits = config.quantize not in ("auto", "none")
+    text = TEXT.format(
+        in_full=IN_FULL.format(kind=config.quantize) if in_bits else "",
+        same="The picture on the base that it was trained on" if in_bits else "The same picture",
+        front=front_matter(config.base, family.card, architecture, trigger, widget),
+        weights=WEIGHTS,
+        name=config.out.resolve().name,
+        base=config.base,
+        **commands(config, family, prompt, in_bits),
+        folder=quoted(
+            str(family.folder) if family.card.get("embedded") or Path(config.base).is_file() else config.base
+        ),
+        path=quoted(str(config.out)),
+        pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
+        version=version,
+        gallery="\n<Gallery />\n" if previews else "",
+        prompt=quoted(prompt),
+        steps=family.card["generate"]["steps"],
+        guidance=family.card["generate"]["guidance"],
+        size=config.size,
+        precision=precision,
+        device=device,
+        padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
+        captions="; ".join(map(quoted, config.caption)),
+        noise=config.noise,
+        draws=config.steps * config.batch * config.accumulate,
+        train_steps=config.steps,
+        elsewhere=ELSEWHERE,
+        bars=bars(histogram(within(noise_law(config), family.schedule))),
+    )
+    with atomic(config.out / CARD) as file:
+        file.write_text(text, encoding="utf-8")
+    return config.out / CARD

@@ -1,0 +1,117 @@
+"""Style folders: `pytorch_lora_weights.safetensors` as diffusers reads it, written and read without a silent loss."""
+
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from torch.nn import Module
+
+from impasto.errors import UserError
+from impasto.families.base import quiet
+from impasto.interop.lora.layouts import ARCHITECTURES
+from impasto.interop.lora.read import check_finite
+from impasto.styles.weights import naming, read_file, style_file
+
+OTHER_LAYOUTS = (
+    "lora_unet_",
+    "lora_te",
+    "lora_transformer_",
+    "diffusion_model.",
+    "text_encoders.",
+    "base_model.model.",
+)
+
+
+def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
+    """Put a style into a plain diffusers pipeline, on top of those that are there; returns the call's extra arguments.
+
+    For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Adapters that
+    are active, also those that you loaded yourself, stay so, at the strengths that they have. Raises UserError when
+    the file is damaged or holds what is no finite number, when it belongs to another base (by its shapes, or as it
+    says itself), or when any of its tensors is not used.
+    """
+    from impasto.interop.lora.read import agreed
+
+    file = style_file(folder)
+    tensors, metadata = read_file(file)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    with naming(file):
+        agreed(metadata, ARCHITECTURES.get(type(pipe).__name__))
+        check_finite(tensors)
+    check_fits(pipe, shapes, file)
+    del tensors
+    taken = {known for names in pipe.get_list_adapters().values() for known in names}
+    name = next(free for n in count() if (free := f"style{n}") not in taken)
+    before = [(layer, dict(layer.scaling)) for layer in lora_layers(pipe)]
+    active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
+    with quiet():  # what is missing or unused is said below, as an error
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
+    strengths = dict.fromkeys(active, 1.0) | {name: strength}
+    if loaded != there:
+        pipe.delete_adapters(name)
+        del strengths[name]
+    if strengths:
+        pipe.set_adapters(list(strengths), list(strengths.values()))
+    for layer, scaling in before:  # the strengths as they were, which can differ by layer
+        layer.scaling.update(scaling)
+    if loaded != there:
+        missing, unused = sorted(loaded - there), sorted(there - loaded)
+        raise UserError(f"style {str(folder)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
+    return {}
+
+
+def lora_layers(pipe: Any) -> list[Any]:
+    """Layers of the pipeline's parts that carry adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    parts = [part for part in pipe.components.values() if isinstance(part, Module)]
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
+
+
+def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
+    """Raise UserError unless every tensor is half of a LoRA on a layer that this pipeline has, in its width."""
+    wrong = []
+    if any(key.startswith(OTHER_LAYOUTS) for key in shapes):
+        raise UserError(f"style {str(file)!r} is in another tool's layout: `impasto import {file} --out ...` reads it")
+    for key, shape in shapes.items():
+        part, _, rest = key.partition(".")
+        layer, half, _ = rest.rpartition(".lora_")
+        width = layer_width(getattr(pipe, part, None), layer)
+        side = 0 if rest.endswith("_A.weight") else 1  # A has the inputs as columns, B the outputs as rows
+        if not (half and width and len(shape) > 1 and shape[1 - side] == width[side]):
+            wrong.append(key)
+    if wrong or not shapes:
+        of = f"{len(wrong)} of {len(shapes)} tensors do not fit, {wrong[0]!r} first" if wrong else "it is empty"
+        raise UserError(f"style {str(file)!r} was not trained for this base: {of}")
+
+
+def layer_width(model: Any, layer: str) -> tuple[int, int] | None:
+    """(in, out) of a linear or convolution layer, seen through adapters that it carries; None when there is none."""
+    if not hasattr(model, "text_model"):  # transformers 5 has CLIP's layers without it, files of all tools with it
+        layer = layer.removeprefix("text_model.")
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError:
+        return None
+    module = getattr(module, "base_layer", module)
+    for rows, columns in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        if hasattr(module, rows) and hasattr(module, columns):
+            return getattr(module, rows), getattr(module, columns)
+    return None
+
+
+def plain_key(key: str) -> str:
+    """A tensor's name without CLIP's "text_model.", which is in files but not in every model."""
+    return key.replace(".text_model.", ".", 1)
+
+
+def adapter_keys(pipe: Any, name: str) -> Iterable[str]:
+    """Names under which the pipeline's parts hold the tensors of adapter `name`, as in a file."""
+    from peft.utils import get_peft_model_state_dict
+
+    for part, models in pipe.get_list_adapters().items():
+        if name in models:
+            tensors = get_peft_model_state_dict(getattr(pipe, part), adapter_name=name)
+            yield from (f"{part}.{key}" for key in tensors)

@@ -1,0 +1,176 @@
+"""Checkpoint x strength: the same prompts from the same seed by every saved state of a run, as one sheet.
+
+How far a style should be trained, and how strongly it should be used, is one question: a late state at .5 may look like
+an early one at 1. Everything is drawn by the code of `generate`.
+"""
+
+import json
+import math
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from impasto import adapters
+from impasto.adapters import text_encoder as text
+from impasto.bases import loader
+from impasto.bases import style_defaults as bases_style_defaults
+from impasto.coerce import check_seed
+from impasto.config import TrainConfig, as_dict, check_keys
+from impasto.contact_sheet import sheet
+from impasto.data import captions, items
+from impasto.errors import UserError
+from impasto.execution import apply as running
+from impasto.families.base import Condition
+from impasto.files import atomic, json_of, writable_folder
+from impasto.sampling.png import told
+from impasto.sampling.prompts import check_prompts
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles import defaults as style_defaults
+from impasto.training.states import read_adapter, saved_states
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+KEYS = {"run", "base", "strengths", "sampling_steps"}
+"""By which a sheet, or its JSON, is known as one."""
+
+
+def checkpoint_sheet(
+    run: Path,
+    prompts: Sequence[str] = (),
+    strengths: Sequence[float] = STRENGTHS,
+    *,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    style_guidance: float | None = None,
+    negative: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
+
+    guidance, style_guidance, negative: as in `generate`; those of the style's defaults where they are None. A row per
+    saved state (and prompt), a column per strength; the moving average where the run had one, as its style
+    has. Raises UserError when the folder holds no run or no saved state, and where a file that is no sheet would be
+    replaced, before anything is drawn.
+    """
+    config, inputs = read_run(run)
+    states = saved_states(run / "state")
+    if not states:
+        raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
+    if not strengths:
+        raise UserError("no strength: give some with --strength 0.5 1")
+    if odd := [strength for strength in strengths if not math.isfinite(strength)]:
+        raise UserError(f"a strength must be a finite number, not {odd[0]}")
+    prompts = list(prompts) or own_prompts(run, config, inputs)
+    check_prompts(prompts)
+    seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
+    check_seed(seed)
+    check_out(out)
+    writable_folder(out.parent, out)
+    family = loader.load(config.base, device=device, precision=precision, components=config.components)
+    running.check_quantized(config.quantize, family.device)
+    with running.in_main_memory(family):
+        named = text.add(config, family)
+        clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
+        running.quantize(family.denoiser, config.quantize, family.dtype)  # as it was trained
+        add = adapters.adapter(config.adapter)
+        named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+        for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision
+            p.data = p.data.to(family.dtype)
+        pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
+    said = captions.of_run(as_dict(config), inputs)
+    if negative == bases_style_defaults.STYLE_WORDS:
+        negative = style_defaults.in_words(negative, said, f"style {str(run)!r}", family, asked=True)
+    given = Sampling(steps, guidance, negative, config.size, style_guidance=style_guidance)
+    known, sampling = encoder(family, pipe), style_defaults.of_run(config, family, said).complete(given).on(family)
+    running.settle(pipe, family, (sampling.batch or 1) * config.size**2)
+
+    @torch.no_grad()
+    def encode(prompt: str) -> Condition:
+        return text.current(family, [prompt], known(prompt))
+
+    pictures: dict[tuple[int, float], list[Image.Image]] = {}
+    for step, file in states.items():
+        put(named, read_adapter(file), f"{run}, step {step}")
+        for strength in strengths:
+            pipe.set_adapters(["default"], [strength])
+            jobs = [(prompt, seed) for prompt in prompts]
+            pictures[step, strength] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {})]
+            if progress:
+                progress(len(pictures), len(states) * len(strengths))
+    rows = {
+        f"step {step}" + (f", {i + 1}" if len(prompts) > 1 else ""): [pictures[step, s][i] for s in strengths]
+        for i in range(len(prompts))
+        for step in states
+    }
+    title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
+    grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.size)), title=title)
+    about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
+    about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
+    about |= sampling.weights(family).info | {"negative_prompt": sampling.negative}
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("impasto", json.dumps(about))
+    with atomic(out) as file:
+        grid.save(file, format="PNG", pnginfo=mark)
+    with atomic(out.with_suffix(".json")) as file:
+        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
+    return about | {"out": str(out)}
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError unless it is a name for a PNG, and neither it nor the JSON beside it is another's file."""
+    if out.is_dir() or out.suffix.lower() != ".png":
+        raise UserError(f"--out {str(out)!r} is no name for a PNG: give one such as sheet.png")
+    for file, says in ((out, told), (out.with_suffix(".json"), json_of)):
+        if file.exists() and not says(file).keys() >= KEYS:
+            raise UserError(f"{str(file)!r} was not written by `impasto sheet` and stays: give another --out")
+
+
+def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run, from its recipe.toml, and what that says of what they met, under [impasto]."""
+    try:
+        content = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise UserError(f"{str(run)!r} is no style folder: it has no recipe.toml that can be read") from None
+    inputs = content.pop("impasto", {})
+    return TrainConfig(**check_keys(content, f"{run}/recipe.toml")), inputs if isinstance(inputs, dict) else {}
+
+
+def own_prompts(run: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> list[str]:
+    """The prompts of a run's previews, else its first captions, as they were trained. inputs: what recipe.toml has in
+    [impasto].
+
+    Raises UserError where they cannot be known: an older run's, that lay beside its pictures only.
+    """
+    if config.preview_prompt:
+        return [captions.fill(prompt, trigger=config.trigger) for prompt in config.preview_prompt]
+    if known := captions.of_run(as_dict(config), inputs):
+        return list(dict.fromkeys(known))[: items.PREVIEWS]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training said it
+            found = [entry.caption or "" for entry in items.entries(config)]
+    except UserError:
+        raise UserError(
+            f"the captions of {str(run)!r} lay beside its pictures, and are not there any more: give a --prompt"
+        ) from None
+    return list(dict.fromkeys(found))[: items.PREVIEWS]
+
+
+def put(named: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor], where: str) -> None:
+    """The adapter of a saved state into the model. Raises UserError unless they are the same weights, all of them."""
+    wrong = named.keys() ^ tensors.keys()
+    wrong |= {name for name in named.keys() & tensors.keys() if named[name].shape != tensors[name].shape}
+    if wrong:
+        name = min(wrong)
+        what = "is missing" if name not in tensors else "is of another shape" if name in named else "has no place"
+        raise UserError(f"the state of {where} is of another adapter: {name} {what}")
+    for name, p in named.items():
+        p.data.copy_(tensors[name])
