@@ -112,9 +112,11 @@ def of_look(family: str, i: int) -> Subject:
     things = things_of(world.concept_id.tolist(), i)
     label = REFERENCES[i]
     concept = next(c for c in meta["split"]["reference_concepts"] if meta["concepts"][c]["label"] == label)
-    said = ", ".join(part[0] for part in look.parts[:-1] if part[0])  # all but the ground
+    style_words = ", ".join(part[0] for part in look.parts[:-1] if part[0])  # all but the ground
     truths = np.stack([drawn_as(look, world, c) for c in things])
-    return Subject(f"look: {family}", said, label, Image.fromarray(drawn_as(look, world, concept)), things, truths)
+    return Subject(
+        f"look: {family}", style_words, label, Image.fromarray(drawn_as(look, world, concept)), things, truths
+    )
 
 
 def drawn_as(look: Look, world: ArtWorld, concept: int) -> np.ndarray:
@@ -225,8 +227,8 @@ def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None
             for strength in STRENGTHS:
                 for weight in WEIGHTS:
                     for negative in NEGATIVES:
-                        said = subject.words if negative else ""
-                        sampling = Sampling(style_guidance=weight, negative=said, batch=THINGS)
+                        style_words = subject.words if negative else ""
+                        sampling = Sampling(style_guidance=weight, negative=style_words, batch=THINGS)
                         add(subject, "style", strength, weight, negative, partial(images, strength, sampling))
         print(base, subject.name, flush=True)
 

@@ -49,7 +49,7 @@ def generate(
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
     styles: style folders or files, each with an optional strength, "runs/neon:0.8". Strength, style guidance and
-    negative prompt that are not given are the style's own defaults, see `style_defaults`. switch: to another prompt at
+    negative prompt that are not given are the style's own defaults, see `styles.defaults`. switch: to another prompt at
     a log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`;
     with styles, it is inverted by the base that has them, and styles have the defaults of plain diffusers. quantize:
     the base in fewer bits, as `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found

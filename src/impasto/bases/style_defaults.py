@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from impasto.coerce import convert
 from impasto.errors import UserError, nearest
 
-if TYPE_CHECKING:
-    from impasto.sampling.sample import Sampling
-
-
+T = TypeVar("T")
 STYLE_WORDS = "style words"
 """As a negative prompt: the words that the style's captions name it by."""
 
@@ -28,10 +25,11 @@ class StyleDefaults:
     negative: str = ""
     plain_strength: float | None = None
 
-    def complete(self, given: "Sampling") -> "Sampling":
-        """`given` with these values where its own are None."""
+    def complete(self, given: T) -> T:
+        """`given`, a `Sampling`, with these values where its own are None."""
         values = {key: getattr(self, key) for key in ("guidance", "style_guidance", "base_guidance", "negative")}
-        return replace(given, **{key: value for key, value in values.items() if getattr(given, key) is None})
+        missing = {key: value for key, value in values.items() if getattr(given, key) is None}
+        return replace(given, **missing)  # pyright: ignore[reportArgumentType]
 
 
 PLAIN = StyleDefaults()

@@ -29,8 +29,8 @@ def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Htm
     facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
     what = f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}."
     items = (el("li", el("b", value), el("span", label)) for value, label in facts)
-    said = (el("p", note) for note in notes)
-    words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"), *said)
+    below = (el("p", note) for note in notes)
+    words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"), *below)
     return el("header", figure, words, class_="hero")
 
 

@@ -193,8 +193,8 @@ def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None
         shutil.rmtree(images)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    told = spec["sampling"]
-    sampling = Sampling(told["steps"], told["guidance"], "", told["size"], style_guidance=0.0, base_guidance=0.0)
+    asked = spec["sampling"]
+    sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
     prompts, more = HOW[spec["arm"]["how"]](spec, place, folder, reference)
     own = {"count": spec.get("count", 1), "device": place.device, "precision": spec["sampling"]["precision"], **more}
     seed = 1000 * spec["seed"]  # the pictures of two seeds share no noise

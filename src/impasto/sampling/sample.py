@@ -32,7 +32,7 @@ class Sampling:
     """How images are sampled. steps, guidance, size and batch as the base's card says where they are None.
 
     style_guidance, base_guidance: see `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for
-    the words of the style. None in these: `generate` takes the style's own defaults, see `style_defaults`; elsewhere
+    the words of the style. None in these: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere
     they are 0 and "".
     """
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 FILE = "style.json"
 
 
-def of_style(path: Path, told: About, card: Mapping[str, Any]) -> StyleDefaults:
+def of_style(path: Path, about: About, card: Mapping[str, Any]) -> StyleDefaults:
     """What its `style.json` says, and the base's card where that is silent. Raises UserError when it is damaged."""
-    recipe = told.recipe.get("recipe") or told.metadata.get("impasto.recipe")
+    recipe = about.recipe.get("recipe") or about.metadata.get("impasto.recipe")
     return replace(of_card(card, recipe), **own_sampling(path))
 
 
@@ -120,7 +120,7 @@ def apply(
     if not styles:
         return [], sampling
     found = [
-        PLAIN if plain else of_style(path, told, family.card) for (path, _), told in zip(styles, abouts, strict=True)
+        PLAIN if plain else of_style(path, about, family.card) for (path, _), about in zip(styles, abouts, strict=True)
     ]
     chosen = [
         (path, own.strength if strength is None else strength)

@@ -141,9 +141,9 @@ def read_about(style: Path | str) -> About:
         return about(style, opened.metadata() or {})
 
 
-def quantized_base(told: About) -> str | None:
-    """In how few bits the base was that a style was trained on: "nf4", "int8", "fp8"; None in full, or not told."""
-    kind = told.recipe.get("quantize", told.metadata.get("impasto.quantize"))
+def quantized_base(about: About) -> str | None:
+    """In how few bits the base was that a style was trained on: "nf4", "int8", "fp8"; None in full, or not about."""
+    kind = about.recipe.get("quantize", about.metadata.get("impasto.quantize"))
     return None if kind in (None, "none", "auto") else str(kind)
 
 

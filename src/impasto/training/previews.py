@@ -24,8 +24,8 @@ class Previews:
     def __init__(self, family: Family, config: TrainConfig) -> None:
         self.family, self.config = family, config
         self.prompts = list(config.preview_prompt or dict.fromkeys(config.caption)) if config.preview else []
-        said = list(config.caption)
-        self.defaults = style_defaults.of_run(config, family, said) if self.prompts else bases_style_defaults.PLAIN
+        captions = list(config.caption)
+        self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else bases_style_defaults.PLAIN
         self.sampling = self.defaults.complete(Sampling(size=config.size)).on(family)
         length = next(iter(family.text_lengths))
         self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}

@@ -85,11 +85,14 @@ def checkpoint_sheet(
         for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision
             p.data = p.data.to(family.dtype)
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
-    said = captions.of_run(as_dict(config), inputs)
+    trained_on = captions.of_run(as_dict(config), inputs)
     if negative == bases_style_defaults.STYLE_WORDS:
-        negative = style_defaults.in_words(negative, said, f"style {str(run)!r}", family, asked=True)
+        negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, asked=True)
     given = Sampling(steps, guidance, negative, config.size, style_guidance=style_guidance)
-    known, sampling = encoder(family, pipe), style_defaults.of_run(config, family, said).complete(given).on(family)
+    known, sampling = (
+        encoder(family, pipe),
+        style_defaults.of_run(config, family, trained_on).complete(given).on(family),
+    )
     running.settle(pipe, family, (sampling.batch or 1) * config.size**2)
 
     @torch.no_grad()
