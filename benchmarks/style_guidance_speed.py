@@ -8,7 +8,7 @@ base's card says, one thread. Arms:
     plain       guidance alone: S(y), S(n), two predictions a step
     guided      with style guidance: S(y), S(n), B(y) in one call
     two calls   the same as one call with the adapters and one without, as for adapters that are not plain LoRA
-    reward      the style guidance of before: base and style, one after the other (halves of the batch)
+    reward      reward guidance: S(y), B(y), B(n) in one call
 """
 
 import argparse
