@@ -47,7 +47,7 @@ BASELINE = "sd3-sampler"
 STYLE = "unifont"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
-GUIDED_STRENGTHS, PLAIN_STRENGTHS = (0.55,), (0.5, 0.75)
+GUIDED_STRENGTHS, PLAIN_STRENGTHS = (0.55,), (0.75,)
 """Of the curves, beside the one that is shown."""
 COUNT = 24
 RESULTS = ("scores.json", "strengths.json", "grid.png", "report.html")
