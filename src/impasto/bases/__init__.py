@@ -1,0 +1,1 @@
+"""Base models: cards, the Hub, single files, the embedded ones."""

@@ -1,0 +1,1 @@
+"""Where along the sampling a base decides style."""

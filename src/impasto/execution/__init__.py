@@ -1,0 +1,1 @@
+"""How a base is run: memory estimate, quantization, offload, gradient checkpointing, compile."""

@@ -1,0 +1,1 @@
+"""What other tools call things: LoRA layouts, noise settings."""

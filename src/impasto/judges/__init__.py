@@ -1,0 +1,1 @@
+"""The independent scorers of style and concept."""

@@ -1,0 +1,1 @@
+"""A training run: plan, run folder, checkpoints, previews, several processes."""

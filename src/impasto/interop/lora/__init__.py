@@ -1,0 +1,1 @@
+"""Other tools' LoRA layouts: read and written."""
