@@ -402,6 +402,7 @@ def page(plan: Plan, notes: Sequence[str]) -> None:
         title=f"One picture of {load_meta()['style_names'][plan.style]}",
         out=plan.out / "report.html",
         notes=notes,
+        name=first.name,
     )
 
 

@@ -26,6 +26,7 @@ def report(
     title: str | None = None,
     out: Path | str | None = None,
     notes: Sequence[str] = (),
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write the page of the style folder `run` and return {"path", "images", "bytes"}.
 
@@ -35,16 +36,17 @@ def report(
     strengths: JSON {run name: [scores with "strength"], "base": scores, "true": scores}; default `run/strengths.json`.
     title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`. What lies there
     stays unless `report` wrote it. notes: sentences below the heading.
+    name: of the run's images among the others; default that of its folder.
     The page needs no other file and no network. UserError on bad input.
     """
     main = read_run(run)
     target = _target(Path(out) if out is not None else main.folder / "report.html")
     others: dict[str, Path] = {}
-    for name, folder in (beside or {}).items():
-        others[apart(name, ["true", *others])] = Path(folder)
-    own = apart(main.title, ["base", "true", *others])
+    for other, folder in (beside or {}).items():
+        others[apart(other, ["true", *others])] = Path(folder)
+    own = apart(name or main.title, ["base", "true", *others])
     first = read_gallery(own, generated if generated is not None else generated_folder(main))
-    galleries = [first, *(read_gallery(name, _images(folder)) for name, folder in others.items())]
+    galleries = [first, *(read_gallery(other, _images(folder)) for other, folder in others.items())]
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
     sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")
     body = (
