@@ -11,16 +11,15 @@ styles and the evaluation concepts are not looked at.
     style     how far an image has come from the base's image of the same prompt and seed (0) to the true image of the
               same thing in the style (1 is as near as two true images of different things are to each other): by
               cosines of the style judge's features, (to_true - base_to_true) / (true_to_true - base_to_true), ratio of
-              means over a reference's images
+              means over all images
     content   concept top-5. The looks are such as the concept judge can read: .7 or more on their true images, which
               leaves out grounds as dark as a blackboard (.0 to .3 there)
 
 The style judge's probability of the style is stored too. Shares of images that are judged to be in the style would say
 little: most references have 0 or 1 of them at any setting (docs/LOG.md, sixteenth session).
 
-Rule: means over references, smoothed over neighbouring strengths (half weight each). Of the settings whose style is at
-least that of strength 1 without style guidance minus .05, the one with the most content; ties (.02) by the smaller
-style guidance, then the larger strength.
+Rule: smoothed over neighbouring strengths (half weight each), the largest harmonic mean of style and of content as a
+share of the base's (both within 0 and 1); ties (.02) by the smaller style guidance, then the larger strength.
 """
 
 import argparse
@@ -31,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -246,17 +246,23 @@ def whole(base: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def average(cells: dict[str, list[dict[str, Any]]]) -> dict[Any, dict[str, float]]:
-    """{setting, BASE_ALONE or TRUE: {style, content}}: means over subjects."""
-    found: dict[Any, list[dict[str, float]]] = {}
-    for rows_of in cells.values():
-        for cell in rows_of:
-            setting = (cell["strength"], cell["style_guidance"], cell["negative"])
-            mean = {name: float(np.mean([row[name] for row in cell["rows"]])) for name in cell["rows"][0]}
-            room = mean["true_to_true"] - mean["base_to_true"]
-            to_true = mean["true_to_true"] if cell["what"] == TRUE else mean["to_true"]
-            one = {"style": (to_true - mean["base_to_true"]) / room, "content": mean["content"]}
-            found.setdefault(setting if cell["what"] == "style" else cell["what"], []).append(one)
-    return {key: {name: float(np.mean([one[name] for one in of])) for name in of[0]} for key, of in found.items()}
+    """{setting, BASE_ALONE or TRUE: {style, content}}; style: the ratio of the means over all images."""
+    rows: dict[Any, list[dict[str, Any]]] = {}
+    for cell in (cell for rows_of in cells.values() for cell in rows_of):
+        setting = (cell["strength"], cell["style_guidance"], cell["negative"])
+        nearness = "true_to_true" if cell["what"] == TRUE else "to_true"
+        rows.setdefault(setting if cell["what"] == "style" else cell["what"], []).extend(
+            row | {"nearness": row[nearness]} for row in cell["rows"]
+        )
+    found = {}
+    for key, of in rows.items():
+        mean = {
+            name: float(np.mean([row[name] for row in of]))
+            for name in ("content", "nearness", "base_to_true", "true_to_true")
+        }
+        style = (mean["nearness"] - mean["base_to_true"]) / (mean["true_to_true"] - mean["base_to_true"])
+        found[key] = {"style": style, "content": mean["content"]}
+    return found
 
 
 def smooth(means: dict[Any, dict[str, float]]) -> dict[Setting, dict[str, float]]:
@@ -276,12 +282,14 @@ def smooth(means: dict[Any, dict[str, float]]) -> dict[Setting, dict[str, float]
 
 def choose(means: dict[Any, dict[str, float]], plain: bool = False) -> Setting:
     """By the rule; plain: of the settings without style guidance and negative prompt."""
-    means = smooth(means)
-    settings = [key for key in means if not plain or key[1:] == (0.0, "")]
-    least = means[1.0, 0.0, ""]["style"] - 0.05 - 1e-9
-    allowed = [key for key in settings if means[key]["style"] >= least]
-    most = max(means[key]["content"] for key in allowed)
-    near = [key for key in allowed if means[key]["content"] >= most - 0.02 - 1e-9]
+    base = means[BASE_ALONE]["content"]
+    smoothed = smooth(means)
+    score = {
+        key: harmonic_mean([min(max(one["style"], 0.0), 1.0), min(one["content"] / base, 1.0)])
+        for key, one in smoothed.items()
+        if not plain or key[1:] == (0.0, "")
+    }
+    near = [key for key, value in score.items() if value >= max(score.values()) - 0.02]
     return min(near, key=lambda key: (key[1], -key[0], key[2]))
 
 
