@@ -26,9 +26,10 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -58,6 +59,8 @@ LOOKS = {"palette": 5, "crackle": 1, "brush ink": 2, "paper cut": 3}
 REFERENCES = ("guitar", "bus", "tomato", "castle", "elephant", "microscope", "rabbit face", "television")
 STRENGTHS, WEIGHTS, NEGATIVES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4), (0.0, 1.0, 2.0, 3.0), ("", "style words")
 BASE_ALONE, TRUE = "base alone", "true images"
+Setting = tuple[float, float, str]
+"""strength, style guidance, negative prompt"""
 CELLS = 2 + len(STRENGTHS) * len(WEIGHTS) * len(NEGATIVES)
 """Of a reference."""
 
@@ -137,20 +140,13 @@ class Rulers:
     def __init__(self) -> None:
         self.judges = Judges.load()
 
-    @cache  # noqa: B019
-    def truths(self, name: str) -> torch.Tensor:
-        """Style features of a subject's true images."""
-        subject = next(one for one in subjects() if one.name == name)
-        return self.judges.style_features([Image.fromarray(one) for one in subject.truths])
-
-    def score(self, subject: Subject, images: Sequence[Image.Image], base: torch.Tensor) -> list[dict[str, Any]]:
-        """A row per image, of which image i shows thing i. base: style features of the base's images."""
+    def score(
+        self, subject: Subject, images: Sequence[Image.Image], base: torch.Tensor, truths: torch.Tensor
+    ) -> list[dict[str, Any]]:
+        """A row per image, of which image i shows thing i. base, truths: style features of the base's images and of the
+        true ones."""
         top5 = self.judges.concept(list(images)).argsort(descending=True)[:, :5].tolist()
-        style, found, truths = (
-            self.judges.style(list(images)),
-            self.judges.style_features(list(images)),
-            self.truths(subject.name),
-        )
+        style, found = self.judges.style(list(images)), self.judges.style_features(list(images))
         rows = []
         for i, concept in enumerate(subject.things):
             others = [k for k in range(len(truths)) if k != i]
@@ -158,9 +154,7 @@ class Rulers:
             row |= {"to_base": float(found[i] @ base[i]), "base_to_true": float(base[i] @ truths[i])}
             row |= {"true_to_true": float((truths[others] @ truths[i]).mean())}
             row |= {} if subject.style is None else {"probability": float(style[i, subject.style])}
-            rows.append(
-                {name: value if value is True or value is False else round(value, 4) for name, value in row.items()}
-            )
+            rows.append({name: value if isinstance(value, bool) else round(value, 4) for name, value in row.items()})
         return rows
 
 
@@ -168,79 +162,68 @@ def cells_file(base: str) -> Path:
     return OUT / f"cells-{base}.jsonl"
 
 
-def read(base: str) -> list[dict[str, Any]]:
-    file = cells_file(base)
+def read_cells(file: Path) -> list[dict[str, Any]]:
+    """The cells of a file, a line each; [] where there is none."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def add_cell(file: Path, cell: dict[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(cell) + "\n")
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(cell[name] for name in ("base_sha256", "subject", "what", "strength", "style_guidance", "negative"))
 
 
-def run(base: str, names: Sequence[str], precision: str, rulers: Rulers) -> None:
-    """Sample and score the cells of these subjects that are missing."""
-    known = {key(cell) for cell in read(base)}
-    digest = loader.load(base, device="cpu").hash
+def run(base: str, subject: Subject, precision: str, rulers: Rulers) -> None:
+    """Sample and score the cells of this subject that are missing."""
+    family = loader.load(base, device="cpu", precision=precision)
+    own = {"subject": subject.name, "base_sha256": family.hash}
+    known = {key(cell) for cell in read_cells(cells_file(base)) if own.items() <= cell.items()}
+    if len(known) == CELLS:
+        return
+    pipe = family.pipeline()
+    encode = encoder(family, pipe)
+    true_images = [Image.fromarray(one) for one in subject.truths]
+    truths = rulers.judges.style_features(true_images)
+    with tempfile.TemporaryDirectory() as scratch:
+        reference, style = Path(scratch) / "reference.png", Path(scratch) / "style"
 
-    features: dict[str, torch.Tensor] = {}
+        def images(strength: float, sampling: Sampling) -> list[Image.Image]:
+            if strength and not style.exists():
+                subject.image.save(reference)
+                given = {"image": [reference], "caption": [prompt(subject.label, subject.words)], "out": style}
+                given |= {"precision": precision, "seed": SEED}
+                train(resolve("style-friendly-128px", base, preview=False, tensorboard=False, **given))
+                load_style(pipe, style)
+            if strength:
+                pipe.set_adapters("style0", strength)
+            jobs = [(text, SEED + i) for i, text in enumerate(subject.prompts)]
+            return [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
 
-    def add(subject: Subject, what: str, strength: float, weight: float, negative: str, images: Any) -> None:
-        cell: dict[str, Any] = {"base_sha256": digest, "subject": subject.name, "what": what, "strength": strength}
-        cell |= {"style_guidance": weight, "negative": negative}
-        if key(cell) in known and what != BASE_ALONE:
-            return
-        made = images()
-        if what == BASE_ALONE:
-            features[subject.name] = rulers.judges.style_features(made)
-            if key(cell) in known:
-                return
-        rows = rulers.score(subject, made, features[subject.name])
-        with cells_file(base).open("a") as file:
-            file.write(json.dumps(cell | {"rows": rows}) + "\n")
+        base_images = images(0.0, Sampling(batch=THINGS))
+        base_features = rulers.judges.style_features(base_images)
 
-    for subject in (one for one in subjects() if one.name in names):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            family = loader.load(base, device="cpu", precision=precision)
-            pipe = family.pipeline()
-            loaded = (family, pipe, encoder(family, pipe))
+        def add(what: str, setting: Setting, make: Callable[[], list[Image.Image]]) -> None:
+            cell: dict[str, Any] = {"base_sha256": family.hash, "subject": subject.name, "what": what}
+            cell |= dict(zip(("strength", "style_guidance", "negative"), setting, strict=True))
+            if key(cell) not in known:
+                rows = rulers.score(subject, make(), base_features, truths)
+                add_cell(cells_file(base), cell | {"rows": rows})
 
-            def images(
-                strength: float, sampling: Sampling, to: Subject = subject, out: Path = folder, with_: Any = loaded
-            ) -> list[Image.Image]:
-                family, pipe, encode = with_
-                if strength and not (out / "style").exists():
-                    to.image.save(out / "reference.png")
-                    given = {"image": [out / "reference.png"], "out": out / "style", "seed": SEED}
-                    given |= {"caption": [prompt(to.label, to.words)], "precision": precision}
-                    train(resolve("style-friendly-128px", base, preview=False, tensorboard=False, **given))
-                    load_style(pipe, out / "style")
-                if strength:
-                    pipe.set_adapters("style0", strength)
-                jobs = [(text, SEED + i) for i, text in enumerate(to.prompts)]
-                return [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
-
-            if len([one for one in known if one[1] == subject.name]) == CELLS:
-                continue
-            add(subject, BASE_ALONE, 0.0, 0.0, "", partial(images, 0.0, Sampling(batch=THINGS)))
-            add(subject, TRUE, 0.0, 0.0, "", lambda s=subject: [Image.fromarray(one) for one in s.truths])
-            for strength in STRENGTHS:
-                for weight in WEIGHTS:
-                    for negative in NEGATIVES:
-                        style_words = subject.words if negative else ""
-                        sampling = Sampling(style_guidance=weight, negative=style_words, batch=THINGS)
-                        add(subject, "style", strength, weight, negative, partial(images, strength, sampling))
-        print(base, subject.name, flush=True)
-
-
-Setting = tuple[float, float, str]
-"""strength, style guidance, negative prompt"""
+        add(BASE_ALONE, (0.0, 0.0, ""), lambda: base_images)
+        add(TRUE, (0.0, 0.0, ""), lambda: true_images)
+        for strength, weight, negative in product(STRENGTHS, WEIGHTS, NEGATIVES):
+            sampling = Sampling(style_guidance=weight, negative=subject.words if negative else "", batch=THINGS)
+            add("style", (strength, weight, negative), partial(images, strength, sampling))
+    print(base, subject.name, flush=True)
 
 
 def whole(base: str) -> dict[str, list[dict[str, Any]]]:
     """The cells by subject, of the subjects that have all of them."""
     by_subject: dict[str, list[dict[str, Any]]] = {}
-    for cell in read(base):
+    for cell in read_cells(cells_file(base)):
         by_subject.setdefault(cell["subject"], []).append(cell)
     return {name: cells for name, cells in by_subject.items() if len(cells) == CELLS}
 
@@ -393,7 +376,7 @@ def main() -> None:
         rulers = Rulers()
         for subject in subjects():
             for base in args.base:
-                run(base, [subject.name], args.precision, rulers)
+                run(base, subject, args.precision, rulers)
     report(args.base)
 
 

@@ -13,13 +13,13 @@ its concept top-5.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from choose_strength import OUT, add_cell, read_cells
 from PIL import Image
 
 from impasto.artworld import load_meta, load_slice
@@ -35,7 +35,6 @@ from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles.load import load_style
 from impasto.train import train
 
-OUT = Path("docs/results/sampling")
 RECIPE, REFERENCES, SEEDS, THINGS = "style-friendly-128px", 3, 3, 12
 ASKED = {"mini-sd15": 1.3, "mini-sd3": 1.5}
 KEYS = ("style", "content", "leakage")
@@ -43,10 +42,6 @@ KEYS = ("style", "content", "leakage")
 
 def file_of(base: str) -> Path:
     return OUT / f"primary-{base}.jsonl"
-
-
-def read(base: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file_of(base).read_text().splitlines()] if file_of(base).is_file() else []
 
 
 def judge(judges: Judges, images: Sequence[Image.Image], style: int, things: Sequence[int], reference: int) -> dict:
@@ -63,7 +58,7 @@ def judge(judges: Judges, images: Sequence[Image.Image], style: int, things: Seq
 def run(base: str, precision: str, judges: Judges) -> None:
     """The cells that are missing."""
     meta, defaults = load_meta(), of_card(cards.card(base), RECIPE)
-    known = {(cell["style_of"], cell["reference"], cell["seed"], cell["arm"]) for cell in read(base)}
+    known = {(cell["style_of"], cell["reference"], cell["seed"], cell["arm"]) for cell in read_cells(file_of(base))}
     for style in meta["split"]["primary_styles"]:
         drawn = set(load_slice(styles=[style]).concept_id.tolist())
         things = spread([c for c in meta["split"]["evaluation_concepts"] if c in drawn], THINGS)
@@ -99,8 +94,7 @@ def run(base: str, precision: str, judges: Judges) -> None:
                 if arm == "default":
                     cell |= {key: getattr(defaults, key) for key in ("strength", "style_guidance", "negative")}
                 cell |= {"base_sha256": family.hash, "precision": precision}
-                with file_of(base).open("a") as file:
-                    file.write(json.dumps(cell) + "\n")
+                add_cell(file_of(base), cell)
         print(base, meta["style_names"][style], flush=True)
 
 
@@ -123,7 +117,7 @@ def report(bases: Sequence[str]) -> None:
     lines = ["# The sampling defaults on the primary styles", "", "`python scripts/report_defaults.py run`; style / "]
     lines[-1] += "concept top-5 / leakage by the judges, means of 9 cells (3 references x 3 seeds, 12 images each)."
     for base in bases:
-        cells = read(base)
+        cells = read_cells(file_of(base))
         names = list(dict.fromkeys(cell["style_of"] for cell in cells))
         head = ["base", "plain", "default", "true"]
         lines += ["", f"## {base}", "", f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.bases import style_defaults as bases_style_defaults
 from impasto.bases.cards import card, cards
 from impasto.bases.loader import load
-from impasto.bases.style_defaults import StyleDefaults, of_card
+from impasto.bases.style_defaults import PLAIN, StyleDefaults, of_card
 from impasto.config import default_recipe, recipe_note, resolve
 from impasto.errors import UserError
 from impasto.evaluate import evaluate
@@ -185,7 +184,7 @@ def test_embedded_bases_have_their_own_recipe():
 
 def test_big_bases_keep_strength_1(tmp_path):
     for name in ("FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "StableDiffusionPipeline"):
-        assert of_card(cards()[name]) == bases_style_defaults.PLAIN
+        assert of_card(cards()[name]) == PLAIN
     for name in ("mini-sd3", "mini-sd15"):
         own = of_card(load(name).card)
         assert own.style_guidance > 0 and own.strength < 1 and own.negative == "style words"

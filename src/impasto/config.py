@@ -289,8 +289,9 @@ def default_recipe(base: str | None = None) -> str:
 def recipe_note(config: TrainConfig) -> str | None:
     """One line where the law for 1024 px is used on an embedded base, which has a recipe of its own; else None."""
     own = default_recipe(config.base)
-    law = read_recipe(TrainConfig.recipe)["noise_mean"]
-    if own == TrainConfig.recipe or (config.recipe, config.noise_mean) != (TrainConfig.recipe, law):
+    if own == TrainConfig.recipe or config.recipe != TrainConfig.recipe:
+        return None
+    if config.noise_mean != read_recipe(TrainConfig.recipe)["noise_mean"]:
         return None
     return (
         f"recipe {config.recipe} has the noise law for 1024 px; {config.base} works at {config.size} px, where the "

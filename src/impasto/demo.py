@@ -22,7 +22,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from impasto import files
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.bases import cards, loader
 from impasto.bases.style_defaults import PLAIN, of_card
@@ -33,7 +32,7 @@ from impasto.evaluate import evaluate, load_encoder, scores_table
 from impasto.evaluate.samples import open_image, read_folder
 from impasto.evaluate.truth import true_pictures
 from impasto.families.base import quiet
-from impasto.files import atomic
+from impasto.files import atomic, json_of
 from impasto.generate import generate_folder
 from impasto.judges.model import Judges
 from impasto.report import report
@@ -274,7 +273,7 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
     runs = {name: marked(config) for name, config in configs.items()}
     card = cards.card(plan.base)
     sampled = {name: asdict(of_card(card, name)) for name in runs}
-    before = read_mark(mark)
+    before = json_of(mark)
     known = before.get("runs", {}) if {key: before.get(key) for key in same} == same else {}
     stale = [name for name in runs if runs[name] != known.get(name, runs[name])] if known else ["base", *recipes()]
     for name in stale:
@@ -297,14 +296,6 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
 def marked(config: TrainConfig) -> dict[str, Any]:
     """The settings of a run that make its weights: all but how its folder is spelled."""
     return {key: value for key, value in as_dict(config).items() if key not in ("image", "out")}
-
-
-def read_mark(mark: Path) -> dict[str, Any]:
-    """What demo.json says, {} where there is none that can be read."""
-    try:
-        return files.read_object(mark)
-    except (OSError, ValueError):
-        return {}
 
 
 def train_once(config: TrainConfig, tick: Tick) -> None:

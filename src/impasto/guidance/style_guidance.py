@@ -18,7 +18,7 @@ A prediction of coefficient 0 is not computed; those that are left are rows of o
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +42,8 @@ class Weights:
 
     @property
     def terms(self) -> dict[tuple[bool, str], float]:
-        """{(with the style, PROMPT or NEGATIVE): coefficient of its prediction}, without those of coefficient 0. They
-        add up to 1."""
+        """{(with the style, PROMPT or NEGATIVE): coefficient of its prediction}, those with the style first, without
+        those of coefficient 0. They add up to 1."""
         coefficients = {
             (True, PROMPT): self.guidance + self.style,
             (True, NEGATIVE): 1 - self.guidance,
@@ -58,9 +58,9 @@ class Weights:
         return {"style_guidance": self.style} | ({"base_guidance": self.base} if self.base else {})
 
 
-def check_weight(weight: float | None, name: str) -> None:
-    """Raise UserError unless the weight is None or a finite number from 0 on."""
-    if weight is not None and not 0 <= weight < math.inf:
+def check_weight(weight: float, name: str) -> None:
+    """Raise UserError unless the weight is a finite number from 0 on."""
+    if not 0 <= weight < math.inf:
         raise UserError(f"{name} must be a finite number from 0 on, not {weight:g}")
 
 
@@ -86,9 +86,7 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
     plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        call = (args, kwargs)
-        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
-        predictions = predict(denoiser, plain, list(terms), call, n, halves)
+        predictions = predict(denoiser, plain, list(terms), (args, kwargs), halves)
         v = sum(c * p.float() for c, p in zip(terms.values(), predictions, strict=True))
         assert isinstance(v, Tensor)
         v = v.to(predictions[0].dtype)
@@ -105,37 +103,34 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
 
 
 def predict(
-    denoiser: Any, forward: Any, terms: Sequence[tuple[bool, str]], call: Any, n: int, halves: bool
+    denoiser: Any, forward: Any, terms: Sequence[tuple[bool, str]], call: tuple[Any, Any], halves: bool
 ) -> list[Tensor]:
-    """The predictions of `terms`, each of the rows of one prompt. n: rows of the call.
+    """The predictions of `terms`, those with the style first, each of the rows of one prompt.
 
-    One call of `forward` where the style's share can be taken out row by row (plain LoRA), else one with the adapters
-    and one without.
+    call: (args, kwargs) of `forward`. One call of it where the style's share can be taken out row by row (plain LoRA),
+    else one with the adapters and one without.
     """
-
-    def rows(chosen: Sequence[tuple[bool, str]]) -> Any:
-        if not halves:
-            return repeat(call, len(chosen), n)
-        return join([half(call, 0 if text == NEGATIVE else 1, n) for _, text in chosen])
+    args, kwargs = call
+    n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
 
     def run(chosen: Sequence[tuple[bool, str]]) -> list[Tensor]:
-        args, kwargs = rows(chosen)
+        def rows(tensor: Tensor) -> Tensor:
+            negative, prompt = tensor.chunk(2) if halves else (tensor, tensor)
+            return torch.cat([negative if text == NEGATIVE else prompt for _, text in chosen])
+
+        args, kwargs = map_rows(call, n, rows)
         return list(forward(*args, **kwargs)[0].chunk(len(chosen)))
 
     styled, plain = ([term for term in terms if term[0] == kind] for kind in (True, False))
-    ordered = [*styled, *plain]
     if not plain:
-        found = run(ordered)
-    elif styled and is_plain_lora(denoiser):
+        return run(styled)
+    if styled and is_plain_lora(denoiser):
         each = n // 2 if halves else n
-        with without_style(denoiser, len(styled) * each, len(ordered) * each):
-            found = run(ordered)
-    else:
-        found = run(styled) if styled else []
-        with disabled(denoiser):
-            found += run(plain)
-    by_term = dict(zip(ordered, found, strict=True))
-    return [by_term[term] for term in terms]
+        with without_style(denoiser, len(styled) * each, len(terms) * each):
+            return run(terms)
+    found = run(styled) if styled else []
+    with disabled(denoiser):
+        return found + run(plain)
 
 
 def tuner_layers(denoiser: Any) -> list[Any]:
@@ -171,17 +166,11 @@ def without_style(denoiser: Any, first: int, rows: int) -> Iterator[None]:
         yield
 
 
-def half(value: Any, i: int, n: int) -> Any:
-    """The i-th half of every tensor of n rows within; what has another number of rows is shared by both."""
-    return map_rows(value, n, lambda tensor: tensor.chunk(2)[i])
+SHARED = ("img_ids", "txt_ids")
+"""Arguments of FLUX's denoiser with a row per token, not per image."""
 
 
-def repeat(value: Any, times: int, n: int) -> Any:
-    """Every tensor of n rows within, so many times one after the other; the rest as it is."""
-    return map_rows(value, n, lambda tensor: torch.cat([tensor] * times))
-
-
-def map_rows(value: Any, n: int, change: Any) -> Any:
+def map_rows(value: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
     """`value`, a structure of tuples, lists and dicts, with `change` applied to its tensors of n rows."""
     if isinstance(value, Tensor):
         return change(value) if value.ndim and len(value) == n else value
@@ -190,19 +179,3 @@ def map_rows(value: Any, n: int, change: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map_rows(one, n, change) for one in value)
     return value
-
-
-SHARED = ("img_ids", "txt_ids")
-"""Arguments of FLUX's denoiser with a row per token, not per image."""
-
-
-def join(calls: Sequence[Any]) -> Any:
-    """Calls of the same structure as one: tensors one after the other, but for those that all of them share."""
-    first = calls[0]
-    if isinstance(first, Tensor):
-        return first if all(one is first for one in calls) else torch.cat(list(calls))
-    if isinstance(first, dict):
-        return {key: join([one[key] for one in calls]) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(join(list(ones)) for ones in zip(*calls, strict=True))
-    return first

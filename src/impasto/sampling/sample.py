@@ -26,6 +26,8 @@ from impasto.guidance.style_guidance import Weights
 from impasto.noise.schedule import VariancePreserving
 from impasto.sampling.png import Info
 
+VERSION = version("impasto")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -64,8 +66,8 @@ class Sampling:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
         if not 0 <= (filled.guidance or 0.0) < math.inf:
             raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
-        style_guidance.check_weight(filled.style_guidance, "style-guidance")
-        style_guidance.check_weight(filled.base_guidance, "base-guidance")
+        style_guidance.check_weight(filled.style_guidance or 0.0, "style-guidance")
+        style_guidance.check_weight(filled.base_guidance or 0.0, "base-guidance")
         if filled.base_guidance and family.guided_by != "negative":
             raise UserError("base-guidance needs a negative prompt, which this base does not take: leave it out")
         if self.negative and family.guided_by != "negative":
@@ -113,14 +115,16 @@ def sample(
     asked = {"output_type": "pt"} | (extra or {})
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
+    weights = sampling.weights(family)
+    compared = family.guided_by == "negative" and (weights.guidance > 1 or weights.base > 0)
+    composed = weights.style > 0 or weights.base > 0
+    scale = max(guidance, 2.0) if composed and compared else guidance  # above 1 the pipeline asks for the negative
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         rows = [(encode(prompt), seed) for prompt, seed in part]
         if reference:
             rows.insert(0, (reference.condition, 0))  # its noise is not used
         cond = join([row for row, _ in rows])
-        weights = sampling.weights(family)
-        compared = family.guided_by == "negative" and (weights.guidance > 1 or weights.base > 0)
         negative = join([encode(sampling.negative or "")] * len(rows)) if compared else None
         own = family.call_arguments(cond, negative)
         told: Any = nullcontext(own)
@@ -129,9 +133,7 @@ def sample(
             other = join([reference.condition, *second] if reference else second)
             told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
         leading = reference.leading(2 if compared else 1) if reference else nullcontext()
-        composed = weights.style > 0 or weights.base > 0
         guided = style_guidance.guiding(getattr(pipe, family.part), weights, compared) if composed else nullcontext()
-        scale = max(guidance, 2.0) if composed and compared else guidance  # above 1 the pipeline asks for the negative
         with quiet(), leading, guided, told as call:
             images = pipe(
                 **call,
@@ -156,7 +158,7 @@ def sample(
             info |= {"guidance": guidance, "width": size, "height": size}
             info |= weights.info if about.get("styles") else {}
             info |= switch.info(prompt) if switch is not None else {}
-            yield image, info | about | {"version": version("impasto")}
+            yield image, info | about | {"version": VERSION}
 
 
 def as_image(pixels: torch.Tensor) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.bases import embedded as mini
-from impasto.bases import style_defaults as bases_style_defaults
+from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, of_card
 from impasto.config import TrainConfig
 from impasto.families.base import Family
 from impasto.families.files import VARIANT, pipeline_class, variant
@@ -215,7 +215,7 @@ def made_card(
 def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, str]:
     """What the card says of strength: the command that makes the image of the Python code, the end of its
     `load_lora_weights`, and how impasto samples by default, where that is another way."""
-    own = bases_style_defaults.of_card(family.card, config.recipe)
+    own = of_card(family.card, config.recipe)
     known = {
         "base": shlex.quote(config.base),
         "components": f" --components {shlex.quote(str(config.components))}" if config.components else "",
@@ -223,11 +223,11 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
         "flags": size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
     }
     style = shlex.quote(str(config.out))
-    if own == bases_style_defaults.PLAIN:
+    if own == PLAIN:
         command = COMMAND.format(**known, style=style)
         return {"command": command, "strength": ")", "advice": SLIDER.format(style=style)}
     strength = own.plain_strength or (1.0 if own.style_guidance or own.base_guidance else own.strength)
-    words = " and its style words as the negative prompt" if own.negative == bases_style_defaults.STYLE_WORDS else ""
+    words = " and its style words as the negative prompt" if own.negative == STYLE_WORDS else ""
     advice = ADVICE.format(
         plain=f"{strength:g}",
         strength=f"{own.strength:g}",

@@ -2,17 +2,16 @@
 defaults (strength, style guidance, negative prompt) that `generate` will use for it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from impasto.adapters.text_encoder import current
-from impasto.bases import style_defaults as bases_style_defaults
+from impasto.bases.style_defaults import PLAIN
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
 from impasto.families.base import Family
-from impasto.guidance.style_guidance import tuner_layers
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling, sample
 from impasto.styles import defaults as style_defaults
@@ -25,7 +24,7 @@ class Previews:
         self.family, self.config = family, config
         self.prompts = list(config.preview_prompt or dict.fromkeys(config.caption)) if config.preview else []
         captions = list(config.caption)
-        self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else bases_style_defaults.PLAIN
+        self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else PLAIN
         self.sampling = self.defaults.complete(Sampling(size=config.size)).on(family)
         length = next(iter(family.text_lengths))
         self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}
@@ -41,7 +40,7 @@ class Previews:
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        with torch.no_grad(), as_loaded(self.family), scaled(self.family, self.defaults.strength):
+        with torch.no_grad(), as_sampled(self.family, self.defaults.strength):
             conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
             for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
                 names.append(f"previews/step-{step:06d}-{i}.png")
@@ -49,30 +48,25 @@ class Previews:
         return names
 
 
-@contextmanager
-def scaled(family: Family, strength: float) -> Iterator[None]:
-    """The adapters at a strength."""
-    models = [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
-    layers = [layer for model in models for layer in tuner_layers(model)]
-    before = [dict(layer.scaling) for layer in layers]
-    for layer, scaling in zip(layers, before, strict=True):
-        layer.scaling.update({name: strength * scale for name, scale in scaling.items()})
-    try:
-        yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
+def adapted(family: Family) -> list[Any]:
+    """The models that carry adapters."""
+    return [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
 
 
 @contextmanager
-def as_loaded(family: Family) -> Iterator[None]:
-    """The adapters in the precision in which diffusers loads them, which is the base's: what `generate` will draw."""
-    models = [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
-    moved = [(p, p.data) for model in models for p in model.parameters() if p.requires_grad]
-    try:
-        for p, data in moved:
-            p.data = data.to(family.dtype)
-        yield
-    finally:
-        for p, data in moved:
-            p.data = data
+def as_sampled(family: Family, strength: float) -> Iterator[None]:
+    """The adapters at a strength, and in the precision in which diffusers loads them, which is the base's: what
+    `generate` will draw."""
+    from peft.helpers import rescale_adapter_scale
+
+    moved = [(p, p.data) for model in adapted(family) for p in model.parameters() if p.requires_grad]
+    with ExitStack() as scaled:
+        for model in adapted(family):
+            scaled.enter_context(rescale_adapter_scale(model, strength))
+        try:
+            for p, data in moved:
+                p.data = data.to(family.dtype)
+            yield
+        finally:
+            for p, data in moved:
+                p.data = data

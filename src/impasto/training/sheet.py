@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from impasto import adapters
 from impasto.adapters import text_encoder as text
 from impasto.bases import loader
-from impasto.bases import style_defaults as bases_style_defaults
+from impasto.bases.style_defaults import STYLE_WORDS
 from impasto.coerce import check_seed
 from impasto.config import TrainConfig, as_dict, check_keys
 from impasto.contact_sheet import sheet
@@ -86,7 +86,7 @@ def checkpoint_sheet(
             p.data = p.data.to(family.dtype)
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
     trained_on = captions.of_run(as_dict(config), inputs)
-    if negative == bases_style_defaults.STYLE_WORDS:
+    if negative == STYLE_WORDS:
         negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, asked=True)
     given = Sampling(steps, guidance, negative, config.size, style_guidance=style_guidance)
     known, sampling = (
