@@ -22,8 +22,7 @@ from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.families.sd3 import SD3
 from impasto.generate import generate, generate_folder
-from impasto.guidance.prompt_switch import PromptSwitch
-from impasto.guidance.style_aligned import StyleAligned
+from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.prompts import read_prompts
 from impasto.sampling.sample import Sampling
@@ -115,8 +114,7 @@ def test_embeddings_of_earlier_batches_are_let_go(tiny_sd3, picture, monkeypatch
     prompts = [f"a {a} and {b}" for a in ("cat", "star", "rocket", "face") for b in ("cat", "cactus", "rabbit")]
     sampling = Sampling(steps=2, batch=batch, negative="a drawing")
     more = {
-        "switch": PromptSwitch("{prompt} in ink style", -math.inf),
-        "aligned": StyleAligned(picture, "a star in ink"),
+        "guidances": [PromptSwitch("{prompt} in ink style", -math.inf), StyleAligned(picture, "a star in ink")],
     }
     drawn = [image.tobytes() for image, _ in generate(str(tiny_sd3), prompts, count=2, sampling=sampling, **more)]
     second = [f"{prompt} in ink style" for prompt in prompts]
@@ -327,8 +325,8 @@ def test_a_style_of_a_quantised_base_is_told(tiny_sd3, style, tmp_path):
 
 def test_aligned_to_a_picture(config, picture, style):
     """With a style as well; the PNG says to what, and with what settings."""
-    given = {"aligned_to": picture, "reference_caption": "a star in ink style", "aligned_shift": 0.5}
-    generate_folder(replace(config, prompt=("a rocket",), prompts=None, **given))
+    aligned = StyleAligned(picture, "a star in ink style", shift=0.5)
+    generate_folder(replace(config, prompt=("a rocket",), prompts=None, guidances=(aligned,)))
     png = Image.open(config.out / "0000.png")
     told = json.loads(png.text["impasto"])
     assert told["aligned"] == {
@@ -351,27 +349,29 @@ def test_a_reference_in_the_folder_stays(config):
     generate_folder(config)
     before = {file.name: file.read_bytes() for file in config.out.iterdir()}
     for name in (min(before), max(before)):
-        given = {"aligned_to": config.out / name, "reference_caption": "a star", "prompts": None, "prompt": ("a cat",)}
+        aligned = StyleAligned(config.out / name, "a star")
         with pytest.raises(UserError, match="lies in --out, and would be removed"):
-            generate_folder(replace(config, **given))
+            generate_folder(replace(config, prompts=None, prompt=("a cat",), guidances=(aligned,)))
     assert {file.name: file.read_bytes() for file in config.out.iterdir()} == before
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"aligned_to": "PICTURE"}, "no caption"),
-        ({"aligned_to": "nowhere.png", "reference_caption": "a star"}, "does not exist"),
-        ({"reference_caption": "a star"}, "go with aligned_to"),
-        ({"aligned_shift": 0.0}, "go with aligned_to"),
-        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_adain": ("key",)}, "did you mean 'keys'"),
-        ({"aligned_to": "PICTURE", "reference_caption": "a star", "aligned_scale": -1.0}, "above 0"),
-        ({"aligned_to": "PICTURE", "reference_caption": "a star", "size": 17}, "multiple of 8"),
+        ({"image": "PICTURE"}, "no caption"),
+        ({"image": "nowhere.png", "caption": "a star"}, "does not exist"),
+        ({"caption": "a star"}, "go with aligned-to"),
+        ({"shift": 0.0}, "go with aligned-to"),
+        ({"image": "PICTURE", "caption": "a star", "adain": ("key",)}, "did you mean 'keys'"),
+        ({"image": "PICTURE", "caption": "a star", "scale": -1.0}, "above 0"),
+        ({"image": "PICTURE", "caption": "a star", "size": 17}, "multiple of 8"),
     ],
     ids=str,
 )
 def test_bad_references(config, picture, changes, message):
-    changes = {k: picture if x == "PICTURE" else Path(x) if k == "aligned_to" else x for k, x in changes.items()}
+    changes = {key: Path(value) if key == "image" else value for key, value in changes.items()}
+    changes |= {"image": picture} if changes.get("image") == Path("PICTURE") else {}
+    size = {"size": changes.pop("size")} if "size" in changes else {}
     with pytest.raises(UserError, match=message):
-        generate_folder(replace(config, **changes))
+        generate_folder(replace(config, guidances=(StyleAligned(**changes),), **size))
     assert not list(config.out.glob("*"))

@@ -1,10 +1,11 @@
 """Values of TOML, JSON and flags in the types of a settings class."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from impasto.errors import UserError
+from impasto.errors import UserError, nearest
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
@@ -26,6 +27,17 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return value
     wanted = f"one of {', '.join(map(str, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
     raise UserError(f"{where} must be {'a list' if origin is tuple else wanted}, not {value!r}")
+
+
+def convert_fields(settings: Any, values: Any, where: str) -> Any:
+    """`settings`, a dataclass, from a table of its fields. Raises UserError on unknown keys and wrong types."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a table, not {values!r}")
+    types = get_type_hints(settings, include_extras=False)
+    for key in values:
+        if key not in types:
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, list(types))}")
+    return settings(**{key: convert(value, types[key], f"{where}: {key}") for key, value in values.items()})
 
 
 LAST_SEED = 2**62

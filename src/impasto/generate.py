@@ -17,9 +17,7 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import check_size
 from impasto.files import writable_folder
-from impasto.guidance import style_guidance
-from impasto.guidance.prompt_switch import PromptSwitch, grid
-from impasto.guidance.style_aligned import Reference, Sharing, StyleAligned
+from impasto.guidance import bind_all, style_guidance
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.output import check_targets, clear_leftovers
 from impasto.sampling.png import Info, save_png
@@ -39,21 +37,20 @@ def generate(
     seed: int = 0,
     count: int = 1,
     sampling: Sampling | None = None,
-    aligned: StyleAligned | None = None,
+    guidances: Sequence[Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
     components: Path | None = None,
-    switch: PromptSwitch | None = None,
     quantize: str = "none",
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
-    styles: style folders or files, each with an optional strength, "runs/neon:0.8". Strength, style guidance and
-    negative prompt that are not given are the style's own defaults, see `styles.defaults`. switch: to another prompt at
-    a log-SNR. aligned: a reference picture whose style is taken over without training, see `guidance.style_aligned`;
-    with styles, it is inverted by the base that has them, and styles have the defaults of plain diffusers. quantize:
-    the base in fewer bits, as `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found
-    before this returns (UserError); the pictures are drawn as they are asked for.
+    styles: style folders or files, each with an optional strength, "runs/neon:0.8". guidances: settings of
+    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`. Strength, style guidance, negative
+    prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a guidance of
+    fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as `TrainConfig.quantize` has
+    it but for "auto". Everything that can be wrong is found before this returns (UserError); images are generated when
+    they are asked for.
     """
     check_seed(seed)
     check_prompts(prompts)
@@ -61,20 +58,22 @@ def generate(
     abouts = [read_about(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = loader.load(base, device=device, precision=precision, components=components)
     sampling = sampling or Sampling()
-    if aligned and (sampling.style_guidance or sampling.base_guidance):
+    fixed = any(getattr(one, "fixed_rows", False) for one in guidances or ())
+    if fixed and (sampling.style_guidance or sampling.base_guidance):
         raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
-    styled, sampling = style_defaults.apply(chosen, abouts, sampling, family, plain=aligned is not None)
+    styled, sampling, own = style_defaults.apply(chosen, abouts, sampling, family, plain=fixed)
+    guidances = own if guidances is None else guidances
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
-        parts = {family.part: family.denoiser} if aligned or quantize != "none" else {}  # aligned: it inverts as well
+        shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances)
+        parts = {family.part: family.denoiser} if shared else {}
         for denoiser in parts.values():
             running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
-    extra: dict[str, Any] = {}
     for (path, strength), kind in zip(styled, map(quantized_base, abouts), strict=True):
-        extra |= load_style(pipe, path, strength)
+        load_style(pipe, path, strength)
         if kind and kind != quantize:
             here = family.precision if quantize == "none" else quantize
             warnings.warn(
@@ -92,34 +91,11 @@ def generate(
         "base_hash": family.hash,
         **({} if quantize == "none" else {"quantize": quantize}),
         "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in styled],
+        **(sampling.weights(family).info if styled else {}),
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
     encode = encoder(family, pipe, sampling.batch)
-    assert sampling.steps is not None
-    if switch is not None:
-        switch = switch.on(grid(family, sampling.steps, sampling.size))
-    reference = Reference(aligned, family, encode, sampling.steps, sampling.size) if aligned else None
-    return sample(family, pipe, jobs, encode, sampling, about, extra, switch, reference)
-
-
-def read_switch(config: GenerateConfig) -> PromptSwitch | None:
-    """What --switch-to and --switch-at say. Raises UserError where one of them is missing."""
-    if config.switch_to is None and config.switch_at is None:
-        return None
-    if config.switch_to is None or config.switch_at is None:
-        missing = "switch-to, the second prompt" if config.switch_to is None else "switch-at, a log-SNR such as -4"
-        raise UserError(f"switch-to and switch-at go together: give --{missing}")
-    return PromptSwitch(config.switch_to, config.switch_at)
-
-
-def alignment(config: GenerateConfig) -> StyleAligned | None:
-    """What --aligned-to and its companions ask for. Raises UserError where they have no effect."""
-    sharing = Sharing(adain=config.aligned_adain, scale=config.aligned_scale, shift=config.aligned_shift)
-    if config.aligned_to is not None:
-        return StyleAligned(config.aligned_to, config.reference_caption, sharing)
-    if config.reference_caption or sharing != Sharing():
-        raise UserError("reference_caption and aligned_... go with aligned_to: name the reference picture")
-    return None
+    return sample(family, pipe, jobs, encode, sampling, about, bind_all(guidances, family, sampling, encode))
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -131,9 +107,8 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     prompts = read_prompts(config)
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
-    switch, total = read_switch(config), len(prompts) * config.count
-    aligned = alignment(config)
-    check_targets(config.out, total, config.aligned_to)
+    total = len(prompts) * config.count
+    check_targets(config.out, total, [one.image for one in config.guidances if getattr(one, "image", None)])
     check_prompts(prompts)
     writable_folder(config.out)
     sampling = Sampling(
@@ -152,11 +127,10 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         seed=config.seed,
         count=config.count,
         sampling=sampling,
-        aligned=aligned,
+        guidances=config.guidances or None,
         device=config.device,
         precision=config.precision,
         components=config.components,
-        switch=switch,
         quantize=config.quantize,
     )
     files, told, gone = [], {}, []

@@ -14,7 +14,8 @@ from impasto.bases.loader import load
 from impasto.errors import UserError
 from impasto.files import PACKAGE
 from impasto.generate import generate, generate_folder
-from impasto.guidance.prompt_switch import PromptSwitch, grid
+from impasto.guidance.config import PromptSwitch
+from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.noise.schedule import RectifiedFlow
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.sample import Sampling
@@ -28,7 +29,7 @@ def levels_of(base, steps=5, size=16):
 
 
 def drawn(base, prompt, switch=None, sampling=SAMPLING):
-    image, info = next(generate(str(base), [prompt], seed=3, sampling=sampling, switch=switch))
+    image, info = next(generate(str(base), [prompt], seed=3, sampling=sampling, guidances=[switch] if switch else None))
     return np.asarray(image).astype(int), info
 
 
@@ -113,10 +114,10 @@ def test_pictures_of_a_batch_switch_each_to_its_own(kind, request):
     base = request.getfixturevalue(f"tiny_{kind}")
     switch = PromptSwitch("{prompt} in neon style", levels_of(base)[2])
     prompts = ["a cat", "a rocket"]
-    both = list(generate(str(base), prompts, seed=3, sampling=replace(SAMPLING, batch=2), switch=switch))
+    both = list(generate(str(base), prompts, seed=3, sampling=replace(SAMPLING, batch=2), guidances=[switch]))
     for i, (image, info) in enumerate(both):
         assert info["switch_to"] == f"{prompts[i]} in neon style"
-        alone, _ = next(generate(str(base), [prompts[i]], seed=3 + i, sampling=SAMPLING, switch=switch))
+        alone, _ = next(generate(str(base), [prompts[i]], seed=3 + i, sampling=SAMPLING, guidances=[switch]))
         assert abs(np.asarray(image).astype(int) - np.asarray(alone)).max() <= 1
 
 
@@ -126,9 +127,10 @@ def test_the_grid_of_flux_at_1024(tiny_flux):
     assert len(levels) == 28 and levels[0] == -math.inf
     assert levels[1] == pytest.approx(-8.8917, abs=1e-4)
     assert levels[3] == pytest.approx(-6.5405, abs=1e-4)
-    switch = PromptSwitch(B, -6.55).on(levels)
+    family = load(str(tiny_flux), device="cpu")
+    switch = switch_prompts(family, str, -6.55, levels)
     assert sum(not second for second in switch.in_second) == 3 and switch.share == pytest.approx(3 / 28)
-    assert sum(PromptSwitch(B, -6.52).on(levels).in_second) == 24  # the paper prints -6.52 for what is -6.5405
+    assert sum(switch_prompts(family, str, -6.52, levels).in_second) == 24  # the paper prints -6.52 for what is -6.5405
 
 
 def test_the_published_scheduler_of_flux():
@@ -150,7 +152,8 @@ def test_the_level_is_that_of_the_latent(tiny_sd15):
 def test_what_the_pictures_and_the_result_tell(tiny_sd3, tmp_path):
     levels = levels_of(tiny_sd3)
     config = GenerateConfig(base=str(tiny_sd3), prompt=(A,), out=tmp_path / "out", steps=5)
-    result = generate_folder(replace(config, switch_to='{prompt}, "neon"', switch_at=levels[2] - 1e-3))
+    switch = PromptSwitch('{prompt}, "neon"', levels[2] - 1e-3)
+    result = generate_folder(replace(config, guidances=(switch,)))
     with Image.open(tmp_path / "out" / "0000.png") as file:
         text = file.text
 
@@ -165,21 +168,21 @@ def test_what_the_pictures_and_the_result_tell(tiny_sd3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("switch", "message"),
     [
-        ({"switch_to": B}, "go together: give --switch-at"),
-        ({"switch_at": -3.0}, "go together: give --switch-to"),
-        ({"switch_to": " ", "switch_at": -3.0}, "switch-to is empty"),
-        ({"switch_to": B, "switch_at": 50.0}, r"outside .* its 5 steps have log-SNR -\d.* after a first one of pure"),
-        ({"switch_to": B, "switch_at": math.nan}, "outside"),
-        ({"switch_to": B, "switch_at": -3.0, "steps": 1}, "its one step has pure noise"),
+        ({"to": B}, "go together: give --switch-at"),
+        ({"at": -3.0}, "go together: give --switch-to"),
+        ({"to": " ", "at": -3.0}, "switch-to is empty"),
+        ({"to": B, "at": 50.0}, r"outside .* its 5 steps have log-SNR -\d.* after a first one of pure"),
+        ({"to": B, "at": math.nan}, "outside"),
+        ({"to": B, "at": -3.0, "steps": 1}, "its one step has pure noise"),
     ],
     ids=str,
 )
-def test_bad_input(tiny_sd3, tmp_path, changes, message):
-    config = GenerateConfig(base=str(tiny_sd3), prompt=(A,), out=tmp_path / "out", steps=5)
+def test_bad_input(tiny_sd3, tmp_path, switch, message):
+    config = GenerateConfig(base=str(tiny_sd3), prompt=(A,), out=tmp_path / "out", steps=switch.pop("steps", 5))
     with pytest.raises(UserError, match=message):
-        generate_folder(replace(config, **changes))
+        generate_folder(replace(config, guidances=(PromptSwitch(**switch),)))
     assert not list((tmp_path / "out").glob("*.png"))
 
 

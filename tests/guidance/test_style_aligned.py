@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from impasto.bases.loader import load
 from impasto.errors import UserError
 from impasto.generate import generate
-from impasto.guidance.style_aligned import Rows, SharedAttention, Sharing, StyleAligned, aligned
+from impasto.guidance.config import StyleAligned
+from impasto.guidance.style_aligned import BatchLayout, SharedAttention, aligned
 from impasto.inversion import Trajectory, invert
 from impasto.methods.style_aligned import style_aligned
 from impasto.sampling.sample import Sampling
 
-OFF = Sharing(share=False, adain=())
+REFERENCE = StyleAligned(Path("reference.png"))
+OFF = replace(REFERENCE, share=False, adain=())
 CAPTION = "a star in neon style"
 
 
@@ -105,8 +109,8 @@ def test_the_attention_is_the_plain_loop(kind, halves):
     first = kind.startswith("flux")
     angles = torch.rand(5 + words, 4, generator=shared, dtype=torch.float64).repeat_interleave(2, dim=1) * 6
     rotary = (angles.cos(), angles.sin()) if first else None
-    sharing = Sharing(scale=0.7, shift=0.9, adain=("queries", "keys", "values"))
-    processor = SharedAttention(sharing, Rows(halves, words), text_first=first)
+    sharing = replace(REFERENCE, scale=0.7, shift=0.9, adain=("queries", "keys", "values"))
+    processor = SharedAttention(sharing, BatchLayout(halves, words), text_first=first)
     if kind == "flux single":
         got = processor(attn, torch.cat([text, image], dim=1), image_rotary_emb=rotary)
         got = torch.cat([got[:, words:], got[:, :words]], dim=1)
@@ -155,21 +159,21 @@ def test_rows_see_the_reference_and_nothing_else(family):
     z, lam, cond = batch(family, [0, 5, 6, 7])
     before = family.denoiser.attn_processors
     plain = family.predict(z, lam, cond)
-    with aligned(family, family.denoiser, trajectory_of(z[:1]), Sharing(), 1):
+    with aligned(family, family.denoiser, trajectory_of(z[:1]), REFERENCE, 1):
         four = family.predict(torch.cat([100 * torch.ones_like(z[:1]), z[1:]]), lam, cond)
     two = batch(family, [0, 7])
-    with aligned(family, family.denoiser, trajectory_of(z[:1]), Sharing(), 1):
+    with aligned(family, family.denoiser, trajectory_of(z[:1]), REFERENCE, 1):
         alone = family.predict(*two)
     assert (four[3] - alone[1]).abs().max() < 1e-5
     assert (four[0] - plain[0]).abs().max() < 1e-5
     assert (four[1:] - plain[1:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
     z_other, _, _ = batch(family, [1])
-    with aligned(family, family.denoiser, trajectory_of(z_other), Sharing(), 1):
+    with aligned(family, family.denoiser, trajectory_of(z_other), REFERENCE, 1):
         assert (family.predict(z, lam, cond)[1:] - four[1:]).abs().max() > 1e-3
     unsaid = family.encode_prompt(["", "", "", ""])
-    with aligned(family, family.denoiser, trajectory_of(z[:1]), Sharing(), 1):
+    with aligned(family, family.denoiser, trajectory_of(z[:1]), REFERENCE, 1):
         first = family.predict(z, lam, unsaid)
-    with aligned(family, family.denoiser, trajectory_of(z[:1]), Sharing(), 2):
+    with aligned(family, family.denoiser, trajectory_of(z[:1]), REFERENCE, 2):
         halves = family.predict(
             *(torch.cat([x, x]) for x in (z, lam)), {n: torch.cat([unsaid[n], cond[n]]) for n in cond}
         )
@@ -190,7 +194,7 @@ def test_every_setting_counts(tiny_sd3, change):
     family = load(str(tiny_sd3), device="cpu")
     z, lam, cond = batch(family, [0, 5])
     outs = []
-    for sharing in (Sharing(), Sharing(**change)):
+    for sharing in (REFERENCE, replace(REFERENCE, **change)):
         with aligned(family, family.denoiser, trajectory_of(z[:1]), sharing, 1):
             outs.append(family.predict(z, lam, cond)[1])
     assert (outs[0] - outs[1]).abs().max() > 1e-4
@@ -212,8 +216,8 @@ def pixels(image):
 
 
 def draw(base, picture, sharing=None, prompts=("a cat", "a rocket in neon style", "a cactus"), **more):
-    asked = StyleAligned(picture, CAPTION, sharing or Sharing())
-    return list(generate(str(base), list(prompts), aligned=asked, device="cpu", **more))
+    asked = replace(sharing or REFERENCE, image=picture, caption=CAPTION)
+    return list(generate(str(base), list(prompts), guidances=[asked], device="cpu", **more))
 
 
 def test_pictures(tiny_base, picture, monkeypatch):
@@ -272,9 +276,9 @@ def test_a_sampler_that_asks_twice(tiny_sd15, picture, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sharing(adain=("keys", "querys")), "did you mean 'queries'"),
-        (lambda: Sharing(scale=0), "above 0"),
-        (lambda: Sharing(shift=math.inf), "finite"),
+        (lambda: replace(REFERENCE, adain=("keys", "querys")), "did you mean 'queries'"),
+        (lambda: replace(REFERENCE, scale=0), "above 0"),
+        (lambda: replace(REFERENCE, shift=math.inf), "finite"),
     ],
     ids=["part", "scale", "shift"],
 )
@@ -286,7 +290,7 @@ def test_settings_that_cannot_be_meant(make, message):
 def test_references_that_cannot_be_used(tiny_sd3, picture, tmp_path, monkeypatch):
     def refused(image, caption, message):
         with pytest.raises(UserError, match=message):  # at once, before anything is drawn
-            generate(str(tiny_sd3), ["a cat"], aligned=StyleAligned(image, caption), device="cpu")
+            generate(str(tiny_sd3), ["a cat"], guidances=[StyleAligned(image, caption)], device="cpu")
 
     refused(picture, " ", "no caption")
     refused(tmp_path / "nowhere.png", CAPTION, "does not exist")

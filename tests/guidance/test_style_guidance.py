@@ -15,6 +15,7 @@ from impasto.bases.loader import load
 from impasto.errors import UserError
 from impasto.generate import generate, generate_folder
 from impasto.guidance import style_guidance
+from impasto.guidance.config import StyleAligned
 from impasto.guidance.style_guidance import Weights, guiding
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.sample import Sampling, encoder, sample
@@ -197,11 +198,9 @@ def test_bad_input(tiny_sd3, tiny_flux, picture, tmp_path):
         generate(str(tiny_sd3), ["a cat"], sampling=Sampling(style_guidance=1.0))
     with pytest.raises(UserError, match="base-guidance needs a negative prompt"):
         generate(str(tiny_flux), ["a cat"], sampling=Sampling(base_guidance=1.0))
-    from impasto.guidance.style_aligned import Sharing, StyleAligned
-
-    aligned = StyleAligned(picture, "a cat in ink style", Sharing())
+    aligned = StyleAligned(picture, "a cat in ink style")
     with pytest.raises(UserError, match="do not go together"):
-        generate(str(tiny_sd3), ["a cat"], styles=[own], aligned=aligned, sampling=Sampling(style_guidance=1.0))
+        generate(str(tiny_sd3), ["a cat"], styles=[own], guidances=[aligned], sampling=Sampling(style_guidance=1.0))
 
 
 def test_a_merged_style_cannot_be_compared_with_the_base(tiny_sd3, tmp_path):

@@ -17,7 +17,7 @@ from impasto.calibration import calibrate as module
 from impasto.calibration.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
 from impasto.errors import UserError
 from impasto.generate import generate
-from impasto.guidance.prompt_switch import PromptSwitch
+from impasto.guidance.config import PromptSwitch
 from impasto.sampling.sample import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # the tiny tokeniser spells most words
@@ -78,8 +78,13 @@ def test_the_curve_is_that_of_generates_pictures(run, base, judges, tmp_path):
     row = result["levels"][1]
     for key, first, second in (("kept_until", "styled", "plain"), ("kept_since", "plain", "styled")):
         pairs = {getattr(ask, first): getattr(ask, second) for ask in judges.asks}
-        switch = PromptSwitch(pairs, row["log_snr"] - 1e-3)
-        drawn = list(generate(str(base), list(pairs), sampling=SAMPLING, switch=switch))
+
+        class OfPairs(PromptSwitch):
+            def second(self, prompt, pairs=pairs):
+                return pairs[prompt]
+
+        switch = OfPairs("of each", row["log_snr"] - 1e-3)
+        drawn = list(generate(str(base), list(pairs), sampling=SAMPLING, guidances=[switch]))
         assert drawn[0][1]["switch_share"] == pytest.approx(row["share_of_steps"], abs=1e-3)
         assert row[key] == pytest.approx(np.mean([judges.place(drawn[i][0], i) for i in range(PROMPTS)]), abs=0.01)
     told = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
@@ -125,11 +130,11 @@ class SeesPrompts:
         raise NotImplementedError
 
 
-def draws(_, __, jobs, ___, sampling, ____, switch=None):
+def draws(_, __, jobs, ___, sampling, ____, guidances):
     """Instead of `sample`: for every picture its first and its second prompt and its seed."""
     assert len(jobs) <= sampling.batch
     for prompt, seed in jobs:
-        yield [prompt, switch and switch.second(prompt), seed], {}
+        yield [prompt, guidances[0].second(prompt) if guidances else None, seed], {}
 
 
 def drawing(batch):

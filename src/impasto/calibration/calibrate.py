@@ -32,7 +32,7 @@ from impasto.errors import UserError, nearest
 from impasto.evaluate.encoders import Encoder, load_encoder
 from impasto.families.base import Family, check_size
 from impasto.files import atomic, cache_dir, writable_folder
-from impasto.guidance.prompt_switch import PromptSwitch, grid
+from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.judges.model import Judges
 from impasto.objectives.weighting import predicts_noise
 from impasto.sampling import prompts
@@ -363,12 +363,12 @@ class Drawing:
         prompts = pairs(variant, asks)
         drawn: dict[int, tuple[Image.Image, dict[str, Any]]] = {}
         for part in parts(variant, asks):
-            switch = None
+            guidances = []
             if step:
-                to = dict(prompts[i] for i in part)
-                switch = PromptSwitch(to, self.log_snr[int(step)]).on(self.log_snr)
+                second, at = dict(prompts[i] for i in part), self.log_snr[int(step)]
+                guidances.append(switch_prompts(self.family, second.__getitem__, at, self.log_snr))
             jobs = [(prompts[i][0], asks[i].seed) for i in part]
-            pictures = sample(self.family, self.pipe, jobs, self.encode, self.sampling, {}, switch=switch)
+            pictures = sample(self.family, self.pipe, jobs, self.encode, self.sampling, {}, guidances)
             drawn |= zip(part, pictures, strict=True)
         return (drawn[i] for i in range(len(asks)))
 

@@ -9,9 +9,9 @@ rectified flow starts from pure noise, so its first step has -inf. Prompt A is u
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,41 +19,24 @@ from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families.base import Family
+from impasto.guidance.base import Encode, Guidance, Rows, Sampling
+from impasto.guidance.config import PromptSwitch
 
 Call = Mapping[str, Tensor]
 """The part of a pipeline's call that says the prompt: `Family.call_arguments`."""
 
 
 @dataclass(frozen=True)
-class PromptSwitch:
-    """From a picture's own prompt (A) to `to` (B) at the log-SNR `at`.
+class SwitchedPrompts(Guidance):
+    """From an image's own prompt A to prompt B.
 
-    to: a prompt, in which `{prompt}` stands for A, or one for each A. log_snr: of every step, filled in by `on`.
+    second: prompt A -> prompt B. at: the log-SNR, see above. log_snr: of every step.
     """
 
-    to: str | Mapping[str, str]
+    family: Family
+    second: Callable[[str], str]
     at: float
-    log_snr: tuple[float, ...] = ()
-
-    def on(self, log_snr: Sequence[float]) -> "PromptSwitch":
-        """On the grid of a base. Raises UserError where `at` is finite, and one prompt would be used in all steps."""
-        low, high = min(log_snr), max(log_snr)
-        if math.isnan(self.at) or (math.isfinite(self.at) and not low < self.at <= high):
-            finite = [level for level in log_snr if math.isfinite(level)]
-            steps = f"its {len(log_snr)} steps have" if len(log_snr) > 1 else "its one step has"
-            reach = f"log-SNR {finite[0]:.2f} to {high:.2f}" if finite else "pure noise"
-            noise = ", after a first one of pure noise" if finite and low == -math.inf else ""
-            raise UserError(
-                f"switch-at {self.at:g} is outside of the sampling of this base: {steps} {reach}{noise}; "
-                "give a value between, or =-inf for the second prompt alone, =inf for the first"
-            )
-        if isinstance(self.to, str) and not self.to.strip():
-            raise UserError("switch-to is empty: give the prompt to switch to; {prompt} in it stands for the first one")
-        return replace(self, log_snr=tuple(log_snr))
-
-    def second(self, prompt: str) -> str:
-        """Prompt B of a picture whose prompt A is `prompt`."""
-        return self.to.replace("{prompt}", prompt) if isinstance(self.to, str) else self.to[prompt]
+    log_snr: tuple[float, ...]
 
     @property
     def in_second(self) -> list[bool]:
@@ -65,8 +48,13 @@ class PromptSwitch:
         """The share of the steps that use prompt A."""
         return 1 - sum(self.in_second) / len(self.in_second)
 
+    def apply(self, pipe: Any, rows: Rows) -> AbstractContextManager[dict[str, Any]]:
+        own = rows.prompts[rows.leading :]
+        second = rows.call([*rows.prompts[: rows.leading], *map(self.second, own)])
+        return switching(self.family, pipe, self.in_second, (rows.call(), second))
+
     def info(self, prompt: str) -> dict[str, Any]:
-        """What the picture tells: valid JSON, an infinite log-SNR as null.
+        """An infinite log-SNR is null.
 
         log_snr: of every step; prompt_of_step: 0 for `prompt`, 1 for `switch_to`; switch_share: of the steps, that
         used `prompt`.
@@ -78,6 +66,29 @@ class PromptSwitch:
             "prompt_of_step": [int(second) for second in self.in_second],
             "switch_share": round(self.share, 6),
         }
+
+
+def bind(settings: PromptSwitch, family: Family, sampling: Sampling, encode: Encode) -> SwitchedPrompts:
+    """Raises UserError where one prompt would be used in all steps."""
+    assert settings.at is not None and sampling.steps is not None and sampling.size is not None
+    return switch_prompts(family, settings.second, settings.at, grid(family, sampling.steps, sampling.size))
+
+
+def switch_prompts(
+    family: Family, second: Callable[[str], str], at: float, log_snr: Sequence[float]
+) -> SwitchedPrompts:
+    """On a sampling grid. Raises UserError where `at` is finite, and one prompt would be used in all steps."""
+    low, high = min(log_snr), max(log_snr)
+    if math.isnan(at) or (math.isfinite(at) and not low < at <= high):
+        finite = [level for level in log_snr if math.isfinite(level)]
+        steps = f"its {len(log_snr)} steps have" if len(log_snr) > 1 else "its one step has"
+        reach = f"log-SNR {finite[0]:.2f} to {high:.2f}" if finite else "pure noise"
+        noise = ", after a first one of pure noise" if finite and low == -math.inf else ""
+        raise UserError(
+            f"switch-at {at:g} is outside of the sampling of this base: {steps} {reach}{noise}; "
+            "give a value between, or =-inf for the second prompt alone, =inf for the first"
+        )
+    return SwitchedPrompts(family, second, at, tuple(log_snr))
 
 
 def finite(level: float) -> float | None:
@@ -92,14 +103,14 @@ def grid(family: Family, steps: int, size: int) -> list[float]:
 
 
 @contextmanager
-def switching(family: Family, pipe: Any, switch: PromptSwitch, calls: tuple[Call, Call]) -> Iterator[dict[str, Any]]:
-    """Yields the arguments of the pipeline's call that draw with both prompts (A, B), given as those of each alone.
+def switching(family: Family, pipe: Any, uses: Sequence[bool], calls: tuple[Call, Call]) -> Iterator[dict[str, Any]]:
+    """Yields the arguments of the pipeline's call for both prompts (A, B), given as those of each alone. uses: per
+    step, whether it uses B.
 
     The tensors change at the end of a step, by `callback_on_step_end`, whose names for them are the family's
     `callback_tensors`; with classifier-free guidance they are those of the negative prompt and of the prompt, in this
     order. What a callback cannot change (FLUX's pooled text) is put in before the denoiser is asked.
     """
-    uses = switch.in_second
     now = calls[uses[0]]
 
     def after(_: Any, step: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,12 +18,10 @@ features are those of the picture itself however badly it would come back. Group
 """
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,49 +29,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from impasto.data import references
-from impasto.errors import UserError, nearest
-from impasto.families.base import Condition, Family
+from impasto.errors import UserError
+from impasto.families.base import Family
+from impasto.guidance.base import Encode, Guidance, Rows, Sampling
+from impasto.guidance.config import PARTS, StyleAligned
 from impasto.inversion import Trajectory, invert
-
-PARTS = ("queries", "keys", "values")
-Encode = Callable[[str], Condition]
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """What rows take from row 0. share: its image tokens' keys and values. adain: which of PARTS take its statistics.
-
-    scale: factor on its keys, below 1 for references that the base knows too well. shift: added to the attention's
-    logits at its tokens, log 2 counting each of them twice, as google/style-aligned does for a real reference (for a
-    generated one it has 0). Raises UserError on a name or a number that cannot be meant.
-    """
-
-    share: bool = True
-    adain: tuple[str, ...] = ("queries", "keys")
-    scale: float = 1.0
-    shift: float = math.log(2)
-
-    def __post_init__(self) -> None:
-        for name in self.adain:
-            if name not in PARTS:
-                raise UserError(f"unknown part {name!r} for AdaIN: {nearest(name, PARTS)}")
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise UserError(f"the scale of the reference's keys must be above 0, not {self.scale}")
-        if not math.isfinite(self.shift):
-            raise UserError(f"the shift towards the reference must be a finite number (0 is none), not {self.shift}")
-
-
-@dataclass(frozen=True)
-class StyleAligned:
-    """A reference picture (a file), what it shows and in what style, and what is taken from it."""
-
-    image: Path | str
-    caption: str
-    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass
-class Rows:
+class BatchLayout:
     """How the batch in flight is laid out: its halves (2 under guidance by a negative prompt), its text tokens."""
 
     halves: int
@@ -87,8 +51,8 @@ class Rows:
 class SharedAttention:
     """An attention processor for `Attention` of U-Nets and SD3 and for `FluxAttention`: see the module's docstring."""
 
-    def __init__(self, sharing: Sharing, rows: Rows, text_first: bool) -> None:
-        self.sharing, self.rows, self.text_first = sharing, rows, text_first
+    def __init__(self, settings: StyleAligned, rows: BatchLayout, text_first: bool) -> None:
+        self.settings, self.rows, self.text_first = settings, rows, text_first
 
     def __call__(
         self,
@@ -120,7 +84,7 @@ class SharedAttention:
         if self.text_first:
             image, words = slice(text, tokens), slice(0, text)
         q, k, v = (
-            adain(x, self.rows, image) if part in self.sharing.adain else x for part, x in zip(PARTS, qkv, strict=True)
+            adain(x, self.rows, image) if part in self.settings.adain else x for part, x in zip(PARTS, qkv, strict=True)
         )
         if image_rotary_emb is not None:
             q, k = (turn(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
@@ -132,17 +96,17 @@ class SharedAttention:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, image: slice) -> Tensor:
         """Row 0 of each half by itself, the others to themselves and to its `image` tokens."""
-        if not self.sharing.share:
+        if not self.settings.share:
             return attention(q, k, v)
         own = [self.rows.split(x) for x in (q, k, v)]
         reference = attention(*(x[:, 0] for x in own))
         q, k, v = (x[:, 1:] for x in own)
         seen_k, seen_v = (x[:, :1, image].expand(-1, k.shape[1], -1, -1, -1) for x in own[1:])
-        k, v = torch.cat([k, self.sharing.scale * seen_k], dim=2), torch.cat([v, seen_v], dim=2)
+        k, v = torch.cat([k, self.settings.scale * seen_k], dim=2), torch.cat([v, seen_v], dim=2)
         bias = None
-        if self.sharing.shift:
+        if self.settings.shift:
             bias = q.new_zeros(k.shape[2])
-            bias[q.shape[2] :] = self.sharing.shift
+            bias[q.shape[2] :] = self.settings.shift
         others = attention(*(x.flatten(0, 1) for x in (q, k, v)), bias=bias)
         return torch.cat([reference[:, None], self.rows.split(others)], dim=1).flatten(0, 1)
 
@@ -154,7 +118,7 @@ def project(attn: Any, tokens: Tensor, to: str, norm: str) -> list[Tensor]:
     return [x if layer is None else layer(x) for x, layer in zip(parts, norms, strict=True)]
 
 
-def adain(x: Tensor, rows: Rows, image: slice, eps: float = 1e-5) -> Tensor:
+def adain(x: Tensor, rows: BatchLayout, image: slice, eps: float = 1e-5) -> Tensor:
     """x (B, tokens, heads, channels): rows 1.. of each half take mean and spread of row 0, at their image tokens.
 
     The spread of a single token is 0.
@@ -179,47 +143,48 @@ def output(attn: Any, out: Tensor) -> Tensor:
     return out if getattr(attn, "pre_only", False) else attn.to_out[1](attn.to_out[0](out))
 
 
-class Reference:
-    """The reference of one run of `generate`: read and checked at once, inverted when first used.
+class AlignedToReference(Guidance):
+    """StyleAligned on one base; the reference is read and checked at once, inverted when first used.
 
-    encode: prompt -> condition. steps, size (pixels): of the pictures; the inversion passes the sampler's own levels.
-    Raises UserError for a picture that cannot be read, no caption, a base without self-attention that can be shared.
+    Raises UserError for an image that cannot be read, no caption, a base without self-attention that can be shared.
     """
 
-    def __init__(self, asked: StyleAligned, family: Family, encode: Encode, steps: int, size: int) -> None:
-        if not asked.caption.strip():
+    def __init__(self, settings: StyleAligned, family: Family, sampling: Sampling, encode: Encode) -> None:
+        assert settings.image is not None and sampling.steps is not None and sampling.size is not None
+        if not settings.caption.strip():
             raise UserError(
                 "the reference has no caption: say what it shows and in what style with --reference-caption, "
                 "in the words of the prompts, as in 'a rocket in neon sign style'"
             )
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
-        self.asked, self.family, self.encode, self.steps, self.size = asked, family, encode, steps, size
-        self.picture = references.read(asked.image, size)
-
-    @property
-    def condition(self) -> Condition:
-        return self.encode(self.asked.caption)
+        self.settings, self.family, self.encode = settings, family, encode
+        self.steps, self.size = sampling.steps, sampling.size
+        self.picture = references.read(settings.image, sampling.size)
+        self.leading = (settings.caption,)
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        """The picture's latents at every level of the sampler, by DDIM or Euler inversion told the caption alone."""
+        """The reference's latents at every level of the sampler, by DDIM or Euler inversion with the caption alone."""
         x = self.family.encode_image(self.picture.pixels(self.size))
         self.family.free("vae")  # the pipeline has its own
         height, width = x.shape[-2:]
         levels = self.family.sampling_levels(self.steps, (height, width))
-        return invert(self.family, x, self.condition, levels=levels)
+        return invert(self.family, x, self.encode(self.settings.caption), levels=levels)
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What a picture tells of its reference."""
-        settings = asdict(self.asked.sharing) | {"adain": list(self.asked.sharing.adain)}
-        told = {"reference": str(self.asked.image), "hash": self.picture.sha256, "caption": self.asked.caption}
-        return {"method": "style-aligned"} | told | settings
+    @contextmanager
+    def apply(self, pipe: Any, rows: Rows) -> Iterator[dict[str, Any]]:
+        with aligned(self.family, self.family.denoiser, self.trajectory, self.settings, rows.halves):
+            yield {}
 
-    def leading(self, halves: int) -> AbstractContextManager[None]:
-        """`aligned` on the family's own denoiser."""
-        return aligned(self.family, self.family.denoiser, self.trajectory, self.asked.sharing, halves)
+    def info(self, prompt: str) -> dict[str, Any]:
+        own = self.settings
+        about = {"reference": str(own.image), "hash": self.picture.sha256, "caption": own.caption, "share": own.share}
+        about |= {"adain": list(own.adain), "scale": own.scale, "shift": own.shift}
+        return {"aligned": {"method": "style-aligned"} | about}
+
+
+bind = AlignedToReference
 
 
 def shareable(family: Family, processors: Iterable[str]) -> set[str]:
@@ -228,15 +193,17 @@ def shareable(family: Family, processors: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def aligned(family: Family, denoiser: Any, trajectory: Trajectory, sharing: Sharing, halves: int) -> Iterator[None]:
+def aligned(
+    family: Family, denoiser: Any, trajectory: Trajectory, settings: StyleAligned, halves: int
+) -> Iterator[None]:
     """Inside, row 0 of every half of `denoiser`'s batches is the reference, at the level that is asked for.
 
     denoiser: the family's own or that of its pipeline. trajectory: the inverted reference. halves: 2 where a batch is
     unconditional rows and then conditional ones. What the caller puts into row 0 of the latents does not matter; its
     text should be the reference's caption. The reference's levels are found by the timestep, whatever the sampler.
     """
-    rows, before = Rows(halves), denoiser.attn_processors
-    shared = SharedAttention(sharing, rows, family.text_first)
+    rows, before = BatchLayout(halves), denoiser.attn_processors
+    shared = SharedAttention(settings, rows, family.text_first)
     denoiser.set_attn_processor(before | dict.fromkeys(shareable(family, before), shared))
     arguments = inspect.signature(denoiser.forward)
 

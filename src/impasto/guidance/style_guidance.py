@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from impasto.adapters.lora import disabled
 from impasto.errors import UserError
+from impasto.guidance.base import Guidance, Rows
 
 PROMPT, NEGATIVE = "prompt", "negative"
 
@@ -54,8 +55,27 @@ class Weights:
 
     @property
     def info(self) -> dict[str, float]:
-        """What the metadata of an image says of it."""
+        """What the metadata of an image states of it."""
         return {"style_guidance": self.style} | ({"base_guidance": self.base} if self.base else {})
+
+
+@dataclass(frozen=True)
+class StyleGuidance(Guidance):
+    """The rule above with these weights; `weights.guidance` is the pipeline's own scale, or 1 where it has none."""
+
+    weights: Weights
+
+    @property
+    def needs_negative(self) -> bool:
+        return self.weights.base > 0
+
+    @contextmanager
+    def apply(self, pipe: Any, rows: Rows) -> Iterator[dict[str, Any]]:
+        guided = rows.halves == 2
+        with guiding(getattr(pipe, rows.family.part), self.weights, guided):
+            yield (
+                {"guidance_scale": max(rows.guidance, 2.0)} if guided else {}
+            )  # a scale of 1 or less would drop a half
 
 
 def check_weight(weight: float, name: str) -> None:

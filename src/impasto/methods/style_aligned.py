@@ -3,8 +3,8 @@
     z_T .. z_0 of the reference by DDIM inversion (a rectified flow: by Euler steps), told its caption
     every self-attention of every picture:  Attention(AdaIN(Q, Q_r), [AdaIN(K, K_r), K_r], [V, V_r])
 
-`generate(..., aligned=StyleAligned(picture, caption))` draws the same in batches of any size; a test holds the two
-together. What the reference and the rows are to each other is told in `guidance.style_aligned`.
+`generate(..., guidances=[StyleAligned(image, caption)])` generates the same in batches of any size; a test compares
+them. What the reference and the rows are to each other is told in `guidance.style_aligned`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from PIL.Image import Image
 
 from impasto.data.references import read
 from impasto.families.base import Family
-from impasto.guidance.style_aligned import StyleAligned, aligned
+from impasto.guidance.config import StyleAligned
+from impasto.guidance.style_aligned import aligned
 from impasto.inversion import invert
 
 
@@ -29,6 +30,7 @@ def style_aligned(
     seed: int = 0,
 ) -> list[Image]:
     """One picture per prompt, in one batch; picture i starts from `torch.Generator("cpu").manual_seed(seed + i)`."""
+    assert reference.image is not None
     pipe = family.pipeline(**{family.part: family.denoiser})
     y = family.encode_prompt([reference.caption, *prompts], pipe=pipe)
     y_r = {name: rows[:1] for name, rows in y.items()}
@@ -38,7 +40,7 @@ def style_aligned(
     x_r = family.encode_image(read(reference.image).pixels(size))
     height, width = x_r.shape[-2:]
     z_r = invert(family, x_r, y_r, levels=family.sampling_levels(steps, (height, width)))
-    with aligned(family, family.denoiser, z_r, reference.sharing, halves=2 if guided else 1):
+    with aligned(family, family.denoiser, z_r, reference, halves=2 if guided else 1):
         pictures = pipe(
             **family.call_arguments(y, null),
             generator=[torch.Generator("cpu").manual_seed(s) for s in (0, *range(seed, seed + len(prompts)))],

@@ -24,8 +24,8 @@ from impasto.errors import UserError
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, cache_dir
 from impasto.generate import generate
-from impasto.guidance.prompt_switch import PromptSwitch, grid
-from impasto.guidance.style_aligned import Sharing, StyleAligned
+from impasto.guidance.config import PromptSwitch, StyleAligned
+from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
@@ -232,7 +232,7 @@ class Without(PromptSwitch):
     """A switch to the picture's own prompt without its last words, `to`."""
 
     def second(self, prompt: str) -> str:
-        return prompt.removesuffix(str(self.to))
+        return prompt.removesuffix(self.to or "")
 
 
 def style_words(spec: Mapping[str, Any]) -> str:
@@ -242,12 +242,12 @@ def style_words(spec: Mapping[str, Any]) -> str:
 
 def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The words of the style come after the first steps; before, there is only the thing."""
-    return spec["plain"], {"switch": PromptSwitch("{prompt}" + style_words(spec), switched_at(spec, place))}
+    return spec["plain"], {"guidances": [PromptSwitch("{prompt}" + style_words(spec), switched_at(spec, place))]}
 
 
 def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """The words of the style are there in the first steps only."""
-    return spec["prompts"], {"switch": Without(style_words(spec), switched_at(spec, place))}
+    return spec["prompts"], {"guidances": [Without(style_words(spec), switched_at(spec, place))]}
 
 
 def switched_at(spec: Mapping[str, Any], place: Place) -> float:
@@ -265,7 +265,7 @@ def on_grid(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str
     if "at" not in own:
         return own, ""
     told = sampling_of(family)
-    switch = PromptSwitch("{prompt}", own.pop("at")).on(grid(family, told["steps"], told["size"]))
+    switch = switch_prompts(family, str, own.pop("at"), grid(family, told["steps"], told["size"]))
     first = switch.in_second.index(True)
     return own | {"first_steps": first}, f" (the first {first} of {told['steps']} steps)"
 
@@ -273,8 +273,7 @@ def on_grid(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str
 def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
     """StyleAligned: the reference lends its attention, nothing is trained."""
     assert reference is not None
-    sharing = Sharing(shift=spec["arm"]["shift"])
-    return spec["prompts"], {"aligned": StyleAligned(reference, spec["caption"], sharing)}
+    return spec["prompts"], {"guidances": [StyleAligned(reference, spec["caption"], shift=spec["arm"]["shift"])]}
 
 
 HOW = {

@@ -1,9 +1,8 @@
 """Settings of `impasto generate`."""
 
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -25,10 +24,6 @@ class GenerateConfig:
     """A prompt; may be given several times."""
     prompts: Path | None = None
     """A file with one prompt per line."""
-    switch_to: str | None = None
-    """A second prompt, used from the log-SNR of --switch-at on; {prompt} in it stands for the first one."""
-    switch_at: float | None = None
-    """The first prompt is used in the steps whose log-SNR is below this (noisier), the second in all others."""
     panels: Append[tuple[str, ...]] = ()
     """Subjects of one multi-panel picture, separated by semicolons; may be given several times."""
     letters: Append[tuple[str, ...]] = ()
@@ -57,16 +52,8 @@ class GenerateConfig:
     """Pixels, square; the base's own when not given."""
     batch: int | None = None
     """Pictures per forward pass: speed and memory only, the pictures do not depend on it."""
-    aligned_to: Path | None = None
-    """A picture whose style is taken over without training (StyleAligned)."""
-    reference_caption: str = ""
-    """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
-    aligned_shift: float = log(2)
-    """Added to the attention's logits at its tokens: more is nearer to it, 0 is no shift."""
-    aligned_scale: float = 1.0
-    """Factor on its keys; below 1 for pictures that the base knows by heart."""
-    aligned_adain: tuple[str, ...] = ("queries", "keys")
-    """What takes its statistics: queries, keys, values."""
+    guidances: tyro.conf.Suppress[tuple[Any, ...]] = ()
+    """Settings of other guidances, see `guidance.GUIDANCES`; their flags are added by the command."""
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
     """The base in fewer bits: for a device that does not hold it, or to draw as a style was trained."""
     device: str = "auto"

@@ -1,22 +1,24 @@
 """The folder of generated images: what may be written there, and what an earlier command left."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from impasto.errors import UserError
 from impasto.files import json_of
 
 
-def check_targets(folder: Path, total: int, reference: Path | None = None) -> None:
+def check_targets(folder: Path, total: int, references: Sequence[Path] = ()) -> None:
     """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw, or
-    where the reference, an earlier picture in that folder, would be removed."""
+    where a reference, an earlier picture in that folder, would be removed."""
     for file in targets(folder, total):
         if file.exists() and not drawn_here(file):
             raise UserError(
                 f"{str(file)!r} is a picture that impasto did not draw: use another --out, it stays as it is"
             )
     doomed = {file.resolve() for file in (*targets(folder, total), *leftovers(folder))}
-    if reference is not None and reference.resolve() in doomed:
-        raise UserError(f"the reference {str(reference)!r} lies in --out, and would be removed: use another --out")
+    for reference in references:
+        if reference.resolve() in doomed:
+            raise UserError(f"the reference {str(reference)!r} lies in --out, and would be removed: use another --out")
 
 
 def targets(folder: Path, total: int) -> list[Path]:

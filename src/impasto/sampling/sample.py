@@ -7,21 +7,21 @@ batch size.
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, quiet
 from impasto.guidance import style_guidance
-from impasto.guidance.prompt_switch import PromptSwitch, switching
-from impasto.guidance.style_aligned import Reference
+from impasto.guidance.base import Encode, Guidance, Rows
 from impasto.guidance.style_guidance import Weights
 from impasto.noise.schedule import VariancePreserving
 from impasto.sampling.png import Info
@@ -78,13 +78,22 @@ class Sampling:
             warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
 
+    def guided(self, family: Family) -> bool:
+        """Whether the pipeline is to compute the negative prompt for its guidance scale."""
+        return family.guided_by == "negative" and (self.guidance or 0.0) > 1
+
+    def guidances(self, family: Family) -> list[Guidance]:
+        """Those that these settings ask for by themselves."""
+        weights = self.weights(family)
+        return [style_guidance.StyleGuidance(weights)] if weights.style or weights.base else []
+
     def weights(self, family: Family) -> Weights:
         """How predictions combine; guidance of 1 or less, and of a base without negative prompts, is none."""
-        guided = family.guided_by == "negative" and (self.guidance or 0.0) > 1
-        return Weights((self.guidance or 1.0) if guided else 1.0, self.style_guidance or 0.0, self.base_guidance or 0.0)
+        scale = (self.guidance or 1.0) if self.guided(family) else 1.0
+        return Weights(scale, self.style_guidance or 0.0, self.base_guidance or 0.0)
 
 
-def encoder(family: Family, pipe: Any, batch: int = 32) -> Callable[[str], Condition]:
+def encoder(family: Family, pipe: Any, batch: int = 32) -> Encode:
     """Prompt -> condition by the pipeline's own encoders; each prompt by itself, so that no batch can touch it.
 
     batch: pictures drawn at once. The last 2 batch + 2 conditions are kept: a batch asks for a prompt and a second one
@@ -102,62 +111,58 @@ def sample(
     family: Family,
     pipe: Any,
     jobs: Sequence[tuple[str, int]],
-    encode: Callable[[str], Condition],
+    encode: Encode,
     sampling: Sampling,
     about: Info,
-    extra: dict[str, Any] | None = None,
-    switch: PromptSwitch | None = None,
-    reference: Reference | None = None,
+    guidances: Sequence[Guidance] = (),
+    *,
+    start: Callable[[int], Tensor] | None = None,
+    output: Literal["pil", "latent"] = "pil",
 ) -> Iterator[tuple[Image.Image, Info]]:
-    """Draw jobs of (prompt, seed) in batches. about: what their Info says of base and styles. sampling, switch: filled
-    in. reference: one more row before those of each batch, which they are aligned to.
+    """Generate images for jobs of (prompt, seed), in batches.
+
+    sampling: filled in. about: what their Info states of base and styles. guidances: beside the weights of `sampling`,
+    bound to this base.
+
+    start: seed -> latents (1, C, h, w) that its image starts from, in the pipeline's units; Gaussian noise of the
+    seed by default. output: "latent" yields the pipeline's latents instead of images.
     """
-    asked = {"output_type": "pt"} | (extra or {})
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
-    weights = sampling.weights(family)
-    compared = family.guided_by == "negative" and (weights.guidance > 1 or weights.base > 0)
-    composed = weights.style > 0 or weights.base > 0
-    scale = max(guidance, 2.0) if composed and compared else guidance  # above 1 the pipeline asks for the negative
-    for start in range(0, len(jobs), batch):
-        part = jobs[start : start + batch]
-        rows = [(encode(prompt), seed) for prompt, seed in part]
-        if reference:
-            rows.insert(0, (reference.condition, 0))  # its noise is not used
-        cond = join([row for row, _ in rows])
-        negative = join([encode(sampling.negative or "")] * len(rows)) if compared else None
-        own = family.call_arguments(cond, negative)
-        told: Any = nullcontext(own)
-        if switch is not None:
-            second = [encode(switch.second(prompt)) for prompt, _ in part]
-            other = join([reference.condition, *second] if reference else second)
-            told = switching(family, pipe, switch, (own, family.call_arguments(other, negative)))
-        leading = reference.leading(2 if compared else 1) if reference else nullcontext()
-        guided = style_guidance.guiding(getattr(pipe, family.part), weights, compared) if composed else nullcontext()
-        with quiet(), leading, guided, told as call:
+    guidances = [*sampling.guidances(family), *guidances]
+    negative = sampling.negative or ""
+    compared = sampling.guided(family) or any(one.needs_negative for one in guidances)
+    leading = [prompt for one in guidances for prompt in one.leading]
+    for first in range(0, len(jobs), batch):
+        part = jobs[first : first + batch]
+        prompts, seeds = (*leading, *(prompt for prompt, _ in part)), [0] * len(leading) + [seed for _, seed in part]
+        rows = Rows(family, encode, prompts, len(leading), negative if compared else None, guidance)
+        call = rows.call() | {"guidance_scale": guidance}
+        if start is not None:
+            call["latents"] = family.pack(torch.cat([start(seed) for seed in seeds]))
+        with quiet(), ExitStack() as active:
+            for one in guidances:
+                call |= active.enter_context(one.apply(pipe, rows))
             images = pipe(
                 **call,
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 num_inference_steps=steps,
-                guidance_scale=scale,
                 height=size,
                 width=size,
-                **asked,
-            ).images
-        if reference:
-            images, about = images[1:], about | {"aligned": reference.info}
+                output_type="pt" if output == "pil" else output,
+            ).images[len(leading) :]
         for pixels, (prompt, seed) in zip(images, part, strict=True):
             if not pixels.isfinite().all():
                 warnings.warn(
-                    f"the picture of seed {seed} came out as numbers that are not finite, and is black: take a "
+                    f"the image of seed {seed} has values that are not finite, and is black: take a "
                     "strength nearer to 1, less guidance, or --precision fp32",
                     stacklevel=2,
                 )
-            image = as_image(pixels) if asked["output_type"] == "pt" else pixels
+            image = as_image(pixels) if output == "pil" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
-            info |= weights.info if about.get("styles") else {}
-            info |= switch.info(prompt) if switch is not None else {}
+            for one in guidances:
+                info |= one.info(prompt)
             yield image, info | about | {"version": VERSION}
 
 
@@ -165,7 +170,3 @@ def as_image(pixels: torch.Tensor) -> Image.Image:
     """(3, h, w) in [0, 1] as diffusers itself makes a picture of it, black where a number is not finite."""
     pixels = pixels if pixels.isfinite().all() else torch.zeros_like(pixels)
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None]))[0]
-
-
-def join(conds: Sequence[Condition]) -> Condition:
-    return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}

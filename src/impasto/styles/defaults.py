@@ -7,7 +7,8 @@ from `style.json` in the style folder, from the base's card for the style's reci
     style.json                                        cards.toml
     {"sampling": {"strength": 0.7,                    [mini-sd15.style]
                   "style_guidance": 2.0,              strength = 0.7
-                  "negative": "style words"}}         ...
+                  "negative": "style words"},         ...
+     "guidance": {"prompt-switch": {...}}}
 """
 
 import re
@@ -21,6 +22,7 @@ from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, StyleDefaults, chec
 from impasto.config import TrainConfig
 from impasto.errors import UserError
 from impasto.files import read_object
+from impasto.guidance import read_settings
 from impasto.styles.metadata import About
 
 if TYPE_CHECKING:
@@ -36,18 +38,28 @@ def of_style(path: Path, about: About, card: Mapping[str, Any]) -> StyleDefaults
     return replace(of_card(card, recipe), **own_sampling(path))
 
 
-def own_sampling(path: Path) -> dict[str, Any]:
-    """What the `style.json` of a style folder says of sampling, {} where there is none. UserError: it is damaged."""
+def read_style_json(path: Path) -> dict[str, Any]:
+    """The `style.json` of a style folder, {} where there is none. Raises UserError when it is damaged."""
     file = path / FILE
     if not path.is_dir() or not file.is_file():
         return {}
     try:
-        own = read_object(file).get("sampling", {})
+        return read_object(file)
     except (OSError, ValueError):
-        raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+        raise UserError(f"{file} cannot be read: repair it, or remove it") from None
+
+
+def own_sampling(path: Path) -> dict[str, Any]:
+    """What the `style.json` of a style folder says of sampling. Raises UserError when it is damaged."""
+    own = read_style_json(path).get("sampling", {})
     if not isinstance(own, dict):
-        raise UserError(f"{file}: sampling must be a table, not {own!r}")
-    return checked(own, f"{file}: sampling")
+        raise UserError(f"{path / FILE}: sampling must be a table, not {own!r}")
+    return checked(own, f"{path / FILE}: sampling")
+
+
+def own_guidances(path: Path) -> tuple[Any, ...]:
+    """Settings of the guidances that the `style.json` of a style folder names, see `guidance.GUIDANCES`."""
+    return read_settings(read_style_json(path).get("guidance", {}), f"{path / FILE}: guidance")
 
 
 def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
@@ -110,15 +122,16 @@ def apply(
     sampling: "Sampling",
     family: "Family",
     plain: bool = False,
-) -> tuple[list[tuple[Path, float]], "Sampling"]:
-    """Styles and sampling with the styles' defaults where a value is None. abouts: what each style says of itself.
+) -> tuple[list[tuple[Path, float]], "Sampling", tuple[Any, ...]]:
+    """Styles and sampling with the styles' defaults where a value is None, and settings of the style's own guidances.
 
-    Of several styles the one of the largest strength gives style guidance, guidance and negative prompt. plain: what no
-    flag gives is as in plain diffusers. Warns where styles disagree, and where a negative prompt of style words stays
-    empty by default; raises UserError where it was asked for and there are none.
+    abouts: what each style says of itself. Of several styles the one of the largest strength gives style guidance,
+    guidance, negative prompt and guidances. plain: what no flag gives is as in plain diffusers. Warns where styles
+    disagree, and where a negative prompt of style words stays empty by default; raises UserError where it was asked
+    for and there are none.
     """
     if not styles:
-        return [], sampling
+        return [], sampling, ()
     found = [
         PLAIN if plain else of_style(path, about, family.card) for (path, _), about in zip(styles, abouts, strict=True)
     ]
@@ -132,6 +145,5 @@ def apply(
     if len({replace(one, strength=1.0, plain_strength=None) for one in found}) > 1 and used != sampling:
         warnings.warn(f"the styles' defaults differ: those of {str(path)!r}, the strongest, are used", stacklevel=3)
     captions, asked = abouts[first].captions, sampling.negative is not None
-    return chosen, replace(
-        used, negative=in_words(used.negative or "", captions, f"style {str(path)!r}", family, asked)
-    )
+    used = replace(used, negative=in_words(used.negative or "", captions, f"style {str(path)!r}", family, asked))
+    return chosen, used, () if plain else own_guidances(path)

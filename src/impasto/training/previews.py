@@ -38,6 +38,7 @@ class Previews:
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
         style = {"path": str(self.config.out), "strength": self.defaults.strength, "hash": None, "step": step}
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
+        about |= self.sampling.weights(self.family).info
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
         with torch.no_grad(), as_sampled(self.family, self.defaults.strength):

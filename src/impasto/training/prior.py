@@ -78,9 +78,8 @@ class Artist:
             parts: dict[str, Any] = dict.fromkeys(family.encoder_parts)
             self.pipe = family.pipeline(**parts, **{family.part: family.denoiser})
         length = next(iter(family.text_lengths))
-        extra = {"output_type": "latent"}
         pictures = sample(
-            family, self.pipe, [(prompt, seed)], lambda p: text(family, p, length), self.sampling, {}, extra
+            family, self.pipe, [(prompt, seed)], lambda p: text(family, p, length), self.sampling, {}, output="latent"
         )
         latent: Any = next(pictures)[0]
         size = self.sampling.size or 0

@@ -1,0 +1,81 @@
+"""The guidance protocol: how a method takes part in sampling. `sampling.sample` knows no guidance by name."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from impasto.families.base import Condition, Family
+
+Encode = Callable[[str], Condition]
+"""Prompt -> condition of one row."""
+
+
+class Sampling(Protocol):
+    """What a guidance may know of the sampling settings, filled in for a base."""
+
+    @property
+    def steps(self) -> int | None: ...
+
+    @property
+    def guidance(self) -> float | None: ...
+
+    @property
+    def negative(self) -> str | None: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of one call of the pipeline.
+
+    prompts: one per row; the first `leading` of them are a guidance's own, whose images are dropped. negative: the
+    negative prompt of all rows; None where the pipeline computes none. guidance: the pipeline's guidance scale.
+    """
+
+    family: Family
+    encode: Encode
+    prompts: tuple[str, ...]
+    leading: int
+    negative: str | None
+    guidance: float
+
+    @property
+    def halves(self) -> int:
+        """2 where the denoiser is called with the rows of the negative prompt before those of the prompts, else 1."""
+        return 1 if self.negative is None else 2
+
+    def call(self, prompts: Sequence[str] | None = None) -> dict[str, Any]:
+        """The pipeline's arguments that state these prompts; by default those of the rows."""
+        prompts = self.prompts if prompts is None else prompts
+        cond = join([self.encode(prompt) for prompt in prompts])
+        negative = None if self.negative is None else join([self.encode(self.negative)] * len(prompts))
+        return self.family.call_arguments(cond, negative)
+
+
+class Guidance(Protocol):
+    """One guidance on one base.
+
+    leading: prompts of rows that come before the images of every call. needs_negative: whether the pipeline has to
+    call the denoiser with the negative prompt too, whatever the guidance scale.
+    """
+
+    leading: tuple[str, ...] = ()
+    needs_negative: bool = False
+
+    def apply(self, pipe: Any, rows: Rows) -> AbstractContextManager[dict[str, Any]]:
+        """Holds while the pipeline generates these rows; yields the arguments of its call that change."""
+        ...
+
+    def info(self, prompt: str) -> dict[str, Any]:
+        """What the metadata of an image of `prompt` states of it: values that JSON can hold."""
+        return {}
+
+
+def join(conds: Sequence[Condition]) -> Condition:
+    """One condition whose rows are those of all."""
+    return {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]}

@@ -1,0 +1,73 @@
+"""Settings of the guidances that are asked for by `impasto generate`, a style's `style.json`, or `generate(...)`."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from impasto.errors import UserError, nearest
+
+PARTS = ("queries", "keys", "values")
+
+
+def flag(name: str) -> Any:
+    """A field whose flag is --`name`, without the section's prefix."""
+    return tyro.conf.arg(name=name, prefix_name=False)
+
+
+@dataclass(frozen=True)
+class PromptSwitch:
+    """Two prompts in one image, see `guidance.prompt_switch`."""
+
+    to: Annotated[str | None, flag("switch-to")] = None
+    """A second prompt, used from the log-SNR of --switch-at on; {prompt} in it stands for the first one."""
+    at: Annotated[float | None, flag("switch-at")] = None
+    """The first prompt is used in the steps whose log-SNR is below this (noisier), the second in all others."""
+
+    def __post_init__(self) -> None:
+        if (self.to is None) != (self.at is None):
+            missing = "switch-to, the second prompt" if self.to is None else "switch-at, a log-SNR such as -4"
+            raise UserError(f"switch-to and switch-at go together: give --{missing}")
+        if self.to is not None and not self.to.strip():
+            raise UserError("switch-to is empty: give the prompt to switch to; {prompt} in it stands for the first one")
+
+    def second(self, prompt: str) -> str:
+        """Prompt B of an image whose prompt A is `prompt`."""
+        return (self.to or "").replace("{prompt}", prompt)
+
+
+@dataclass(frozen=True)
+class StyleAligned:
+    """A reference image whose style is taken over without training, see `guidance.style_aligned`."""
+
+    fixed_rows: ClassVar[bool] = True
+    """The denoiser has to be called with exactly the rows of the pipeline, so style guidance cannot add its own."""
+    calls_denoiser: ClassVar[bool] = True
+    """The guidance calls the family's denoiser too, so the pipeline has to share it."""
+
+    image: Annotated[Path | None, flag("aligned-to")] = None
+    """An image whose style is taken over without training (StyleAligned)."""
+    caption: Annotated[str, flag("reference-caption")] = ""
+    """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
+    shift: Annotated[float, flag("aligned-shift")] = math.log(2)
+    """Added to the attention's logits at its tokens: higher is nearer to it, 0 is no shift. log 2 counts each token
+    twice, as google/style-aligned does for a real reference (for a generated one it has 0)."""
+    scale: Annotated[float, flag("aligned-scale")] = 1.0
+    """Factor on its keys; below 1 for images that the base has memorised."""
+    adain: Annotated[tuple[str, ...], flag("aligned-adain")] = ("queries", "keys")
+    """What takes its statistics: queries, keys, values."""
+    share: tyro.conf.Suppress[bool] = True
+    """Whether the other rows attend to its keys and values."""
+
+    def __post_init__(self) -> None:
+        if self.image is None and any(getattr(self, field.name) != field.default for field in fields(self)):
+            raise UserError("reference-caption and aligned-... go with aligned-to: name the reference image")
+        for name in self.adain:
+            if name not in PARTS:
+                raise UserError(f"unknown part {name!r} for AdaIN: {nearest(name, PARTS)}")
+        if not 0 < self.scale < math.inf:
+            raise UserError(f"aligned-scale, of the reference's keys, must be above 0, not {self.scale}")
+        if not math.isfinite(self.shift):
+            raise UserError(f"aligned-shift must be a finite number (0 is none), not {self.shift}")
