@@ -33,7 +33,7 @@ from rank_laws import sweep
 
 from impasto.bases import loader
 from impasto.calibration.emergence import Rule
-from impasto.noise.equivalence import as_flow
+from impasto.noise.equivalence import equivalent_flow_law
 from impasto.noise.laws import StyleFriendly
 from impasto.objectives.weighting import predicts_noise
 from impasto.reproduce.calibration import SWEEP
@@ -58,7 +58,7 @@ class Base:
     def place(self, mean: float, std: float, form: str) -> tuple[float, float]:
         """(x, s) of a law."""
         if form == AS_COUNTED and self.levels:
-            mean, std = as_flow(StyleFriendly(mean, std), *self.levels)
+            mean, std = equivalent_flow_law(StyleFriendly(mean, std), *self.levels)
         return mean - self.points[0.5], std
 
     def law(self, rule: Rule, form: str) -> tuple[float, float]:

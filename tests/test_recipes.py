@@ -10,7 +10,7 @@ from impasto.adapters.lora import endings
 from impasto.bases import loader
 from impasto.config import TrainConfig, check_ranges, read_recipe, recipes, resolve
 from impasto.errors import UserError
-from impasto.noise.laws import noise_law, within
+from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.training import prior
 
 CANNOT = {("style-friendly-image-stream", name): "target 'image_stream' matches no layer" for name in ("sd15", "sdxl")}
@@ -30,7 +30,7 @@ def test_every_recipe_on_every_family(named):
     name, family = named
     for recipe in recipes():
         config = check_ranges(resolve(recipe, str(family.folder)))
-        lam = within(noise_law(config), family.schedule)([torch.Generator().manual_seed(0)] * 100)
+        lam = truncate_to_schedule(noise_law(config), family.schedule)([torch.Generator().manual_seed(0)] * 100)
         assert lam.isfinite().all() and lam.min() >= family.schedule.range[0]
         if (recipe, name) in CANNOT:
             with pytest.raises(UserError, match=CANNOT[recipe, name]) as error:

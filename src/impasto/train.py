@@ -35,7 +35,7 @@ from impasto.execution.apply import Running, place, start
 from impasto.failures import interruptible, out_of_memory
 from impasto.families.base import Family
 from impasto.noise import offset
-from impasto.noise.laws import noise_law, within
+from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.objectives import Objective
 from impasto.optim import optimizers
 from impasto.styles import hub
@@ -96,7 +96,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
         )
         if outline is None:
             check_base(config, family, device, team.shards)
-        levels = within(levels, family.schedule)
+        levels = truncate_to_schedule(levels, family.schedule)
     config, shards = going_on(config), team.size if team.shards else 1
     running = memory.plan(config, family, family.device, family.precision, shards)
     running = team.first(running)  # its GPU's memory decides
@@ -115,7 +115,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
                     if resolved.prior_weight:
                         prior.read(resolved, family)
                     previews = Previews(family, resolved)
-                offset.warn(config.offset_noise, levels, prepared.x[0][0].numel())
+                offset.warn_ineffective(config.offset_noise, levels, prepared.x[0][0].numel())
                 draws = Draws(config, levels, prepared.to(family.device), family.device)
                 family.free("encoders", "vae")
                 text_lora = text.add(config, family)

@@ -9,10 +9,10 @@ import torch
 from impasto.config import TrainConfig
 from impasto.data.draws import Draws
 from impasto.data.prepare import Pair, Prepared
-from impasto.noise.laws import law
+from impasto.noise.laws import build_law
 from impasto.noise.random import generators
 
-LAW = law("style-friendly", mean=-6.0, std=2.0, shift=None)
+LAW = build_law("style-friendly", mean=-6.0, std=2.0, shift=None)
 
 
 def marked(shapes, repeats=None, views=1, masks=None, empty=False, sizes=None):

@@ -21,7 +21,7 @@ from impasto.data.pictures import Picture
 from impasto.data.prepare import cached, prepare_items
 from impasto.errors import UserError
 from impasto.files import cache_dir
-from impasto.noise.laws import law
+from impasto.noise.laws import build_law
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder, tmp_path):
     assert prepared.sizes.shape == (6, 6) and prepared.sizes.dtype == torch.float32
     assert prepared.sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
     assert prepared.sizes[1].tolist() == [12, 40, 0, 1, 8, 24]  # scaled by 2/3 to 26.7 x 8, 1.3 cut on each side
-    batch, _, _ = Draws(TrainConfig(batch=2), law("uniform"), prepared)(1, 0)
+    batch, _, _ = Draws(TrainConfig(batch=2), build_law("uniform"), prepared)(1, 0)
     lam = torch.zeros(2)
     with torch.no_grad():
         told = family.predict(batch.x, lam, batch.cond)

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.errors import UserError
-from impasto.noise.laws import LAWS, LogitNormal, StyleFriendly, Truncated, Uniform, law, sd3, truncated_normal, within
+from impasto.noise.laws import (
+    LAWS,
+    LogitNormal,
+    StyleFriendly,
+    Truncated,
+    Uniform,
+    build_law,
+    sd3,
+    truncate_to_schedule,
+    truncated_normal,
+)
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 N = 20_000
@@ -22,18 +32,18 @@ def draws(a_law, n=N, seed=1):
 
 
 def cdf(a_law):
-    """The density summed up on a fine grid: independent of how the law draws."""
+    """Cumulative sum of the pdf on a fine grid, independent of `law.cdf`."""
     grid = torch.linspace(-60, 60, 240_001, dtype=torch.float64)
     return grid, torch.cumsum(a_law.pdf(grid), 0) * (grid[1] - grid[0])
 
 
 @pytest.mark.parametrize("a_law", SHARED, ids=str)
-def test_density_is_one_in_all(a_law):
+def test_pdf_integrates_to_one(a_law):
     assert cdf(a_law)[1][-1].item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("a_law", SHARED, ids=str)
-def test_draws_follow_the_density(a_law):
+def test_draws_follow_pdf(a_law):
     """Kolmogorov-Smirnov at the 1 % level."""
     lam = draws(a_law).double().sort().values
     grid, total = cdf(a_law)
@@ -43,14 +53,14 @@ def test_draws_follow_the_density(a_law):
     assert distance < 1.628 / math.sqrt(N)
 
 
-def test_kolmogorov_smirnov_sees_a_wrong_sign():
+def test_kolmogorov_smirnov_detects_wrong_sign():
     lam = (-draws(StyleFriendly())).double().sort().values
     grid, total = cdf(StyleFriendly())
     expected = total[torch.searchsorted(grid, lam).clamp(max=len(grid) - 1)]
     assert (torch.arange(1, N + 1) / N - expected).abs().max().item() > 0.9
 
 
-def test_style_friendly_is_the_paper_s():
+def test_style_friendly_matches_paper():
     """mu -6, sigma 2: median t .952574, E[t] .930676, P(t > .9) .7889, P(t > .99) .0553, P(lambda < -6.52) .3974."""
     lam = draws(StyleFriendly(), 400_000)
     t = RectifiedFlow().timestep(lam)
@@ -61,7 +71,7 @@ def test_style_friendly_is_the_paper_s():
     assert (lam < -6.52).float().mean().item() == pytest.approx(0.3974, abs=3e-3)
 
 
-def test_sd3_sampler_is_the_paper_s_baseline():
+def test_sd3_matches_paper_baseline():
     """logit-normal(0, 1) with shift 3 is N(-2 log 3, 2^2): median t .75, E[t] .714021, P(t > .9) .1360."""
     assert sd3().log_snr == pytest.approx((-2.19722, 2.0), abs=1e-5)
     t = RectifiedFlow().timestep(draws(sd3(), 400_000))
@@ -71,8 +81,8 @@ def test_sd3_sampler_is_the_paper_s_baseline():
 
 
 @given(st.floats(-3, 3), st.floats(0.2, 3), st.floats(0.1, 20))
-def test_logit_normal_in_its_own_words(mean, std, shift):
-    """Drawn the long way (logit, sigmoid, time shift) the levels are the same."""
+def test_logit_normal_matches_logit_sigmoid_shift(mean, std, shift):
+    """Against logit, sigmoid and time shift step by step."""
     z = torch.cat([torch.randn(1, generator=g) for g in [torch.Generator().manual_seed(5)] * 64]).double()
     u = torch.sigmoid(mean + std * z)
     t = shift * u / (1 + (shift - 1) * u)
@@ -80,7 +90,7 @@ def test_logit_normal_in_its_own_words(mean, std, shift):
     assert torch.allclose(RectifiedFlow().timestep(lam), t, atol=1e-6)
 
 
-def test_more_mean_is_more_noise_in_logit_normal_and_less_in_style_friendly():
+def test_higher_mean_is_noisier_for_logit_normal_cleaner_for_style_friendly():
     noise = {m: RectifiedFlow().timestep(draws(LogitNormal(m))).mean() for m in (-1.0, 1.0)}
     assert noise[1.0] > noise[-1.0]
     assert (
@@ -95,26 +105,26 @@ def test_style_friendly_equals_logit_normal_3_and_shift_exp_3():
         assert torch.allclose(same.pdf(lam), StyleFriendly().pdf(lam), atol=1e-5)
 
 
-def test_levels_are_float32_one_per_generator():
+def test_laws_draw_one_float32_per_generator():
     for build, _ in LAWS.values():
         lam = build()([torch.Generator().manual_seed(i) for i in range(3)])
         assert lam.dtype == torch.float32 and lam.shape == (3,) and lam.isfinite().all()
 
 
-def test_the_table_and_its_errors():
-    assert law("style-friendly", mean=-4.0, std=None) == StyleFriendly(-4.0)
-    assert law("sd3") == LogitNormal(0, 1, 3)
+def test_build_law_with_bad_name_or_parameter_raises():
+    assert build_law("style-friendly", mean=-4.0, std=None) == StyleFriendly(-4.0)
+    assert build_law("sd3") == LogitNormal(0, 1, 3)
     with pytest.raises(UserError, match="did you mean 'style-friendly'"):
-        law("style_frendly")
+        build_law("style_frendly")
     with pytest.raises(UserError, match="no noise_shift"):
-        law("style-friendly", shift=3.0)
+        build_law("style-friendly", shift=3.0)
     with pytest.raises(UserError, match="noise_std must be above 0"):
-        law("logit-normal", std=0.0)
+        build_law("logit-normal", std=0.0)
     with pytest.raises(UserError, match="noise_shift must be above 0"):
-        law("logit-normal", shift=-1.0)
+        build_law("logit-normal", shift=-1.0)
 
 
-def test_exact_numbers_of_log_snr_and_time():
+def test_log_snr_of_flow_and_shift_match_formulas():
     """E6: lambda = 2 log((1 - t) / t), round trip below 1e-12 in float64. E7: logit(t) ~ N(m, s^2) is N(-2m, (2s)^2);
     the shift t' = k t / (1 + (k - 1) t) takes 2 log k off lambda."""
     flow, t = RectifiedFlow(), torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
@@ -122,13 +132,13 @@ def test_exact_numbers_of_log_snr_and_time():
     assert (flow.timestep(flow.log_snr(t)) - t).abs().max() < 1e-12
     assert LogitNormal(0.7, 1.3).log_snr == pytest.approx((-1.4, 2.6))
     for k in (3.0, 0.375):
-        moved = flow.log_snr(k * t / (1 + (k - 1) * t)) - flow.log_snr(t)
-        assert moved.tolist() == pytest.approx([-2 * math.log(k)] * 999, abs=1e-9)
+        difference = flow.log_snr(k * t / (1 + (k - 1) * t)) - flow.log_snr(t)
+        assert difference.tolist() == pytest.approx([-2 * math.log(k)] * 999, abs=1e-9)
         assert LogitNormal(0, 1, k).log_snr[0] == pytest.approx(-2 * math.log(k))
 
 
-def test_exact_quantiles_and_shares():
-    """E8, from the cdf and its inverse, no draws."""
+def test_quantiles_and_shares_match_reference_numbers():
+    """E8, from cdf and quantile."""
     law, baseline, flow = StyleFriendly(), sd3(), RectifiedFlow()
     t = flow.timestep(law.quantile(torch.tensor([0.5, 0.841344746, 0.158655254, 0.95, 0.05], dtype=torch.float64)))
     assert t.tolist() == pytest.approx([0.952574, 0.880797, 0.982014, 0.79497, 0.99048], abs=2e-6)
@@ -143,8 +153,8 @@ def test_exact_quantiles_and_shares():
         assert (a_law.pdf(grid) * flow.timestep(grid)).sum().item() * 0.001 == pytest.approx(mean, abs=2e-6)
 
 
-def test_why_levels_are_float32():
-    """E11: in bfloat16, 2^-8 apart near 1, 5.9e-4 of the draws round to exactly t = 1; in float32 next to none does."""
+def test_bfloat16_levels_round_to_pure_noise():
+    """E11: 5.9e-4 of the draws round to t = 1 in bfloat16 (spacing 2^-8 near 1), none in float32."""
     flow = RectifiedFlow()
     p = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)[1:-1]
     t = flow.timestep(StyleFriendly().quantile(p).float())
@@ -156,7 +166,7 @@ BOUNDED = [truncated_normal(-6, 2, -8, -4), truncated_normal(0, 1, low=0.5), tru
 
 
 @pytest.mark.parametrize("a_law", BOUNDED, ids=str)
-def test_truncated_normal_by_its_closed_form(a_law):
+def test_truncated_normal_matches_closed_form(a_law):
     """cdf (Phi(z) - Phi(a)) / (Phi(b) - Phi(a)) by math.erf; Kolmogorov-Smirnov at the 1 % level; float32, inside."""
     mean, std, low, high = a_law.law.mean, a_law.law.std, a_law.low, a_law.high
 
@@ -177,58 +187,62 @@ def test_truncated_normal_by_its_closed_form(a_law):
     assert (ordered < low + 0.02).double().mean() < 0.03  # truncated, not clamped
 
 
-def test_truncated_normal_on_a_base():
-    """Its own ends or the base's, whichever are closer; on a flow, which has every level, it needs ends of its own."""
+def test_truncate_to_schedule_uses_closer_bounds():
+    """The law's bounds or the schedule's, whichever are closer; on a flow the law needs a bound of its own."""
     sd15 = VariancePreserving.scaled_linear(0.00085, 0.012)
-    law_ = within(truncated_normal(-6, 2), sd15)
-    assert law_ == within(StyleFriendly(), sd15) and isinstance(law_, Truncated) and law_.law == StyleFriendly()
-    assert within(truncated_normal(-6, 2, -4, 99), sd15) == Truncated(StyleFriendly(), -4, sd15.range[1])
-    assert within(BOUNDED[0], RectifiedFlow()) == BOUNDED[0]
-    assert within(BOUNDED[1], RectifiedFlow()) == BOUNDED[1]
+    law_ = truncate_to_schedule(truncated_normal(-6, 2), sd15)
+    assert (
+        law_ == truncate_to_schedule(StyleFriendly(), sd15)
+        and isinstance(law_, Truncated)
+        and law_.law == StyleFriendly()
+    )
+    assert truncate_to_schedule(truncated_normal(-6, 2, -4, 99), sd15) == Truncated(StyleFriendly(), -4, sd15.range[1])
+    assert truncate_to_schedule(BOUNDED[0], RectifiedFlow()) == BOUNDED[0]
+    assert truncate_to_schedule(BOUNDED[1], RectifiedFlow()) == BOUNDED[1]
     with pytest.raises(UserError, match="truncated-normal needs noise_low or noise_high"):
-        within(truncated_normal(-6, 2), RectifiedFlow())
+        truncate_to_schedule(truncated_normal(-6, 2), RectifiedFlow())
     with pytest.raises(UserError, match="noise_low must be below noise_high, not 3 and 3"):
-        law("truncated-normal", low=3, high=3)
+        build_law("truncated-normal", low=3, high=3)
     with pytest.raises(UserError, match=r"has nothing between log-SNR 10\.00 and 20.00: choose another noise_mean"):
-        law("truncated-normal", low=10.0, high=20.0)
+        build_law("truncated-normal", low=10.0, high=20.0)
     with pytest.raises(UserError, match="'uniform' has no noise_low"):
-        law("uniform", low=0.0)
+        build_law("uniform", low=0.0)
     with pytest.raises(UserError, match="'style-friendly' has no noise_high"):
-        law("style-friendly", high=0.0)
-    assert law("truncated-normal", mean=-6.0, low=-8.0, high=-4.0) == BOUNDED[0]
+        build_law("style-friendly", high=0.0)
+    assert build_law("truncated-normal", mean=-6.0, low=-8.0, high=-4.0) == BOUNDED[0]
 
 
-def test_a_mean_beyond_the_schedule_is_refused_with_the_share():
+def test_truncate_to_schedule_of_law_beyond_end_raises_with_share():
     flow, sd15 = RectifiedFlow(), VariancePreserving.scaled_linear(0.00085, 0.012)
     with pytest.raises(UserError, match=r"99\.9% of the noise levels lie below log-SNR -13\.81, .* has pure noise"):
-        within(StyleFriendly(-20, 2), flow)
+        truncate_to_schedule(StyleFriendly(-20, 2), flow)
     with pytest.raises(
         UserError, match=r"100\.0% of the noise levels lie above log-SNR 13\.81, .* has hardly any noise"
     ):
-        within(LogitNormal(-15), flow)
+        truncate_to_schedule(LogitNormal(-15), flow)
     with pytest.raises(UserError, match=r"99\.8% of the noise levels lie below log-SNR -5\.36"):
-        within(StyleFriendly(-11, 2), sd15)
+        truncate_to_schedule(StyleFriendly(-11, 2), sd15)
     with pytest.raises(UserError, match=r"lie above log-SNR 7\.07"):
-        within(truncated_normal(0, 9, low=8.0), sd15)
-    assert within(StyleFriendly(-15, 2), flow) and within(StyleFriendly(-9, 2), sd15)
+        truncate_to_schedule(truncated_normal(0, 9, low=8.0), sd15)
+    assert truncate_to_schedule(StyleFriendly(-15, 2), flow) and truncate_to_schedule(StyleFriendly(-9, 2), sd15)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_finite_parameters(value):
+def test_build_law_with_non_finite_parameter_raises(value):
     for name in ("style-friendly", "logit-normal", "truncated-normal"):
         with pytest.raises(UserError, match="noise_mean must be a finite number"):
-            law(name, mean=value)
+            build_law(name, mean=value)
         with pytest.raises(UserError, match="noise_std must be above 0"):
-            law(name, std=value)
+            build_law(name, std=value)
     with pytest.raises(UserError, match="noise_shift must be above 0"):
-        law("sd3", shift=value)
+        build_law("sd3", shift=value)
 
 
-def test_uniform_with_a_shift():
-    """t' = k t / (1 + (k - 1) t) of the same uniform draws; a U-Net's schedule has its own time and no shift."""
+def test_uniform_with_shift_matches_time_shift():
+    """t' = k t / (1 + (k - 1) t) of the same uniform draws; refused on a variance-preserving schedule."""
     u = RectifiedFlow().timestep(draws(Uniform(), 64, seed=5).double())
     t = RectifiedFlow().timestep(draws(Uniform(3.0), 64, seed=5).double())
     assert torch.allclose(t, 3 * u / (1 + 2 * u), atol=1e-6)
-    assert law("uniform", shift=3.0) == Uniform(3.0)
+    assert build_law("uniform", shift=3.0) == Uniform(3.0)
     with pytest.raises(UserError, match="a noise_shift of the uniform law is for rectified flows"):
-        within(Uniform(3.0), VariancePreserving.scaled_linear(0.00085, 0.012))
+        truncate_to_schedule(Uniform(3.0), VariancePreserving.scaled_linear(0.00085, 0.012))

@@ -15,7 +15,7 @@ from impasto.cli import main as cli
 from impasto.config import TrainConfig, read_recipe
 from impasto.errors import UserError
 from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
-from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, of
+from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe
 
 N = 20_000
 
@@ -145,7 +145,7 @@ def distance(t, law):
 @pytest.mark.parametrize("case", CASES)
 def test_an_imported_law_draws_what_the_tool_draws(case):
     command, simulate = CASES[case]
-    ks, step = distance(simulate(), of(imported(command)["settings"]))
+    ks, step = distance(simulate(), law_from_recipe(imported(command)["settings"]))
     assert ks < 1.628 / math.sqrt(N) + step and step < 0.05
 
 
@@ -153,7 +153,7 @@ def test_an_imported_law_draws_what_the_tool_draws(case):
 def test_the_wrong_sign_or_shift_is_seen(case):
     """logit_mean read the other way round, and the shift left out."""
     command, simulate = CASES[case]
-    law = of(imported(command)["settings"])
+    law = law_from_recipe(imported(command)["settings"])
     m, s = law.mean, law.std
     reversed_mean = LogitNormal(-m, s, law.shift)
     assert distance(simulate(), reversed_mean)[0] > 0.3 and distance(simulate(), LogitNormal(m, s))[0] > 0.1
@@ -161,9 +161,13 @@ def test_the_wrong_sign_or_shift_is_seen(case):
 
 def test_exact_numbers():
     """E9: FLUX with logit_mean -3 is the style-friendly law; SD3.5 with it lies at -8.2, the shift counted twice."""
-    assert of(imported("diffusers flux weighting_scheme=logit_normal logit_mean=-3")["settings"]).log_snr == (-6, 2)
-    assert of(imported("diffusers flux weighting_scheme=logit_normal logit_mean=3")["settings"]).log_snr == (6, 2)
-    mean, std = of(imported("diffusers sd3 logit_mean=-3")["settings"]).log_snr
+    assert law_from_recipe(
+        imported("diffusers flux weighting_scheme=logit_normal logit_mean=-3")["settings"]
+    ).log_snr == (-6, 2)
+    assert law_from_recipe(
+        imported("diffusers flux weighting_scheme=logit_normal logit_mean=3")["settings"]
+    ).log_snr == (6, 2)
+    mean, std = law_from_recipe(imported("diffusers sd3 logit_mean=-3")["settings"]).log_snr
     assert (mean, std) == pytest.approx((-8.19722, 2), abs=1e-5)
     exported = export_settings("diffusers", TrainConfig(noise_mean=-6.0), "sd3")["settings"]
     assert exported["logit_mean"] == pytest.approx(-3 + math.log(3)) and exported["logit_std"] == 1
@@ -197,7 +201,11 @@ def test_there_and_back(tool, architecture):
         carried += 1
         words = [f"{key}={value}" for key, value in theirs.items()]
         back = import_settings(tool, words, architecture)["settings"]
-        assert torch.allclose(of(back).cdf(lam), of(ours).cdf(lam), atol=1e-7), (ours, theirs, back)
+        assert torch.allclose(law_from_recipe(back).cdf(lam), law_from_recipe(ours).cdf(lam), atol=1e-7), (
+            ours,
+            theirs,
+            back,
+        )
     assert carried >= (2 if tool == "ai-toolkit" else 5)
 
 
@@ -350,7 +358,7 @@ def test_what_cannot_be_exported():
     with pytest.raises(UserError, match="size must be from 16 to 16384 pixels"):
         export_settings("ai-toolkit", large, "flux")
     truncated = TrainConfig(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
-    assert isinstance(of(vars(truncated)), Truncated)
+    assert isinstance(law_from_recipe(vars(truncated)), Truncated)
     for tool in TOOLS:
         for config, architecture in ((truncated, "flux"), (TrainConfig(), "sdxl")):
             with pytest.raises(UserError, match="counterpart of"):
@@ -501,7 +509,7 @@ def test_files(tmp_path):
         ("simpletuner", "simple.json"),
         ("diffusers", "train.sh"),
     ):
-        law = of(import_settings(tool, [str(tmp_path / name)], None)["settings"])
+        law = law_from_recipe(import_settings(tool, [str(tmp_path / name)], None)["settings"])
         assert law.log_snr == pytest.approx((-6, 2), abs=1e-4), name
     (tmp_path / "bom.txt").write_text("\ufeffweighting_scheme=logit_normal\nlogit_mean=-2\n", encoding="utf-8")
     (tmp_path / "bom.json").write_text('\ufeff{"weighting_scheme": "logit_normal", "logit_mean": -2}', encoding="utf-8")
@@ -515,7 +523,7 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         import_settings("kohya", [str(tmp_path / "deep.json")], "flux")
     ai = import_settings("ai-toolkit", [str(tmp_path / "ai.yaml")], None)["settings"]
-    assert of(ai) == LogitNormal() and ai["offset_noise"] == 0.02
+    assert law_from_recipe(ai) == LogitNormal() and ai["offset_noise"] == 0.02
     for name, content in (
         ("none.json", '{"learning_rate": 1}'),
         ("empty.yaml", ""),
@@ -548,7 +556,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "import", *settings, "--out", str(recipe))
     assert code == 0 and "--noise logit-normal --noise-mean 0 --noise-std 1 --noise-shift 20.0855" in out
     assert "log-SNR ~ N(-6, 2^2)" in out and "kohya-ss/sd-scripts" in out
-    assert of(read_recipe(str(recipe))).log_snr == pytest.approx((-6, 2), abs=1e-4)
+    assert law_from_recipe(read_recipe(str(recipe))).log_snr == pytest.approx((-6, 2), abs=1e-4)
     code, out, err = run(monkeypatch, capsys, "export", "diffusers", "--architecture", "sd3", "--json")
     told = json.loads(out.splitlines()[-1])
     assert code == 0 and told["settings"]["weighting_scheme"] == "logit_normal" and "logit_mean = -1.9" in err
@@ -583,4 +591,4 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     assert code == 2 and "did you mean 'show'" in err
     code, out, _ = run(monkeypatch, capsys)
     assert code == 0 and "  import" in out and "  show" in out
-    assert {type(of(law)) for law in LAWS} == {StyleFriendly, LogitNormal, Uniform}
+    assert {type(law_from_recipe(law)) for law in LAWS} == {StyleFriendly, LogitNormal, Uniform}

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impasto.errors import UserError
-from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, UniformTime, within
+from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, UniformTime, truncate_to_schedule
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving, mix
 
 SD15 = VariancePreserving.scaled_linear(0.00085, 0.012)
 
 
-def test_the_scaled_linear_schedule():
+def test_scaled_linear_matches_reference_numbers():
     """E1: ac[0] = 0.99915, ac[999] = 0.0046601, its root 0.0682649."""
     alpha, sigma = SD15.alpha_sigma(SD15.log_snr(torch.tensor([0.0, 999.0], dtype=torch.float64)))
     assert (alpha**2).tolist() == pytest.approx([0.99915, 0.0046601], abs=1e-7)
@@ -20,17 +20,17 @@ def test_the_scaled_linear_schedule():
     assert (alpha**2 + sigma**2).tolist() == pytest.approx([1, 1], abs=1e-12)
 
 
-def test_it_is_the_scheduler_s_own():
+def test_scaled_linear_matches_diffusers():
     from diffusers import DDPMScheduler
 
     own = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    assert torch.allclose(VariancePreserving.of(own.alphas_cumprod).levels, SD15.levels, atol=1e-3)
+    assert torch.allclose(VariancePreserving.from_alphas_cumprod(own.alphas_cumprod).levels, SD15.levels, atol=1e-3)
     x, eps, t = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 500, 999])
     z = mix(SD15, x, eps, SD15.log_snr(t.double()).float())
     assert torch.allclose(z, own.add_noise(x, eps, t), atol=1e-5)
 
 
-def test_log_snr_of_sd15():
+def test_timestep_of_sd15_matches_reference_numbers():
     """E10: +7.0694 .. -5.3640; lam = 0 near t = 354; nearest t for -2, -3, -4, -5: 647, 771, 876, 968."""
     assert SD15.range == pytest.approx((-5.3640, 7.0694), abs=1e-4)
     lam = torch.tensor([0.0, -2, -3, -4, -5], dtype=torch.float64)
@@ -41,13 +41,13 @@ def test_log_snr_of_sd15():
 
 
 @given(st.floats(0, 999))
-def test_time_to_log_snr_and_back(t):
+def test_timestep_inverts_log_snr(t):
     t = torch.tensor([t], dtype=torch.float64)
     assert (SD15.timestep(SD15.log_snr(t)) - t).abs().item() < 1e-9
 
 
 @given(st.floats(-5.3640, 7.0693))
-def test_log_snr_to_time_and_back_in_float32(lam):
+def test_log_snr_inverts_timestep_in_float32(lam):
     lam = torch.tensor([lam])
     t = SD15.timestep(lam)
     assert t.dtype == torch.float32 and 0 <= t.item() <= 999
@@ -56,7 +56,7 @@ def test_log_snr_to_time_and_back_in_float32(lam):
     assert (2 * torch.log(alpha / sigma)).item() == pytest.approx(lam.item(), abs=1e-9)
 
 
-def test_a_level_that_the_schedule_has_not_is_refused():
+def test_timestep_outside_range_raises():
     with pytest.raises(ValueError, match="outside"):
         SD15.timestep(torch.tensor([-2.0, -6.0]))
 
@@ -66,13 +66,13 @@ def test_zero_terminal_snr_is_finite():
 
     zero = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
     assert zero.alphas_cumprod[-1] < 1e-6
-    schedule = VariancePreserving.of(zero.alphas_cumprod)
+    schedule = VariancePreserving.from_alphas_cumprod(zero.alphas_cumprod)
     assert -17 < schedule.range[0] < -14 and schedule.timestep(torch.tensor([-12.0])).item() > 990
 
 
-def test_most_of_the_style_friendly_law_lies_below_sd15():
+def test_style_friendly_on_sd15_is_truncated_not_clamped():
     """E10: 62.5 % of N(-6, 2^2); the end itself must not get it."""
-    law = within(StyleFriendly(), SD15)
+    law = truncate_to_schedule(StyleFriendly(), SD15)
     assert isinstance(law, Truncated) and law.cut == pytest.approx(0.625, abs=1e-3)
     lam = law([torch.Generator().manual_seed(0)] * 20_000)
     assert lam.dtype == torch.float32 and lam.min() >= SD15.range[0] - 1e-5 and lam.max() <= SD15.range[1]
@@ -84,9 +84,9 @@ LAWS = [StyleFriendly(), LogitNormal(-1, 0.5, 2.0), Uniform(), StyleFriendly(2.0
 
 
 @pytest.mark.parametrize("plain", LAWS, ids=str)
-def test_density_draws_and_distribution_agree(plain):
+def test_truncated_pdf_cdf_quantile_and_draws_agree(plain):
     """The density sums to 1 and to the cdf; the draws follow it (Kolmogorov-Smirnov, 1 %); quantile inverts cdf."""
-    law, n = within(plain, SD15), 20_000
+    law, n = truncate_to_schedule(plain, SD15), 20_000
     grid = torch.linspace(*SD15.range, 400_001, dtype=torch.float64)
     total = torch.cumsum(law.pdf(grid), 0) * (grid[1] - grid[0])
     assert total[-1].item() == pytest.approx(1, abs=1e-3)
@@ -98,20 +98,23 @@ def test_density_draws_and_distribution_agree(plain):
     assert law.cdf(law.quantile(p)).tolist() == pytest.approx(p.tolist(), abs=1e-9)
 
 
-def test_uniform_is_uniform_in_the_base_s_own_time():
-    law = within(Uniform(), SD15)
+def test_uniform_on_sd15_is_uniform_in_its_time():
+    law = truncate_to_schedule(Uniform(), SD15)
     assert isinstance(law, UniformTime)
     lam = law([torch.Generator().manual_seed(0)] * 50_000)
     assert lam.mean().item() == pytest.approx(-0.9665, abs=0.03) and lam.std().item() == pytest.approx(2.3886, abs=0.03)
 
 
-def test_a_flow_has_every_level_and_keeps_its_law():
+def test_truncate_to_schedule_of_flow_keeps_law():
     law = StyleFriendly()
-    assert within(law, RectifiedFlow()) is law and within(Uniform(), RectifiedFlow()) == Uniform()
+    assert (
+        truncate_to_schedule(law, RectifiedFlow()) is law
+        and truncate_to_schedule(Uniform(), RectifiedFlow()) == Uniform()
+    )
 
 
 @pytest.mark.parametrize("plain", [*LAWS[:2], Uniform()], ids=str)
-def test_cdf_and_quantile_of_the_plain_laws(plain):
+def test_cdf_and_quantile_match_pdf(plain):
     grid = torch.linspace(-80, 80, 320_001, dtype=torch.float64)
     total = torch.cumsum(plain.pdf(grid), 0) * (grid[1] - grid[0])
     assert (plain.cdf(grid) - total).abs().max() < 1e-3
@@ -119,6 +122,6 @@ def test_cdf_and_quantile_of_the_plain_laws(plain):
     assert plain.cdf(plain.quantile(p)).tolist() == pytest.approx(p.tolist())
 
 
-def test_a_law_that_misses_the_base_is_refused():
+def test_truncate_to_schedule_of_law_below_range_raises():
     with pytest.raises(UserError, match=r"lie below log-SNR -5\.36, where this base has pure noise"):
-        within(StyleFriendly(-20, 1), SD15)
+        truncate_to_schedule(StyleFriendly(-20, 1), SD15)

@@ -13,7 +13,7 @@ from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.data import references
-from impasto.noise.laws import noise_law, within
+from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.objectives import build
 from impasto.train import Draws
 
@@ -138,7 +138,7 @@ class Step:
         config = resolve("style-friendly", str(folder), image=[str(picture)], caption=[CAPTION], batch=3, seed=4)
         family = load(str(folder), device="cpu")
         reference = references.read(picture)
-        law = within(noise_law(config), family.schedule)
+        law = truncate_to_schedule(noise_law(config), family.schedule)
         draws = Draws(config, law, prepare(family, [(reference, CAPTION)], 16))
         parameters = add(family, rank=4, alpha=6.0, targets=config.targets, seed=0)
         shared = torch.Generator().manual_seed(1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from impasto.calibration.emergence import Rule
-from impasto.noise.equivalence import as_flow
+from impasto.noise.equivalence import equivalent_flow_law
 from impasto.noise.laws import StyleFriendly
 from impasto.reproduce.calibration import SWEEP
 
@@ -46,7 +46,9 @@ def test_a_base_that_predicts_the_noise_has_the_same_rule() -> None:
     rule, _ = fit_rule.best(surface, ONE_OF_NOISE)
     assert rule == Rule(1.25, 0.0, 1.5)
     mean, std = ONE_OF_NOISE[1].law(rule, surface.form)
-    assert mean < 0 < std and as_flow(StyleFriendly(mean, std), -4.7, 6.4) == pytest.approx((0.25, 1.5), abs=0.1)
+    assert mean < 0 < std and equivalent_flow_law(StyleFriendly(mean, std), -4.7, 6.4) == pytest.approx(
+        (0.25, 1.5), abs=0.1
+    )
 
 
 def test_a_level_of_a_base_or_pair_changes_nothing() -> None:

@@ -24,9 +24,9 @@ from impasto.errors import UserError
 from impasto.families import files
 from impasto.families.base import check_multiple
 from impasto.files import atomic
-from impasto.noise.equivalence import as_flow
+from impasto.noise.equivalence import equivalent_flow_law
 from impasto.noise.histogram import HIGH, LOW, bars, histogram
-from impasto.noise.laws import Law, Truncated, noise_law, within
+from impasto.noise.laws import Law, Truncated, noise_law, truncate_to_schedule
 from impasto.noise.schedule import RectifiedFlow, Schedule, VariancePreserving
 from impasto.training.plan import positions
 
@@ -85,7 +85,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     sigma is a rectified flow's share of noise, t = sigmoid(-lam / 2), of whatever base.
     """
     schedule = loader.schedule(config.base)
-    law = within(noise_law(config), schedule)
+    law = truncate_to_schedule(noise_law(config), schedule)
     family = loader.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
     check_multiple(config.size, family.unit if family else 8)
     known = family.hash if family else None
@@ -124,7 +124,7 @@ def counted(base: str, schedule: Schedule, law: Law) -> tuple[float, float] | No
 
     if not isinstance(schedule, VariancePreserving) or prediction(base, cards.card(base)) != "epsilon":
         return None
-    found = as_flow(law, *schedule.range)
+    found = equivalent_flow_law(law, *schedule.range)
     return round(found[0], 4), round(found[1], 4)
 
 

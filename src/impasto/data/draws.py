@@ -20,7 +20,7 @@ from impasto.config import TrainConfig
 from impasto.data.batch import Batch
 from impasto.data.prepare import Prepared
 from impasto.noise.laws import Law
-from impasto.noise.offset import offset
+from impasto.noise.offset import add_offset
 from impasto.noise.random import generator, generators
 
 
@@ -51,7 +51,7 @@ class Draws:
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
         eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own])
-        eps = offset(eps, own, self.config.offset_noise).to(device)
+        eps = add_offset(eps, own, self.config.offset_noise).to(device)
         rows = data.conds[self.length(step)].items()
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:

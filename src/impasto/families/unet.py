@@ -51,7 +51,7 @@ class UNet(DiffusersFolder):
             raise UserError(f"{str(self.folder)!r} has a {config['_class_name']}: only schedules of betas are spoken")
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         known = {key: config[key] for key in (*keys, "rescale_betas_zero_snr") if key in config}
-        return VariancePreserving.of(DDPMScheduler(**known).alphas_cumprod)
+        return VariancePreserving.from_alphas_cumprod(DDPMScheduler(**known).alphas_cumprod)
 
     @cached_property
     def prediction(self) -> str:

@@ -1,1 +1,1 @@
-"""Noise levels, in one unit: the log-SNR `lam = log(alpha^2 / sigma^2)`, float32. More noise is a smaller `lam`."""
+"""Noise levels in one unit, the log-SNR `lam = log(alpha^2 / sigma^2)`, float32. A smaller `lam` is noisier."""

@@ -1,13 +1,13 @@
-"""What a noise law counts for where a base predicts the noise, not a velocity.
+"""Equivalent noise laws of bases with different prediction targets (noise, velocity).
 
-A level counts `p(lam) w(lam)` on the error of the picture, ||x^ - x||^2, with
+A noise law p weights the error of the predicted image, ||x^ - x||^2, by `p(lam) w(lam)`, where
 
     w = 1 / sigma^2        = (1 + e^(lam/2))^2   for a rectified flow's velocity
-    w = alpha^2 / sigma^2  = e^lam               for the noise
+    w = alpha^2 / sigma^2  = e^lam               for noise prediction
     w = 1 / sigma^2        = 1 + e^lam           for v; within a factor of 2 of the first
 
-So a law p on a base that predicts the noise counts as `p(lam) sigmoid(lam/2)^2` does on a rectified flow: a law of less
-noise. Two bases' sweeps lie on one curve when they are counted so (docs/noise-calibration.md).
+So p with noise prediction is equivalent to `p(lam) sigmoid(lam/2)^2` on a rectified flow, a law of less noise. So
+converted, the noise sweeps of two bases lie on one curve (docs/noise-calibration.md).
 """
 
 import math
@@ -20,28 +20,28 @@ from impasto.noise.laws import Law
 LEVELS = 4001
 
 
-def as_flow(law: Law, low: float, high: float) -> tuple[float, float]:
-    """Mean and standard deviation of `p(lam) sigmoid(lam/2)^2` from low to high: what a law on a base that predicts the
-    noise and has these levels counts as on a rectified flow."""
+def equivalent_flow_law(law: Law, low: float, high: float) -> tuple[float, float]:
+    """(mean, std) of `p(lam) sigmoid(lam/2)^2` on [low, high]: the rectified flow's equivalent of a noise law on a
+    noise-predicting base whose schedule spans these log-SNRs."""
     lam = torch.linspace(low, high, LEVELS, dtype=torch.float64)
-    share = law.pdf(lam) * torch.sigmoid(lam / 2) ** 2
-    share /= share.sum()
-    middle = share @ lam
-    return middle.item(), (share @ (lam - middle) ** 2).sqrt().item()
+    weights = law.pdf(lam) * torch.sigmoid(lam / 2) ** 2
+    weights /= weights.sum()
+    mean = weights @ lam
+    return mean.item(), (weights @ (lam - mean) ** 2).sqrt().item()
 
 
 def for_noise_prediction(mean: float, std: float, lowest: float = -math.inf) -> tuple[float, float]:
-    """(mean, std) of the law by which a base that predicts the noise learns as a rectified flow by N(mean, std^2) does.
+    """(mean, std) of the normal law for a noise-predicting base that is equivalent to a rectified flow's N(mean, std^2).
 
-    N(mean, std^2) times (1 + e^(-lam/2))^2 is three normal laws of its standard deviation, at mean - k std^2 for
-    k = 0, 1/2, 1, in shares that go as (1, 2, 1) exp(-k mean + k^2 std^2 / 2): mean and standard deviation of their
-    mixture. The mean is no further below `lowest`, the end of the schedule, than 2 standard deviations: what is left of
-    a law beyond is too little to train by.
+    N(mean, std^2) times (1 + e^(-lam/2))^2 is a mixture of three normal laws of the same std, at mean - k std^2 for
+    k = 0, 1/2, 1, with weights proportional to (1, 2, 1) exp(-k mean + k^2 std^2 / 2); its mean and std are returned.
+    The mean is limited to 2 std below `lowest`, the noisy end of the schedule, since truncation there would leave too
+    little of a lower law to train on.
     """
     k = np.array([0.0, 0.5, 1.0])
-    logs = np.log([1.0, 2.0, 1.0]) - k * mean + k**2 * std**2 / 2
-    shares = np.exp(logs - logs.max())
-    shares /= shares.sum()
-    middle = float(shares @ k)
-    own_std = math.sqrt(std**2 + std**4 * float(shares @ (k - middle) ** 2))
-    return max(mean - middle * std**2, lowest - 2 * own_std), own_std
+    logits = np.log([1.0, 2.0, 1.0]) - k * mean + k**2 * std**2 / 2
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    mean_k = float(weights @ k)
+    mixture_std = math.sqrt(std**2 + std**4 * float(weights @ (k - mean_k) ** 2))
+    return max(mean - mean_k * std**2, lowest - 2 * mixture_std), mixture_std

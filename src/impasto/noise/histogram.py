@@ -1,4 +1,4 @@
-"""A noise law as a histogram, in numbers and in bars."""
+"""Histograms of noise laws, as JSON values and as text."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,11 @@ LOW, HIGH, BINS, DRAWS = -14.0, 6.0, 20, 20_000
 
 
 def histogram(levels: Law, weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Any]:
-    """Shares of 20,000 draws: per log-SNR unit (the end bins take the tails) and per tenth of sigma, with medians.
+    """Histogram of 20,000 draws: shares per log-SNR unit (end bins include the tails) and per tenth of sigma, medians.
 
-    sigma is a rectified flow's noise share `t = sigmoid(-lam / 2)`, 1 being pure noise. "cut" is the share of a
-    truncated law that lies outside of the base's levels. weight: of the loss at a level; then a draw counts so much,
-    and the shares are those of the density times the weight.
+    sigma is a rectified flow's noise share `t = sigmoid(-lam / 2)`, 1 being pure noise. "cut" is the share of the
+    untruncated law that lies outside the base's range. weight: the loss weight at each log-SNR; then the histogram is
+    of the density times the weight.
     """
     shared = torch.Generator("cpu").manual_seed(0)
     lam = levels([shared] * DRAWS)
@@ -38,7 +38,7 @@ def shares(index: torch.Tensor, w: torch.Tensor, n: int) -> list[float]:
 
 
 def median(values: torch.Tensor, w: torch.Tensor) -> float:
-    """The value below which half of the weight lies."""
+    """The weighted median."""
     ordered, order = values.sort()
     share = w[order].double().cumsum(0)
     return ordered[int((share < share[-1] / 2).sum())].item()
@@ -50,7 +50,7 @@ def bars(
     what: str = "log-SNR",
     band: tuple[float, float] = (math.inf, -math.inf),
 ) -> str:
-    """The histogram as text, noisiest first; beside each log-SNR its sigma, and a | where it lies in `band`."""
+    """The histogram as text, noisiest bin first, with sigma beside each log-SNR and a | on bins centred in `band`."""
     lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
         lines.insert(0, f"truncated: {noise['cut']:.1%} of the law lies outside")

@@ -1,9 +1,9 @@
-"""Noise laws: how often a model is trained at which noise level.
+"""Noise laws: the distributions from which training draws its noise levels.
 
 A law is a distribution of the log-SNR `lam` (float32; smaller is noisier): `law(generators)` draws one level per
-generator, `law.pdf(lam)` is its density. Every parameter has one sign here, whatever other tools do with theirs:
-`style_friendly` takes the mean *log-SNR* (lower = more noise), `logit_normal` the mean logit of the *noise share*
-t (higher = more noise). Both say so in LAWS, the one table in which a name is looked up.
+generator, `law.pdf(lam)` is its density. Sign conventions differ between tools; here the mean of `style-friendly` is
+a *log-SNR* (lower = more noise) and the mean of `logit-normal` the logit of the *noise share* t (higher = more noise).
+LAWS maps the names of recipes to constructors.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from impasto.noise.schedule import Schedule, VariancePreserving
 
 
 class Law(Protocol):
-    """pdf, cdf and its inverse, the quantile, are those of lam; float64 where they are given it."""
+    """A distribution of lam. pdf, cdf and quantile (the inverse cdf) keep the dtype of their argument."""
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor: ...
 
@@ -82,8 +82,8 @@ class StyleFriendly:
 class LogitNormal:
     """`logit(u) ~ N(mean, std^2)`, then `t = shift u / (1 + (shift - 1) u)`. Esser et al. 2024 (SD3), eq. 19 and 23.
 
-    In log-SNR that is `lam ~ N(-2 mean - 2 log shift, (2 std)^2)`. t is the share of *noise*, so a higher mean and a
-    higher shift are noisier. (0, 1, shift 3) is SD3's own sampler: N(-2.197, 2^2).
+    In log-SNR that is `lam ~ N(-2 mean - 2 log shift, (2 std)^2)`. t is the noise share, so a higher mean or shift is
+    noisier. (0, 1, shift 3) is SD3's own sampler: N(-2.197, 2^2).
     """
 
     mean: float = 0.0
@@ -96,12 +96,12 @@ class LogitNormal:
 
     @property
     def log_snr(self) -> tuple[float, float]:
-        """Mean and standard deviation in log-SNR."""
+        """(mean, std) in log-SNR."""
         return -2 * self.mean - 2 * math.log(self.shift), 2 * self.std
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor:
         mean, std = self.log_snr
-        return mean - std * normals(generators)  # lam falls where the logit of t rises
+        return mean - std * normals(generators)  # minus: lam = -2 logit(t)
 
     def pdf(self, lam: Tensor) -> Tensor:
         return normal_pdf(lam, *self.log_snr)
@@ -116,7 +116,7 @@ class LogitNormal:
 @dataclass(frozen=True)
 class Uniform:
     """`u ~ U(0, 1)`, then `t = shift u / (1 + (shift - 1) u)`: in log-SNR a logistic law of scale 2 and mean -2 log
-    shift, `p(lam) = u (1 - u) / 2` with `u = sigmoid(-lam / 2 - log shift)`. A higher shift is noisier; 1 is none."""
+    shift, `p(lam) = u (1 - u) / 2` with `u = sigmoid(-lam / 2 - log shift)`. A higher shift is noisier; 1: no shift."""
 
     shift: float = 1.0
 
@@ -124,32 +124,32 @@ class Uniform:
         check_shift(self.shift)
 
     @property
-    def moved(self) -> float:
-        """By how much the shift moves a log-SNR."""
+    def shift_offset(self) -> float:
+        """The log-SNR that the shift adds."""
         return -2 * math.log(self.shift)
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor:
         u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-        u = u.clamp(2**-24, 1 - 2**-24)  # |lam| <= 33: the ends themselves would be infinite
-        return (2 * (torch.log1p(-u) - torch.log(u)) + self.moved).float()
+        u = u.clamp(2**-24, 1 - 2**-24)  # keeps |lam| <= 33, finite
+        return (2 * (torch.log1p(-u) - torch.log(u)) + self.shift_offset).float()
 
     def pdf(self, lam: Tensor) -> Tensor:
-        half = (lam - self.moved) / 2
+        half = (lam - self.shift_offset) / 2
         return torch.sigmoid(half) * torch.sigmoid(-half) / 2
 
     def cdf(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid((lam - self.moved) / 2)
+        return torch.sigmoid((lam - self.shift_offset) / 2)
 
     def quantile(self, p: Tensor) -> Tensor:
-        return 2 * torch.logit(p) + self.moved
+        return 2 * torch.logit(p) + self.shift_offset
 
 
 @dataclass(frozen=True)
 class Truncated:
-    """`law` given that low <= lam <= high: `F^-1(F(low) + u (F(high) - F(low)))`, u ~ U(0, 1), F the law's cdf.
+    """`law` conditioned on low <= lam <= high: `F^-1(F(low) + u (F(high) - F(low)))`, u ~ U(0, 1), F the law's cdf.
 
-    Truncated, not clamped: a schedule that ends at log-SNR -5.4 lacks 62 % of N(-6, 2^2), and clamping would put all
-    of it on one level. low and high may be infinite.
+    Truncated, not clamped: 62 % of N(-6, 2^2) lies beyond the end of a schedule at log-SNR -5.4, and clamping would put
+    all of it on that one level. low and high may be infinite.
     """
 
     law: Law
@@ -165,19 +165,19 @@ class Truncated:
             )
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def cdf_bounds(self) -> tuple[float, float]:
         """F(low) and F(high)."""
         low, high = self.law.cdf(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
         return low, high
 
     @property
     def cut(self) -> float:
-        """The share of the law that lies outside."""
-        low, high = self.ends
+        """The share of `law` outside [low, high]."""
+        low, high = self.cdf_bounds
         return 1 - (high - low)
 
     def __call__(self, generators: Sequence[Generator]) -> Tensor:
-        low, high = self.ends
+        low, high = self.cdf_bounds
         u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
         return self.law.quantile(low + u * (high - low)).clamp(self.low, self.high).float()
 
@@ -185,17 +185,17 @@ class Truncated:
         return self.law.pdf(lam) / (1 - self.cut) * ((lam >= self.low) & (lam <= self.high))
 
     def cdf(self, lam: Tensor) -> Tensor:
-        low, high = self.ends
+        low, high = self.cdf_bounds
         return ((self.law.cdf(lam) - low) / (high - low)).clamp(0, 1)
 
     def quantile(self, p: Tensor) -> Tensor:
-        low, high = self.ends
+        low, high = self.cdf_bounds
         return self.law.quantile(low + p * (high - low))
 
 
 @dataclass(frozen=True, eq=False)
 class UniformTime:
-    """`t ~ U(0, T - 1)` of a variance-preserving schedule: how SD1.5 and SDXL themselves were trained."""
+    """`t ~ U(0, T - 1)` of a variance-preserving schedule: the pretraining law of SD1.5 and SDXL."""
 
     schedule: VariancePreserving
 
@@ -216,15 +216,15 @@ class UniformTime:
         return self.schedule.log_snr((1 - p) * (len(self.schedule.levels) - 1))
 
 
-FLOW_END = 2 * math.log(999)  # |log-SNR| at t = .001 and .999, a rectified flow's last of 1000 steps: picture or noise
-ALL = 0.99  # a share of levels that counts as all of them
+FLOW_END = 2 * math.log(999)  # |log-SNR| at t = .001 and .999, the first and last of 1000 steps of a rectified flow
+NEARLY_ALL = 0.99
 
 
-def within(law: Law, schedule: Schedule) -> Law:
-    """`law` on a base with this schedule: truncated to the log-SNRs that it has; uniform in its own time.
+def truncate_to_schedule(law: Law, schedule: Schedule) -> Law:
+    """`law` truncated to the log-SNR range of `schedule`; a uniform law becomes uniform in the schedule's own time.
 
-    Raises UserError when nearly all of the law lies beyond one end of the schedule, and when a truncated law has no
-    end to be truncated at.
+    Raises UserError when nearly all of the law lies beyond one end of the schedule, and when a truncated law has
+    neither bound.
     """
     low, high = schedule.range
     if isinstance(law, Uniform) and isinstance(schedule, VariancePreserving):
@@ -243,10 +243,10 @@ def within(law: Law, schedule: Schedule) -> Law:
 
 
 def check_ends(law: Law, low: float, high: float) -> None:
-    """Raise UserError when nearly all of `law` lies below `low` or above `high`, the share said."""
+    """Raise UserError with the share when nearly all of `law` lies below `low` or above `high`."""
     below, above = law.cdf(torch.tensor([low, high], dtype=torch.float64)).tolist()
     for share, side, end in ((below, "below", low), (1 - above, "above", high)):
-        if share > ALL:
+        if share > NEARLY_ALL:
             what = "pure noise" if end < 0 else "hardly any noise"
             other = "another noise_mean (style-friendly has -6), or --noise uniform"
             raise UserError(
@@ -259,7 +259,7 @@ style_friendly, logit_normal, uniform = StyleFriendly, LogitNormal, Uniform
 
 
 def truncated_normal(mean: float = -6.0, std: float = 2.0, low: float = -math.inf, high: float = math.inf) -> Truncated:
-    """`lam ~ N(mean, std^2)` given that low <= lam <= high; `within` adds a base's own ends, where they are closer."""
+    """`lam ~ N(mean, std^2)` conditioned on low <= lam <= high; `truncate_to_schedule` adds the base's range."""
     return Truncated(StyleFriendly(mean, std), low, high)
 
 
@@ -270,24 +270,24 @@ def sd3(mean: float = 0.0, std: float = 1.0, shift: float = 3.0) -> LogitNormal:
 
 LAWS: dict[str, tuple[Callable[..., Law], str]] = {
     "style-friendly": (style_friendly, "log-SNR ~ N(mean, std^2); lower mean = more noise; -6, 2"),
-    "truncated-normal": (truncated_normal, "the same from noise_low to noise_high, and within the base's own levels"),
+    "truncated-normal": (truncated_normal, "the same, truncated to [noise_low, noise_high] and to the base's range"),
     "logit-normal": (logit_normal, "logit(t) ~ N(mean, std^2), then shift; higher mean = more noise"),
     "sd3": (sd3, "SD3's own sampler: logit-normal(0, 1) with shift 3, i.e. log-SNR ~ N(-2.2, 2^2)"),
     "uniform": (uniform, "t ~ U(0, 1), in the base's own time; then shift, on a rectified flow"),
 }
 PARAMETERS = ("mean", "std", "shift", "low", "high")
-"""What laws have; a recipe's keys are these with noise_ before them."""
+"""Parameters of the laws; the recipe keys are these with the prefix noise_."""
 
 
-def of(settings: Mapping[str, Any]) -> Law:
-    """The law that a recipe's keys name: noise, noise_mean and so on; a key may be None or missing."""
-    return law(settings["noise"], **{key: settings.get(f"noise_{key}") for key in PARAMETERS})
+def law_from_recipe(settings: Mapping[str, Any]) -> Law:
+    """The law of the recipe keys noise, noise_mean and so on; a key may be None or missing."""
+    return build_law(settings["noise"], **{key: settings.get(f"noise_{key}") for key in PARAMETERS})
 
 
-def law(name: str, **parameters: float | None) -> Law:
-    """The law called `name`; a parameter that is None keeps the law's own value.
+def build_law(name: str, **parameters: float | None) -> Law:
+    """The law called `name`; parameters that are None keep the law's defaults.
 
-    Raises UserError on an unknown name (the nearest one named) and on a parameter that this law does not have.
+    Raises UserError on an unknown name (naming the nearest) and on a parameter that the law does not have.
     """
     if name not in LAWS:
         raise UserError(f"unknown noise law {name!r}: {nearest(name, list(LAWS))}")
@@ -301,9 +301,9 @@ def law(name: str, **parameters: float | None) -> Law:
     return build(**given)
 
 
-PUBLISHED_POSITIONS = 128 * 128  # latents of a 1024 px picture: where the published laws were found
+PUBLISHED_POSITIONS = 128 * 128  # latent positions of a 1024 px image, for which the published laws were tuned
 
 
 def noise_law(config: Any) -> Law:
-    """The law that a TrainConfig names. Raises UserError when it cannot be."""
-    return of(vars(config))
+    """The law of a TrainConfig. Raises UserError when its parameters are invalid."""
+    return law_from_recipe(vars(config))

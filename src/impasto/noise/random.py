@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, step, item): nothing to save, nothing that a batch size or a resume can change."""
+"""Random generators as a function of (seed, step, item): no state to save, independent of batch size and resumption."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ import torch
 
 
 def generator(seed: int, step: int, item: int | str) -> torch.Generator:
-    """A CPU generator of its own for one item of one step; a string names a draw that the whole step shares.
+    """A CPU generator for one item of one step; a string names a draw shared by the whole step.
 
-    torch's CPU generator keeps the lower 32 bits of its seed, so these are taken from a hash, where any two
-    of (seed, step, item) are independent: neighbouring seeds of a plain sum would repeat each other's items.
+    Seeded by a 32-bit hash (torch's CPU generator keeps the lower 32 bits of its seed), so that neighbouring seeds,
+    steps and items do not repeat each other's draws, as a sum of the three would.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{item}".encode(), digest_size=4).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
 
 
 def generators(seed: int, step: int, items: Iterable[int]) -> list[torch.Generator]:
-    """One generator per item."""
+    """`generator(seed, step, item)` of each item."""
     return [generator(seed, step, item) for item in items]

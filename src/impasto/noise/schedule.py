@@ -1,4 +1,4 @@
-"""Schedules: what a log-SNR means to a model. `z_t = alpha x + sigma eps`, `lam = log(alpha^2 / sigma^2)`."""
+"""Schedules: log-SNR to mixing weights and timesteps. `z_t = alpha x + sigma eps`, `lam = log(alpha^2 / sigma^2)`."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
-    """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that the model is told, and back.
+    """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that conditions the model, and back.
 
-    range: the noisiest and the cleanest log-SNR that it has.
+    range: the lowest (noisiest) and the highest log-SNR of the schedule.
     """
 
     @property
@@ -28,8 +28,8 @@ class Schedule(Protocol):
 class RectifiedFlow:
     """`x_t = (1 - t) x_0 + t eps`, hence `lam = 2 log((1 - t) / t)` and `t = sigmoid(-lam / 2)`.
 
-    Source: Esser et al. 2024 (SD3), eq. 13; Style-Friendly SNR sampler, eq. 1-3. The time is the noise share itself,
-    `t = sigma` in (0, 1), 1 being pure noise. `scale` is what the model calls t = 1 (SD3's transformer: 1000).
+    Source: Esser et al. 2024 (SD3), eq. 13; Style-Friendly SNR sampler, eq. 1-3. The time is the noise share,
+    `t = sigma` in (0, 1), 1 being pure noise. `scale` is the model's timestep at t = 1 (SD3's transformer: 1000).
     """
 
     scale: float = 1.0
@@ -39,7 +39,7 @@ class RectifiedFlow:
         return -math.inf, math.inf
 
     def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """`(1 - t, t)`, each computed from its own side, so that neither loses digits in its tail."""
+        """`(1 - t, t)`, each by its own sigmoid, so that neither loses precision near 0."""
         return torch.sigmoid(lam / 2), torch.sigmoid(-lam / 2)
 
     def timestep(self, lam: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ class RectifiedFlow:
 class VariancePreserving:
     """`z_t = sqrt(ac_t) x + sqrt(1 - ac_t) eps`, hence `lam = log(ac / (1 - ac))` and `alpha^2 = sigmoid(lam)`.
 
-    Ho et al. 2020 (DDPM), arXiv 2006.11239, eq. 4. levels: lam at t = 0, 1, .., T - 1, falling, float64. Between two
-    of them lam is linear in t, so that every level has its own float t: the level drawn is the level mixed.
+    Ho et al. 2020 (DDPM), arXiv 2006.11239, eq. 4. levels: lam at t = 0, 1, .., T - 1, falling, float64. Between them
+    lam is linear in t, so that every log-SNR of the range has a float timestep and need not be rounded to a level.
     """
 
     levels: Tensor
 
     @classmethod
-    def of(cls, alphas_cumprod: Tensor) -> "VariancePreserving":
-        """From a scheduler's `alphas_cumprod`; one that ends at 0 (zero terminal SNR) ends at 2^-24 here."""
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> "VariancePreserving":
+        """From a scheduler's `alphas_cumprod`, clamped to [2^-24, 1 - 2^-24] (zero terminal SNR has 0)."""
         ac = alphas_cumprod.double().clamp(2**-24, 1 - 2**-24)
         return cls(torch.log(ac) - torch.log1p(-ac))
 
@@ -71,7 +71,7 @@ class VariancePreserving:
     def scaled_linear(cls, first: float, last: float, steps: int = 1000) -> "VariancePreserving":
         """`beta = linspace(sqrt(first), sqrt(last), steps)^2`: SD1.5 and SDXL with .00085, .012."""
         beta = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2
-        return cls.of(torch.cumprod(1 - beta, 0))
+        return cls.from_alphas_cumprod(torch.cumprod(1 - beta, 0))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -81,7 +81,7 @@ class VariancePreserving:
         return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
 
     def timestep(self, lam: Tensor) -> Tensor:
-        """t in [0, T - 1], found in float64. Raises ValueError outside of `range`: such a level has none."""
+        """t in [0, T - 1], interpolated in float64. Raises ValueError outside `range`."""
         levels, level = self.levels, lam.detach().cpu().double()
         if ((level < levels[-1] - 1e-4) | (level > levels[0] + 1e-4)).any():
             raise ValueError(f"log-SNR {lam.tolist()} outside of the schedule's {self.range}")
@@ -97,7 +97,7 @@ class VariancePreserving:
 
 
 def per_item(scale_B: Tensor, x: Tensor) -> Tensor:
-    """`scale_B` shaped (B, 1, 1, ...) so that it multiplies `x` item by item."""
+    """`scale_B` as (B, 1, 1, ...), to broadcast over the items of `x`."""
     return scale_B.view(-1, *[1] * (x.ndim - 1))
 
 

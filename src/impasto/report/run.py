@@ -111,10 +111,10 @@ def law_of(run: Run) -> Law | None:
     """
     if run.key("noise") is None:
         return None
-    law = laws.of({key: run.key(key) for key in ("noise", *(f"noise_{name}" for name in laws.PARAMETERS))})
+    law = laws.law_from_recipe({key: run.key(key) for key in ("noise", *(f"noise_{name}" for name in laws.PARAMETERS))})
     try:
         schedule = schedule_of(str(run.key("base") or ""))
-        return None if schedule is None else laws.within(law, schedule)
+        return None if schedule is None else laws.truncate_to_schedule(law, schedule)
     except (UserError, ValueError):  # a damaged base, or what the hub does not take for an id, such as "../x"
         return None
 

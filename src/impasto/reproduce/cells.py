@@ -24,7 +24,7 @@ from impasto.config import TrainConfig, as_dict, check_ranges, resolve
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.files import atomic, cache_dir
-from impasto.noise.laws import noise_law, within
+from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.objectives import objective
 from impasto.reproduce.claims import Arm, Unit
 
@@ -82,7 +82,7 @@ def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainCo
     """The resolved config of an arm; learning rate, steps and batch are the base's own. UserError on what it lacks."""
     config = resolve("style-friendly", base, **{**settings, "precision": family.precision})
     check_ranges(config)
-    within(noise_law(config), family.schedule)
+    truncate_to_schedule(noise_law(config), family.schedule)
     objective(config.objective)
     for target in config.targets:
         if target in ("image_stream", "text_stream") and target not in family.kinds:

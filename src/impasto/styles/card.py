@@ -15,7 +15,7 @@ from impasto.families.files import VARIANT, pipeline_class, variant
 from impasto.files import atomic
 from impasto.interop.lora.layouts import ARCHITECTURES, PIPELINES
 from impasto.noise.histogram import bars, histogram
-from impasto.noise.laws import noise_law, within
+from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.styles.metadata import About, called_by, is_local
 from impasto.styles.weights import WEIGHTS
 
@@ -278,7 +278,7 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         draws=config.steps * config.batch * config.accumulate,
         train_steps=config.steps,
         elsewhere=ELSEWHERE,
-        bars=bars(histogram(within(noise_law(config), family.schedule))),
+        bars=bars(histogram(truncate_to_schedule(noise_law(config), family.schedule))),
     )
     with atomic(config.out / CARD) as file:
         file.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from impasto.config import TrainConfig, as_dict
 from impasto.families.base import Family
 from impasto.noise import offset
 from impasto.noise.histogram import histogram
-from impasto.noise.laws import Law, noise_law, within
+from impasto.noise.laws import Law, noise_law, truncate_to_schedule
 
 
 def data_lines(data: dict[str, Any]) -> str:
@@ -58,8 +58,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     draws = config.steps * config.batch * config.accumulate
     schedule = loader.schedule(config.base) if family is None else family.schedule
-    levels = within(noise_law(config), schedule)
-    offset.warn(config.offset_noise, levels, positions(config.size, family))
+    levels = truncate_to_schedule(noise_law(config), schedule)
+    offset.warn_ineffective(config.offset_noise, levels, positions(config.size, family))
     result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
     result |= {"running": "; ".join(running.why)}
     if weighting := effective(config, family, levels):
@@ -82,7 +82,7 @@ def check_base(config: TrainConfig, family: Family, device: str, shards: bool = 
     from impasto.training import prior
 
     check_size(config.size, family)
-    within(noise_law(config), family.schedule)
+    truncate_to_schedule(noise_law(config), family.schedule)
     weighting.build(config, family)
     running.check(config, device, 2 if shards else 1)
     model = skeleton(family)

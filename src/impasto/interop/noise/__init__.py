@@ -29,7 +29,7 @@ from impasto.config import TrainConfig, check_ranges
 from impasto.errors import UserError, nearest
 from impasto.families import files
 from impasto.files import atomic
-from impasto.noise.laws import FLOW_END, Law, LogitNormal, StyleFriendly, Uniform, check_ends, of
+from impasto.noise.laws import FLOW_END, Law, LogitNormal, StyleFriendly, Uniform, check_ends, law_from_recipe
 
 TOOLS = {
     "kohya": "impasto.interop.noise.kohya",
@@ -164,7 +164,7 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
     ours = {
         key: value for key, value in theirs.read(Given(values, theirs.KEYS), situation).items() if value is not None
     }
-    law = of(ours)
+    law = law_from_recipe(ours)
     check_ranges(TrainConfig(**ours))
     check_within(law, situation)
     return report(tool, situation, ours, law)
@@ -174,7 +174,7 @@ def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[s
     """{"tool", "architecture", "settings": its keys, "law", "notes"}. Raises UserError."""
     theirs = module(tool)
     situation = Situation(architecture, config.size)
-    law = of(vars(config))
+    law = law_from_recipe(vars(config))
     check_within(law, situation)
     settings = theirs.write(law, config.offset_noise, situation) | weighed(tool, config, situation)
     return report(tool, situation, settings, law)

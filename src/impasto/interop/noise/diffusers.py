@@ -13,7 +13,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.interop.noise import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
-from impasto.noise.laws import Law, Uniform, of
+from impasto.noise.laws import Law, Uniform, law_from_recipe
 
 SOURCE = (
     "huggingface/diffusers 58eb52c0, examples/dreambooth/train_dreambooth_lora_flux.py 1766-1776, "
@@ -66,7 +66,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     else:
         raise no_counterpart(scheme)
     if weighed:
-        s.notes.append(f"precondition_outputs = 1 {squared_sigma(of(ours))}; this is not carried over")
+        s.notes.append(f"precondition_outputs = 1 {squared_sigma(law_from_recipe(ours))}; this is not carried over")
     return ours
 
 

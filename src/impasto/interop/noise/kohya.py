@@ -19,7 +19,7 @@ from typing import Any
 
 from impasto.errors import UserError
 from impasto.interop.noise import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
-from impasto.noise.laws import Law, Uniform, of
+from impasto.noise.laws import Law, Uniform, law_from_recipe
 
 SOURCE = (
     "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-549, library/sd3_train_utils.py 877-945, "
@@ -90,7 +90,7 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         if scheme == "sigma_sqrt" and not least:
             s.notes.append("sd-scripts' sigma_sqrt divides by 0 in one draw of a thousand there: set min_timestep = 1")
         elif scheme != "sigma_sqrt":
-            s.notes.append(f"sd-scripts' SD3 training {squared_sigma(of(ours))}; this is not carried over")
+            s.notes.append(f"sd-scripts' SD3 training {squared_sigma(law_from_recipe(ours))}; this is not carried over")
         return ours
     given.refuse("ip_noise_gamma")
     given.leave_out(s, "sd-scripts' FLUX training does not use it", "min_timestep", "max_timestep", "training_shift")

@@ -1,46 +1,50 @@
-"""What a law counts for on a base that predicts the noise: against integrals, and against the losses themselves."""
+"""Equivalent laws of noise-predicting bases, against integrals and against the losses."""
 
 import numpy as np
 import pytest
 import torch
 
-from impasto.noise.equivalence import as_flow, for_noise_prediction
+from impasto.noise.equivalence import equivalent_flow_law, for_noise_prediction
 from impasto.noise.laws import StyleFriendly, Truncated, UniformTime
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 
 @pytest.mark.parametrize(("mean", "std"), [(-2.0, 2.0), (0.2, 1.25), (3.0, 0.5), (-1.8, 3.0)])
-def test_the_law_of_a_base_that_predicts_the_noise(mean, std):
+def test_for_noise_prediction_matches_integral(mean, std):
     """Against the integral of N(mean, std^2) (1 + e^(lam/2))^2 / e^lam."""
     lam = np.linspace(-60, 60, 200_001)
     logs = -(((lam - mean) / std) ** 2) / 2 + 2 * np.log1p(np.exp(lam / 2)) - lam
-    share = np.exp(logs - logs.max())
-    share /= share.sum()
-    middle = share @ lam
-    assert for_noise_prediction(mean, std) == pytest.approx((middle, np.sqrt(share @ (lam - middle) ** 2)), rel=1e-6)
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    expected = weights @ lam
+    assert for_noise_prediction(mean, std) == pytest.approx(
+        (expected, np.sqrt(weights @ (lam - expected) ** 2)), rel=1e-6
+    )
 
 
-def test_the_law_for_noise_stays_at_the_schedule():
+def test_for_noise_prediction_limits_mean_to_schedule_end():
     own, own_std = for_noise_prediction(-2, 3)
     assert for_noise_prediction(-2, 3, lowest=-4) == (-4 - 2 * own_std, own_std) and own < -4 - 2 * own_std
     assert for_noise_prediction(0.2, 1.25, lowest=-4.7) == for_noise_prediction(0.2, 1.25)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(-2.0, 1.0), (0.2, 1.25), (3.0, 0.5)])
-def test_there_and_back(mean, std):
-    """Only the moments are the same, as the mixture is no normal law; next to it here."""
-    back = as_flow(StyleFriendly(*for_noise_prediction(mean, std)), -40, 40)
+def test_equivalent_flow_law_inverts_for_noise_prediction(mean, std):
+    """Approximately: only the moments of the mixture are kept."""
+    back = equivalent_flow_law(StyleFriendly(*for_noise_prediction(mean, std)), -40, 40)
     assert back == pytest.approx((mean, std), abs=0.03)
 
 
-def test_a_cut_law_counts_as_what_is_left_of_it():
+def test_equivalent_flow_law_of_truncated_law_uses_inside_only():
     own, low, high = StyleFriendly(-6.0, 2.0), -4.74, 6.37
-    assert as_flow(own, low, high) == pytest.approx(as_flow(Truncated(own, low, high), low, high))
-    assert as_flow(own, low, high)[0] > low
+    assert equivalent_flow_law(own, low, high) == pytest.approx(
+        equivalent_flow_law(Truncated(own, low, high), low, high)
+    )
+    assert equivalent_flow_law(own, low, high)[0] > low
 
 
-def test_the_weights_are_those_of_the_losses():
-    """One wrong picture x^, told as a velocity of a flow and as noise: the losses' ratio is (1 + e^(-lam/2))^2."""
+def test_weights_match_ratio_of_losses():
+    """For one wrong x^, the ratio of a flow's velocity loss to the noise loss is (1 + e^(-lam/2))^2."""
     lam = torch.linspace(-6, 6, 25, dtype=torch.float64)
     x, guess, eps = 0.7, 0.2, -1.1
     alpha, sigma = RectifiedFlow().alpha_sigma(lam)
@@ -53,10 +57,10 @@ def test_the_weights_are_those_of_the_losses():
     torch.testing.assert_close(velocity**2 / noise**2, (1 + torch.exp(-lam / 2)) ** 2)
 
 
-def test_uniform_time_counts_little_noise():
-    """SD1.5's own training, uniform in its time: the mean over its draws, each weighted, is the integral's."""
+def test_equivalent_flow_law_of_uniform_time_matches_weighted_draws():
+    """SD1.5's pretraining law: the integral's mean equals the weighted mean of draws."""
     schedule = VariancePreserving.scaled_linear(0.00085, 0.012)
-    mean, std = as_flow(UniformTime(schedule), *schedule.range)
+    mean, std = equivalent_flow_law(UniformTime(schedule), *schedule.range)
     drawn = UniformTime(schedule).quantile((torch.arange(20000, dtype=torch.float64) + 0.5) / 20000)
     weight = torch.sigmoid(drawn / 2) ** 2
     expected = (weight * drawn).sum() / weight.sum()
