@@ -170,7 +170,7 @@ def scorer(plan: Any, o: argparse.Namespace) -> Callable[[Sequence[str]], Row]:
     """`score(styles)`: the judges on pictures of the plan's evaluation concepts, drawn with these styles."""
     import numpy as np
 
-    from impasto.generate import generate
+    from impasto.generation import generate
     from impasto.judges.model import Judges
     from impasto.pretrain.score import judge
     from impasto.sampling.sample import Sampling

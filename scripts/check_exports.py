@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from impasto.files import atomic
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.sampling.sample import Sampling
 from impasto.styles.convert import export_style, import_style
 

@@ -36,7 +36,7 @@ from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import words
 from impasto.sampling.sample import Sampling
-from impasto.train import train
+from impasto.training.train import train
 
 PRIOR = {"prior_weight": 1.0, "prior_batch": 8}
 COPIES = 7

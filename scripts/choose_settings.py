@@ -24,12 +24,12 @@ from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.config import resolve
 from impasto.files import atomic
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import spread, words
 from impasto.sampling.sample import Sampling
-from impasto.train import train
+from impasto.training.train import train
 
 SEED = 7
 

@@ -50,7 +50,7 @@ from impasto.report.html import Html, el
 from impasto.reproduce.small_world import spread, words
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles.load import load_style
-from impasto.train import train
+from impasto.training.train import train
 
 OUT = Path("docs/results/sampling")
 SEED, THINGS = 11, 6

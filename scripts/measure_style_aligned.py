@@ -23,7 +23,7 @@ from impasto.evaluate import evaluate
 from impasto.evaluate.samples import read_folder
 from impasto.evaluate.truth import true_pictures
 from impasto.families.base import Family
-from impasto.generate import generate_folder
+from impasto.generation import generate_folder
 from impasto.inversion import invert
 from impasto.judges.model import Judges
 from impasto.reproduce.small_world import spread, words

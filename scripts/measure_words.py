@@ -16,7 +16,7 @@ from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.files import atomic
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.judges.model import Judges
 from impasto.pretrain.score import judge
 from impasto.reproduce.small_world import spread

@@ -33,7 +33,7 @@ from impasto.judges.model import Judges
 from impasto.reproduce.small_world import spread, words
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles.load import load_style
-from impasto.train import train
+from impasto.training.train import train
 
 RECIPE, REFERENCES, SEEDS, THINGS = "style-friendly-128px", 3, 3, 12
 ASKED = {"mini-sd15": 1.3, "mini-sd3": 1.5}

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from impasto.bases import loader
 from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.sampling.output import drawn_here
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
-from impasto.train import train
 from impasto.training import sheet as checkpoints
-from impasto.training.states import read_adapter
+from impasto.training.checkpoints import read_adapter
+from impasto.training.train import train
 
 ABOUT = {"steps": 1, "guidance": 1.0, "width": 40, "height": 40, "base": "x", "base_hash": "x", "styles": []}
 ABOUT |= {"version": "0"}

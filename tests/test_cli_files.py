@@ -8,8 +8,8 @@ import pytest
 
 from impasto.cli import main as cli
 from impasto.config import resolve
-from impasto.generate import generate
-from impasto.train import train
+from impasto.generation import generate
+from impasto.training.train import train
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from impasto.bases import cards
-from impasto.config import FREE, TrainConfig, check_ranges, recipes, resolve
+from impasto.config import FREE, TrainConfig, change, check_ranges, recipes, resolve
 from impasto.errors import UserError
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law
@@ -45,9 +45,9 @@ def test_who_wins(tmp_path, tiny_sd3, monkeypatch):
 
 def test_another_noise_law_brings_its_own_parameters():
     config = resolve("style-friendly", noise="uniform")
-    assert (config.noise_mean, config.noise_std) == (None, None)
+    assert (config.noise.mean, config.noise.std) == (None, None)
     config = resolve("style-friendly", noise="logit-normal", noise_shift=2.0)
-    assert (config.noise_mean, config.noise_shift) == (None, 2.0)
+    assert (config.noise.mean, config.noise.shift) == (None, 2.0)
     assert resolve("style-friendly", noise="style-friendly").noise_mean == -6
 
 
@@ -78,11 +78,11 @@ def test_a_recipe_file_is_read_strictly(tmp_path, content, message):
 def test_the_flags_and_the_recipe_of_data(tmp_path):
     """Repeated flags are lists, numbers stay numbers in a recipe file."""
     from impasto.cli.console import parse
-    from impasto.training.run import recipe_text
+    from impasto.training.run_folder import recipe_text
 
     flags = ["--image", "a", "--image", "b.png", "--repeats", "1", "--repeats", "20", "--mask", "files", "--flip"]
     config = parse(TrainConfig, [*flags, "--trigger", "wibble", "--crops", "3", "--caption-dropout", "0.1"], "train")
-    assert config.repeats == (1, 20) and config.mask == "files" and config.flip and config.crops == 3
+    assert config.data.repeats == (1, 20) and config.data.mask == "files" and config.data.flip and config.data.crops == 3
     (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))
     assert resolve(str(tmp_path / "recipe.toml")).repeats == (1, 20)
 
@@ -149,5 +149,5 @@ def test_a_recipe_may_name_its_base(tiny_sd3, tmp_path):
     own, none = (str(tmp_path / f"{name}.toml") for name in ("own", "none"))
     assert resolve(own) == resolve(own, str(tiny_sd3)) and resolve(own).base == str(tiny_sd3)
     assert resolve(own).steps == 6 != resolve(none).steps
-    assert resolve(own, "mini-sd3") == replace(resolve(none, "mini-sd3"), recipe=own)
+    assert resolve(own, "mini-sd3") == change(resolve(none, "mini-sd3"), recipe=own)
     assert resolve(none).base == resolve().base == "mini-sd3"

@@ -21,7 +21,7 @@ from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.families.sd3 import SD3
-from impasto.generate import generate, generate_folder
+from impasto.generation import generate, generate_folder
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.prompts import read_prompts
@@ -29,7 +29,7 @@ from impasto.sampling.sample import Sampling
 from impasto.styles import save, weights
 from impasto.styles.convert import export_style
 from impasto.styles.weights import split_strength
-from impasto.train import train
+from impasto.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from impasto.styles.convert import export_style, merge_styles, resize_style
 from impasto.styles.hub import check_access, hub_card, publish
 from impasto.styles.metadata import About
 from impasto.styles.weights import WEIGHTS
-from impasto.train import train
+from impasto.training.train import train
 
 RECIPE = 'base = "{base}"\nimage = ["/home/me/a.png"]\ncaption = ["a rocket in ink style"]\nnoise = "uniform"\n'
 CARD = """---
@@ -416,7 +416,7 @@ def test_the_card_points_to_nothing_that_is_not_there(tmp_path, tiny_sd15):
     assert "everything else in\n`recipe.toml`, the loss of each step in `metrics.jsonl`." in card
     public = hub_card(About(tmp_path / WEIGHTS, recipe=as_dict(config)), config.base, "sd15", "me/ink", [])
     assert "recipe.toml" not in public and "metrics.jsonl" not in public
-    assert f"draws of a noise level in {config.steps} steps.\n" in public
+    assert f"draws of a noise level in {config.optim.steps} steps.\n" in public
 
 
 def test_the_trigger_is_what_the_hub_shows(style, tiny_flux):

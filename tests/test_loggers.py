@@ -2,11 +2,11 @@
 
 import pytest
 
-from impasto.config import TrainConfig
+from impasto.config import make_config
 from impasto.errors import UserError
-from impasto.train import train
 from impasto.training.plan import plan
-from impasto.training.run import RunFolder, check_wandb
+from impasto.training.run_folder import RunFolder, check_wandb
+from impasto.training.train import train
 
 INPUTS = {"base_sha256": "b", "references_sha256": []}
 
@@ -16,7 +16,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = RunFolder(TrainConfig(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
+    run = RunFolder(make_config(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
     run.resume()
     for step in (1, 2):
         run.log({"step": step, "loss": 0.125 * step, "lam": [1.0]})
@@ -34,7 +34,7 @@ def test_wandb_without_a_login_is_told_before_anything_is_read(tmp_path, monkeyp
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb.teardown()  # what it knows of the environment
-    config = TrainConfig(base="nowhere/at-all", out=tmp_path / "run", wandb=True)
+    config = make_config(base="nowhere/at-all", out=tmp_path / "run", wandb=True)
     told = r"--wandb cannot be had \(.*\): `wandb login`, or WANDB_MODE=offline"
     for begin in (plan, train):
         with pytest.raises(UserError, match=told):
@@ -54,7 +54,7 @@ def test_wandb_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    run = RunFolder(TrainConfig(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
+    run = RunFolder(make_config(out=tmp_path / "run", wandb=True, tensorboard=False), INPUTS)
     monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(UserError, match=r"--wandb needs wandb: pip install 'impasto\[wandb\]'"):
         run.resume()

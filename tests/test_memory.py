@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from impasto import devices
 from impasto.adapters import lora
 from impasto.bases import loader
-from impasto.config import TrainConfig, resolve
+from impasto.config import change, make_config, resolve
 from impasto.devices import GB, Device, peak
 from impasto.errors import UserError
 from impasto.execution import apply as running
@@ -27,7 +27,7 @@ SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transfor
 SDXL |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]}
 SD3_MEDIUM = {"num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24, "patch_size": 2}
 PAPER = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "proj_mlp", "proj_out")
-CONFIG = TrainConfig(targets=PAPER, rank=32, batch=1, accumulate=4, steps=300, size=1024)
+CONFIG = make_config(targets=PAPER, rank=32, batch=1, accumulate=4, steps=300, size=1024)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_cpu_trades_nothing_and_asks_nothing(tiny_sd3, picture, monkeypatch):
     assert said["settings"]["quantize"] == "none" and said["settings"]["compile"] == "off"
     assert said["settings"]["checkpointing"] == 0 and said["running"].startswith("on cpu nothing is traded for memory")
     with pytest.raises(UserError, match="lies in main memory already"):
-        plan(replace(config, offload="on"))
+        plan(change(config, offload="on"))
 
 
 def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, tmp_path, monkeypatch):
@@ -179,14 +179,14 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
     assert of_v > -3 and of_eps < -4  # min(SNR, 5) / (SNR + 1) counts noise less, min(SNR, 5) / SNR does not
     with pytest.raises(UserError, match="is damaged, or no safetensors file"):
         (tmp_path / "none.safetensors").write_bytes(b"hello")
-        plan(replace(config, base=str(tmp_path / "none.safetensors")))
+        plan(change(config, base=str(tmp_path / "none.safetensors")))
 
 
 def test_a_base_s_skeleton_has_its_size(tiny_sd3):
     family = loader.load(str(tiny_sd3), device="cpu")
     bones = memory.skeleton(family)
     assert {p.device.type for p in bones.parameters()} == {"meta"} and "denoiser" not in vars(family)
-    size = memory.size_of(bones, family, TrainConfig(size=16, rank=4), 4)
+    size = memory.size_of(bones, family, make_config(size=16, rank=4), 4)
     assert size.weights == sum(p.numel() for p in family.denoiser.parameters()) and size.blocks == 2
     from impasto.adapters.lora import add
 
@@ -231,7 +231,7 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     family = loader.load(str(tiny_sdxl), device="cpu")
     sizes = {}
     monkeypatch.setattr(memory, "device", lambda name: card(141))
-    monkeypatch.setattr(memory, "choose", lambda config, of, size, *more: sizes.update({config.rank: size}))
+    monkeypatch.setattr(memory, "choose", lambda config, of, size, *more: sizes.update({config.adapter.rank: size}))
     for rank, trained in ((4, True), (8, False)):
         config = resolve(base=str(tiny_sdxl), rank=rank, text_encoder_lora=trained)
         memory.plan(config, family, "cuda", "bf16")
@@ -239,17 +239,17 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     models = [family.clip.text_encoder, family.clip.text_encoder_2]
     assert sizes[4].clip_weights == sum(p.numel() for model in models for p in model.parameters())
     added = text.add(resolve(base=str(tiny_sdxl), rank=4, text_encoder_lora=True), family)
-    plain = memory.size_of(memory.skeleton(family), family, TrainConfig(rank=4, size=16), 4).adapter
+    plain = memory.size_of(memory.skeleton(family), family, make_config(rank=4, size=16), 4).adapter
     assert sizes[4].adapter - plain == sum(p.numel() for p in added.values())
 
 
 def test_advice_names_what_is_left_to_try():
-    config = TrainConfig(batch=4, size=1024)
+    config = make_config(batch=4, size=1024)
     assert memory.advice(config, Running()) == (
         "the same command with --checkpointing 1 goes on; with another --out try --batch 1 (it is 4; --accumulate "
         "makes up for it), or --optimizer adamw8bit, or --quantize nf4"
     )
-    last = replace(config, batch=1, optimizer="adamw8bit")
+    last = change(config, batch=1, optimizer="adamw8bit")
     assert memory.advice(last, Running(1.0, quantize="nf4")) == "with another --out try --size 512"
     assert memory.advice(replace(last, size=256), Running(1.0), "cuda").startswith("the same command with --offload on")
     assert "--offload" not in memory.advice(last, Running(1.0), "cpu") + memory.advice(

@@ -11,12 +11,12 @@ from diffusers import DiffusionPipeline
 
 from impasto.bases.loader import load
 from impasto.config import resolve
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.sampling.sample import Sampling
 from impasto.styles.card import made_card, trained_size, write_card
 from impasto.styles.metadata import About
 from impasto.styles.weights import WEIGHTS
-from impasto.train import train
+from impasto.training.train import train
 
 CAPTION = "a rocket in ink style"
 OFFLOADED, MOVED = "enable_model_cpu_offload", "to cuda"

@@ -20,9 +20,9 @@ import torch
 torch.set_num_threads(1)
 from dataclasses import replace
 from accelerate import debug_launcher
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.errors import UserError
-from impasto.train import train
+from impasto.training.train import train
 import diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3, peft, safetensors.torch  # before the fork
 
 from accelerate import PartialState
@@ -58,17 +58,17 @@ words = dict(text_encoder_lora=True, text_encoder_lr=1e-3)
 
 def team(name, fsdp, more):
     os.environ["ACCELERATE_USE_FSDP"] = fsdp
-    result = train(replace(config, out=config.out.__class__(out) / name, **more))
+    result = train(change(config, out=config.out.__class__(out) / name, **more))
     with open(f"{out}/{name}-{torch.distributed.get_rank()}.json", "w") as file:
         json.dump(result, file)
 
 for name, fsdp, more in (("team", "false", {}), ("shards", "true", {}), ("words", "false", words)):
     debug_launcher(team, (name, fsdp, more), num_processes=2)
 os.environ["ACCELERATE_USE_FSDP"] = "false"
-train(replace(config, batch=6, out=config.out.__class__(out) / "one"))
-train(replace(config, batch=6, out=config.out.__class__(out) / "one-words", **words))
+train(change(config, batch=6, out=config.out.__class__(out) / "one"))
+train(change(config, batch=6, out=config.out.__class__(out) / "one-words", **words))
 try:
-    train(replace(config, steps=4, out=config.out.__class__(out) / "team"))
+    train(change(config, steps=4, out=config.out.__class__(out) / "team"))
 except UserError as error:
     print(error)
 """
@@ -103,7 +103,7 @@ def test_the_others_wait_for_hours(monkeypatch):
     """While the first one downloads a base, or draws the previews; NCCL's own patience is 10 minutes."""
     import accelerate
 
-    from impasto.training.distributed import Team
+    from impasto.training.workers import Team
 
     asked, real = [], accelerate.PartialState
     monkeypatch.setattr(accelerate, "PartialState", lambda **more: asked.append(more) or real(**more))

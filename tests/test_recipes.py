@@ -34,10 +34,10 @@ def test_every_recipe_on_every_family(named):
         assert lam.isfinite().all() and lam.min() >= family.schedule.range[0]
         if (recipe, name) in CANNOT:
             with pytest.raises(UserError, match=CANNOT[recipe, name]) as error:
-                endings(family, config.targets)
+                endings(family, config.adapter.targets)
             assert "self_attention" in str(error.value) and "\n" not in str(error.value)
         else:
-            assert endings(family, config.targets)
+            assert endings(family, config.adapter.targets)
         objectives.build(config, family)
 
 
@@ -131,7 +131,7 @@ def test_the_text_stream_ablation_is_the_paper_s(tiny_sd3, tiny_flux):
 
 def test_flags_and_recipe_of_the_new_keys(tmp_path):
     """What a run writes is a recipe again; a flag that has no effect is refused."""
-    from impasto.training.run import recipe_text
+    from impasto.training.run_folder import recipe_text
 
     config = resolve("dco-sum", offset_noise=0.2)
     (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from impasto.adapters import lora
 from impasto.bases import loader
-from impasto.config import TrainConfig, check_ranges, resolve
+from impasto.config import check_ranges, make_config, resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.execution import apply as running
@@ -18,7 +18,7 @@ from impasto.execution.apply import Running, Share
 from impasto.objectives.denoise import denoise
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles.weights import WEIGHTS
-from impasto.train import train
+from impasto.training.train import train
 
 TARGETS = ("to_q", "to_out.0")
 
@@ -224,7 +224,7 @@ def test_a_quantised_base_trains_under_autocast(tiny_sd3, picture, tmp_path, kin
 def test_refusals(tiny_sd3, monkeypatch):
     def refuse(device, message, **keys):
         with pytest.raises(UserError, match=message):
-            running.check(check_ranges(TrainConfig(**keys)), device)
+            running.check(check_ranges(make_config(**keys)), device)
 
     refuse("cpu", "lies in main memory already", offload="on")
     refuse("cuda", "saves nothing unless", offload="on", checkpointing=0.5)

@@ -14,13 +14,13 @@ from impasto.bases.style_defaults import PLAIN, StyleDefaults, of_card
 from impasto.config import default_recipe, recipe_note, resolve
 from impasto.errors import UserError
 from impasto.evaluate import evaluate
-from impasto.generate import generate, generate_folder
+from impasto.generation import generate, generate_folder
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.sample import Sampling
 from impasto.styles import defaults as style_defaults
 from impasto.styles.defaults import style_words
-from impasto.train import train
 from impasto.training.sheet import checkpoint_sheet
+from impasto.training.train import train
 
 CARD = {"strength": 0.5, "style_guidance": 2.0, "negative": "style words", "plain_strength": 0.8}
 

@@ -17,19 +17,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.bases import loader
-from impasto.config import TrainConfig, resolve
+from impasto.config import change, make_config, resolve
+from impasto.data.draws import Draws
 from impasto.data.pictures import Picture
 from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.execution import memory
-from impasto.generate import generate
+from impasto.failures import interruptible
+from impasto.generation import generate
+from impasto.noise.laws import noise_law
 from impasto.sampling.sample import Sampling
-from impasto.train import Draws, interruptible, noise_law, train
 from impasto.training import sheet as checkpoints
-from impasto.training.parameters import Moving, learning_rate
+from impasto.training.checkpoints import saved_states, states
 from impasto.training.plan import plan as dry_run
-from impasto.training.run import RunFolder, recipe_text
-from impasto.training.states import saved_states, states
+from impasto.training.run_folder import RunFolder, recipe_text
+from impasto.training.train import train
+from impasto.training.trainable import Moving, learning_rate
 
 CAPTION = "a rocket in pixel art style"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -77,7 +80,7 @@ def stop_at(step):
 
 
 def test_a_run_leaves_a_whole_style_folder(config):
-    config = replace(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
+    config = change(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
     with pytest.warns(UserWarning, match="this base has its own, which are used"):
         result = train(config)
     assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
@@ -127,7 +130,7 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
 
 
 def test_a_recipe_without_an_end_is_toml(config):
-    config = replace(config, clip=math.inf, noise_low=-math.inf)
+    config = change(config, clip=math.inf, noise_low=-math.inf)
     kept = tomllib.loads(recipe_text(config, {"processes": 1}))
     assert kept["clip"] == math.inf and kept["noise_low"] == -math.inf and kept["impasto"] == {"processes": 1}
 
@@ -135,7 +138,7 @@ def test_a_recipe_without_an_end_is_toml(config):
 def test_the_adapter_learns(config):
     """On one picture at one middle level, plain fitting: the loss falls clearly."""
     law = {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": 1e-6}
-    config = replace(config, **law, steps=60, lr=3e-2, rank=16, alpha=None)
+    config = change(config, **law, steps=60, lr=3e-2, rank=16, alpha=None)
     train(config)
     losses = [row["loss"] for row in rows(config)]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
@@ -144,9 +147,9 @@ def test_the_adapter_learns(config):
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_a_run_that_was_torn_off_goes_on_bit_for_bit(config, tmp_path, step):
     """At step 1 there is no state yet, at 2 one is written next, at 5 one step is lost and done again."""
-    whole = replace(config, out=tmp_path / "whole", ema=0.9)
+    whole = change(config, out=tmp_path / "whole", ema=0.9)
     train(whole)
-    torn = replace(config, ema=0.9)
+    torn = change(config, ema=0.9)
     with pytest.raises(StopError):
         train(torn, stop_at(step))
     assert not (torn.out / WEIGHTS).exists()
@@ -159,7 +162,7 @@ def test_a_run_that_was_torn_off_goes_on_bit_for_bit(config, tmp_path, step):
 
 
 def test_a_damaged_state_falls_back_to_the_one_before(config, tmp_path):
-    whole = replace(config, out=tmp_path / "whole")
+    whole = change(config, out=tmp_path / "whole")
     train(whole)
     with pytest.raises(StopError):
         train(config, stop_at(5))
@@ -181,7 +184,7 @@ def test_a_finished_run_is_left_alone(config):
 
 def test_the_batch_may_be_split_otherwise(config, tmp_path):
     """3 x 2 or 6 x 1 draws are the same draws: the same run up to rounding."""
-    other = replace(config, out=tmp_path / "other", batch=6, accumulate=1)
+    other = change(config, out=tmp_path / "other", batch=6, accumulate=1)
     train(config), train(other)
     for one, two in zip(rows(config), rows(other), strict=True):
         assert one["lam"] == two["lam"] and one["loss"] == pytest.approx(two["loss"], rel=1e-5)
@@ -192,19 +195,19 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
     with pytest.raises(StopError):
         train(config, stop_at(3))
     with pytest.raises(UserError, match=r"rank: 4 -> 8.*use another --out"):
-        train(replace(config, rank=8))
+        train(change(config, rank=8))
     with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
-        train(replace(config, noise_std=None))
+        train(change(config, noise_std=None))
     with pytest.raises(UserError, match=r"precision: fp32 -> bf16"):  # as auto on another device would have it
-        train(replace(config, precision="bf16"))
+        train(change(config, precision="bf16"))
     Image.new("RGB", (40, 40), "red").save(tmp_path / "other.png")
     with pytest.raises(UserError, match="references_sha256"):
-        train(replace(config, image=(tmp_path / "other.png",)))
+        train(change(config, image=(tmp_path / "other.png",)))
     recipe = config.out / "recipe.toml"
     recipe.write_text(
         recipe.read_text().replace('precision = "fp32"', 'precision = "auto"')
     )  # as older versions kept it
-    assert train(replace(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
+    assert train(change(config, checkpoint_every=1, keep=3))["steps"] == 6  # what changes nothing is free
     assert 'precision = "fp32"' in recipe.read_text()
 
 
@@ -221,16 +224,16 @@ def test_what_is_not_the_run_s_own_is_not_overwritten(config, tmp_path):
     for image in (out / "reference-1.png", out / "previews" / "step-000006-0.png"):
         Image.new("RGB", (40, 40)).save(image)
         with pytest.raises(UserError, match=r"is what a run in --out .* writes"):
-            train(replace(config, image=(image,)))
+            train(change(config, image=(image,)))
     for inside in (pictures, pictures / "run"):
         with pytest.raises(UserError, match=r"lies in --image .*: its previews would be trained on"):
-            train(replace(config, image=(pictures,), out=inside))
+            train(change(config, image=(pictures,), out=inside))
     assert not list(pictures.iterdir())
 
 
 def test_a_run_that_never_came_to_a_state_binds_nobody(config):
     with pytest.raises(UserError, match="to_qq"):
-        train(replace(config, targets=("to_qq",)))
+        train(change(config, targets=("to_qq",)))
     assert train(config)["steps"] == 6
 
 
@@ -240,13 +243,13 @@ def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
     with pytest.raises(StopError):
         train(config, stop_at(3))
     with pytest.raises(UserError, match="base_sha256"):
-        train(replace(config, base=str(sd3_folder(tmp_path / "other", seed=1))))
+        train(change(config, base=str(sd3_folder(tmp_path / "other", seed=1))))
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config, monkeypatch):
     rates = {1: 1e-4, 2: 1e17, 3: 1e-4}
     monkeypatch.setattr("impasto.training.parameters.learning_rate", lambda config, step: rates[step])
-    config = replace(config, checkpoint_every=1)
+    config = change(config, checkpoint_every=1)
     with pytest.raises(UserError, match=r"not a number any more at step 3.*the state of step 1 stays.*--lr") as error:
         train(config)
     assert "\n" not in str(error.value)
@@ -261,7 +264,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config, mo
 def test_an_adapter_that_is_no_number_is_never_saved(config):
     """Its loss, and its gradient, were numbers."""
     with pytest.raises(UserError, match=r"the adapter is not a number any more at step 1: stopped; no state was saved"):
-        train(replace(config, lr=1e30, steps=1))
+        train(change(config, lr=1e30, steps=1))
     assert not list((config.out / "state").glob("step-*")) and not (config.out / WEIGHTS).exists()
 
 
@@ -340,7 +343,7 @@ def test_a_run_that_fails_as_it_opens_leaves_no_lock(config, monkeypatch):
     with monkeypatch.context() as torn:
         torn.setattr(RunFolder, "new_board", fail)
         with pytest.raises(OSError, match="no board") as error:
-            train(replace(config, tensorboard=True))
+            train(change(config, tensorboard=True))
         assert error.tb is not None  # its frames hold the folder: nothing else lets go of the lock
         assert train(config)["steps"] == 6
     shutil.rmtree(config.out)
@@ -368,7 +371,7 @@ def test_no_decoded_picture_is_kept(config, monkeypatch):
     monkeypatch.setattr(Picture, "load", load)
     picture = config.out.with_name("own.png")
     Image.effect_noise((40, 40), 60).convert("RGB").save(picture)  # in no cache
-    config = replace(config, image=(picture,))
+    config = change(config, image=(picture,))
     with pytest.warns(UserWarning, match=r"no copy of a reference in the style folder: image .* does not exist"):
         train(config, look)
     assert (config.out / WEIGHTS).is_file() and not (config.out / "reference.png").exists()
@@ -384,18 +387,18 @@ def test_two_processes_do_not_train_in_one_folder(config):
 
 
 def test_a_caption_of_odd_characters_is_kept(config):
-    config = replace(config, caption=("a rocket\x7f in \u2028 pixel \u0085art style",), steps=1)
+    config = change(config, caption=("a rocket\x7f in \u2028 pixel \u0085art style",), steps=1)
     train(config)
     assert train(config)["resumed_from"] == 1
     kept = tomllib.loads((config.out / "recipe.toml").read_text(encoding="utf-8"))
-    assert tuple(kept["caption"]) == config.caption
+    assert tuple(kept["caption"]) == config.data.caption
 
 
 def test_a_name_that_cannot_be_written_is_refused(config, picture, tmp_path):
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")
     shutil.copy(picture, odd)
     with pytest.raises(UserError, match="is no UTF-8: give it another name"):
-        train(replace(config, image=(odd,)))
+        train(change(config, image=(odd,)))
     assert not config.out.exists()
 
 
@@ -403,7 +406,7 @@ def test_the_memory_that_is_free_does_not_change_a_run(config, monkeypatch):
     """What `quantize` came to is the run's, also where more or less is free when it goes on."""
     seen = []
     plan = memory.plan
-    monkeypatch.setattr(memory, "plan", lambda config, *more: seen.append(config.quantize) or plan(config, *more))
+    monkeypatch.setattr(memory, "plan", lambda config, *more: seen.append(config.execution.quantize) or plan(config, *more))
     with pytest.raises(StopError):
         train(config, stop_at(3))
     assert train(config)["resumed_from"] == 2 and seen == ["auto", "none"]
@@ -425,8 +428,8 @@ def test_a_dry_run_refuses_what_the_run_would(config, tmp_path):
         ({"lr": 5.0}, r"other settings \(lr: "),
     ):
         with pytest.raises(UserError, match=message):
-            dry_run(replace(config, **changes))
-        fresh = replace(config, **({"out": tmp_path / "fresh"} | changes))
+            dry_run(change(config, **changes))
+        fresh = change(config, **({"out": tmp_path / "fresh"} | changes))
         if "lr" not in changes:
             with pytest.raises(UserError, match=message):
                 train(fresh)
@@ -482,7 +485,7 @@ def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
 
     monkeypatch.setattr("impasto.training.previews.Previews.draw", full)
     with pytest.warns(UserWarning, match="no previews of step 6: drawing needs more memory"):
-        train(replace(config, preview=True))
+        train(change(config, preview=True))
     assert weights(config)
 
 
@@ -490,7 +493,7 @@ def test_a_run_whose_previews_were_cut_off_is_completed_by_the_same_command(conf
     def cut_off(self, step):
         raise StopError
 
-    config = replace(config, preview=True)
+    config = change(config, preview=True)
     with monkeypatch.context() as patch:
         patch.setattr("impasto.training.previews.Previews.draw", cut_off)
         with pytest.raises(StopError):
@@ -507,7 +510,7 @@ def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monke
 
     order = []
     place, draw = running.place, prior.Artist.draw
-    monkeypatch.setattr("impasto.train.place", lambda *a, **k: order.append("placed") or place(*a, **k))
+    monkeypatch.setattr("impasto.training.fit.load_denoiser", lambda *a, **k: order.append("placed") or place(*a, **k))
 
     def drawn(self, prompt, seed):
         order.append("drawn")
@@ -515,12 +518,12 @@ def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monke
         return draw(self, prompt, seed)
 
     monkeypatch.setattr(prior.Artist, "draw", drawn)
-    train(replace(config, prior_weight=0.5, prior_prompt=("a blue teapot", "a green star"), seed=11, steps=1))
+    train(change(config, prior_weight=0.5, prior_prompt=("a blue teapot", "a green star"), seed=11, steps=1))
     assert order == ["placed", "drawn", "drawn"]
 
 
 def test_the_average_is_saved_when_it_is_asked_for(config, tmp_path):
-    averaged = replace(config, out=tmp_path / "ema", ema=0.99)
+    averaged = change(config, out=tmp_path / "ema", ema=0.99)
     train(config), train(averaged)
     assert rows(config) == rows(averaged)
     last = load_file(config.out / "state" / "step-000006.safetensors")
@@ -534,7 +537,7 @@ def test_the_average_is_saved_when_it_is_asked_for(config, tmp_path):
 
 def test_the_average_by_hand():
     p = torch.nn.Parameter(torch.zeros(1))
-    moving = Moving(TrainConfig(ema=0.9, lr=1.0, clip=0.0), {"p": p}, 0, {})
+    moving = Moving(make_config(ema=0.9, lr=1.0, clip=0.0), {"p": p}, 0, {})
     expected = 0.0
     for step in (1, 2, 3):
         p.grad = torch.ones(1)
@@ -549,18 +552,18 @@ def test_the_average_by_hand():
 
 
 def test_learning_rates():
-    config = TrainConfig(lr=1.0, steps=10, warmup=2)
+    config = make_config(lr=1.0, steps=10, warmup=2)
     assert [learning_rate(config, step) for step in (1, 2, 3, 10)] == [0.5, 1.0, 1.0, 1.0]
-    linear = replace(config, schedule="linear")
+    linear = change(config, schedule="linear")
     assert [learning_rate(linear, step) for step in (2, 3, 7, 10)] == pytest.approx([1, 1, 0.5, 0.125])
-    cosine = replace(config, schedule="cosine", warmup=0)
+    cosine = change(config, schedule="cosine", warmup=0)
     assert [learning_rate(cosine, step) for step in (1, 6)] == pytest.approx([1, 0.5])
     assert learning_rate(cosine, 10) < 0.03
 
 
 def test_gradients_are_clipped():
     p = torch.nn.Parameter(torch.zeros(2))
-    moving = Moving(TrainConfig(clip=1.0), {"p": p}, 0, {})
+    moving = Moving(make_config(clip=1.0), {"p": p}, 0, {})
     p.grad = torch.tensor([3.0, 4.0])
     assert moving.step(1)["grad_norm"] == pytest.approx(5)
     assert moving.optimizer.state[p]["exp_avg"].tolist() == pytest.approx([0.06, 0.08])  # .1 x (3, 4) / 5
@@ -580,7 +583,7 @@ def test_every_reference_is_drawn_with_its_own_caption(config):
 
     x = torch.arange(3.0).view(3, 1, 1, 1)
     prepared = Prepared(x, {1: {"text": torch.arange(3.0)}}, {1: 1.0})
-    draws = Draws(replace(config, batch=50), noise_law(config), prepared)
+    draws = Draws(change(config, batch=50), noise_law(config), prepared)
     batch, lam, own = draws(1, 0)
     assert torch.equal(batch.x.flatten(), batch.cond["text"]) and set(batch.cond["text"].tolist()) == {0, 1, 2}
     assert lam.shape == (50,) and batch.eps.shape == (50, 1, 1, 1) and len(own) == 50
@@ -588,7 +591,7 @@ def test_every_reference_is_drawn_with_its_own_caption(config):
 
 def test_several_references(config, tmp_path):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "b.png")
-    config = replace(config, image=(*config.image, tmp_path / "b.png"), caption=(CAPTION, "a cat in pixel art style"))
+    config = change(config, image=(*config.data.image, tmp_path / "b.png"), caption=(CAPTION, "a cat in pixel art style"))
     train(config)
     assert (config.out / "reference.png").is_file()
     assert Image.open(config.out / "reference-1.png").getpixel((0, 0)) == (255, 0, 0)
@@ -596,7 +599,7 @@ def test_several_references(config, tmp_path):
 
 def test_bfloat16(config):
     """Under a bfloat16 base the adapter stays float32, and moves where bfloat16 would round its steps away."""
-    config = replace(config, precision="bf16", lr=1e-5)
+    config = change(config, precision="bf16", lr=1e-5)
     train(config)
     assert {tensor.dtype for tensor in weights(config).values()} == {torch.float32}
     shares = rows(config)[-1]["unchanged"]
@@ -605,10 +608,10 @@ def test_bfloat16(config):
 
 def test_previews_and_sheets_round_as_generate_does(config, monkeypatch):
     """diffusers loads a style in the base's precision, training keeps it in float32."""
-    config = replace(config, precision="bf16", lr=0.02, preview=True, checkpoint_every=6)
+    config = change(config, precision="bf16", lr=0.02, preview=True, checkpoint_every=6)
     train(config)
     preview = Image.open(config.out / "previews" / "step-000006-0.png")
-    sampling = Sampling(size=config.size)
+    sampling = Sampling(size=config.data.size)
     own = {"sampling": sampling, "device": "cpu", "precision": "bf16"}
     ((drawn, _),) = generate(config.base, [CAPTION], styles=[str(config.out)], seed=config.seed, **own)
     assert drawn.tobytes() == preview.tobytes()

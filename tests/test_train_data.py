@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from impasto import train as training
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives.denoise import denoise
-from impasto.train import train
 from impasto.training.plan import data_lines, plan
+from impasto.training.train import train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 THINGS = ["a rocket", "two cats", "a street at night", "a cup", "a rose"]
@@ -59,7 +59,7 @@ def stop_at(step):
 
 def test_a_folder_is_trained_and_goes_on_bit_for_bit(config, tmp_path):
     said = []
-    whole = replace(config, out=tmp_path / "whole")
+    whole = change(config, out=tmp_path / "whole")
     result = train(whole, preparing=lambda done, total: said.append((done, total)))
     assert result["steps"] == 8 and said == []  # five pictures need no progress bar
     with pytest.raises(StopError):
@@ -114,7 +114,7 @@ def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypat
     monkeypatch.setattr(training.loader, "load", remembered)
     monkeypatch.setattr(training, "prepare_items", prepared)
     alive = []
-    train(replace(config, steps=1), lambda step, loss: alive.extend(name for name in held if held[name]() is not None))
+    train(change(config, steps=1), lambda step, loss: alive.extend(name for name in held if held[name]() is not None))
     assert len(held) == 3 and alive == []
     assert not {"vae", "encoders"} & family_of["it"].__dict__.keys()
 
@@ -126,7 +126,7 @@ def test_the_plan_shows_the_data(config):
     assert data["advice"] == []
     text = data_lines(data)
     assert "buckets: 8x24 (1), 16x16 (3), 24x8 (1)" in text and "repeats: 1 times (4), 3 times (1)" in text
-    advice = plan(replace(config, trigger="wobble", caption_prefix="bright oil brushstrokes,"))["data"]["advice"]
+    advice = plan(change(config, trigger="wobble", caption_prefix="bright oil brushstrokes,"))["data"]["advice"]
     assert any("brushstrokes" in line for line in advice) and "advice: captions say how" in data_lines(
         data | {"advice": advice}
     )
@@ -136,8 +136,8 @@ def test_advice_is_a_warning_and_never_refuses(config, folder, tmp_path):
     for name in "xyz":
         Image.effect_noise((16, 16), 90).convert("RGB").save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("a cat in ink style")
-    config = replace(config, image=tuple(tmp_path / f"{name}.png" for name in "xyz"), mask="off", steps=1)
-    config = replace(config, trigger="", crops=1)
+    config = change(config, image=tuple(tmp_path / f"{name}.png" for name in "xyz"), mask="off", steps=1)
+    config = change(config, trigger="", crops=1)
     with pytest.warns(UserWarning, match="all 3 captions say 'cat'"):
         assert train(config)["steps"] == 1
 
@@ -180,7 +180,7 @@ def test_numbers_out_of_range(config):
         ({"repeats": (0,)}, "repeats must be at least 1"),
     ):
         with pytest.raises(UserError, match=message):
-            train(replace(config, **change))
+            train(change(config, **change))
 
 
 def test_a_long_picture_stays_within_the_base_s_positions(config, tmp_path):
@@ -190,7 +190,7 @@ def test_a_long_picture_stays_within_the_base_s_positions(config, tmp_path):
     (tmp_path / "long" / "a.txt").write_text("a road, wibble")
     Image.linear_gradient("L").resize((120, 120)).save(tmp_path / "long" / "b.png")
     (tmp_path / "long" / "b.txt").write_text("a rose, wibble")
-    config = replace(config, image=(tmp_path / "long",), size=48, mask="off", crops=1, steps=2, accumulate=2)
+    config = change(config, image=(tmp_path / "long",), size=48, mask="off", crops=1, steps=2, accumulate=2)
     told = plan(config)["data"]["buckets"]
     assert {max(map(int, bucket.split("x"))) for bucket in told} == {48, 64}
     assert train(config)["steps"] == 2

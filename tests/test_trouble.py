@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.errors import UserError
 from impasto.failures import disk_full, in_words, out_of_memory
 from impasto.objectives import denoise as objective
-from impasto.train import train
-from impasto.training.states import told
+from impasto.training.checkpoints import told
+from impasto.training.train import train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -39,7 +39,7 @@ def test_memory_that_runs_out_while_preparing(config, tmp_path, monkeypatch):
     monkeypatch.setattr("impasto.families.sd3.SD3.embed", embed)
     told = r"out of memory: no state was saved yet; that was while encoding pictures and captions, not training: "
     with pytest.raises(UserError, match=told) as caught:
-        train(replace(config, out=tmp_path / "x"))
+        train(change(config, out=tmp_path / "x"))
     assert "--checkpointing" not in str(caught.value)
 
 
@@ -62,7 +62,7 @@ def test_out_of_memory_keeps_the_step_before(config, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(*args, **more)
 
-    torn = replace(config, out=tmp_path / "run")
+    torn = change(config, out=tmp_path / "run")
     monkeypatch.setattr(objective, "denoise", denoise)
     told = r"out of memory: the state of step 3 stays; the same command with --checkpointing 1 goes on; "
     with pytest.raises(
@@ -73,8 +73,8 @@ def test_out_of_memory_keeps_the_step_before(config, tmp_path, monkeypatch):
     assert states(torn)[-1] == "step-000003.safetensors"
     for changes in ({"batch": 1}, {"optimizer": "muon"}):  # as said: another run
         with pytest.raises(UserError, match="holds a run with other settings"):
-            train(replace(torn, **changes))
-    assert train(replace(torn, checkpointing=1.0))["resumed_from"] == 3  # as advised: not another run
+            train(change(torn, **changes))
+    assert train(change(torn, checkpointing=1.0))["resumed_from"] == 3  # as advised: not another run
     assert [json.loads(x)["step"] for x in (torn.out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert same(config, torn)
 
@@ -89,7 +89,7 @@ def test_a_full_disk_keeps_the_last_good_state(config, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
         return real(self, data)
 
-    torn = replace(config, out=tmp_path / "run")
+    torn = change(config, out=tmp_path / "run")
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(UserError, match=r"disk of .*run' is full: the state of step 2 stays; make room and give the"):
         train(torn)
@@ -123,16 +123,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
 
 
 def test_all_states_are_kept_when_asked(config, tmp_path):
-    kept = replace(config, out=tmp_path / "run", keep=0, steps=4, checkpoint_every=1)
+    kept = change(config, out=tmp_path / "run", keep=0, steps=4, checkpoint_every=1)
     train(kept)
     assert [name for name in states(kept) if name.endswith("json")] == [f"step-00000{i}.json" for i in (1, 2, 3, 4)]
 
 
 def test_checkpointing_and_offload_flags_reach_the_run(config, tmp_path):
     """The same adapter by a run whose blocks are computed again: the flag is free, and it is used."""
-    other = replace(config, out=tmp_path / "run", checkpointing=0.5)
+    other = change(config, out=tmp_path / "run", checkpointing=0.5)
     train(other)
     one, two = load_file(config.out / WEIGHTS), load_file(other.out / WEIGHTS)
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
     with pytest.raises(UserError, match="lies in main memory already"):
-        train(replace(config, out=tmp_path / "other", offload="on"))
+        train(change(config, out=tmp_path / "other", offload="on"))

@@ -1,11 +1,11 @@
 """impasto: one picture becomes a style.
 
-    from impasto.config import resolve
-    from impasto.train import train
-    from impasto.generate import generate
+    import impasto
 
-    train(resolve("style-friendly", image=["ref.png"], caption=["a rocket in neon style"], out="runs/neon"))
-    image, info = next(generate("mini-sd3", ["a cat in neon style"], styles=["runs/neon:0.8"]))
+    config = impasto.resolve("style-friendly", image=["ref.png"], caption=["a rocket in neon style"], out="runs/neon")
+    impasto.train(config)
+    image, info = next(impasto.generate("mini-sd3", ["a cat in neon style"], styles=["runs/neon:0.8"]))
+    scores = impasto.evaluate("runs/images")
 
     impasto.load_style(pipe, "runs/neon", 0.8)      # into a plain diffusers pipeline
 
@@ -19,28 +19,29 @@ if TYPE_CHECKING:
     from impasto.config import TrainConfig as TrainConfig
     from impasto.config import resolve as resolve
     from impasto.errors import UserError as UserError
+    from impasto.generation import generate as generate
     from impasto.sampling.config import GenerateConfig as GenerateConfig
     from impasto.styles.load import load_style as load_style
+    from impasto.training.train import train as train
 
 __version__ = "0.1.0"
 
 NAMES = {
+    "train": "impasto.training.train",
+    "generate": "impasto.generation",
     "load_style": "impasto.styles.load",
     "TrainConfig": "impasto.config",
-    "GenerateConfig": "impasto.config",
+    "GenerateConfig": "impasto.sampling.config",
     "resolve": "impasto.config",
     "UserError": "impasto.errors",
 }
-MODULES = ("train", "generate", "evaluate", "report", "demo", "config", "families", "artworld", "pretrain")
 
 
 def __getattr__(name: str) -> Any:
     if name in NAMES:
         return getattr(import_module(NAMES[name]), name)
-    if name in MODULES:
-        return import_module(f"impasto.{name}")
     raise AttributeError(f"module 'impasto' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *NAMES, *MODULES])
+    return sorted([*globals(), *NAMES])

@@ -1,6 +1,7 @@
 """Values of TOML, JSON and flags in the types of a settings class."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -38,6 +39,18 @@ def convert_fields(settings: Any, values: Any, where: str) -> Any:
         if key not in types:
             raise UserError(f"{where}: unknown key {key!r}: {nearest(key, list(types))}")
     return settings(**{key: convert(value, types[key], f"{where}: {key}") for key, value in values.items()})
+
+
+def check_numbers(settings: Any, above_0: Sequence[str] = (), at_least_0: Sequence[str] = (), prefix: str = "") -> None:
+    """Raise UserError unless these fields of a dataclass are finite numbers above, or at least, 0; None passes.
+
+    prefix: of the fields' names in messages, "prior." for example."""
+    for name in (*above_0, *at_least_0):
+        value = getattr(settings, name)
+        if value is not None and not (0 < value < math.inf or (value == 0 and name in at_least_0)):
+            what = "a finite number " if value == math.inf else ""
+            bound = "at least" if name in at_least_0 else "above"
+            raise UserError(f"{prefix}{name} must be {what}{bound} 0, not {value}")
 
 
 LAST_SEED = 2**62

@@ -1,219 +1,294 @@
-"""One schema for a training run. A recipe file, a base's card and the flags are three ways to fill it in.
+"""The settings of a training run: one section per axis, filled in by a recipe, a base's card and flags.
 
-Who wins: a flag beats what the base's card says for this recipe, that beats the recipe, that beats the card's own
-`train` table, and that beats the defaults below, which are the paper's (Style-Friendly SNR sampler, appendix A.4).
+    [noise] name = "style-friendly", mean = -6.0        the name selects the class of the section, and so its keys
+    [adapter] name = "lora", rank = 32
+    [optim] lr = 1e-4, steps = 300
+
+Precedence: a flag beats what the base's card states for this recipe, that beats the recipe, that beats the card's own
+`train` table, and that beats the defaults of the classes, which are the paper's (Style-Friendly SNR sampler, A.4).
+
+A setting has a path, "adapter.rank". Keys of `data`, `optim`, `execution` and `log` are known by their name alone
+("lr"), and those of ALIASES by their flat name, in which recipes and style folders were written before.
 """
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from math import inf
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
-from impasto.coerce import check_seed, convert
+import tyro
+
+from impasto.adapters import ADAPTERS, TEXT
+from impasto.adapters.config import FrozenText, LoRA
+from impasto.coerce import check_numbers, check_seed, convert
+from impasto.data.config import DataConfig
 from impasto.errors import UserError, nearest
+from impasto.execution.config import ExecutionConfig
 from impasto.files import PACKAGE
-from impasto.sampling.config import Append
+from impasto.noise import NOISE_LAWS
+from impasto.noise.config import StyleFriendlyNoise
+from impasto.objectives import OBJECTIVES
+from impasto.objectives.config import Denoise, PriorConfig
+from impasto.optim.config import OptimConfig
+from impasto.registry import Entry, Table, look_up, name_of
 
 RECIPES = PACKAGE / "recipes"
+Append = tyro.conf.UseAppendAction
+
+METHODS: dict[str, Entry] = {
+    "fit": Entry("impasto.config:Fit", "impasto.training.fit:fit", "train the adapter on the references"),
+}
+"""A row's builder runs a method: `run(config, progress, preparing) -> summary`; it leaves a style folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One training on the references."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Checkpoints, previews, logs, publishing."""
+
+    checkpoint_every: int = 50
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept; 0 keeps all."""
+    preview: bool = True
+    """Generate previews at the end (and on the way, see preview_every)."""
+    preview_every: int = 0
+    """Steps between two previews; 0 generates them at the end only."""
+    preview_prompt: Append[tuple[str, ...]] = ()
+    """A preview's prompt, may be given several times; the captions when not given."""
+    tensorboard: bool = True
+    """Write tensorboard logs into the style folder."""
+    wandb: bool = False
+    """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
+    push_to_hub: str | None = None
+    """Publish the finished style in the Hub's repository owner/name."""
+    hub_private: bool = False
+    """Make that repository a private one, where it is new."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("checkpoint_every",), at_least_0=("preview_every", "keep"))
+        if self.hub_private and not self.push_to_hub:
+            raise UserError("hub_private goes with push_to_hub")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a style on one or a few reference pictures."""
+    """Train a style on one or a few reference images."""
 
     base: str = "mini-sd3"
     """Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id."""
     components: Path | None = None
     """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
-    image: Append[tuple[Path, ...]] = ()
-    """A reference picture, or a folder of them; may be given several times."""
-    caption: Append[tuple[str, ...]] = ()
-    """What it shows and in what style: "a rocket in pixel art style". One for each picture, or one for all; in folders
-    for those without a caption of their own (a .txt beside the picture, or metadata.jsonl)."""
-    trigger: str = ""
-    """What stands for [trigger] in captions: a word or two of your own."""
-    caption_prefix: str = ""
-    """Put before every caption."""
-    caption_dropout: float = 0.0
-    """Share of draws that see an empty caption."""
-    repeats: Append[tuple[int, ...]] = ()
-    """How often the pictures of each --image count: one number for each; 1, or N in a folder called N_name."""
-    mask: Literal["off", "files", "alpha"] = "off"
-    """Loss masks: files (a.mask.png, masks/a.png; white counts) or alpha (what is opaque counts)."""
-    buckets: Literal["auto", "on", "off"] = "auto"
-    """Keep aspect ratios, in buckets of the same area; off cuts squares. auto: on for folders."""
-    crops: int = 1
-    """Crops of each picture that are prepared; one of them is drawn per step. 1 is the middle only."""
-    flip: bool = False
-    """Draw mirrored pictures half of the time."""
-    skip_bad: bool = False
-    """Leave out pictures and captions that cannot be used, with a warning each, where a folder would be refused."""
     out: Path = Path("runs/style")
-    """The style folder. The same command again goes on where it stopped."""
+    """The style folder. The same command again resumes where it stopped."""
     recipe: str = "style-friendly"
-    """A recipe by name, or a TOML file of any keys on this page; the base's own when not given (style-friendly, on the
-    embedded bases style-friendly-128px)."""
-
-    noise: str = "style-friendly"
-    """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal."""
-    noise_mean: float | None = None
-    """Its mean: style-friendly and truncated-normal of log-SNR (lower = more noise), logit-normal of logit(t) (higher =
-    more noise)."""
-    noise_std: float | None = None
-    """Its standard deviation, in the same unit."""
-    noise_shift: float | None = None
-    """Time shift, of logit-normal, sd3 and uniform only (higher = more noise)."""
-    noise_low: float | None = None
-    """Of truncated-normal: its lowest log-SNR; the base's own when not given."""
-    noise_high: float | None = None
-    """Its highest."""
-    offset_noise: float = 0.0
-    """Shift every channel of the noise as a whole, by so many standard deviations; 0 is off."""
-
-    objective: str = "denoise"
-    """What the loss compares: denoise (prediction and target), dco (that, beside the base's own error)."""
-    dco_beta: float = 1.0
-    """Of dco: how far an item is fitted beyond the base; the paper's baseline has 1, DCO's own code 1000."""
-    dco_reduction: Literal["mean", "sum"] = "mean"
-    """Of dco: an item's error is the mean or the sum over its latents."""
-    prior_weight: float = 0.0
-    """Weight of keeping the base's own predictions on other captions; 0 switches it off."""
-    prior_batch: int = 2
-    """Pictures of the base per forward pass, when prior_weight is above 0; never more than batch."""
-    prior_prompt: Append[tuple[str, ...]] = ()
-    """A caption that shall stay as it is; may be given several times. Those of the base's card when not given."""
-    adapter: str = "lora"
-    """Which weights move."""
-    text_encoder_lora: bool = False
-    """Train a LoRA of the CLIP text encoders as well; never of T5."""
-    text_encoder_lr: float | None = None
-    """Its learning rate; half of lr when not given (with prodigy: lr)."""
-    rank: int = 32
-    """Rank of the adapter."""
-    alpha: float | None = None
-    """Its alpha (scale = alpha / rank); the rank when not given."""
-    targets: tuple[str, ...] = ("attention",)
-    """Layers: kinds (attention; image_stream, text_stream; convolution) or endings of layer names (to_q)."""
-
-    lr: float = 1e-4
-    """Learning rate; 1 with prodigy, which multiplies it by its own."""
-    steps: int = 300
-    """Optimiser steps."""
-    batch: int = 1
-    """Draws of (picture, noise level, noise) per forward pass."""
-    accumulate: int = 4
-    """Forward passes per optimiser step."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 does not clip."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls after the warm-up."""
-    warmup: int = 0
-    """Steps in which the learning rate rises from 0."""
-    ema: float = 0.0
-    """Decay of the moving average of the adapter that is saved; 0 saves the adapter itself."""
-
-    size: int = 1024
-    """Pixels, square; with buckets the area is that of this square."""
+    """A recipe by name (`impasto recipes` lists them), or a TOML file; the base's own when not given (style-friendly,
+    on the embedded bases style-friendly-128px)."""
     seed: int = 0
-    """Every draw is a function of (seed, step, item)."""
+    """All randomness is a function of (seed, step, item)."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     precision: str = "auto"
     """Of the frozen base: fp32, bf16 or auto (bf16 on CUDA). The adapter is always float32."""
+    method: Any = field(default_factory=Fit)
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: Any = field(default_factory=StyleFriendlyNoise)
+    objective: Any = field(default_factory=Denoise)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    adapter: Any = field(default_factory=LoRA)
+    text: Any = field(default_factory=FrozenText)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
-    checkpoint_every: int = 50
-    """Steps between two saved states."""
-    keep: int = 2
-    """Saved states that are kept; 0 keeps all."""
-    preview: bool = True
-    """Draw previews at the end (and on the way, see preview_every)."""
-    preview_every: int = 0
-    """Steps between two previews; 0 draws them at the end only."""
-    preview_prompt: Append[tuple[str, ...]] = ()
-    """A preview's prompt, may be given several times; the captions when not given."""
-    tensorboard: bool = True
-    """Write tensorboard logs into the style folder."""
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.prior.weight and not isinstance(self.text, FrozenText):
+            raise UserError(
+                "a trained text encoder and prior.weight exclude each other: the prior's captions are encoded once, by "
+                "the base"
+            )
 
-    optimizer: str = "adamw"
-    """How a gradient becomes a step: adamw, adamw8bit, prodigy, muon."""
-    weighting: str = "none"
-    """Weight of the loss by noise level: none, min-snr, soft-min-snr, debiased; not for rectified flows."""
-    gamma: float = 5.0
-    """SNR at which min-snr and soft-min-snr turn."""
-    checkpointing: float | None = None
-    """Share of the blocks that are computed again in the backward pass, 0 to 1; as memory asks when not given."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the repeated blocks: auto does on CUDA, when the run is long enough to gain from it."""
-    quantize: Literal["auto", "none", "nf4", "int8", "fp8"] = "auto"
-    """The frozen base in fewer bits: auto does when it would not fit otherwise."""
-    offload: Literal["auto", "on", "off"] = "auto"
-    """The frozen base in main memory, layer by layer on the device (CUDA): auto does when nothing else fits."""
-    attention: str = "auto"
-    """One of diffusers' attention backends (FLUX: native, flash, xformers, ...); auto is torch's own choice."""
-    push_to_hub: str | None = None
-    """Publish the finished style in the Hub's repository owner/name."""
-    hub_private: bool = False
-    """Make that repository a private one, where it is new."""
-    wandb: bool = False
-    """Log to Weights & Biases (the extra wandb; WANDB_MODE=offline keeps it here)."""
 
+AXES: dict[str, tuple[Table, str, str]] = {
+    "method": (METHODS, "fit", "method"),
+    "noise": (NOISE_LAWS, "style-friendly", "noise law"),
+    "objective": (OBJECTIVES, "denoise", "objective"),
+    "adapter": (ADAPTERS, "lora", "adapter"),
+    "text": (TEXT, "frozen", "text encoder training"),
+}
+"""Sections whose class a name selects: its table, the default name, the word for it in messages."""
+SECTIONS = {
+    "data": DataConfig,
+    "prior": PriorConfig,
+    "optim": OptimConfig,
+    "execution": ExecutionConfig,
+    "log": LogConfig,
+}
+TOP = tuple(one.name for one in fields(TrainConfig) if one.name not in (*AXES, *SECTIONS))
+SHORT = {one.name: f"{name}.{one.name}" for name in SECTIONS if name != "prior" for one in fields(SECTIONS[name])}
+ALIASES = {
+    **{axis: f"{axis}.name" for axis in AXES},
+    **{f"noise_{key}": f"noise.{key}" for key in ("mean", "std", "shift", "low", "high")},
+    "offset_noise": "noise.offset",
+    **{f"dco_{key}": f"objective.{key}" for key in ("beta", "reduction")},
+    **{key: f"objective.{key}" for key in ("weighting", "gamma")},
+    **{f"prior_{key}": f"prior.{key}" for key in ("weight", "batch", "prompt")},
+    **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
+    "text_encoder_lr": "text.lr",
+}
+"""Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
+FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
 
 FREE = (
     *("out", "recipe", "base", "components", "image", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
 )
-"""Keys that do not change what is learnt: bases and pictures are compared by their content instead."""
-
-
-def check_ranges(config: TrainConfig) -> TrainConfig:
-    """The config itself. Raises UserError where a number is out of range."""
-    positive = (
-        *("rank", "lr", "steps", "batch", "accumulate", "prior_batch"),
-        *("checkpoint_every", "size", "gamma", "crops", "dco_beta"),
-    )
-    at_least_0 = ("prior_weight", "weight_decay", "clip", "warmup", "ema", "preview_every", "keep")
-    for key in positive + at_least_0:
-        value = getattr(config, key)
-        if not (value > 0 or (value == 0 and key in at_least_0)) or (value == inf and key != "clip"):
-            what = "a finite number " if value == inf else ""
-            raise UserError(f"{key} must be {what}{'above' if key in positive else 'at least'} 0, not {value}")
-    for key in ("alpha", "text_encoder_lr"):
-        if (value := getattr(config, key)) is not None and not 0 < value < inf:
-            raise UserError(f"{key} must be above 0, not {value}")
-    check_seed(config.seed)
-    if config.text_encoder_lr is not None and not config.text_encoder_lora:
-        raise UserError("text_encoder_lr has no effect without text_encoder_lora")
-    if config.hub_private and not config.push_to_hub:
-        raise UserError("hub_private goes with push_to_hub")
-    if config.text_encoder_lora and config.prior_weight:
-        raise UserError(
-            "text_encoder_lora and prior_weight exclude each other: the prior's captions are embedded once, by the base"
-        )
-    if not 0 <= config.offset_noise <= 1:
-        raise UserError(f"offset_noise must be from 0 to 1 (.1 is usual), not {config.offset_noise}")
-    if config.ema >= 1:
-        raise UserError(f"ema must be below 1 (for example 0.99), not {config.ema}")
-    if not 0 <= config.caption_dropout <= 1:
-        raise UserError(f"caption_dropout must be from 0 to 1, not {config.caption_dropout}")
-    if any(count < 1 for count in config.repeats):
-        raise UserError(f"repeats must be at least 1, not {min(config.repeats)}")
-    if config.checkpointing is not None and not 0 <= config.checkpointing <= 1:
-        raise UserError(f"checkpointing is a share, 0 to 1, not {config.checkpointing}")
-    if config.warmup > config.steps:
-        raise UserError(f"warmup {config.warmup} is more than steps {config.steps}: the rate would never reach lr")
-    if config.schedule not in ("constant", "linear", "cosine"):
-        raise UserError(f"unknown schedule {config.schedule!r}: {nearest(config.schedule, SCHEDULES)}")
-    return config
-
-
-SCHEDULES = ["constant", "linear", "cosine"]
+"""Flat keys that do not change what is learnt: bases and images are compared by their content instead."""
 OWN_RATES = {"prodigy": 1.0}
 """Learning rates of optimisers that do not take the base's."""
+
+Paths = dict[str, Any]
+"""Settings by path; "noise.name" for the name that selects a section's class."""
+
+
+def to_paths(keys: Mapping[str, Any], where: str = "settings") -> Paths:
+    """Keys, which may be paths, short or flat names, or tables of a section, by path. UserError on an unknown one."""
+    found: Paths = {}
+    for key, value in keys.items():
+        if key in AXES and is_dataclass(value):
+            found |= section_paths(key, value)
+        elif key in (*AXES, *SECTIONS) and isinstance(value, Mapping):
+            found |= {f"{key}.{name}": one for name, one in value.items()}
+        elif key == "text_encoder_lora":
+            found["text.name"] = "lora" if convert(value, bool, f"{where}: {key}") else "frozen"
+        elif key in TOP or "." in key:
+            found[key] = value
+        elif path := SHORT.get(key) or ALIASES.get(key):
+            found[path] = value
+        else:
+            known = [*TOP, *SHORT, *ALIASES, "text_encoder_lora"]
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, known)}")
+    return found
+
+
+def section_paths(name: str, section: Any) -> Paths:
+    """The settings of one section by path."""
+    own = {f"{name}.{one.name}": getattr(section, one.name) for one in fields(section)}
+    return own | ({f"{name}.name": name_of(AXES[name][0], section)} if name in AXES else {})
+
+
+def paths_of(config: TrainConfig) -> Paths:
+    """All settings of a config by path."""
+    found: Paths = {name: getattr(config, name) for name in TOP}
+    for name in (*AXES, *SECTIONS):
+        found |= section_paths(name, getattr(config, name))
+    return found
+
+
+def merge(below: Paths, above: Paths) -> Paths:
+    """`above` wins. Where it selects another class of a section, of the keys of the old class only those stay that both
+    classes inherit (noise.offset)."""
+    result = dict(below)
+    for axis, (table, default, what) in AXES.items():
+        old, new = (str(paths.get(f"{axis}.name", default)) for paths in (below, below | above))
+        if new != old:
+            classes = [look_up(table, name, what).settings_class for name in (old, new)]
+            shared = {one.name for kind in common_bases(*classes) for one in fields(kind)}
+            keep = {f"{axis}.{name}" for name in shared}
+            result = {path: x for path, x in result.items() if not path.startswith(f"{axis}.") or path in keep}
+    return result | above
+
+
+def common_bases(one: type, other: type) -> list[Any]:
+    return [kind for kind in one.__mro__ if kind in other.__mro__ and is_dataclass(kind) and kind not in (one, other)]
+
+
+def build_config(paths: Paths, where: str = "settings") -> TrainConfig:
+    """The config of these settings, defaults elsewhere. Raises UserError on unknown paths, wrong types and values."""
+    given: dict[str, dict[str, Any]] = {}
+    top = {}
+    for path, value in paths.items():
+        section, dot, name = path.partition(".")
+        if not dot and section in TOP:
+            kind = hints(TrainConfig)[section]
+            top[section] = None if value is None else convert(value, kind, f"{where}: {section}")
+        elif dot and section in (*AXES, *SECTIONS):
+            given.setdefault(section, {})[name] = value
+        else:
+            raise UserError(f"{where}: unknown key {path!r}: {nearest(path, [*TOP, *SECTIONS, *AXES])}")
+    for section, values in given.items():
+        top[section] = build_section(section, values, where)
+    return TrainConfig(**top)
+
+
+def build_section(section: str, values: dict[str, Any], where: str) -> Any:
+    """A section from its settings by name."""
+    if section in SECTIONS:
+        kind = SECTIONS[section]
+    else:
+        table, default, what = AXES[section]
+        kind = look_up(table, convert(values.pop("name", default), str, f"{where}: {section}"), what).settings_class
+    own = {}
+    for name, value in values.items():
+        if name in hints(kind):
+            own[name] = None if value is None else convert(value, hints(kind)[name], f"{where}: {shown(section, name)}")
+        elif value is not None and value != absent_default(section, name):
+            raise UserError(f"{where}: {no_such_key(section, kind, name)}")
+    return kind(**own)
+
+
+@cache
+def hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=False)
+
+
+def shown(section: str, name: str) -> str:
+    """A setting as a user writes it: its short name where it has one."""
+    return name if SHORT.get(name) == f"{section}.{name}" else f"{section}.{name}"
+
+
+def absent_default(section: str, name: str) -> Any:
+    """The default of a key in the first class of the axis that has it: a flat recipe states it beside other classes
+    too, where it has no effect. MISSING when no class has it."""
+    for kind in classes_with(section, name):
+        return next(one.default for one in fields(kind) if one.name == name)
+    return MISSING
+
+
+def classes_with(section: str, name: str) -> list[Any]:
+    table = AXES[section][0] if section in AXES else {}
+    return [kind for entry in table.values() if name in hints(kind := entry.settings_class)]
+
+
+def no_such_key(section: str, kind: type, name: str) -> str:
+    """The message for a key that the selected class lacks."""
+    known = [shown(section, key) for key in hints(kind)]
+    if section not in AXES:
+        return f"unknown key {shown(section, name)!r}: {nearest(name, known)}"
+    table, _, what = AXES[section]
+    selected = next(key for key, entry in table.items() if entry.settings_class is kind)
+    others = [key for key, entry in table.items() if entry.settings_class in classes_with(section, name)]
+    has = f"it has {', '.join(known)}" if known else "it has no settings"
+    instead = f"leave it out, or choose --{section} {others[0]}" if others else nearest(f"{section}.{name}", known)
+    return f"the {what} {selected!r} has no {section}.{name} ({has}): {instead}"
+
+
+def make_config(**keys: Any) -> TrainConfig:
+    """A config from paths, short or flat keys over the defaults, without recipe and card."""
+    return build_config(to_paths(keys))
+
+
+def change(config: TrainConfig, **keys: Any) -> TrainConfig:
+    """`config` with other values, by path (as a dict), short or flat key."""
+    return build_config(merge(paths_of(config), to_paths(keys)))
 
 
 def recipes() -> dict[str, Path]:
@@ -221,8 +296,8 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """The keys of a recipe: one of the package's by name, or a TOML file. Strict: see `check_keys`."""
+def read_recipe(name: str) -> Paths:
+    """The settings of a recipe: one of the package's by name, or a TOML file."""
     known = recipes()
     file = known.get(name, Path(name))
     try:
@@ -230,33 +305,16 @@ def read_recipe(name: str) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"unknown recipe {name!r}: {nearest(name, list(known))}, or a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {str(file)!r} is no valid TOML: {error}") from None
-    content.pop("impasto", None)  # what the recipe.toml of a run says about itself
-    return check_keys(content, f"recipe {name!r}")
-
-
-def check_keys(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """`content` with values in the types of TrainConfig. Raises UserError on an unknown key or a wrong type."""
-    types = get_type_hints(TrainConfig, include_extras=False)
-    result = {}
-    for key, value in content.items():
-        if key not in types:
-            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, list(types))}")
-        result[key] = convert(value, types[key], f"{where}: {key}")
-    return result
-
-
-def check_values(content: Mapping[str, Any], where: str) -> None:
-    """Raise UserError where a key of TrainConfig has a value of another type. Others pass, and so do choices that are
-    not known here: another version may have them."""
-    for key, kind in get_type_hints(TrainConfig, include_extras=False).items():
-        if key in content:
-            convert(content[key], str if get_origin(kind) is Literal else kind, f"{where}: {key}")
+        raise UserError(f"recipe {str(file)!r} is not valid TOML: {error}") from None
+    content.pop("impasto", None)  # what the recipe.toml of a run states about itself
+    paths = to_paths(content, f"recipe {name!r}")
+    build_config(paths, f"recipe {name!r}")
+    return paths
 
 
 def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any) -> TrainConfig:
     """The config of `recipe` (the base's own when it is None, see `default_recipe`) on `base` (the recipe's own when it
-    is None, else mini-sd3); `explicit` keys win.
+    is None, else mini-sd3); `explicit` keys win, by path (as a dict), short or flat name.
 
     Raises UserError on an unknown recipe, key or type.
     """
@@ -265,18 +323,18 @@ def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any)
     recipe = default_recipe(base) if recipe is None else recipe
     content = read_recipe(recipe)
     base = str(content.get("base", TrainConfig.base)) if base is None else base
-    known = card(base)
-    train = dict(known.get("train", {}))
+    known, where = card(base), f"card of {base!r}"
+    train = to_paths(known.get("train", {}), where)
     if "size" in known:
-        train["size"] = known["size"]
-    special = known.get("recipes", {}).get(recipe, {})
-    keys = check_keys(train, f"card of {base!r}") | content | check_keys(special, f"card of {base!r}")
-    if explicit.get("noise", law := keys.get("noise", TrainConfig.noise)) != law:  # another law: its own parameters
-        keys = {key: value for key, value in keys.items() if not key.startswith("noise_")}
-    optimizer = explicit.get("optimizer", keys.get("optimizer", TrainConfig.optimizer))
-    keys["lr"] = rate(optimizer, (train, content, special))
-    keys |= check_keys(explicit, "settings")
-    return replace(TrainConfig(), **(keys | {"recipe": recipe, "base": base}))
+        train["data.size"] = known["size"]
+    special = to_paths(known.get("recipes", {}).get(recipe, {}), where)
+    build_config(merge(train, special), where)
+    own = to_paths(explicit)
+    paths = merge(merge(merge(train, content), special), own)
+    if "optim.lr" not in own:
+        optimizer = paths.get("optim.optimizer", OptimConfig.optimizer)
+        paths["optim.lr"] = rate(optimizer, (train, content, special))
+    return build_config(paths | {"recipe": recipe, "base": base})
 
 
 def default_recipe(base: str | None = None) -> str:
@@ -291,34 +349,93 @@ def recipe_note(config: TrainConfig) -> str | None:
     own = default_recipe(config.base)
     if own == TrainConfig.recipe or config.recipe != TrainConfig.recipe:
         return None
-    if config.noise_mean != read_recipe(TrainConfig.recipe)["noise_mean"]:
+    if getattr(config.noise, "mean", None) != read_recipe(TrainConfig.recipe)["noise.mean"]:
         return None
     return (
-        f"recipe {config.recipe} has the noise law for 1024 px; {config.base} works at {config.size} px, where the "
-        f"same noise hides less: its own recipe is {own}"
+        f"recipe {config.recipe} has the noise law for 1024 px; {config.base} works at {config.data.size} px, where "
+        f"the same noise hides less: its own recipe is {own}"
     )
 
 
-def rate(optimizer: str, said: Sequence[Mapping[str, Any]]) -> float:
-    """The learning rate for `optimizer` in what is said one after the other, the last one counting; one that was said
-    for optimisers of the other kind (OWN_RATES, or the base's) does not count."""
-    found, current = OWN_RATES.get(optimizer, TrainConfig.lr), TrainConfig.optimizer
-    for keys in said:
-        current = keys.get("optimizer", current)
-        if "lr" in keys and OWN_RATES.get(current) == OWN_RATES.get(optimizer):
-            found = float(keys["lr"])
+def rate(optimizer: str, layers: Sequence[Paths]) -> float:
+    """The learning rate for `optimizer` in these layers, the last one counting; one that is stated for optimisers of
+    the other kind (OWN_RATES, or the base's) does not count."""
+    found, current = OWN_RATES.get(optimizer, OptimConfig.lr), OptimConfig.optimizer
+    for paths in layers:
+        current = paths.get("optim.optimizer", current)
+        if "optim.lr" in paths and OWN_RATES.get(current) == OWN_RATES.get(optimizer):
+            found = float(paths["optim.lr"])
     return found
 
 
-def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain values (paths as strings, tuples as lists), None left out: what TOML and JSON can hold."""
-    plain = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, tuple):
-            value = [item if isinstance(item, int | float) else str(item) for item in value]
-        elif isinstance(value, Path):
-            value = str(value)
-        if value is not None:
-            plain[field.name] = value
-    return plain
+def plain(value: Any) -> Any:
+    """What TOML and JSON can hold: paths as texts, tuples as lists."""
+    if isinstance(value, tuple):
+        return [item if isinstance(item, int | float) else str(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """Plain values by flat key, None left out; a path where a setting has no flat key."""
+    return flat_keys(nest(config))
+
+
+def flat_defaults() -> dict[str, Any]:
+    """The default of every flat key, also of those that the default classes lack."""
+    found = {}
+    for axis, (table, _, _) in AXES.items():
+        for entry in reversed(list(table.values())):
+            own = flat_keys({axis: {one.name: plain(one.default) for one in fields(entry.settings_class)}})
+            found |= {key: value for key, value in own.items() if value is not None}
+    return found | flatten(TrainConfig())
+
+
+def nest(config: TrainConfig) -> dict[str, Any]:
+    """Plain values, a table per section, None left out: what a recipe holds."""
+    found: dict[str, Any] = {name: plain(getattr(config, name)) for name in TOP}
+    for name in (*AXES, *SECTIONS):
+        own = section_paths(name, getattr(config, name))
+        table = {path.partition(".")[2]: plain(value) for path, value in own.items() if value is not None}
+        found[name] = {"name": table.pop("name")} | table if "name" in table else table
+    if found["method"] == {"name": "fit"}:
+        del found["method"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def flat_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's content, nested or flat, by flat key; keys that are not known here stay as they are."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in (*AXES, *SECTIONS) or not isinstance(value, Mapping):
+            found[key] = value
+            continue
+        found |= {FLAT.get(f"{key}.{name}", f"{key}.{name}"): one for name, one in value.items()}
+    if "text" in found:
+        found["text_encoder_lora"] = found.pop("text") == "lora"
+    return found
+
+
+def read_recipe_file(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe.toml of a run: its settings by flat key, and its table [impasto]. Unknown keys stay, and so do choices
+    that are not known here: another version may have them.
+
+    Raises OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, and UserError where a value has another type.
+    """
+    content = tomllib.loads(file.read_text(encoding="utf-8"))
+    own = content.pop("impasto", {})
+    flat = flat_keys(content)
+    for key, value in flat.items():
+        if (kind := kind_of(key)) is not None:
+            convert(value, str if get_origin(kind) is Literal else kind, f"{file}: {key}")
+    return flat, own if isinstance(own, dict) else {}
+
+
+def kind_of(key: str) -> Any:
+    """The type of a flat key, None where it is not known."""
+    if key in AXES or key == "text_encoder_lora":
+        return str if key in AXES else bool
+    section, dot, name = (SHORT.get(key) or ALIASES.get(key) or key).partition(".")
+    if not dot:
+        return hints(TrainConfig)[key] if key in TOP else None
+    kinds = [SECTIONS[section]] if section in SECTIONS else classes_with(section, name) if section in AXES else []
+    return next((hints(kind)[name] for kind in kinds if name in hints(kind)), None)

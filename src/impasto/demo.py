@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from impasto.artworld import concept_index, load_meta, load_slice, style_index
 from impasto.bases import cards, loader
 from impasto.bases.style_defaults import PLAIN, of_card
-from impasto.config import TrainConfig, as_dict, check_ranges, default_recipe, recipes, resolve
+from impasto.config import TrainConfig, default_recipe, flatten, recipes, resolve
 from impasto.contact_sheet import sheet
 from impasto.errors import UserError, nearest
 from impasto.evaluate import evaluate, load_encoder, scores_table
@@ -33,11 +33,11 @@ from impasto.evaluate.samples import open_image, read_folder
 from impasto.evaluate.truth import true_pictures
 from impasto.families.base import quiet
 from impasto.files import atomic, json_of
-from impasto.generate import generate_folder
+from impasto.generation import generate_folder
 from impasto.judges.model import Judges
 from impasto.report import report
 from impasto.sampling.config import GenerateConfig
-from impasto.train import train
+from impasto.training.train import train
 
 BASELINE = "sd3-sampler"
 """The recipe that the base's own is compared with."""
@@ -142,7 +142,7 @@ def demo(
         raise UserError(f"unknown recipe {unknown[0]!r}; {nearest(unknown[0], list(recipes()))}")
     plan = make_plan(Path(out), style, concept, base, seed, count)
     plan = replace(plan, methods=methods(base, also))
-    configs = {name: check_ranges(config_of(plan, name, steps)) for name in plan.recipes}
+    configs = {name: config_of(plan, name, steps) for name in plan.recipes}
     prepare_folder(plan, configs)
     judges = judges if judges is not None else Judges.load()
     with quiet():
@@ -150,7 +150,7 @@ def demo(
     scores: dict[tuple[Method | None, float], dict[str, Any]] = {}
     with quiet(), stages(console) as stage:
         for name, config in configs.items():
-            train_once(config, stage(f"train {name}", config.steps))
+            train_once(config, stage(f"train {name}", config.optim.steps))
         for method, strength in points(plan, strengths):
             title = "base" if method is None else f"{method.name}:{strength:g}"
             draw(plan, method, strength, stage(f"generate {title}", len(plan.prompts_for)))
@@ -295,13 +295,13 @@ def prepare_folder(plan: Plan, configs: dict[str, TrainConfig]) -> None:
 
 def marked(config: TrainConfig) -> dict[str, Any]:
     """The settings of a run that make its weights: all but how its folder is spelled."""
-    return {key: value for key, value in as_dict(config).items() if key not in ("image", "out")}
+    return {key: value for key, value in flatten(config).items() if key not in ("image", "out")}
 
 
 def train_once(config: TrainConfig, tick: Tick) -> None:
     """Train, or go on; `train` itself knows what is complete."""
-    train(config, lambda step, loss: tick(step, config.steps))
-    tick(config.steps, config.steps)
+    train(config, lambda step, loss: tick(step, config.optim.steps))
+    tick(config.optim.steps, config.optim.steps)
 
 
 def draw(plan: Plan, method: Method | None, strength: float, tick: Tick) -> None:
@@ -360,7 +360,7 @@ def about(plan: Plan, configs: dict[str, TrainConfig]) -> dict[str, Any]:
         "reference": meta["concepts"][plan.concept]["label"],
         "caption": plan.prompt(plan.concept),
         "concepts": [meta["concepts"][i]["label"] for i in plan.prompts_for],
-        "steps": {name: config.steps for name, config in configs.items()},
+        "steps": {name: config.optim.steps for name, config in configs.items()},
         "methods": {
             method.name: {"recipe": method.recipe, "strength": method.strength}
             | {key: value for key, value in sampled.items() if key in ("style_guidance", "base_guidance", "negative")}

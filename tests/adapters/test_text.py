@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from impasto.adapters import text_encoder as text
 from impasto.bases import loader
-from impasto.config import check_ranges, resolve
+from impasto.config import change, check_ranges, resolve
 from impasto.data.prepare import text as cached_text
 from impasto.errors import UserError
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.interop.lora import read as parse
 from impasto.styles.convert import export_style
 from impasto.styles.load import load_style, plain_key
 from impasto.styles.weights import WEIGHTS, read_file, write_tensors
-from impasto.train import train
-from impasto.training.states import read_adapter, saved_states
+from impasto.training.checkpoints import read_adapter, saved_states
+from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
 BASES = ["tiny_sd15", "tiny_sdxl", "tiny_sd3", "tiny_flux"]
@@ -115,7 +115,7 @@ def test_resumed_is_the_same_run(tiny_sd15, picture, tmp_path):
         if step == 3:
             raise RuntimeError("torn off")
 
-    cut = replace(whole, out=tmp_path / "cut")
+    cut = change(whole, out=tmp_path / "cut")
     with pytest.raises(RuntimeError, match="torn off"):
         train(cut, stop)
     assert train(cut)["resumed_from"] == 2
@@ -150,8 +150,8 @@ def test_off_is_the_cached_condition(tiny_sd15):
 def test_rates(tiny_sd15):
     config = resolve("style-friendly", str(tiny_sd15), text_encoder_lora=True, lr=2e-4)
     assert text.rates(config) == {"text_encoder": 1e-4}
-    assert text.rates(replace(config, text_encoder_lr=3e-5)) == {"text_encoder": 3e-5}
-    assert text.rates(replace(config, optimizer="prodigy", lr=1.0)) == {"text_encoder": 1.0}
+    assert text.rates(change(config, text_encoder_lr=3e-5)) == {"text_encoder": 3e-5}
+    assert text.rates(change(config, optimizer="prodigy", lr=1.0)) == {"text_encoder": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_rates(tiny_sd15):
 def test_refused(tiny_sd15, changes, message):
     config = resolve("style-friendly", str(tiny_sd15), text_encoder_lora=True)
     with pytest.raises(UserError, match=message):
-        check_ranges(replace(config, **changes))
+        check_ranges(change(config, **changes))
 
 
 def test_t5_stays_and_it_is_said(tiny_flux):

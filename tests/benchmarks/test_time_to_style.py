@@ -60,7 +60,7 @@ def test_no_ratio_without_reason(base, ours, why):
 
 def test_a_state_becomes_the_style_that_the_run_itself_saved(tiny_sd3, picture, tmp_path):
     from impasto.config import resolve
-    from impasto.train import train
+    from impasto.training.train import train
 
     given = {"image": (picture,), "caption": ("a cat in neon style",), "out": tmp_path / "run", "preview": False}
     train(resolve("style-friendly", str(tiny_sd3), steps=2, batch=1, rank=2, tensorboard=False, **given))

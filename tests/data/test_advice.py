@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from impasto.config import TrainConfig
+from impasto.config import make_config
 from impasto.data.advice import advise, content
 from impasto.data.items import Item
 from impasto.data.pictures import Picture, difference_hash
@@ -21,7 +21,7 @@ def items_of(captions, hashes=None):
 
 
 def said(captions, hashes=None, folder=True, **settings):
-    return advise(items_of(captions, hashes), TrainConfig(image=(Path() if folder else Path("a.png"),), **settings))
+    return advise(items_of(captions, hashes), make_config(image=(Path() if folder else Path("a.png"),), **settings))
 
 
 @pytest.mark.parametrize(

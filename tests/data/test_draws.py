@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from impasto.config import TrainConfig
+from impasto.config import make_config
 from impasto.data.draws import Draws
 from impasto.data.prepare import Pair, Prepared
 from impasto.noise.laws import build_law
@@ -27,12 +27,12 @@ def marked(shapes, repeats=None, views=1, masks=None, empty=False, sizes=None):
 
 
 def draws_of(prepared, **changes):
-    return Draws(TrainConfig(**{"batch": 4} | changes), LAW, prepared)
+    return Draws(make_config(**{"batch": 4} | changes), LAW, prepared)
 
 
 def test_a_single_picture_is_drawn_as_it_always_was():
     """The order of an item's draws, by hand: picture, level, noise. What was trained before is trained again."""
-    config = TrainConfig(batch=3, seed=5)
+    config = make_config(batch=3, seed=5)
     x = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     batch, lam, own = Draws(config, LAW, Prepared(x, {1: {"text": torch.arange(2.0)}}, {1: 1.0}))(7, 2)
     theirs = generators(5, 7, range(6, 9))
@@ -108,7 +108,7 @@ def test_masks_follow_their_pictures():
 
 def test_the_batch_goes_to_the_device():
     prepared = marked([(2, 2)] * 2, masks=(torch.ones(1, 2, 2), None), sizes=torch.ones(2, 6))
-    batch, lam, _ = Draws(TrainConfig(batch=2), LAW, prepared, "meta")(1, 0)
+    batch, lam, _ = Draws(make_config(batch=2), LAW, prepared, "meta")(1, 0)
     assert {t.device.type for t in (batch.x, batch.eps, batch.mask, lam, *batch.cond.values())} == {"meta"}
     small = prepared.to("meta")
     assert {t.device.type for t in (*small.x, *small.conds[1]["text"], small.masks[0], small.sizes)} == {"meta"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from impasto.config import TrainConfig
+from impasto.config import change, make_config
 from impasto.data import items
 from impasto.data.items import KEPT, hashes, spoken, summary, told
 from impasto.errors import UserError
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def config_of(*images, **changes):
-    return TrainConfig(image=images, **{"size": 16} | changes)
+    return make_config(image=images, **{"size": 16} | changes)
 
 
 def read(config):
@@ -238,7 +238,7 @@ def test_hashes_see_everything(folder):
     before = hashes(read(config))
     moved = folder.with_name("moved")
     folder.rename(moved)
-    assert hashes(read(replace(config, image=(moved,)))) == before
+    assert hashes(read(change(config, image=(moved,)))) == before
     moved.rename(folder)
     seen = [before["data_sha256"]]
     for change in (
@@ -249,7 +249,7 @@ def test_hashes_see_everything(folder):
     ):
         change()
         seen.append(hashes(read(config))["data_sha256"])
-    seen.append(hashes(items.read(replace(config, size=8), CARD))["data_sha256"])
+    seen.append(hashes(items.read(change(config, size=8), CARD))["data_sha256"])
     assert len(set(seen)) == 6
 
 

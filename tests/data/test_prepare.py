@@ -13,7 +13,7 @@ from fakes import prepare
 from PIL import Image
 
 from impasto.bases.loader import load
-from impasto.config import TrainConfig
+from impasto.config import make_config
 from impasto.data import cache, items, references
 from impasto.data.draws import Draws
 from impasto.data.masks import grey
@@ -139,7 +139,7 @@ def paint(path, size, seed):
 
 
 def items_of(folder, **changes):
-    config = TrainConfig(image=(folder,), **{"size": 16} | changes)
+    config = make_config(image=(folder,), **{"size": 16} | changes)
     return items.read(config, {"bucket_step": 8})
 
 
@@ -305,7 +305,7 @@ def test_size_conditions_are_for_families_that_ask(tiny_sd3, folder, tmp_path):
     assert prepared.sizes.shape == (6, 6) and prepared.sizes.dtype == torch.float32
     assert prepared.sizes[5].tolist() == [64, 64, 0, 0, 16, 16]
     assert prepared.sizes[1].tolist() == [12, 40, 0, 1, 8, 24]  # scaled by 2/3 to 26.7 x 8, 1.3 cut on each side
-    batch, _, _ = Draws(TrainConfig(batch=2), build_law("uniform"), prepared)(1, 0)
+    batch, _, _ = Draws(make_config(batch=2), build_law("uniform"), prepared)(1, 0)
     lam = torch.zeros(2)
     with torch.no_grad():
         told = family.predict(batch.x, lam, batch.cond)

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from impasto.bases import cards, loader
 from impasto.bases import hub as bases_hub
-from impasto.config import TrainConfig, resolve
+from impasto.config import make_config, resolve
 from impasto.errors import UserError
 from impasto.execution import memory
 from impasto.objectives import weighting
@@ -90,8 +90,8 @@ def test_the_outline_of_a_hub_id_is_that_of_its_folder(tiny_base, tmp_path, hub,
     assert type(seen) is type(whole) and (seen.device, seen.precision) == ("cpu", "fp32")
     assert not list(seen.folder.rglob("*.safetensors"))
     assert (seen.unit, seen.patch, seen.guided_by) == (whole.unit, whole.patch, whole.guided_by)
-    assert seen.schedule.range == whole.schedule.range
-    config = TrainConfig(size=16, rank=4, weighting="min-snr")
+    assert seen.schedule.range == whole.optim.schedule.range
+    config = make_config(size=16, rank=4, weighting="min-snr")
     sizes = []
     for family in (seen, whole):
         size = memory.size_of(memory.skeleton(family), family, config, 4)
@@ -143,7 +143,7 @@ def test_a_folder_may_say_a_part_of_a_table(tmp_path):
     assert card["generate"] == {"steps": 3, "guidance": 7.5, "batch": 1}
     assert card["train"] == {"lr": 2e-5, "steps": 300, "batch": 1, "accumulate": 4}
     config = resolve(base=own(tmp_path / "a", name="mini-sd15", train={"lr": 2e-5}))
-    assert (config.lr, config.steps, config.batch) == (2e-5, 150, 8)
+    assert (config.optim.lr, config.optim.steps, config.optim.batch) == (2e-5, 150, 8)
     assert cards.cards()["StableDiffusionPipeline"]["generate"]["steps"] == 50
 
 

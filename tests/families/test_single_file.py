@@ -22,7 +22,7 @@ from impasto.bases.single_file import BASES, CONFIGS, architecture, convert
 from impasto.errors import UserError
 from impasto.execution import memory
 from impasto.families import files as families_files
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.sampling.sample import Sampling
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -251,10 +251,10 @@ def test_the_outline_of_a_file_has_the_sizes_of_its_folder(original, monkeypatch
     monkeypatch.setattr(single_file, "convert", lambda *args: pytest.fail("nothing shall be converted"))
     seen, whole = loader.outline(str(original.file)), loader.load(str(original.folder), device="cpu")
     assert not list(seen.folder.rglob("*.safetensors")) and seen.card["license"] == "other"
-    assert (seen.unit, seen.patch, seen.schedule.range) == (whole.unit, whole.patch, whole.schedule.range)
+    assert (seen.unit, seen.patch, seen.schedule.range) == (whole.unit, whole.patch, whole.optim.schedule.range)
     for bones, parts in ((memory.skeleton(seen), [whole.denoiser]), (memory.clip_skeletons(seen), whole.clip_parts)):
         found = bones if isinstance(bones, list) else [bones]
-        theirs = [getattr(whole.clip, part) if isinstance(part, str) else part for part in parts]
+        theirs = [getattr(whole.optim.clip, part) if isinstance(part, str) else part for part in parts]
         assert [{k: v.shape for k, v in m.state_dict().items()} for m in found] == [
             {k: v.shape for k, v in m.state_dict().items()} for m in theirs
         ]

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from impasto.bases.loader import load
-from impasto.config import resolve
-from impasto.generate import generate
-from impasto.train import train
+from impasto.config import change, resolve
+from impasto.generation import generate
+from impasto.training.train import train
 
 PROMPT = "a cat in ink style"
 
@@ -92,7 +92,7 @@ def test_a_torn_run_ends_bit_for_bit_the_same(config, run, tmp_path):
         if step == 5:
             raise InterruptedError
 
-    torn = replace(config, out=tmp_path / "torn", preview=False)
+    torn = change(config, out=tmp_path / "torn", preview=False)
     with pytest.raises(InterruptedError):
         train(torn, tear)
     assert train(torn)["resumed_from"] == 4

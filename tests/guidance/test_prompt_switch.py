@@ -13,7 +13,7 @@ from PIL import Image
 from impasto.bases.loader import load
 from impasto.errors import UserError
 from impasto.files import PACKAGE
-from impasto.generate import generate, generate_folder
+from impasto.generation import generate, generate_folder
 from impasto.guidance.config import PromptSwitch
 from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.noise.schedule import RectifiedFlow

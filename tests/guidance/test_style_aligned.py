@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 
 from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.guidance.config import StyleAligned
 from impasto.guidance.style_aligned import BatchLayout, SharedAttention, aligned
 from impasto.inversion import Trajectory, invert

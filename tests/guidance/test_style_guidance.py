@@ -13,7 +13,7 @@ from PIL import Image
 from impasto.adapters.lora import add, disabled
 from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.generate import generate, generate_folder
+from impasto.generation import generate, generate_folder
 from impasto.guidance import style_guidance
 from impasto.guidance.config import StyleAligned
 from impasto.guidance.style_guidance import Weights, guiding

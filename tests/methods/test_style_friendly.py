@@ -11,7 +11,7 @@ from impasto.data.pictures import Picture
 from impasto.data.prepare import prepare_items
 from impasto.data.references import read
 from impasto.methods.style_friendly import style_friendly
-from impasto.train import train
+from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
 

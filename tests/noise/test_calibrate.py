@@ -16,7 +16,7 @@ from impasto.bases import loader
 from impasto.calibration import calibrate as module
 from impasto.calibration.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
 from impasto.errors import UserError
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch
 from impasto.sampling.sample import Sampling
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from impasto.config import TrainConfig, check_ranges, resolve
+from impasto.config import check_ranges, make_config, resolve
 from impasto.data.draws import Draws
 from impasto.data.prepare import Prepared
 from impasto.errors import UserError
@@ -18,7 +18,7 @@ LAW = build_law("style-friendly")
 
 def make_draws(scale, batch=3, channels=4, step=7):
     prepared = Prepared(torch.zeros(2, channels, 2, 2), {1: {"text": torch.arange(2.0)}}, {1: 1.0})
-    return Draws(TrainConfig(batch=batch, seed=5, offset_noise=scale), LAW, prepared)(step, 0)
+    return Draws(make_config(batch=batch, seed=5, offset_noise=scale), LAW, prepared)(step, 0)
 
 
 @pytest.mark.parametrize("s", [0.1, 0.5])

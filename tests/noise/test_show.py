@@ -58,7 +58,7 @@ def test_a_measurement_of_other_weights_is_left_out(tiny_sd3, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config, family = LawFlags(base=str(tiny_sd3), noise_mean=-3.0).config(), load(str(tiny_sd3), device="cpu")
     points = {"10%": {"log_snr": -5.0}, "90%": {"log_snr": -1.0}}
-    told = {"base": "tiny", "latent_positions": positions(config.size, family), "points": points}
+    told = {"base": "tiny", "latent_positions": positions(config.data.size, family), "points": points}
     file = tmp_path / "runs/calibration" / tiny_sd3.name / "calibration.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(told | {"base_hash": family.hash}))

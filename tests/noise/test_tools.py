@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from impasto.cli import main as cli
-from impasto.config import TrainConfig, read_recipe
+from impasto.config import TrainConfig, make_config, read_recipe
 from impasto.errors import UserError
 from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe
@@ -169,9 +169,9 @@ def test_exact_numbers():
     ).log_snr == (6, 2)
     mean, std = law_from_recipe(imported("diffusers sd3 logit_mean=-3")["settings"]).log_snr
     assert (mean, std) == pytest.approx((-8.19722, 2), abs=1e-5)
-    exported = export_settings("diffusers", TrainConfig(noise_mean=-6.0), "sd3")["settings"]
+    exported = export_settings("diffusers", make_config(noise_mean=-6.0), "sd3")["settings"]
     assert exported["logit_mean"] == pytest.approx(-3 + math.log(3)) and exported["logit_std"] == 1
-    shift = export_settings("kohya", TrainConfig(noise_mean=-6.0), "flux")["settings"]
+    shift = export_settings("kohya", make_config(noise_mean=-6.0), "flux")["settings"]
     assert shift["discrete_flow_shift"] == pytest.approx(20.0855, abs=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_there_and_back(tool, architecture):
     lam, carried = torch.linspace(-15, 10, 60, dtype=torch.float64), 0
     for ours in LAWS:
         try:
-            theirs = export_settings(tool, TrainConfig(**ours), architecture)["settings"]
+            theirs = export_settings(tool, make_config(**ours), architecture)["settings"]
         except UserError as error:
             assert ONLY[tool] in str(error)
             continue
@@ -210,7 +210,7 @@ def test_there_and_back(tool, architecture):
 
 
 def test_offset_noise_there_and_back():
-    config = TrainConfig(noise="uniform", offset_noise=0.1)
+    config = make_config(noise="uniform", offset_noise=0.1)
     for tool in TOOLS:
         theirs = export_settings(tool, config, "sdxl")["settings"]
         words = [f"{key}={value}" for key, value in theirs.items()]
@@ -310,7 +310,7 @@ def test_a_loss_weighed_by_sigma_squared():
     assert exported["diffusers"]["settings"]["precondition_outputs"] == 0 and not exported["diffusers"]["notes"]
     assert "sigma^2" in exported["kohya"]["notes"][0]
     for tool in ("diffusers", "kohya"):
-        theirs = export_settings(tool, TrainConfig(**even), "sd3")
+        theirs = export_settings(tool, make_config(**even), "sd3")
         assert theirs["settings"]["weighting_scheme"] == "sigma_sqrt"
         assert [note.startswith("min_timestep 1 keeps") for note in theirs["notes"]] == [True] * (tool == "kohya")
 
@@ -320,7 +320,7 @@ def test_kohya_compares_the_velocity_itself_when_raw():
     raw = "kohya flux timestep_sampling=sigma model_prediction_type=raw"
     assert not imported(raw)["notes"]
     assert imported(f"{raw} weighting_scheme=cosmap")["settings"] == imported(raw)["settings"]  # without a weighting
-    for config in (TrainConfig(), TrainConfig(noise="uniform")):
+    for config in (TrainConfig(), make_config(noise="uniform")):
         assert export_settings("kohya", config, "flux")["settings"]["model_prediction_type"] == "raw"
 
 
@@ -336,7 +336,7 @@ def test_weightings_and_ends():
 
 def test_a_uniform_law_in_kohya_s_sd3_never_divides_by_zero():
     """get_noisy_model_input_and_timesteps takes u (1000 - min_timestep) + min_timestep down to a whole number."""
-    theirs = export_settings("kohya", TrainConfig(noise="uniform"), "sd3")["settings"]
+    theirs = export_settings("kohya", make_config(noise="uniform"), "sd3")["settings"]
     steps = (uniform() * (1000 - theirs["min_timestep"]) + theirs["min_timestep"]).long()
     assert steps.min() >= 1 and (uniform() * 1000).long().min() == 0
 
@@ -348,16 +348,16 @@ def test_noise_that_is_shifted_twice_or_not_at_all():
 
 
 def test_what_cannot_be_exported():
-    far, narrow = TrainConfig(noise_mean=-40.0), TrainConfig(noise_std=1e-300)
+    far, narrow = make_config(noise_mean=-40.0), make_config(noise_std=1e-300)
     for tool in TOOLS:
         with pytest.raises(UserError, match=r"lie below log-SNR -13\.81"):
             export_settings(tool, far, "flux")
         with pytest.raises(UserError, match="noise_std = 1e-300 is nothing to"):
             export_settings(tool, narrow, "flux")
-    large = TrainConfig(noise="uniform", noise_shift=3.0, size=100_000)
+    large = make_config(noise="uniform", noise_shift=3.0, size=100_000)
     with pytest.raises(UserError, match="size must be from 16 to 16384 pixels"):
         export_settings("ai-toolkit", large, "flux")
-    truncated = TrainConfig(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
+    truncated = make_config(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
     assert isinstance(law_from_recipe(vars(truncated)), Truncated)
     for tool in TOOLS:
         for config, architecture in ((truncated, "flux"), (TrainConfig(), "sdxl")):
@@ -369,7 +369,7 @@ def test_what_cannot_be_exported():
 
 def test_min_snr_there_and_back():
     """All of them have it for a U-Net; another weighting, and any on a rectified flow, is told of."""
-    config = TrainConfig(noise="uniform", weighting="min-snr", gamma=3.0)
+    config = make_config(noise="uniform", weighting="min-snr", gamma=3.0)
     for tool in TOOLS:
         result = export_settings(tool, config, "sdxl")
         words = [f"{key}={value}" for key, value in result["settings"].items()]
@@ -378,11 +378,11 @@ def test_min_snr_there_and_back():
         assert back == {"noise": "uniform", "weighting": "min-snr", "gamma": 3.0}, tool
         for changed, architecture, note in (
             (config, "flux", "weighting min-snr is left out: a rectified flow takes none"),
-            (TrainConfig(noise="uniform", weighting="debiased"), "sdxl", "weighting debiased is not carried over"),
+            (make_config(noise="uniform", weighting="debiased"), "sdxl", "weighting debiased is not carried over"),
         ):
             assert note in export_settings(tool, changed, architecture)["notes"][-1]
     with pytest.raises(UserError, match="unknown weighting 'min-sn'"):
-        export_settings("kohya", TrainConfig(noise="uniform", weighting="min-sn"), "sdxl")
+        export_settings("kohya", make_config(noise="uniform", weighting="min-sn"), "sdxl")
 
 
 @pytest.mark.parametrize(

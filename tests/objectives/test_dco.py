@@ -14,11 +14,12 @@ from impasto import objectives
 from impasto.adapters import lora
 from impasto.adapters import text_encoder as text
 from impasto.bases.loader import load
-from impasto.config import check_ranges, resolve
+from impasto.config import change, check_ranges, resolve
 from impasto.data import references
+from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
-from impasto.train import Draws, train
+from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
 KINDS = [(1.0, "mean"), (100.0, "mean"), (1000.0, "mean"), (1.0, "sum"), (3.0, "sum")]
@@ -36,7 +37,7 @@ def tiny(tiny_sd3, picture):
     config = config_of(tiny_sd3, picture, "unused")
     family = load(config.base, device="cpu")
     prepared = prepare(family, [(references.read(picture), CAPTION)], 16)
-    parameters = lora.add(family, rank=4, alpha=None, targets=config.targets, seed=0)
+    parameters = lora.add(family, rank=4, alpha=None, targets=config.adapter.targets, seed=0)
     batch, lam, _ = Draws(config, noise_law(config), prepared)(1, 0)
     return family, parameters, batch, lam
 
@@ -189,4 +190,4 @@ def test_a_changed_objective_is_refused_on_resume(tiny_sd3, picture, tmp_path):
         ({"objective": "denoise"}, "objective: dco -> denoise"),
     ):
         with pytest.raises(UserError, match=said):
-            train(replace(config, **change))
+            train(change(config, **change))

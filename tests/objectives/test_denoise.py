@@ -13,9 +13,9 @@ from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.config import resolve
 from impasto.data import references
+from impasto.data.draws import Draws
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.objectives import build
-from impasto.train import Draws
 
 CAPTION = "a rocket in pixel art style"
 QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -140,7 +140,7 @@ class Step:
         reference = references.read(picture)
         law = truncate_to_schedule(noise_law(config), family.schedule)
         draws = Draws(config, law, prepare(family, [(reference, CAPTION)], 16))
-        parameters = add(family, rank=4, alpha=6.0, targets=config.targets, seed=0)
+        parameters = add(family, rank=4, alpha=6.0, targets=config.adapter.targets, seed=0)
         shared = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for key, p in parameters.items():

@@ -9,7 +9,7 @@ import torch
 
 from impasto.adapters.lora import add
 from impasto.bases.loader import load
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.data.batch import Batch
 from impasto.data.draws import Draws, in_parts
 from impasto.data.prepare import Prepared
@@ -17,7 +17,7 @@ from impasto.noise.random import generators
 from impasto.objectives.dco import dco
 from impasto.objectives.denoise import denoise
 from impasto.objectives.prior import Prior
-from impasto.train import train
+from impasto.training.train import train
 
 N = 7
 
@@ -101,7 +101,7 @@ def test_how_many_at_once():
     draws = Draws(config, None, Prepared(torch.zeros(1, 16, 16, 16), conds, {1: 0.95, 256: 0.05}))
     found = {draws.length(step): draws.at_once(step, 2) for step in range(200)}
     assert found == {1: 8, 256: 2}
-    one = replace(draws, config=replace(config, batch=1))
+    one = replace(draws, config=change(config, batch=1))
     assert {one.at_once(step, 2) for step in range(200)} == {1}
 
 
@@ -111,7 +111,7 @@ def test_a_run_in_parts_is_the_run(tiny_sd3, picture, tmp_path, monkeypatch):
     runs = []
     for name, most in (("whole", 3), ("parts", 2)):
         monkeypatch.setattr(Draws, "at_once", lambda self, step, patch, most=most: most)
-        run = replace(config, out=tmp_path / name)
+        run = change(config, out=tmp_path / name)
         train(run)
         runs.append((run.out / "metrics.jsonl").read_text().splitlines())
     assert len(runs[0]) == 3 and runs[0] != runs[1]

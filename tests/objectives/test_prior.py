@@ -10,15 +10,16 @@ from fakes import prepare
 from impasto import objectives
 from impasto.adapters.lora import add, disabled
 from impasto.bases.loader import load
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.data import references
+from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
 from impasto.noise.random import generators
-from impasto.train import Draws, train
 from impasto.training import prior
 from impasto.training.plan import plan
 from impasto.training.prior import Artist
+from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
 
@@ -40,7 +41,7 @@ def parts(config, picture):
     """(family, objective, its batch, lam, generators, the adapter's parameters)."""
     family = load(config.base, device="cpu")
     objective = built(config, family)
-    parameters = add(family, rank=4, alpha=None, targets=config.targets, seed=0)
+    parameters = add(family, rank=4, alpha=None, targets=config.adapter.targets, seed=0)
     draws = Draws(config, noise_law(config), prepare(family, [(references.read(picture), CAPTION)], 16))
     batch, lam, own = draws(1, 0)
     return family, objective, batch, lam, own, parameters
@@ -60,7 +61,7 @@ def test_the_pictures_are_the_base_s_own(config, tiny_sd3):
     kept = built(config, load(config.base, device="cpu"))
     pipe = StableDiffusion3Pipeline.from_pretrained(tiny_sd3)
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_sequence_length": 1, "output_type": "latent"}
-    for i, prompt in enumerate(config.prior_prompt):
+    for i, prompt in enumerate(config.prior.prompt):
         theirs = pipe(prompt, generator=torch.Generator().manual_seed(i), **call).images
         assert torch.allclose(kept.x[i : i + 1], theirs, atol=1e-5)
     assert kept.cond["text"].shape[0] == 2 and kept.count == 2
@@ -120,7 +121,7 @@ def test_a_whole_run_with_it(config):
 
 def test_no_captions_to_preserve(config):
     with pytest.raises(UserError, match="prior_weight needs captions"):
-        built(replace(config, prior_prompt=()), load(config.base, device="cpu"))
+        built(change(config, prior_prompt=()), load(config.base, device="cpu"))
 
 
 def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "empty"))
     drawn, draw = [], Artist.draw
     monkeypatch.setattr(Artist, "draw", lambda self, *asked: drawn.append(asked) or draw(self, *asked))
-    assert train(replace(config, steps=1))["steps"] == 1
+    assert train(change(config, steps=1))["steps"] == 1
     assert drawn == [("a cat", 0), ("a star", 1)]
 
 
@@ -136,11 +137,11 @@ def test_more_pictures_than_a_batch_holds_are_told(config):
     """At the planning and at the start; each of the base's pictures has the noise level of one of the batch. Nothing of
     the default, which nobody has asked for."""
     told = r"prior_batch 3 is more than batch 1, .*: 1 a forward pass"
-    config = replace(config, batch=1, steps=1)
+    config = change(config, batch=1, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        plan(replace(config, prior_batch=2))
-    config = replace(config, prior_batch=3)
+        plan(change(config, prior_batch=2))
+    config = change(config, prior_batch=3)
     for begin in (plan, train):
         with pytest.warns(UserWarning, match=told):
             begin(config)

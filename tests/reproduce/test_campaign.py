@@ -247,7 +247,7 @@ def test_training_has_the_base_as_it_is_and_what_was_quantised_is_run_anew(tiny_
     runner.trained(cell.spec, campaign.place, tmp_path, tmp_path / "reference.png")
     asked = {**cell.spec, "arm": {"settings": {**cell.spec["arm"]["settings"], "quantize": "nf4"}}}
     runner.trained(asked, campaign.place, tmp_path, tmp_path / "reference.png")
-    assert [config.quantize for config in told] == ["none", "nf4"]
+    assert [config.execution.quantize for config in told] == ["none", "nf4"]
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     recipe, old = folder / "style" / "recipe.toml", folder / "images" / "0000.png"
     monkeypatch.setattr(runner, "draw", lambda *_: None)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from impasto.bases import loader
 from impasto.config import TrainConfig
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.sample import Sampling
 

@@ -1,16 +1,23 @@
-"""Adapters: which weights move. ADAPTERS is the one table in which a name is looked up."""
+"""Adapters: which weights are trained. ADAPTERS and TEXT are the tables in which a name is looked up.
 
-from importlib import import_module
-from typing import Any
+A row of ADAPTERS names an `adapters.base.Adapter`. TEXT is what is trained of the text encoders beside it: a row's
+builder is `build(settings, optim, adapter, seed) -> adapters.text_encoder.TextConditioning`.
+"""
 
-from impasto.errors import UserError, nearest
+from impasto.registry import Entry
 
-ADAPTERS = {"lora": ("impasto.adapters.lora", "add", "low-rank updates B A of linear layers, the paper's choice")}
-
-
-def adapter(name: str) -> Any:
-    """`add(family, *, rank, alpha, targets, seed) -> parameters`. Raises UserError on an unknown name."""
-    if name not in ADAPTERS:
-        raise UserError(f"unknown adapter {name!r}: {nearest(name, list(ADAPTERS))}")
-    module, function, _ = ADAPTERS[name]
-    return getattr(import_module(module), function)
+ADAPTERS: dict[str, Entry] = {
+    "lora": Entry(
+        "impasto.adapters.config:LoRA",
+        "impasto.adapters.lora:ADAPTER",
+        "low-rank updates B A of linear and convolution layers, the paper's choice",
+    ),
+}
+TEXT: dict[str, Entry] = {
+    "frozen": Entry(
+        "impasto.adapters.config:FrozenText",
+        "impasto.adapters.text_encoder:TextConditioning",
+        "captions are encoded once",
+    ),
+    "lora": Entry("impasto.adapters.config:TextLoRA", "impasto.adapters.text_encoder:ClipLoRA", "a LoRA of CLIP"),
+}

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from impasto.adapters.base import Adapter
+from impasto.adapters.config import LoRA
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.noise.random import generator
@@ -46,15 +48,6 @@ def ends(name: str, found: Sequence[str]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in found)
 
 
-def add(
-    family: Family, *, rank: int, alpha: float | None, targets: Sequence[str], seed: int
-) -> dict[str, nn.Parameter]:
-    """Put a LoRA on `family.denoiser`; returns its parameters by name, see `attach`."""
-    if rank < 1:
-        raise UserError(f"rank must be at least 1, not {rank}")
-    return attach(family.denoiser, rank, alpha, endings(family, targets), seed)
-
-
 def attach(
     model: Any, rank: int, alpha: float | None, targets: list[str], seed: int, prefix: str = ""
 ) -> dict[str, nn.Parameter]:
@@ -81,6 +74,31 @@ def attach(
             if "lora_A" in name:
                 p.copy_(torch.randn(p.shape, generator=generator(seed, 0, name)) / rank)
     return parameters
+
+
+def add(family: Family, settings: LoRA, seed: int) -> dict[str, nn.Parameter]:
+    """Put a LoRA on `family.denoiser`; returns its parameters by name, see `attach`."""
+    return attach(family.denoiser, settings.rank, settings.alpha, endings(family, settings.targets), seed)
+
+
+def adapted_layers(family: Family, settings: LoRA, model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The layers of `model` that get an update."""
+    names = endings(family, settings.targets, model)
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    return [layer for name, layer in layers if ends(name, names)]
+
+
+def count(family: Family, settings: LoRA, model: nn.Module) -> int:
+    """rank (rows + columns) per layer; a convolution's kernel counts as columns."""
+    layers = adapted_layers(family, settings, model)
+    return sum(settings.rank * (layer.weight.shape[0] + layer.weight[0].numel()) for layer in layers)
+
+
+def only_matrices(family: Family, settings: LoRA, model: nn.Module) -> bool:
+    return not any(isinstance(layer, nn.Conv2d) for layer in adapted_layers(family, settings, model))
+
+
+ADAPTER = Adapter(add, count, only_matrices, kind="lora", mergeable=True)
 
 
 @contextmanager

@@ -1,87 +1,136 @@
-"""LoRA on the CLIP text encoders, trained beside the denoiser's: the one case in which a text encoder is in the loop.
+"""Text conditioning: how captions become conditions while a model is trained. Frozen encoders, or a LoRA on CLIP.
 
-Captions go through the CLIPs with gradient at every step, and what was cached of them is replaced; T5 is never trained,
-and what it said stays cached. diffusers' layers (q, k, v and out of every attention) and names ("text_encoder_lora_…").
+With a LoRA on the CLIP text encoders, captions are encoded with gradient at every step, and what was cached of them is
+replaced; T5 is never trained, and its part stays cached. diffusers' layers (q, k, v and out of every attention) and
+names ("text_encoder_lora_...").
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from impasto.adapters import lora
-from impasto.config import TrainConfig
+from impasto.adapters import TEXT, lora
+from impasto.adapters.config import FrozenText, TextLoRA
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
+from impasto.optim.config import OptimConfig
+from impasto.registry import name_of
 
 LAYERS = ["k_proj", "out_proj", "q_proj", "v_proj"]
-PREFIX = "text_encoder"  # of the names of everything trained here
+PREFIX = "text_encoder"
+"""Of the names of everything trained here."""
 
 
-def rates(config: TrainConfig) -> dict[str, float]:
-    """Learning rates by prefix of names: half of the denoiser's when none is given, prodigy's one rate for all."""
-    if not config.text_encoder_lora:
-        return {}
-    usual = config.lr if config.optimizer == "prodigy" else config.lr / 2
-    return {PREFIX: usual if config.text_encoder_lr is None else config.text_encoder_lr}
+class TextConditioning:
+    """Frozen text encoders, and the contract of all text conditionings. adapter: settings of the denoiser's adapter.
 
-
-def check(config: TrainConfig, family: Family, shards: bool) -> None:
-    """Raise UserError where the text encoders cannot be trained; says in one line what stays frozen."""
-    if not config.text_encoder_lora:
-        return
-    if not family.clip_parts:
-        raise UserError("--text-encoder-lora trains CLIP, and this base has none: leave it out")
-    if shards:
-        raise UserError("--text-encoder-lora does not work with a base sharded over processes: leave one of them out")
-    if any(name.startswith(PREFIX) and name not in family.clip_parts for name in family.encoder_parts):
-        warnings.warn("--text-encoder-lora trains the CLIP encoders; T5 stays as it is", stacklevel=2)
-
-
-def add(config: TrainConfig, family: Family) -> dict[str, nn.Parameter]:
-    """Put a LoRA called "default" on every CLIP of `family.clip`; returns its parameters, float32, "text_encoder.…".
-
-    Nothing is loaded, and {} returned, when the config does not ask for it. See `lora.attach`.
+    Nothing is loaded before `attach`.
     """
-    if not config.text_encoder_lora:
+
+    def __init__(self, settings: Any, optim: OptimConfig, adapter: Any, seed: int) -> None:
+        self.settings, self.optim, self.adapter, self.seed = settings, optim, adapter, seed
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates by prefix of the parameters' names, where they are not `optim.lr`."""
         return {}
-    parameters: dict[str, nn.Parameter] = {}
-    for part in family.clip_parts:
-        encoder = getattr(family.clip, part).requires_grad_(False).eval()
-        parameters |= lora.attach(encoder, config.rank, config.alpha, LAYERS, config.seed, prefix=f"{part}.")
-    return parameters
 
+    @property
+    def trained(self) -> bool:
+        """Whether captions have to be encoded anew at every step."""
+        return False
 
-def current(family: Family, prompts: Sequence[str], cond: Condition) -> Condition:
-    """`cond` of `prompts` as the CLIPs have it now, with gradient; `cond` itself when they are not trained."""
-    if "clip" not in vars(family):
+    def check(self, family: Family, shards: bool) -> None:
+        """Raise UserError where this base's encoders cannot be trained. shards: the base is sharded over processes."""
+
+    def attach(self, family: Family) -> dict[str, nn.Parameter]:
+        """Put what is trained on the encoders of `family`; its parameters by name, float32."""
+        return {}
+
+    def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """`cond`, cached of the base for these prompts, as the encoders have it now, with gradient."""
         return cond
-    return family.embed_clip(prompts, cond)
+
+    def reencode(self, batch: Batch) -> Batch:
+        """The batch with its captions' condition as the encoders have it now, the base's own beside it."""
+        cond = self.encode(batch.prompts, batch.cond)
+        return batch if cond is batch.cond else replace(batch, cond=cond, base_cond=batch.cond)
+
+    def models(self) -> dict[str, Any]:
+        """{component of the pipeline: text encoder that is trained}."""
+        return {}
+
+    def state(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """{component: (tensors, configuration)} of the adapters on the encoders, under the names of files."""
+        return {}
 
 
-def anew(family: Family, batch: Batch) -> Batch:
-    """The batch with its captions' `current` condition, the base's own beside it; the batch itself when no text encoder
-    is trained."""
-    cond = current(family, batch.prompts, batch.cond)
-    return batch if cond is batch.cond else replace(batch, cond=cond, base_cond=batch.cond)
+class ClipLoRA(TextConditioning):
+    """A LoRA called "default" on every CLIP of the base."""
+
+    settings: TextLoRA
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Half of the denoiser's when none is given, prodigy's one rate for all."""
+        usual = self.optim.lr if self.optim.optimizer == "prodigy" else self.optim.lr / 2
+        return {PREFIX: usual if self.settings.lr is None else self.settings.lr}
+
+    @property
+    def trained(self) -> bool:
+        return True
+
+    @property
+    def rank(self) -> int:
+        return self.settings.rank or getattr(self.adapter, "rank", 32)
+
+    def check(self, family: Family, shards: bool) -> None:
+        """Also warns of what stays frozen."""
+        if not family.clip_parts:
+            raise UserError("--text lora trains CLIP, and this base has none: leave it out")
+        if shards:
+            raise UserError("--text lora does not work with a base sharded over processes: leave one of them out")
+        if any(name.startswith(PREFIX) and name not in family.clip_parts for name in family.encoder_parts):
+            warnings.warn("--text lora trains the CLIP encoders; T5 stays as it is", stacklevel=2)
+
+    def attach(self, family: Family) -> dict[str, nn.Parameter]:
+        """See `lora.attach`; names begin with the component, "text_encoder."."""
+        self.family = family
+        alpha = self.settings.alpha or (None if self.settings.rank else getattr(self.adapter, "alpha", None))
+        parameters: dict[str, nn.Parameter] = {}
+        for part in family.clip_parts:
+            encoder = getattr(family.clip, part).requires_grad_(False).eval()
+            parameters |= lora.attach(encoder, self.rank, alpha, LAYERS, self.seed, prefix=f"{part}.")
+        return parameters
+
+    def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        return self.family.embed_clip(prompts, cond)
+
+    def models(self) -> dict[str, Any]:
+        return {part: getattr(self.family.clip, part) for part in self.family.clip_parts}
+
+    def state(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """transformers 5 has some CLIPs without "text_model.", which other readers look for."""
+        from peft.utils import get_peft_model_state_dict
+
+        found = {}
+        for part, encoder in self.models().items():
+            config = encoder.peft_config["default"].to_dict()
+            config["target_modules"] = sorted(config["target_modules"])  # a set has another order each time
+            tensors = get_peft_model_state_dict(encoder, adapter_name="default")
+            named = {f"text_model.{name.removeprefix('text_model.')}": t.cpu() for name, t in tensors.items()}
+            found[part] = named, config
+        return found
 
 
-def state(family: Family) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """{component: (tensors, configuration)} of the adapters on the CLIPs, {} when they are not trained.
+def build_text(config: Any) -> TextConditioning:
+    """The text conditioning of a TrainConfig."""
+    entry = TEXT[name_of(TEXT, config.text)]
+    return entry.builder(config.text, config.optim, config.adapter, config.seed)
 
-    Under the names of files: transformers 5 has some CLIPs without "text_model.", which other readers look for.
-    """
-    from peft.utils import get_peft_model_state_dict
 
-    found = {}
-    for part in family.clip_parts if "clip" in vars(family) else ():
-        encoder = getattr(family.clip, part)
-        config = encoder.peft_config["default"].to_dict()
-        config["target_modules"] = sorted(config["target_modules"])  # a set has another order each time
-        tensors = get_peft_model_state_dict(encoder, adapter_name="default")
-        named = {f"text_model.{name.removeprefix('text_model.')}": t.cpu() for name, t in tensors.items()}
-        found[part] = named, config
-    return found
+FROZEN = TextConditioning(FrozenText(), OptimConfig(), None, 0)

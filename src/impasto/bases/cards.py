@@ -87,7 +87,6 @@ def own_card(file: Path) -> dict[str, Any]:
     another type than a card has there (CARD)."""
     from impasto.bases.style_defaults import of_card
     from impasto.coerce import convert
-    from impasto.config import check_values
 
     try:
         own = read_object(file) if file.is_file() else {}
@@ -103,9 +102,6 @@ def own_card(file: Path) -> dict[str, Any]:
     for key, kind in CARD.items():
         if key in said:
             convert(said[key], kind, f"{file}: {key}")
-    for name, table in tables.items():
-        if name.startswith(("train", "recipes.")):
-            check_values(table, f"{file}: {name}")
     if "style" in own:
         of_card(own, where=f"{file}: style")
     if "text_lengths" in own:

@@ -38,7 +38,7 @@ from impasto.objectives.weighting import predicts_noise
 from impasto.sampling import prompts
 from impasto.sampling.sample import Sampling, sample
 from impasto.sampling.sample import encoder as prompt_encoder
-from impasto.training.plan import positions
+from impasto.training.plan import latent_positions
 
 SIZES = {"quick": (6, 12), "standard": (10, 36), "thorough": (14, 192)}
 """Levels and prompts; a level costs two pictures per prompt. `standard`: 792 pictures, at .7 core-seconds each of
@@ -193,7 +193,7 @@ def calibrate(
     reach = family.schedule.range
     lowest = reach[0] if predicts_noise(family) else None
     found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule, lowest)
-    latents = positions(filled.size, family)
+    latents = latent_positions(filled.size, family)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
     result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from impasto.bases import cards, loader
 from impasto.bases import embedded as mini
 from impasto.calibration.emergence import matched
-from impasto.config import TrainConfig
+from impasto.config import TrainConfig, flatten
 from impasto.errors import UserError
 from impasto.families import files
 from impasto.families.base import check_multiple
@@ -28,7 +28,7 @@ from impasto.noise.equivalence import equivalent_flow_law
 from impasto.noise.histogram import HIGH, LOW, bars, histogram
 from impasto.noise.laws import Law, Truncated, noise_law, truncate_to_schedule
 from impasto.noise.schedule import RectifiedFlow, Schedule, VariancePreserving
-from impasto.training.plan import positions
+from impasto.training.plan import latent_positions
 
 PUBLISHED = -6.52
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -87,17 +87,17 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     schedule = loader.schedule(config.base)
     law = truncate_to_schedule(noise_law(config), schedule)
     family = loader.load(config.base, device="cpu", precision="fp32") if Path(config.base).is_dir() else None
-    check_multiple(config.size, family.unit if family else 8)
+    check_multiple(config.data.size, family.unit if family else 8)
     known = family.hash if family else None
     if config.base in mini.names() and default_file(config.base).is_file():
         known = files.folder_hash(mini.ensure(config.base))
-    where = band(config, calibration, positions(config.size, family), known)
+    where = band(config, calibration, latent_positions(config.data.size, family), known)
     p = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
     lam = law.quantile(p)
     t = RectifiedFlow().timestep(lam)
-    named = {key: value for key, value in vars(config).items() if key.startswith("noise") and value is not None}
+    named = {key: value for key, value in flatten(config).items() if key == "noise" or key.startswith("noise_")}
     result: dict[str, Any] = {"base": config.base, "recipe": config.recipe, "law": named}
-    result |= {"offset_noise": config.offset_noise} if config.offset_noise else {}
+    result |= {"offset_noise": config.noise.offset} if config.noise.offset else {}
     result |= {"truncated": round(law.cut, 4)} if isinstance(law, Truncated) else {}
     result["log_snr"] = {"mean": mean(lam), "std": round(lam.std().item(), 4), "quantiles": at_quantiles(law)}
     if counts := counted(config.base, schedule, law):
@@ -113,7 +113,7 @@ def show(config: TrainConfig, calibration: Path | None = None, out: Path | None 
     }
     result["histogram"] = histogram(law)
     if out is not None:
-        picture(law, where, f"{config.noise} on {config.base}", out)
+        picture(law, where, f"{named['noise']} on {config.base}", out)
         result["out"] = str(out)
     return result
 

@@ -49,16 +49,6 @@ def last_value(args: Sequence[str], name: str) -> str | None:
     return value
 
 
-def cleared(default: Any, args: Sequence[str]) -> Any:
-    """`default` without the repeatable values that are given again: flags replace a recipe's list, not add to it."""
-    from dataclasses import replace
-
-    for name in ("image", "caption", "repeats", "prior_prompt", "preview_prompt"):
-        if last_value(args, name.replace("_", "-")) is not None:
-            default = replace(default, **{name: ()})
-    return default
-
-
 @contextmanager
 def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr; yields `update(done, note, total)`."""

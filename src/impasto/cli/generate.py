@@ -27,7 +27,7 @@ def generate(args: list[str]) -> Result:
     own: dict[str, Any] = {one.name: getattr(command, one.name) for one in fields(GenerateConfig)}
     guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
     config = GenerateConfig(**{**own, "guidances": guidances})
-    from impasto.generate import generate_folder
+    from impasto.generation import generate_folder
 
     with bar("generating") as progress:
         return generate_folder(config, lambda done, total: progress(done, "", total))

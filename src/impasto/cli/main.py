@@ -27,7 +27,7 @@ from impasto.cli.evaluate import evaluate, report
 from impasto.cli.generate import generate
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.styles import export, import_, merge, resize
-from impasto.cli.train import sheet, train
+from impasto.cli.train import recipes, sheet, train
 from impasto.errors import UserError, nearest
 
 
@@ -41,7 +41,7 @@ def noise(args: list[str]) -> Result:
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
-        *(train, generate, evaluate, report, sheet),
+        *(train, generate, evaluate, report, sheet, recipes),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
     )
@@ -56,6 +56,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "evaluate": show_scores,
     "demo": lambda result: None,
     "noise": lambda result: None,
+    "recipes": lambda result: None,
     "reproduce": show_verdicts,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""

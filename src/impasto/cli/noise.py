@@ -1,15 +1,18 @@
 """`impasto noise <action>`: each action is a function of its flags; ACTIONS is the table of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from impasto.cli.calibrate import calibrate
-from impasto.config import TrainConfig, check_ranges, default_recipe, resolve
+from impasto.cli.console import last_value, parse
+from impasto.config import TrainConfig, change, default_recipe, resolve
 from impasto.errors import UserError, nearest
+from impasto.noise import NOISE_LAWS
+from impasto.registry import name_of
 
 Result = dict[str, Any]
 Architecture = Literal["flux", "sd3", "sdxl", "sd15"]
@@ -17,27 +20,30 @@ Architecture = Literal["flux", "sd3", "sdxl", "sd15"]
 
 def show(args: list[str]) -> Result:
     """A noise law as a histogram in log-SNR and sigma, with the band in which style emerges."""
-    from impasto.calibration.show import show, text
-    from impasto.cli.console import parse
+    from impasto.calibration.show import show as show_law
+    from impasto.calibration.show import text
 
-    @dataclass(frozen=True)
-    class Show(LawFlags):
-        """A noise law as a histogram in log-SNR and sigma, with the band in which style emerges."""
-
-        calibration: Path | None = None
-        """calibration.json of `impasto noise calibrate`; runs/calibration/<base>/calibration.json where that is."""
-        out: Path | None = None
-        """Draw it too: a PNG."""
-
-    flags = parse(Show, args, "noise show")
-    result = show(flags.config(), flags.calibration, flags.out)
+    extra = {
+        "calibration": (
+            Annotated[
+                Path | None,
+                tyro.conf.arg(
+                    help="calibration.json of `impasto noise calibrate`; by default that in runs/calibration/<base>, "
+                    "where there is one."
+                ),
+            ],
+            None,
+        ),
+        "out": (Annotated[Path | None, tyro.conf.arg(help="Plot it too: a PNG.")], None),
+    }
+    flags, config = parse_law(args, "noise show", show.__doc__ or "", extra)
+    result = show_law(config, flags.calibration, flags.out)
     print(text(result))
     return result
 
 
 def import_(args: list[str]) -> Result:
     """Another tool's noise settings in our terms, sign and shift put right."""
-    from impasto.cli.console import parse
 
     def import_(
         tool: Annotated[str, tyro.conf.Positional],
@@ -68,27 +74,21 @@ def import_(args: list[str]) -> Result:
 
 def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
-    from impasto.cli.console import parse
-    from impasto.config import TrainConfig, read_recipe
+    from impasto.config import read_recipe
     from impasto.interop.noise import architecture_of, export_settings, lines
 
-    @dataclass(frozen=True)
-    class Export(LawFlags):
-        """A noise law as another tool's settings; what that tool cannot do is refused."""
-
-        tool: Annotated[str, tyro.conf.Positional] = ""
-        """kohya, ai-toolkit, onetrainer, simpletuner or diffusers."""
-        base: str | None = None
-        """Base model, for its schedule, size and recipe; the recipe's when not given; without any mini-sd3's
-        recipe, and 1024 px as in `import`."""
-        architecture: Architecture | None = None
-        """What is trained with it, where the base does not tell: some tools mean another thing for each."""
-
-    flags = parse(Export, args, "noise export")
+    tool = Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(help="kohya, ai-toolkit, onetrainer, simpletuner or diffusers.")
+    ]
+    trained = Annotated[
+        Architecture | None,
+        tyro.conf.arg(help="What is trained with it, where the base does not state it: some tools differ."),
+    ]
+    doc = "A noise law as another tool's settings; what that tool cannot do is refused."
+    flags, config = parse_law(args, "noise export", doc, {"tool": (tool, ""), "architecture": (trained, None)})
     base = flags.base or read_recipe(flags.recipe or TrainConfig.recipe).get("base")
-    if base is None:
-        flags = replace(flags, size=1024 if flags.size is None else flags.size)
-    config = flags.config()
+    if base is None and flags.size is None:
+        config = change(config, size=1024)  # as in `import`, not mini-sd3's
     result = export_settings(flags.tool, config, architecture_of(base, flags.architecture))
     print(lines(result))
     return result
@@ -117,38 +117,33 @@ def action(args: list[str]) -> Result:
     return ACTIONS[args[0]](args[1:])
 
 
-@dataclass(frozen=True)
-class LawFlags:
-    """The flags of a noise law, as `impasto train` has them."""
+BASE = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Base model, for its schedule, size and recipe: an embedded one, a diffusers folder, or a hub id (not "
+        "fetched); the recipe's own when not given, else mini-sd3."
+    ),
+]
+RECIPE = Annotated[
+    str | None,
+    tyro.conf.arg(help="A recipe by name, or a TOML file; the base's own when not given, without one style-friendly."),
+]
+SIZE = Annotated[int | None, tyro.conf.arg(help="Pixels, square; the base's own when not given.")]
 
-    base: str | None = None
-    """Base model, for its schedule, size and recipe: an embedded one, a diffusers folder, or a hub id (not fetched);
-    the recipe's own when not given, else mini-sd3."""
-    recipe: str | None = None
-    """A recipe by name, or a TOML file; the base's own when not given, without a base style-friendly."""
-    noise: str | None = None
-    """Noise law: style-friendly, sd3, logit-normal, uniform, truncated-normal; the recipe's when not given."""
-    noise_mean: float | None = None
-    """Its mean: style-friendly and truncated-normal of log-SNR (lower = more noise), logit-normal of logit(t)."""
-    noise_std: float | None = None
-    """Its standard deviation, in the same unit."""
-    noise_shift: float | None = None
-    """Time shift, of logit-normal, sd3 and uniform only (higher = more noise)."""
-    noise_low: float | None = None
-    """Of truncated-normal: its lowest log-SNR."""
-    noise_high: float | None = None
-    """Its highest."""
-    offset_noise: float | None = None
-    """Shift every channel of the noise as a whole."""
-    size: int | None = None
-    """Pixels, square; the base's own when not given."""
 
-    def config(self) -> TrainConfig:
-        """What `train` would make of these flags. Raises UserError."""
-        from impasto.noise.laws import PARAMETERS
+def parse_law(args: list[str], command: str, doc: str, extra: dict[str, tuple[Any, Any]]) -> tuple[Any, TrainConfig]:
+    """(the flags of a command, the config that `train` would make of those of the noise law). Raises UserError."""
+    from impasto.cli.settings import translate_flags
 
-        keys = ("noise", *(f"noise_{name}" for name in PARAMETERS), "offset_noise", "size")
-        given = {key: getattr(self, key) for key in keys}
-        explicit = {key: value for key, value in given.items() if value is not None}
-        recipe = self.recipe or (default_recipe(self.base) if self.base else TrainConfig.recipe)
-        return check_ranges(resolve(recipe, self.base, **explicit))
+    args = translate_flags(args)
+    base, recipe, noise = (last_value(args, name) for name in ("base", "recipe", "noise"))
+    recipe = recipe or (default_recipe(base) if base else TrainConfig.recipe)
+    config = resolve(recipe, base, **({} if noise is None else {"noise": noise}))
+    law = Annotated[str, tyro.conf.arg(name="noise", help=f"Noise law: {', '.join(NOISE_LAWS)}.")]
+    fields = {"base": (BASE, None), "recipe": (RECIPE, None), "size": (SIZE, None), **extra}
+    fields |= {"noise_name": (law, name_of(NOISE_LAWS, config.noise)), "noise": (type(config.noise), config.noise)}
+    own = [(name, kind, field(default=default)) for name, (kind, default) in fields.items()]
+    command_class = make_dataclass("Command", own, frozen=True, kw_only=True)
+    command_class.__doc__ = doc
+    flags = parse(command_class, args, command)
+    return flags, change(config, noise=flags.noise, **({} if flags.size is None else {"size": flags.size}))

@@ -1,50 +1,75 @@
 """`impasto train` and `impasto sheet`."""
 
+import re
 import warnings
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from impasto.cli.console import Result, bar, cleared, last_value, parse
-from impasto.config import TrainConfig
+from impasto.cli.console import Result, bar, parse
 
-
-@dataclass(frozen=True)
-class TrainCommand(TrainConfig):
-    """Train a style on one or a few reference pictures."""
-
-    dry_run: bool = False
-    """Only say what would be done: settings, noise, device, memory, time; nothing is loaded or written."""
-
-    def config(self) -> TrainConfig:
-        """What is trained, without what belongs to the command alone."""
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+DRY_RUN = Annotated[
+    bool, tyro.conf.arg(help="Only print the plan: settings, noise, device, memory, time; no weights are read.")
+]
 
 
 def train(args: list[str]) -> Result:
-    """Train a style on one or a few reference pictures."""
-    from impasto.config import recipe_note, resolve
+    """Train a style on one or a few reference images."""
+    from impasto.cli.settings import parse_config
+    from impasto.config import recipe_note
 
-    given = {name: last_value(args, name) for name in ("recipe", "base", "noise", "optimizer")}
-    default = resolve(**{name: value for name, value in given.items() if value is not None})
-    command = parse(TrainCommand, args, "train", cleared(TrainCommand(**vars(default)), args))
-    config = command.config()
+    doc = "Train a style on one or a few reference images."
+    config, command = parse_config(args, "train", {"dry_run": (DRY_RUN, False)}, doc)
     if note := recipe_note(config):
         warnings.warn(note, stacklevel=1)
     if command.dry_run:
-        from impasto.training.plan import plan
+        from impasto.training.plan import dry_run
 
-        return plan(config)
-    from impasto.train import train
+        return dry_run(config)
+    from impasto.training.train import train
 
-    with bar("preparing") as preparing, bar("training", config.steps) as progress:
+    with bar("preparing") as preparing, bar("training", config.optim.steps) as progress:
         return train(
             config,
             lambda step, loss: progress(step, f"loss {loss:.3f}"),
             lambda done, total: preparing(done, "", total),
         )
+
+
+def recipes(args: list[str]) -> Result:
+    """The recipes that `impasto train --recipe` knows."""
+
+    def recipes(
+        show: Annotated[str | None, tyro.conf.arg(name="show")] = None,
+    ) -> Result:
+        """List the recipes, one line each; `impasto recipes show NAME` prints one.
+
+        Args:
+            show: Print this recipe.
+        """
+        from impasto.config import read_recipe
+        from impasto.config import recipes as known
+
+        if show is not None:
+            read_recipe(show)
+            text = (known().get(show) or Path(show)).read_text(encoding="utf-8")
+            print(text.rstrip())
+            return {"recipe": show, "text": text}
+        found = {name: first_sentence(file.read_text(encoding="utf-8")) for name, file in known().items()}
+        for name, about in found.items():
+            print(f"{name:28} {about}")
+        return {"recipes": found}
+
+    if args[:1] == ["show"]:
+        args = ["--show", *args[1:]]
+    return parse(recipes, args, "recipes")
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a recipe's comment."""
+    lines = [line.removeprefix("#").strip() for line in text.splitlines()[:6] if line.startswith("#")]
+    return re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
 
 
 def sheet(args: list[str]) -> Result:

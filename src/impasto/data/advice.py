@@ -7,11 +7,12 @@ picture shows, call the style by one name, and leave the look of the style (its 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from impasto.config import TrainConfig
 from impasto.data.captions import STYLE_WORDS, TRIGGER, names_style, words
+from impasto.data.config import DataConfig
 from impasto.data.folder import named
 from impasto.data.items import Item
 
@@ -32,14 +33,14 @@ one two three several many small large big little old young new thick thin brigh
 SAME, ALIKE, FEW = 0.5, 3, 3  # share of captions; different bits of 64; pictures that a pattern needs
 
 
-def advise(items: Sequence[Item], config: TrainConfig) -> list[str]:
-    """Lines of advice. `captions.check` speaks of a single picture's caption where it was given on the command line."""
-    spoken = [one for one in items if one.caption]
-    checks = (uncalled, described_away, same_thing, alike)
-    return [line for check in checks if (line := check(spoken, config))]
+def advise(items: Sequence[Item], config: DataConfig, prior: bool = False) -> list[str]:
+    """Lines of advice; `captions.check` is for the caption of a single image. prior: prior preservation is on."""
+    captioned = [one for one in items if one.caption]
+    checks = (uncalled, described_away, partial(same_thing, prior=prior), alike)
+    return [line for check in checks if (line := check(captioned, config))]
 
 
-def uncalled(items: Sequence[Item], config: TrainConfig) -> str:
+def uncalled(items: Sequence[Item], config: DataConfig) -> str:
     """The trigger, or any word that names a style, is missing in captions of a folder."""
     silent = [one for one in items if not names_style(one.caption, config.trigger)]
     if not silent or not any(path.is_dir() for path in config.image):
@@ -50,7 +51,7 @@ def uncalled(items: Sequence[Item], config: TrainConfig) -> str:
     return f"{count} name no style, so nothing will call it later: end them with 'in ... style', or use --trigger"
 
 
-def described_away(items: Sequence[Item], config: TrainConfig) -> str:
+def described_away(items: Sequence[Item], config: DataConfig) -> str:
     """Captions say how the style looks: with a trigger, techniques in several captions; a colour in most of them."""
     found = Counter(word for one in items for word in set(content(one.caption, config.trigger)))
     colours, techniques = set(COLOURS.split()), set(TECHNIQUES.split())
@@ -67,7 +68,7 @@ def described_away(items: Sequence[Item], config: TrainConfig) -> str:
     )
 
 
-def same_thing(items: Sequence[Item], config: TrainConfig) -> str:
+def same_thing(items: Sequence[Item], config: DataConfig, prior: bool = False) -> str:
     """The same noun in every caption: the style may come with that thing only."""
     if len(items) < FEW:
         return ""
@@ -76,14 +77,14 @@ def same_thing(items: Sequence[Item], config: TrainConfig) -> str:
     first = [word for word in dict.fromkeys(words(items[0].caption)) if word in shared]
     if not first:
         return ""
-    keep = "" if config.prior_weight else ", or keep what the base knows with --prior-weight 1"
+    keep = "" if prior else ", or preserve what the base knows with --prior.weight 1"
     return (
         f"all {len(items)} captions say {' '.join(first[:4])!r}: the style may come with it everywhere; add pictures "
         f"of other things{keep}"
     )
 
 
-def alike(items: Sequence[Item], config: TrainConfig) -> str:
+def alike(items: Sequence[Item], config: DataConfig) -> str:
     """Pictures that are nearly the same: by their difference hashes, flat ones aside."""
     hashes = np.array([one.picture.dhash for one in items], dtype=np.int64).view(np.uint64)
     told = np.bitwise_count(hashes) > ALIKE

@@ -12,16 +12,35 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from impasto.config import TrainConfig
 from impasto.data.batch import Batch
+from impasto.data.config import DataConfig
 from impasto.data.prepare import Prepared
+from impasto.noise.config import NoiseSettings
 from impasto.noise.laws import Law
 from impasto.noise.offset import add_offset
 from impasto.noise.random import generator, generators
+from impasto.optim.config import OptimConfig
+
+
+class DrawSettings(Protocol):
+    """The part of a TrainConfig that draws depend on."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def optim(self) -> OptimConfig: ...
+
+    @property
+    def noise(self) -> NoiseSettings: ...
 
 
 @dataclass(frozen=True)
@@ -31,14 +50,14 @@ class Draws:
     device: where the batch goes; where the latents are when not given.
     """
 
-    config: TrainConfig
+    config: DrawSettings
     law: Law
     prepared: Prepared
     device: str | torch.device | None = None
 
     def __call__(self, step: int, micro: int) -> tuple[Batch, Tensor, list[Generator]]:
         """(batch, lam_B, the generators of its items, which an objective may draw from further)."""
-        data, n = self.prepared, self.config.batch
+        data, n = self.prepared, self.config.optim.batch
         items = range(micro * n, micro * n + n)
         own = generators(self.config.seed, step, items)
         bucket = self.bucket(step)
@@ -51,7 +70,7 @@ class Draws:
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
         eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own])
-        eps = add_offset(eps, own, self.config.offset_noise).to(device)
+        eps = add_offset(eps, own, self.config.noise.offset).to(device)
         rows = data.conds[self.length(step)].items()
         cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
         if data.sizes is not None:
@@ -85,7 +104,7 @@ class Draws:
             height * width // patch**2 + self.prepared.conds[length]["text"][0].shape[0]
             for length in (max(shares, key=lambda length: shares[length]), self.length(step))
         )
-        return min(self.config.batch, max(1, round(self.config.batch * usual / own)))
+        return min(self.config.optim.batch, max(1, round(self.config.optim.batch * usual / own)))
 
     @cached_property
     def buckets(self) -> list[list[int]]:
@@ -108,10 +127,10 @@ class Draws:
 
     def dropped(self, step: int, item: int, caption: int) -> int:
         """The caption's row, or that of the empty one."""
-        if not self.config.caption_dropout or self.prepared.empty is None:
+        if not self.config.data.caption_dropout or self.prepared.empty is None:
             return caption
         u = torch.rand((), generator=generator(self.config.seed, step, f"dropout {item}")).item()
-        return self.prepared.empty if u < self.config.caption_dropout else caption
+        return self.prepared.empty if u < self.config.data.caption_dropout else caption
 
     def shared(self, step: int, name: str, count: int) -> int:
         """A number below `count`, from a generator of its own."""
@@ -125,7 +144,7 @@ class Draws:
 Drawn = tuple[Batch, Tensor, list[Generator]]
 
 
-def in_parts(drawn: Drawn, most: int) -> Iterator[tuple[float, Drawn]]:
+def split_batch(drawn: Drawn, most: int) -> Iterator[tuple[float, Drawn]]:
     """The same draws, at most `most` at a time, each with its share: a mean over items is the mean by these shares."""
     batch, lam_B, own = drawn
     n = len(own)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from impasto.config import TrainConfig
 from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
+from impasto.data.config import DataConfig
 from impasto.data.folder import Entry
 from impasto.data.pictures import Picture, look
 from impasto.data.references import NOTES, TRANSPARENT, enlarged
@@ -34,26 +34,26 @@ class Item:
     mask: Path | str | None = None
     mask_sha256: str | None = None
 
-    def told(self) -> list[Any]:
-        """All that makes it what it is, for hashes."""
+    def fingerprint(self) -> list[Any]:
+        """All that training depends on, for hashes."""
         return [self.picture.sha256, self.caption, self.shape, self.repeats, self.mask_sha256 or self.mask]
 
 
 def read(
-    config: TrainConfig,
+    config: DataConfig,
+    base: str,
     card: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
     largest: int | None = None,
 ) -> list[Item]:
-    """The items of `config.image`. card: of the base, for the step between buckets. largest: side of a bucket, see
-    `Family`.
+    """The items of `config.image`. base, card: for the step between buckets. largest: side of a bucket, see `Family`.
 
     progress: called with (done, of how many) after each picture, where there are more than a few.
 
     Raises UserError on anything that cannot be used, or warns and leaves it out with `skip_bad`.
     """
     bucketed = config.buckets == "on" or (config.buckets == "auto" and any(path.is_dir() for path in config.image))
-    step = buckets.step_of(card, config.base, config.size) if bucketed else None
+    step = buckets.step_of(card, base, config.size) if bucketed else None
     items, listed = [], entries(config)
     for done, entry in enumerate(listed, 1):
         found = item(entry, config, step, largest)
@@ -67,7 +67,7 @@ def read(
     return items
 
 
-def entries(config: TrainConfig) -> list[Entry]:
+def entries(config: DataConfig) -> list[Entry]:
     """The picture files that `config.image` names, each with its caption. Raises UserError when one has none."""
     if not config.image:
         raise UserError("no reference picture: give one with --image")
@@ -99,7 +99,7 @@ def say_same(times: int, named: Collection[int]) -> None:
     warnings.warn(what, stacklevel=2)
 
 
-def by_name(files: Sequence[Path], config: TrainConfig) -> list[Entry]:
+def by_name(files: Sequence[Path], config: DataConfig) -> list[Entry]:
     """Pictures given by their names: with the captions given, or with those beside them."""
     if not files:
         return []
@@ -112,7 +112,7 @@ def by_name(files: Sequence[Path], config: TrainConfig) -> list[Entry]:
     return [replace(entry, caption=caption) for entry, (_, caption) in zip(found, pairs, strict=True)]
 
 
-def in_folder(path: Path, config: TrainConfig) -> list[Entry]:
+def in_folder(path: Path, config: DataConfig) -> list[Entry]:
     """Pictures of a folder: with their own caption, or the one given, or the one in a kohya folder's name."""
     spare = config.caption[0].strip() if config.caption else None
     found = [replace(e, caption=e.caption or spare or e.spare) for e in folder.listing(path, config.skip_bad)]
@@ -130,11 +130,11 @@ def refuse_silent(found: Sequence[Entry], what: str) -> None:
         )
 
 
-def fill(caption: str, config: TrainConfig) -> str:
+def fill(caption: str, config: DataConfig) -> str:
     return captions.fill(caption, config.caption_prefix, config.trigger)
 
 
-def item(entry: Entry, config: TrainConfig, step: int | None, largest: int | None = None) -> Item | None:
+def item(entry: Entry, config: DataConfig, step: int | None, largest: int | None = None) -> Item | None:
     """One entry, looked at. step: between buckets, None for squares. largest: side of a bucket. None when it is bad and
     shall be skipped."""
     size = config.size
@@ -179,7 +179,7 @@ def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:
         warnings.warn(f"{who} {note}", stacklevel=2)
 
 
-def check_settings(config: TrainConfig, items: Sequence[Item]) -> None:
+def check_settings(config: DataConfig, items: Sequence[Item]) -> None:
     """Warn of settings without effect, refuse what cannot be meant."""
     if config.mask != "off" and not any(one.mask for one in items):
         where = "a.mask.png beside a.png, or masks/a.png" if config.mask == "files" else "transparent pictures"
@@ -188,20 +188,10 @@ def check_settings(config: TrainConfig, items: Sequence[Item]) -> None:
         warnings.warn(f"crops {config.crops} has no effect: no picture is larger than what is cut out", stacklevel=2)
 
 
-def told(config: TrainConfig, items: Sequence[Item]) -> TrainConfig:
-    """The config with its pictures and captions named one by one: for previews, the card and prior prompts.
-
-    The captions are the first few different ones.
-    """
+def expand_captions(config: DataConfig, items: Sequence[Item]) -> DataConfig:
+    """The config with its images and captions listed one by one; of the captions the first few different ones."""
     texts = list(dict.fromkeys(one.caption for one in items))[:PREVIEWS]
-    trigger = config.trigger
-    return replace(
-        config,
-        image=tuple(one.picture.path for one in items),
-        caption=tuple(texts),
-        preview_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.preview_prompt),
-        prior_prompt=tuple(captions.fill(prompt, trigger=trigger) for prompt in config.prior_prompt),
-    )
+    return replace(config, image=tuple(one.picture.path for one in items), caption=tuple(texts))
 
 
 def hashes(items: Sequence[Item]) -> dict[str, Any]:
@@ -209,11 +199,11 @@ def hashes(items: Sequence[Item]) -> dict[str, Any]:
     pictures = [one.picture.sha256 for one in items]
     if len(pictures) > 16:
         pictures = [hashlib.sha256("\n".join(pictures).encode()).hexdigest()]
-    everything = json.dumps([one.told() for one in items])
+    everything = json.dumps([one.fingerprint() for one in items])
     return {"references_sha256": pictures, "data_sha256": hashlib.sha256(everything.encode()).hexdigest()}
 
 
-def spoken(items: Sequence[Item]) -> dict[str, Any]:
+def caption_stats(items: Sequence[Item]) -> dict[str, Any]:
     """How many pictures, and their different captions in order, each with the number of its pictures; of more than KEPT
     the most common ones."""
     counts = Counter(one.caption for one in items)

@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from impasto import devices
-from impasto.config import TrainConfig
 from impasto.errors import UserError, extra
+from impasto.execution.config import ExecutionConfig
 from impasto.families.base import Family, part_bytes, quiet
 
 QUANTIZED = {
@@ -40,7 +40,7 @@ FORWARD_ONLY = ("sage", "aiter")  # attention kernels without a backward pass
 
 
 @dataclass(frozen=True)
-class Running:
+class ExecutionPlan:
     """What is used; see the module's docstring. why: one line each, for people."""
 
     checkpointing: float = 0.0
@@ -51,7 +51,7 @@ class Running:
     why: tuple[str, ...] = ()
 
 
-def check(config: TrainConfig, device: str, shards: int = 1) -> None:
+def check(config: ExecutionConfig, device: str, shards: int = 1) -> None:
     """Raise UserError where a flag cannot be had on `device`, or with a base sharded over so many processes."""
     kind = device.split(":")[0]
     if shards > 1 and (config.offload == "on" or config.quantize not in NOT_QUANTIZED):
@@ -89,9 +89,9 @@ def no_compiler(device: str) -> str | None:
     return None if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++") else "there is no C++ compiler"
 
 
-def place(running: Running, family: Family, sharded: bool = False) -> None:
+def load_denoiser(running: ExecutionPlan, family: Family, sharded: bool = False) -> None:
     """Before an adapter is added: the base, quantised on the way to the device, or kept off it; one that will be
-    sharded (`parallel.Team.shard`) stays in main memory."""
+    sharded (`training.workers.Workers.shard`) stays in main memory."""
     if running.quantize == "none" and not running.offload and not sharded:
         return
     model = load_on(family, "cpu")
@@ -102,7 +102,7 @@ def place(running: Running, family: Family, sharded: bool = False) -> None:
         offload(model, family.device)
 
 
-def start(running: Running, family: Family, adapter: dict[str, nn.Parameter]) -> None:
+def apply_execution(running: ExecutionPlan, family: Family, adapter: dict[str, nn.Parameter]) -> None:
     """After the adapter was added: everything else. Raises UserError where the base does not have it."""
     for p in adapter.values():  # an offloaded base took them to main memory
         p.data = p.data.to(family.device)
@@ -131,12 +131,11 @@ def placed(family: Family, device: str) -> Iterator[None]:
 
 
 def in_main_memory(family: Family) -> AbstractContextManager[None]:
-    """Where a GPU will draw, what is read in here waits in main memory for `settle`; elsewhere it lies where it is
-    used."""
+    """Where a GPU will generate, what is read in here waits in CPU RAM for `place_pipeline`."""
     return placed(family, "cpu") if family.device.startswith("cuda") else nullcontext()
 
 
-def settle(pipe: Any, family: Family, pixels: int) -> None:
+def place_pipeline(pipe: Any, family: Family, pixels: int) -> None:
     """Put a whole pipeline, styles and all, where it will draw so many pixels at once: on the GPU if it holds it; else
     part by part as they are used, or layer by layer, which a warning says. See `devices.drawing`."""
 
@@ -144,7 +143,7 @@ def settle(pipe: Any, family: Family, pixels: int) -> None:
         return
     sizes = part_bytes(pipe)
     free = torch.cuda.mem_get_info(family.device)[0]
-    spread(pipe, family.device, how := devices.drawing(sizes, pixels, free))
+    apply_placement(pipe, family.device, how := devices.drawing(sizes, pixels, free))
     if how != "whole":
         warnings.warn(
             f"the base takes {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: it goes through the device "
@@ -153,7 +152,7 @@ def settle(pipe: Any, family: Family, pixels: int) -> None:
         )
 
 
-def spread(pipe: Any, device: str, how: str) -> None:
+def apply_placement(pipe: Any, device: str, how: str) -> None:
     """how: "whole", "by part" (diffusers' model offloading) or "by layer" (its group offloading)."""
     with quiet():
         if how == "whole":
@@ -209,7 +208,7 @@ def offload(model: Any, device: str) -> None:
             apply_group_offloading(layer, torch.device(device), torch.device("cpu"), "leaf_level")
 
 
-class Share:
+class PartialCheckpointing:
     """Computes a share of the blocks again in the backward pass, evenly spread over the order of their first call.
 
     whole: to their end, also where nothing more is needed of it: a layer that is left in the middle of its forward pass
@@ -235,7 +234,7 @@ def checkpoint(model: Any, share: float, whole: bool = False) -> None:
     """Gradient checkpointing of a share of the blocks. Raises UserError when the model has none."""
     if not getattr(model, "_supports_gradient_checkpointing", False):
         raise UserError(f"{type(model).__name__} has no gradient checkpointing: --checkpointing 0")
-    model.enable_gradient_checkpointing(Share(share, whole))
+    model.enable_gradient_checkpointing(PartialCheckpointing(share, whole))
 
 
 def compile_blocks(model: Any, **options: Any) -> None:

@@ -7,10 +7,10 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
     activations   A = n 60 T D L bytes in bf16: what autograd keeps of all blocks (twice that in fp32);
                   a U-Net sums 60 T D per transformer layer and 16 T D per resnet over its levels
     with share s of the blocks computed again: (1 - s) A + s n 2 T D L (their inputs) + A / L (the one at work)
-    text encoders with --text-encoder-lora the CLIPs stay: their weights, never quantised nor computed again, their
+    text encoders with --text lora the CLIPs stay: their weights, never quantised nor computed again, their
                   LoRA as the adapter, n 34 T D L of activations (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2
                   without the attention matrix, which is not kept)
-    prior         with --prior-weight n counts its pictures as well: both passes are held until the backward one
+    prior         with --prior.weight n counts its pictures as well: both passes are held until the backward one
     shards        of a base sharded over W processes each has 1 / W of its blocks' weights, and two blocks whole
     offload       two blocks' linear layers, and everything that is none
     overhead      1.5 GB (context, workspaces, the allocator's gaps) + 3 % of the rest
@@ -32,23 +32,55 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from impasto.adapters import text_encoder as text
-from impasto.config import TrainConfig
+from impasto.adapters.base import adapter_of
+from impasto.adapters.text_encoder import LAYERS, ClipLoRA, build_text
+from impasto.data.config import DataConfig
 from impasto.devices import GB, SPARE, Device, device
-from impasto.execution.apply import NOT_QUANTIZED, Running, check, in_block, no_compiler
+from impasto.execution.apply import NOT_QUANTIZED, ExecutionPlan, check, in_block, no_compiler
+from impasto.execution.config import ExecutionConfig
 from impasto.families.base import Family
+from impasto.objectives.config import PriorConfig
 from impasto.optim import optimizers
+from impasto.optim.config import OptimConfig
 
 SUSTAINED, WORTH_COMPILING = 0.5, 300
 SLOWER = {"none": 1.0, "fp8": 1.15, "int8": 1.3, "nf4": 1.5}  # dequantising, per step
 FACTOR = {"none": 1.0, "fp8": 1.03 / 2, "int8": 1.03 / 2, "nf4": 0.5625 / 2}  # of a bf16 weight
 TEXT_TOKENS = 77
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class TrainSettings(Protocol):
+    """The part of a TrainConfig that memory and time depend on."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def objective(self) -> Any: ...
+
+    @property
+    def prior(self) -> PriorConfig: ...
+
+    @property
+    def adapter(self) -> Any: ...
+
+    @property
+    def text(self) -> Any: ...
+
+    @property
+    def optim(self) -> OptimConfig: ...
+
+    @property
+    def execution(self) -> ExecutionConfig: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -71,14 +103,14 @@ class Size:
     clip_flop: float = 0.0
 
 
-def skeleton(family: Family) -> nn.Module:
+def meta_model(family: Family) -> nn.Module:
     """The denoiser without its weights, to be read only."""
-    return bones(json.dumps(config_of(family, family.part), sort_keys=True))
+    return meta_model_of(json.dumps(config_of(family, family.part), sort_keys=True))
 
 
 @lru_cache(maxsize=4)
-def bones(config: str) -> nn.Module:
-    """`skeleton` by its configuration (JSON), made once for an outline and the family itself: SD3.5's table of
+def meta_model_of(config: str) -> nn.Module:
+    """`meta_model` by its configuration (JSON), made once for an outline and the family itself: SD3.5's table of
     positions takes seconds."""
     import diffusers
     from accelerate import init_empty_weights
@@ -88,7 +120,7 @@ def bones(config: str) -> nn.Module:
         return getattr(diffusers, settings["_class_name"]).from_config(settings)
 
 
-def clip_skeletons(family: Family) -> list[Any]:
+def meta_clips(family: Family) -> list[Any]:
     """The CLIP text encoders without their weights."""
     import transformers
     from accelerate import init_empty_weights
@@ -107,33 +139,28 @@ def clip_skeletons(family: Family) -> list[Any]:
 def config_of(family: Any, part: str) -> dict[str, Any]:
     """What a component's config.json says. Raises UserError when it cannot be read, or names no class."""
     config = family.config(part)
-    _ = config["_class_name"]  # said here: in `bones` it is JSON
+    _ = config["_class_name"]  # said here: in `meta_model_of` it is JSON
     return config
 
 
-def size_of(model: Any, family: Any, config: TrainConfig, vae_factor: int = 8) -> Size:
+def size_of(model: Any, family: Any, config: TrainSettings, vae_factor: int = 8) -> Size:
     """Size of training `model` (on any device, also meta) as `config` says. family: kinds and modules only."""
-    from impasto.adapters.lora import endings, ends
-
-    names = endings(family, config.targets, model)
-    side = config.size // vae_factor
-    linear, trained, in_blocks = 0.0, 0, 0
+    side = config.data.size // vae_factor
+    linear, in_blocks = 0.0, 0
     unet = hasattr(model, "down_blocks")
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             tokens = unet_tokens(name, model, side) if unet else stream_tokens(name, model, side)
             linear += 2 * layer.weight.numel() * tokens
-            if ends(name, names):
-                rows, columns = layer.weight.shape[0], layer.weight[0].numel()  # a kernel counts as columns
-                trained += config.rank * (rows + columns)
         in_blocks += layer.weight.numel() if in_block(layer, name) else 0
     blocks, activations, inputs, attention = (unet_blocks if unet else stream_blocks)(model.config, side)
     total = sum(p.numel() for p in model.parameters())
+    trained = adapter_of(config.adapter).count(family, config.adapter, model)
     return Size(total, in_blocks, trained, blocks, activations, inputs, linear, attention)
 
 
-def with_clips(size: Size, clips: Sequence[Any], config: TrainConfig) -> Size:
-    """`size` with text encoders (on any device, also meta) that are trained as well."""
+def with_clips(size: Size, clips: Sequence[Any], rank: int) -> Size:
+    """`size` with text encoders (on any device, also meta) that are trained as well, by a LoRA of this rank."""
     weights, adapter, activations, flop = 0, 0, 0.0, 0.0
     for clip in clips:
         weights += sum(p.numel() for p in clip.parameters())
@@ -143,8 +170,8 @@ def with_clips(size: Size, clips: Sequence[Any], config: TrainConfig) -> Size:
         for name, layer in clip.named_modules():
             if isinstance(layer, nn.Linear):
                 flop += 2.0 * layer.weight.numel() * tokens
-                trained = name.rpartition(".")[2] in text.LAYERS
-                adapter += config.rank * (layer.in_features + layer.out_features) if trained else 0
+                trained = name.rpartition(".")[2] in LAYERS
+                adapter += rank * (layer.in_features + layer.out_features) if trained else 0
     return replace(
         size, adapter=size.adapter + adapter, clip_weights=weights, clip_activations=activations, clip_flop=flop
     )
@@ -203,40 +230,43 @@ def unet_blocks(config: Mapping[str, Any], side: int) -> tuple[int, float, float
     return blocks, activations, inputs, attention
 
 
-def memory(size: Size, config: TrainConfig, running: Running, precision: str = "bf16", shards: int = 1) -> float:
+def memory(
+    size: Size, config: TrainSettings, running: ExecutionPlan, precision: str = "bf16", shards: int = 1
+) -> float:
     """Bytes at the peak of a step, by the module's formulas."""
     unit, s = (1.0 if precision == "bf16" else 2.0), running.checkpointing
     rest = (size.weights - size.block_weights) * 2 * unit
     blocks = size.block_weights * 2 * unit * (FACTOR[running.quantize] / (unit if running.quantize != "none" else 1))
     if running.offload or shards > 1:
         blocks = (0.0 if running.offload else blocks / shards) + 2 * blocks / size.blocks
-    per_weight = 12 + optimizers.choice(config.optimizer).state_bytes + (4 if config.ema else 0)
+    per_weight = 12 + optimizers.choice(config.optim.optimizer).state_bytes + (4 if config.optim.ema else 0)
     kept = (1 - s) * size.activations + s * size.inputs + (size.activations / size.blocks if s else 0)
-    activations = (config.batch + prior_pictures(config)) * kept + config.batch * size.clip_activations
+    activations = (config.optim.batch + prior_pictures(config)) * kept + config.optim.batch * size.clip_activations
     rest += size.clip_weights * 2 * unit
     return 1.03 * (rest + blocks + size.adapter * per_weight + unit * activations) + 1.5 * GB
 
 
-def prior_pictures(config: TrainConfig) -> int:
+def prior_pictures(config: TrainSettings) -> int:
     """Pictures of the base that go through beside a batch, see `objectives.prior`."""
-    return min(config.prior_batch, config.batch) if config.prior_weight else 0
+    return min(config.prior.batch, config.optim.batch) if config.prior.weight else 0
 
 
-def seconds(size: Size, config: TrainConfig, running: Running, of: Device) -> float | None:
+def seconds(size: Size, config: TrainSettings, running: ExecutionPlan, of: Device) -> float | None:
     """Seconds of an optimiser step, None on a device that is not known. Offloading adds the way over PCIe (20 GB/s),
     there and back."""
     if of.peak is None:
         return None
-    s, n, prior, dco = running.checkpointing, config.batch, prior_pictures(config), config.objective == "dco"
+    s, n, prior = running.checkpointing, config.optim.batch, prior_pictures(config)
+    extra = config.objective.extra_forwards
     forward = size.linear + size.attention
     flop = (n + prior) * (2 * size.linear + 3.5 * size.attention + s * forward) + n * 2 * size.clip_flop
-    flop += (prior + n * dco) * forward
-    passes = (1 + s) * (1 + (prior > 0)) + (prior > 0) + dco
+    flop += (prior + n * extra) * forward
+    passes = (1 + s) * (1 + (prior > 0)) + (prior > 0) + extra
     moved = passes * 2 * 2 * size.block_weights / 20e9 if running.offload else 0.0
-    return config.accumulate * (flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved)
+    return config.optim.accumulate * (flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved)
 
 
-def candidates(config: TrainConfig, of: Device, shards: int = 1) -> list[Running]:
+def candidates(config: ExecutionConfig, of: Device, shards: int = 1) -> list[ExecutionPlan]:
     """What may be chosen, best first: the base as it is before a quantised one, that before one that is fetched over
     and over; within each the fewest blocks computed again. What a flag says is not varied; a base that is sharded
     stays as it is."""
@@ -244,54 +274,58 @@ def candidates(config: TrainConfig, of: Device, shards: int = 1) -> list[Running
     known = ["fp8" if fp8 else "int8"] * bool(find_spec("torchao")) + ["nf4"] * bool(find_spec("bitsandbytes"))
     kinds = ["none", *(known if shards == 1 else [])] if config.quantize == "auto" else [config.quantize]
     shares = SHARES if config.checkpointing is None else (config.checkpointing,)
-    found = [Running(share, quantize=kind) for kind in kinds for share in shares] if config.offload != "on" else []
+    found = (
+        [ExecutionPlan(share, quantize=kind) for kind in kinds for share in shares] if config.offload != "on" else []
+    )
     may = config.offload != "off" and shards == 1
     if may and config.quantize in NOT_QUANTIZED and config.checkpointing in (None, 1.0):
-        found.append(Running(1.0, offload=True))
+        found.append(ExecutionPlan(1.0, offload=True))
     return [replace(running, attention=config.attention) for running in found]
 
 
-def choose(config: TrainConfig, of: Device, size: Size | None, precision: str, shards: int = 1) -> Running:
+def choose(config: TrainSettings, of: Device, size: Size | None, precision: str, shards: int = 1) -> ExecutionPlan:
     """How to run on a device. size: None when the base is not here. shards: over how many processes the base is
     sharded. Raises UserError where a flag cannot be had."""
-    check(config, of.kind, shards)
-    asked = Running(
-        config.checkpointing or 0.0,
-        config.compile == "on",
-        config.attention,
-        config.offload == "on",
-        "none" if config.quantize == "auto" else config.quantize,
+    flags = config.execution
+    check(flags, of.kind, shards)
+    asked = ExecutionPlan(
+        flags.checkpointing or 0.0,
+        flags.compile == "on",
+        flags.attention,
+        flags.offload == "on",
+        "none" if flags.quantize == "auto" else flags.quantize,
     )
-    if config.offload == "on":
+    if flags.offload == "on":
         asked = replace(asked, checkpointing=1.0)
     if of.free is None or size is None:
         why = f"on {of.kind} nothing is traded for memory" if of.free is None else "the base is not here yet"
         return replace(asked, why=(f"{why}: only what the flags say",))
-    options = candidates(config, of, shards)
+    options = candidates(flags, of, shards)
     needs = [memory(size, config, running, precision, shards) for running in options]
     fitting = [i for i, need in enumerate(needs) if need <= SPARE * of.free]
     chosen = fitting[0] if fitting else len(options) - 1
     best, room = options[chosen], of.free / GB
     split = f", sharded over {shards} processes" if shards > 1 else ""
-    why = [f"{called(best)}{split}: about {needs[chosen] / GB:.0f} of {room:.0f} GB ({of.name})"]
+    why = [f"{describe(best)}{split}: about {needs[chosen] / GB:.0f} of {room:.0f} GB ({of.name})"]
     plain = options[0]
     if best != plain:
-        why.append(f"{called(plain)} would take about {needs[0] / GB:.0f} GB")
+        why.append(f"{describe(plain)} would take about {needs[0] / GB:.0f} GB")
     if not fitting:
         why.append("that does not fit by the estimate: a smaller --size or --batch would")
     step = seconds(size, config, best, of)
     if step is None:
         why.append(f"how long a step takes on {of.name} is not known")
     else:
-        why.append(f"a step takes about {step:.2g} s, {config.steps} steps {step * config.steps / 60:.2g} min")
-    long = config.compile == "auto" and step is not None and step * config.steps > WORTH_COMPILING
+        minutes = step * config.optim.steps / 60
+        why.append(f"a step takes about {step:.2g} s, {config.optim.steps} steps {minutes:.2g} min")
+    long = flags.compile == "auto" and step is not None and step * config.optim.steps > WORTH_COMPILING
     worth = long and not best.offload and no_compiler(of.kind) is None
     if worth:
         why.append("compiled, as the run is longer than 5 minutes")
-    return replace(best, compile=worth or config.compile == "on", why=tuple(why))
+    return replace(best, compile=worth or flags.compile == "on", why=tuple(why))
 
 
-def called(running: Running) -> str:
+def describe(running: ExecutionPlan) -> str:
     """What it trades, in words."""
     share = f"{running.checkpointing:.0%} of the blocks" if running.checkpointing else "no block"
     parts = [f"{share} computed again"]
@@ -299,34 +333,36 @@ def called(running: Running) -> str:
     return ", ".join([*parts, *(["the base in main memory"] if running.offload else [])])
 
 
-def plan(config: TrainConfig, family: Family | None, name: str, precision: str, shards: int = 1) -> Running:
+def choose_execution(
+    config: TrainSettings, family: Family | None, name: str, precision: str, shards: int = 1
+) -> ExecutionPlan:
     """`choose` for the device called `name`; the base's size is looked at only where it can matter."""
     of = device(name)
     size = None
     if of.free is not None and family is not None:
         factor = 2 ** (len(config_of(family, "vae")["block_out_channels"]) - 1)
-        size = size_of(skeleton(family), family, config, factor)
-        if config.text_encoder_lora:
-            size = with_clips(size, clip_skeletons(family), config)
+        size = size_of(meta_model(family), family, config, factor)
+        if isinstance(text := build_text(config), ClipLoRA):
+            size = with_clips(size, meta_clips(family), text.rank)
     return choose(config, of, size, precision, shards)
 
 
-def before(config: TrainConfig) -> str:
+def oom_hint_prepare(config: TrainSettings) -> str:
     """What to change when memory ran out while pictures and captions were prepared."""
-    size = f", or with another --out try --size {config.size // 2}" if config.size > 256 else ""
+    size = f", or with another --out try --size {config.data.size // 2}" if config.data.size > 256 else ""
     return f"that was while encoding pictures and captions, not training: free the device of other programs{size}"
 
 
-def advice(config: TrainConfig, running: Running, device: str = "") -> str:
+def oom_hint_train(config: TrainSettings, running: ExecutionPlan, device: str = "") -> str:
     """What to change when memory ran out, cheapest first: what the run goes on with (config.FREE), and what makes it
     another one. device: where the base may lie in main memory beside it, see `running.check`."""
     free = ["--checkpointing 1"] if running.checkpointing < 1 else []
     may = device.startswith("cuda") and running.quantize == "none" and not running.offload
     free += ["--offload on"] if may and not free else []
-    tips = [f"--batch 1 (it is {config.batch}; --accumulate makes up for it)"] if config.batch > 1 else []
-    tips += ["--optimizer adamw8bit"] if config.optimizer in ("adamw", "prodigy") else []
+    tips = [f"--batch 1 (it is {config.optim.batch}; --accumulate makes up for it)"] if config.optim.batch > 1 else []
+    tips += ["--optimizer adamw8bit"] if config.optim.optimizer in ("adamw", "prodigy") else []
     tips += ["--quantize nf4"] if running.quantize != "nf4" and not running.offload else []
-    tips += [f"--size {config.size // 2}"] if config.size > 256 else []
+    tips += [f"--size {config.data.size // 2}"] if config.data.size > 256 else []
     told = [f"the same command with {free[0]} goes on"] if free else []
     told += [f"with another --out try {', or '.join(tips[:3])}"] if tips else []
     return "; ".join(told) or "this device is too small for this base"

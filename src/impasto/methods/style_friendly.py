@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from impasto.adapters import lora
+from impasto.adapters.config import LoRA
 from impasto.data.prepare import Prepared
 from impasto.families.base import Family
-from impasto.noise.laws import style_friendly as law
+from impasto.noise.laws import StyleFriendly
 from impasto.noise.random import generators
 from impasto.noise.schedule import mix
 
@@ -45,12 +46,12 @@ def style_friendly(
         name: torch.stack([of_captions[caption] for _, caption in rows]).to(family.device)
         for name, of_captions in next(iter(prepared.conds.values())).items()
     }
-    theta = lora.add(family, rank=rank, alpha=rank, targets=targets, seed=seed)
+    theta = lora.add(family, LoRA(rank=rank, targets=tuple(targets)), seed)
     adam = torch.optim.Adam(theta.values(), lr=lr, betas=(0.9, 0.999))
     for step in range(1, steps + 1):
         own = generators(seed, step, range(draws))
         i = torch.cat([torch.randint(len(x_NCHW), (1,), generator=g) for g in own])
-        lam = law(mean, std)(own).to(family.device)
+        lam = StyleFriendly(mean, std)(own).to(family.device)
         eps = torch.stack([torch.randn(x_NCHW.shape[1:], generator=g) for g in own]).to(family.device)
         x_0, y = x_NCHW[i], {name: rows[i] for name, rows in cond.items()}
         v = family.predict(mix(family.schedule, x_0, eps, lam), lam, y)

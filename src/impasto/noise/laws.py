@@ -3,20 +3,23 @@
 A law is a distribution of the log-SNR `lam` (float32; smaller is noisier): `law(generators)` draws one level per
 generator, `law.pdf(lam)` is its density. Sign conventions differ between tools; here the mean of `style-friendly` is
 a *log-SNR* (lower = more noise) and the mean of `logit-normal` the logit of the *noise share* t (higher = more noise).
-LAWS maps the names of recipes to constructors.
+`noise.NOISE_LAWS` maps the names of recipes to constructors.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from impasto.errors import UserError, nearest
+from impasto.errors import UserError
+from impasto.noise import NOISE_LAWS
+from impasto.noise.config import NoiseSettings
 from impasto.noise.schedule import Schedule, VariancePreserving
+from impasto.registry import look_up, name_of
 
 
 class Law(Protocol):
@@ -42,14 +45,14 @@ def normal_pdf(x: Tensor, mean: float, std: float) -> Tensor:
 
 def check_normal(mean: float, std: float) -> None:
     if not math.isfinite(mean):
-        raise UserError(f"noise_mean must be a finite number, not {mean}")
+        raise UserError(f"noise.mean must be a finite number, not {mean}")
     if not (std > 0 and math.isfinite(std)):
-        raise UserError(f"noise_std must be above 0, not {std}")
+        raise UserError(f"noise.std must be above 0, not {std}")
 
 
 def check_shift(shift: float) -> None:
     if not (shift > 0 and math.isfinite(shift)):
-        raise UserError(f"noise_shift must be above 0, not {shift}")
+        raise UserError(f"noise.shift must be above 0, not {shift}")
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,10 @@ class Truncated:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise UserError(f"noise_low must be below noise_high, not {self.low} and {self.high}")
+            raise UserError(f"noise.low must be below noise.high, not {self.low} and {self.high}")
         if self.cut > 1 - 1e-6:
             raise UserError(
-                f"{self.law} has nothing between log-SNR {self.low:.2f} and {self.high:.2f}: choose another noise_mean"
+                f"{self.law} has nothing between log-SNR {self.low:.2f} and {self.high:.2f}: choose another noise.mean"
             )
 
     @property
@@ -229,7 +232,7 @@ def truncate_to_schedule(law: Law, schedule: Schedule) -> Law:
     low, high = schedule.range
     if isinstance(law, Uniform) and isinstance(schedule, VariancePreserving):
         if law.shift != 1:
-            raise UserError("a noise_shift of the uniform law is for rectified flows (SD3, FLUX): leave it out")
+            raise UserError("a noise.shift of the uniform law is for rectified flows (SD3, FLUX): leave it out")
         return UniformTime(schedule)
     check_ends(law, max(low, -FLOW_END), min(high, FLOW_END))
     if isinstance(law, Truncated):
@@ -248,14 +251,11 @@ def check_ends(law: Law, low: float, high: float) -> None:
     for share, side, end in ((below, "below", low), (1 - above, "above", high)):
         if share > NEARLY_ALL:
             what = "pure noise" if end < 0 else "hardly any noise"
-            other = "another noise_mean (style-friendly has -6), or --noise uniform"
+            other = "another noise.mean (style-friendly has -6), or --noise uniform"
             raise UserError(
                 f"{share:.1%} of the noise levels lie {side} log-SNR {end:.2f}, where this base has {what} at the end "
-                f"of its schedule: choose {'another noise_shift' if isinstance(law, Uniform) else other}"
+                f"of its schedule: choose {'another noise.shift' if isinstance(law, Uniform) else other}"
             )
-
-
-style_friendly, logit_normal, uniform = StyleFriendly, LogitNormal, Uniform
 
 
 def truncated_normal(mean: float = -6.0, std: float = 2.0, low: float = -math.inf, high: float = math.inf) -> Truncated:
@@ -268,20 +268,19 @@ def sd3(mean: float = 0.0, std: float = 1.0, shift: float = 3.0) -> LogitNormal:
     return LogitNormal(mean, std, shift)
 
 
-LAWS: dict[str, tuple[Callable[..., Law], str]] = {
-    "style-friendly": (style_friendly, "log-SNR ~ N(mean, std^2); lower mean = more noise; -6, 2"),
-    "truncated-normal": (truncated_normal, "the same, truncated to [noise_low, noise_high] and to the base's range"),
-    "logit-normal": (logit_normal, "logit(t) ~ N(mean, std^2), then shift; higher mean = more noise"),
-    "sd3": (sd3, "SD3's own sampler: logit-normal(0, 1) with shift 3, i.e. log-SNR ~ N(-2.2, 2^2)"),
-    "uniform": (uniform, "t ~ U(0, 1), in the base's own time; then shift, on a rectified flow"),
-}
 PARAMETERS = ("mean", "std", "shift", "low", "high")
-"""Parameters of the laws; the recipe keys are these with the prefix noise_."""
+"""Parameters of the laws; the flat recipe keys are these with the prefix noise_."""
 
 
 def law_from_recipe(settings: Mapping[str, Any]) -> Law:
-    """The law of the recipe keys noise, noise_mean and so on; a key may be None or missing."""
+    """The law of the flat recipe keys noise, noise_mean and so on; a key may be None or missing."""
     return build_law(settings["noise"], **{key: settings.get(f"noise_{key}") for key in PARAMETERS})
+
+
+def law_from_settings(settings: NoiseSettings) -> Law:
+    """The law of a settings object. Raises UserError when its parameters are invalid."""
+    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "offset"}
+    return build_law(name_of(NOISE_LAWS, settings), **given)
 
 
 def build_law(name: str, **parameters: float | None) -> Law:
@@ -289,15 +288,13 @@ def build_law(name: str, **parameters: float | None) -> Law:
 
     Raises UserError on an unknown name (naming the nearest) and on a parameter that the law does not have.
     """
-    if name not in LAWS:
-        raise UserError(f"unknown noise law {name!r}: {nearest(name, list(LAWS))}")
-    build, _ = LAWS[name]
+    build = look_up(NOISE_LAWS, name, "noise law").builder
     given = {key: value for key, value in parameters.items() if value is not None}
     known = list(inspect.signature(build).parameters)
     for key in given:
         if key not in known:
-            has = ", ".join(f"noise_{k}" for k in known) or "no parameters"
-            raise UserError(f"the noise law {name!r} has no noise_{key} (it has {has}): leave it out")
+            has = ", ".join(f"noise.{k}" for k in known) or "no parameters"
+            raise UserError(f"the noise law {name!r} has no noise.{key} (it has {has}): leave it out")
     return build(**given)
 
 
@@ -305,5 +302,5 @@ PUBLISHED_POSITIONS = 128 * 128  # latent positions of a 1024 px image, for whic
 
 
 def noise_law(config: Any) -> Law:
-    """The law of a TrainConfig. Raises UserError when its parameters are invalid."""
-    return law_from_recipe(vars(config))
+    """The law of a TrainConfig."""
+    return law_from_settings(config.noise)

@@ -12,6 +12,7 @@ Adam divides a constant out again: nearly the plain objective. An error that is 
 beta is. log sigmoid is taken per item; the authors' code takes it of the batch's mean, which is the same for one item.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ from impasto.adapters.lora import disabled
 from impasto.data.batch import Batch
 from impasto.families.base import Family
 from impasto.noise.schedule import mix
+from impasto.objectives.base import Objective
+from impasto.objectives.config import DCO
 
 
 def dco(
@@ -56,3 +59,7 @@ def dco(
         "better": (margin < 0).float().mean().detach(),
         "pull": margin.sigmoid().mean().detach(),
     }
+
+
+def build(settings: DCO, family: Family) -> Objective:
+    return partial(dco, beta=settings.beta, reduction=settings.reduction)

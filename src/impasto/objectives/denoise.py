@@ -7,12 +7,16 @@ With a rectified flow the target is the velocity `eps - x` (Style-Friendly SNR s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Generator, Tensor
 
 from impasto.data.batch import Batch
 from impasto.families.base import Family
 from impasto.noise.schedule import mix
+from impasto.objectives import weighting
+from impasto.objectives.base import Objective
+from impasto.objectives.config import Denoise
 
 
 def denoise(
@@ -32,3 +36,8 @@ def denoise(
         return {"loss": squared.mean()}
     error_B = squared.flatten(1).mean(1)
     return {"loss": (weight(lam_B) * error_B).mean(), "mse": error_B.mean().detach()}
+
+
+def build(settings: Denoise, family: Family) -> Objective:
+    """Raises UserError where the loss weighting is not for this base."""
+    return partial(denoise, weight=weighting.build(settings, family))

@@ -17,7 +17,7 @@ from impasto.adapters.lora import disabled
 from impasto.data.batch import Batch
 from impasto.families.base import Condition, Family
 from impasto.noise.schedule import mix
-from impasto.objectives import Objective
+from impasto.objectives.base import Objective
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from impasto.config import TrainConfig
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.noise.schedule import RectifiedFlow
+from impasto.objectives.config import Denoise
 
 
 def min_snr(lam: Tensor, gamma: float) -> Tensor:
@@ -56,21 +56,21 @@ def check(name: str) -> None:
         raise UserError(f"unknown weighting {name!r}: {nearest(name, ['none', *WEIGHTINGS])}")
 
 
-def build(config: TrainConfig, family: Family) -> Callable[[Tensor], Tensor] | None:
+def build(settings: Denoise, family: Family) -> Callable[[Tensor], Tensor] | None:
     """`weight(lam_B) -> (B,)` of this family's loss, None for no weighting.
 
     Raises UserError on an unknown name, and where a weighting makes no sense.
     """
-    check(config.weighting)
-    if config.weighting == "none":
+    check(settings.weighting)
+    if settings.weighting == "none":
         return None
     if isinstance(family.schedule, RectifiedFlow):
         raise UserError(
-            f"weighting {config.weighting!r} is for eps- and v-prediction (SD 1.5, SDXL); this base is a rectified "
+            f"weighting {settings.weighting!r} is for eps- and v-prediction (SD 1.5, SDXL); this base is a rectified "
             "flow, where the noise law says what counts: leave it out, or change --noise"
         )
-    of_eps = WEIGHTINGS[config.weighting][0]
-    return lambda lam_B: of_eps(lam_B, config.gamma) / error_scale(family, lam_B) ** 2
+    of_eps = WEIGHTINGS[settings.weighting][0]
+    return lambda lam_B: of_eps(lam_B, settings.gamma) / error_scale(family, lam_B) ** 2
 
 
 def error_scale(family: Family, lam_B: Tensor) -> Tensor:

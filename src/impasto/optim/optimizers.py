@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from impasto.config import TrainConfig
 from impasto.errors import UserError, extra, nearest
+from impasto.optim.config import OptimConfig
 
 BETAS = (0.9, 0.999)
 Groups = list[dict[str, Any]]
@@ -24,17 +24,17 @@ Groups = list[dict[str, Any]]
 class Choice:
     """build: makes it. state_bytes: of its state per trained weight, for the memory plan. about: one line."""
 
-    build: Callable[[Groups, TrainConfig], Optimizer]
+    build: Callable[[Groups, OptimConfig], Optimizer]
     state_bytes: float
     about: str
 
 
-def adamw(groups: Groups, config: TrainConfig) -> Optimizer:
+def adamw(groups: Groups, config: OptimConfig) -> Optimizer:
     """`p = p - lr m^ / (sqrt(v^) + 1e-8)`, Loshchilov & Hutter 2019, arXiv 1711.05101; without decay it is Adam."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, weight_decay=config.weight_decay, fused=True)
 
 
-def adamw8bit(groups: Groups, config: TrainConfig) -> Optimizer:
+def adamw8bit(groups: Groups, config: OptimConfig) -> Optimizer:
     """AdamW with both moments in 8 bits per block of 256 (Dettmers et al. 2022, arXiv 2110.02861), by bitsandbytes.
 
     Tensors of fewer than 4,096 weights keep theirs in float32.
@@ -43,7 +43,7 @@ def adamw8bit(groups: Groups, config: TrainConfig) -> Optimizer:
     return bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
 
 
-def prodigy(groups: Groups, config: TrainConfig) -> Optimizer:
+def prodigy(groups: Groups, config: OptimConfig) -> Optimizer:
     """Adam that estimates its own rate d from how far the weights have come: `p = p - lr d m^ / sqrt(v^)`.
 
     Mishchenko & Defazio 2024, arXiv 2306.06101, by prodigyopt, with bias correction and safeguarded warm-up (as the
@@ -54,7 +54,7 @@ def prodigy(groups: Groups, config: TrainConfig) -> Optimizer:
     return prodigyopt.Prodigy(groups, lr=config.lr, use_bias_correction=True, safeguard_warmup=True, **settings)
 
 
-def muon(groups: Groups, config: TrainConfig) -> Optimizer:
+def muon(groups: Groups, config: OptimConfig) -> Optimizer:
     """Momentum .95, made orthogonal by Newton-Schulz, for matrices: `p = p - lr .2 sqrt(max(rows, columns)) UV^T`.
 
     Jordan et al. 2024; the factor (Liu et al. 2025, arXiv 2502.16982, eq. 4) gives its steps the size of AdamW's, so
@@ -78,7 +78,7 @@ def choice(name: str) -> Choice:
     return OPTIMIZERS[name]
 
 
-def check(config: TrainConfig, device: str, rates: Mapping[str, float], matrices: bool = True) -> None:
+def check(config: OptimConfig, device: str, rates: Mapping[str, float], matrices: bool = True) -> None:
     """Raise UserError where the optimiser cannot be had: unknown, not on `device`, its package missing, of several
     `rates` (see `build`), or of weights that are no `matrices`."""
     choice(config.optimizer)
@@ -89,13 +89,13 @@ def check(config: TrainConfig, device: str, rates: Mapping[str, float], matrices
         extra("bitsandbytes", "quant", "adamw8bit")
     if config.optimizer == "prodigy":
         if any(rate != config.lr for rate in rates.values()):
-            raise UserError("prodigy finds one rate for all weights: leave --text-encoder-lr out, or use adamw")
+            raise UserError("prodigy finds one rate for all weights: leave --text.lr out, or use adamw")
         extra("prodigyopt", "prodigy", "prodigy")
     if config.optimizer == "muon" and not matrices:
         raise UserError("muon steps matrices only, and these targets hold convolutions: use adamw, or other --targets")
 
 
-def build(config: TrainConfig, named: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> Optimizer:
+def build(config: OptimConfig, named: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> Optimizer:
     """The config's optimiser over the parameters. rates: learning rates of those whose names begin so.
 
     A group's "scale" is its rate over `config.lr`: schedules multiply both. Raises UserError, see `check`.

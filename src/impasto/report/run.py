@@ -3,13 +3,12 @@
 import json
 import shlex
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impasto.bases import cards, hub, loader
-from impasto.config import check_values
+from impasto.config import read_recipe_file
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.evaluate.samples import Sample, read_folder
@@ -55,12 +54,13 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"no style folder at {folder}: give the --out folder of `impasto train`")
     try:
         text = (folder / "recipe.toml").read_text(encoding="utf-8")
-        recipe = tomllib.loads(text)
+        recipe, own = read_recipe_file(folder / "recipe.toml")
     except FileNotFoundError:
         raise UserError(f"{folder} is not a style folder (no recipe.toml): give the --out of `impasto train`") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'recipe.toml'} cannot be read: {error}") from None
-    check_values(recipe, str(folder / "recipe.toml"))
     card, reference = folder / "README.md", folder / "reference.png"
     try:
         said = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -69,7 +69,7 @@ def read_run(folder: Path | str) -> Run:
     return Run(
         folder,
         text,
-        recipe,
+        recipe | {"impasto": own},
         read_metrics(folder / "metrics.jsonl"),
         said,
         reference if reference.is_file() else None,

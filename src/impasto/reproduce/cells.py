@@ -20,12 +20,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from impasto.config import TrainConfig, as_dict, check_ranges, resolve
+from impasto.config import TrainConfig, flat_defaults, flatten, resolve
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.files import atomic, cache_dir
 from impasto.noise.laws import noise_law, truncate_to_schedule
-from impasto.objectives import objective
 from impasto.reproduce.claims import Arm, Unit
 
 FILE = "cells.jsonl.gz"
@@ -74,17 +73,15 @@ def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
         raise UserError(f"this base has no layers of the kind {arm.needs!r}")
     if arm.how != "train":
         return {"how": arm.how, **arm.options}
-    layers = {"targets": resolve(arm.layers_of, base).targets} if arm.layers_of else {}
+    layers = {"targets": resolve(arm.layers_of, base).adapter.targets} if arm.layers_of else {}
     return {"how": "train", "settings": stated(config_of({**arm.settings, **layers}, family, base))}
 
 
 def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainConfig:
     """The resolved config of an arm; learning rate, steps and batch are the base's own. UserError on what it lacks."""
     config = resolve("style-friendly", base, **{**settings, "precision": family.precision})
-    check_ranges(config)
     truncate_to_schedule(noise_law(config), family.schedule)
-    objective(config.objective)
-    for target in config.targets:
+    for target in config.adapter.targets:
         if target in ("image_stream", "text_stream") and target not in family.kinds:
             raise UserError(f"this base has no layers of the kind {target!r}")
     return config
@@ -92,7 +89,7 @@ def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainCo
 
 def stated(config: TrainConfig) -> dict[str, Any]:
     """The settings of a key, see STATED."""
-    default, own = as_dict(TrainConfig()), as_dict(config)
+    default, own = flat_defaults(), flatten(config)
     return {
         key: own.get(key)
         for key in sorted(own.keys() | set(STATED))

@@ -23,14 +23,14 @@ from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, cache_dir
-from impasto.generate import generate
+from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
-from impasto.train import train
+from impasto.training.train import train
 
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
 

@@ -14,8 +14,10 @@ from impasto.families.base import Family
 from impasto.families.files import VARIANT, pipeline_class, variant
 from impasto.files import atomic
 from impasto.interop.lora.layouts import ARCHITECTURES, PIPELINES
+from impasto.noise import NOISE_LAWS
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law, truncate_to_schedule
+from impasto.registry import name_of
 from impasto.styles.metadata import About, called_by, is_local
 from impasto.styles.weights import WEIGHTS
 
@@ -216,11 +218,12 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
     """What the card says of strength: the command that makes the image of the Python code, the end of its
     `load_lora_weights`, and how impasto samples by default, where that is another way."""
     own = of_card(family.card, config.recipe)
+    in_fewer_bits = f" --quantize {config.execution.quantize}" if in_bits else ""
     known = {
         "base": shlex.quote(config.base),
         "components": f" --components {shlex.quote(str(config.components))}" if config.components else "",
         "words": shlex.quote(prompt),
-        "flags": size_flag(config.size, family.card) + (f" --quantize {config.quantize}" if in_bits else ""),
+        "flags": size_flag(config.data.size, family.card) + in_fewer_bits,
     }
     style = shlex.quote(str(config.out))
     if own == PLAIN:
@@ -245,14 +248,14 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
 
 def write_card(config: TrainConfig, family: Family, previews: list[str], version: str) -> Path:
     """Write `README.md` into the style folder. previews: files in it, by their names."""
-    prompt = config.preview_prompt[0] if config.preview_prompt else config.caption[0]
+    prompt = config.log.preview_prompt[0] if config.log.preview_prompt else config.data.caption[0]
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
     precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
     widget = [(prompt, name) for name in previews]
-    trigger = called_by(config.trigger, config.caption)
-    in_bits = config.quantize not in ("auto", "none")
+    trigger = called_by(config.data.trigger, config.data.caption)
+    in_bits = config.execution.quantize not in ("auto", "none")
     text = TEXT.format(
-        in_full=IN_FULL.format(kind=config.quantize) if in_bits else "",
+        in_full=IN_FULL.format(kind=config.execution.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
         front=front_matter(config.base, family.card, architecture, trigger, widget),
         weights=WEIGHTS,
@@ -263,20 +266,20 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
             str(family.folder) if family.card.get("embedded") or Path(config.base).is_file() else config.base
         ),
         path=quoted(str(config.out)),
-        pictures="one picture" if len(config.image) == 1 else f"{len(config.image)} pictures",
+        pictures="one picture" if len(config.data.image) == 1 else f"{len(config.data.image)} pictures",
         version=version,
         gallery="\n<Gallery />\n" if previews else "",
         prompt=quoted(prompt),
         steps=family.card["generate"]["steps"],
         guidance=family.card["generate"]["guidance"],
-        size=config.size,
+        size=config.data.size,
         precision=precision,
         device=device,
         padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
-        captions="; ".join(map(quoted, config.caption)),
-        noise=config.noise,
-        draws=config.steps * config.batch * config.accumulate,
-        train_steps=config.steps,
+        captions="; ".join(map(quoted, config.data.caption)),
+        noise=name_of(NOISE_LAWS, config.noise),
+        draws=config.optim.steps * config.optim.batch * config.optim.accumulate,
+        train_steps=config.optim.steps,
         elsewhere=ELSEWHERE,
         bars=bars(histogram(truncate_to_schedule(noise_law(config), family.schedule))),
     )

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from impasto.bases.cards import card, cards, embedded
 from impasto.bases.hub import part_config
 from impasto.bases.single_file import read_header
-from impasto.config import check_values
+from impasto.config import read_recipe_file
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.families.files import pipeline_class
@@ -117,13 +117,10 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
     if file.name != WEIGHTS or not (file.parent / "recipe.toml").is_file():
         return About(file, metadata=kept)
     try:
-        recipe = tomllib.loads((file.parent / "recipe.toml").read_text(encoding="utf-8"))
+        recipe, own = read_recipe_file(file.parent / "recipe.toml")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.parent / 'recipe.toml'} is damaged: {error}") from None
-    own = recipe.pop("impasto", {})
-    pairs = own.items() if isinstance(own, dict) else ()
-    inputs = {key: value for key, value in pairs if key not in LISTS or isinstance(value, list)}
-    check_values(recipe, str(file.parent / "recipe.toml"))
+    inputs = {key: value for key, value in own.items() if key not in LISTS or isinstance(value, list)}
     scores = file.parent / "scores.json"
     try:
         known = json.loads(scores.read_text(encoding="utf-8")).items() if scores.is_file() else ()

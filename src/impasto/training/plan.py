@@ -1,17 +1,167 @@
-"""What a run is going to do, in words and bars: for `--dry-run` and for the model card."""
+"""The plan of a run: every check before weights are read, once. `--dry-run` prints it, `train` runs it."""
 
-from dataclasses import replace
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from impasto import devices
+from impasto.adapters.base import adapter_of
+from impasto.adapters.text_encoder import TextConditioning, build_text
 from impasto.bases import cards, loader
-from impasto.config import TrainConfig, as_dict
-from impasto.families.base import Family
+from impasto.config import TrainConfig, change, flatten
+from impasto.data import advice, captions, items
+from impasto.data.items import Item
+from impasto.execution import apply as execution
+from impasto.execution import memory
+from impasto.execution.apply import ExecutionPlan
+from impasto.families.base import Family, check_size
 from impasto.noise import offset
 from impasto.noise.histogram import histogram
 from impasto.noise.laws import Law, noise_law, truncate_to_schedule
+from impasto.objectives import weighting
+from impasto.objectives.config import Denoise
+from impasto.optim import optimizers
+from impasto.styles import hub
+from impasto.training import prior
+from impasto.training.run_folder import check_out, check_recipe, check_wandb, recipe_text, resume_quantize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run. expanded: the config with its images and captions listed one by one and triggers filled in, for
+    previews, card and prior prompts. outline: the base by its configurations alone, None where it is not here. law: not
+    truncated to the base's schedule yet. text: nothing attached yet."""
+
+    config: TrainConfig
+    expanded: TrainConfig
+    items: list[Item]
+    advice: list[str]
+    outline: Family | None
+    device: str
+    precision: str
+    law: Law
+    text: TextConditioning
+
+    def choose_execution(self, family: Family | None, shards: int = 1) -> ExecutionPlan:
+        """Memory against speed on this device. shards: processes over which the base is sharded."""
+        return memory.choose_execution(self.config, family, self.device, self.precision, shards)
+
+
+def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None = None, shards: bool = False) -> Plan:
+    """Check everything that can be checked before weights are read; nothing is written but the caches of configurations
+    and of image properties. shards: the base is sharded over processes. Raises UserError."""
+    check_out(config)
+    if config.log.push_to_hub:
+        hub.check_access(config.log.push_to_hub)
+    if config.log.wandb:
+        check_wandb()
+    outline = loader.outline(config.base, config.components)
+    found = items.read(
+        config.data, config.base, cards.card(config.base), preparing, outline.largest if outline else None
+    )
+    recipe_text(config, {"captions": [item.caption for item in found]})  # fails on text that cannot be written
+    device, precision = devices.place(config.device, config.precision)
+    text = build_text(config)
+    optimizers.check(config.optim, device, text.rates)
+    plan = Plan(
+        config=resume_quantize(config),
+        expanded=expand(config, found),
+        items=found,
+        advice=advice.advise(found, config.data, prior=config.prior.weight > 0),
+        outline=outline,
+        device=device,
+        precision=precision,
+        law=noise_law(config),
+        text=text,
+    )
+    if outline is not None:
+        check_base(plan, outline, shards)
+    return plan
+
+
+def expand(config: TrainConfig, found: list[Item]) -> TrainConfig:
+    """The config with its images and captions listed one by one, and triggers filled in."""
+    prompts = (config.log.preview_prompt, config.prior.prompt)
+    preview, preserved = (tuple(captions.fill(p, trigger=config.data.trigger) for p in some) for some in prompts)
+    return replace(
+        config,
+        data=items.expand_captions(config.data, found),
+        log=replace(config.log, preview_prompt=preview),
+        prior=replace(config.prior, prompt=preserved),
+    )
+
+
+def check_base(plan: Plan, family: Family, shards: bool = False) -> None:
+    """Raise UserError where the settings are not for this base: size, targets, noise levels, loss weighting, execution,
+    optimiser, trained text encoders, prior captions."""
+    config = plan.config
+    check_size(config.data.size, family)
+    truncate_to_schedule(plan.law, family.schedule)
+    if isinstance(config.objective, Denoise):
+        weighting.build(config.objective, family)
+    execution.check(config.execution, plan.device, 2 if shards else 1)
+    model = memory.meta_model(family)
+    execution.check_attention(model, config.execution.attention)
+    matrices = adapter_of(config.adapter).only_matrices(family, config.adapter, model)
+    optimizers.check(config.optim, plan.device, plan.text.rates, matrices)
+    plan.text.check(family, shards)
+    if config.prior.weight:
+        prior.check(config, family)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Every setting as it will be used, the data, noise levels and execution, for `--dry-run`. Raises UserError."""
+    config, family = plan.config, plan.outline
+    running = plan.choose_execution(family)
+    used = change(config, quantize=running.quantize, precision=plan.precision)
+    check_recipe(used, items.hashes(plan.items))
+    settings = flatten(used) | {"device": plan.device, "checkpointing": running.checkpointing}
+    if hasattr(config.adapter, "rank"):
+        settings["alpha"] = config.adapter.alpha or config.adapter.rank
+    settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
+    schedule = loader.schedule(config.base) if family is None else family.schedule
+    levels = truncate_to_schedule(plan.law, schedule)
+    offset.warn_ineffective(config.noise.offset, levels, latent_positions(config.data.size, family))
+    result: dict[str, Any] = {"settings": settings, "data": items.summary(plan.items) | {"advice": plan.advice}}
+    result["draws"] = config.optim.steps * config.optim.batch * config.optim.accumulate
+    result |= {"noise": histogram(levels), "running": "; ".join(running.why)}
+    if weighted := weighted_histogram(config, family, levels):
+        result["noise_times_weighting"] = weighted
+    return result
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """What `train` would do."""
+    return describe(make_plan(config))
+
+
+def warn_advice(plan: Plan) -> None:
+    for line in plan.advice:
+        warnings.warn(line, stacklevel=2)
+
+
+def latent_positions(size: int, family: Family | None) -> int:
+    """Latent positions of a square image, by whose number noise levels are compared; of 8 pixels a side where the base
+    is not here."""
+    return (size // (8 if family is None else family.unit // family.patch)) ** 2
+
+
+def weighted_histogram(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:
+    """The histogram of levels times their loss weight, None without a weighting.
+
+    A base that is not here (None) counts as one that predicts eps. Raises UserError.
+    """
+    own = config.objective
+    if not isinstance(own, Denoise):
+        return None
+    weighting.check(own.weighting)
+    if own.weighting == "none":
+        return None
+    if family is not None:
+        return histogram(levels, weighting.build(own, family))
+    of_eps = weighting.WEIGHTINGS[own.weighting][0]
+    return histogram(levels, lambda lam: of_eps(lam, own.gamma))
 
 
 def data_lines(data: dict[str, Any]) -> str:
@@ -22,99 +172,3 @@ def data_lines(data: dict[str, Any]) -> str:
     if len(data["repeats"]) > 1:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])
-
-
-def plan(config: TrainConfig) -> dict[str, Any]:
-    """Every setting as it will be used, the pictures, and the noise levels; no weights are read, and nothing is written
-    but the caches of configurations and of what pictures are like. Raises UserError."""
-    from impasto import adapters, objectives
-    from impasto.adapters import text_encoder as text
-    from impasto.config import check_ranges
-    from impasto.data import advice, items
-    from impasto.execution import memory
-    from impasto.optim import optimizers
-    from impasto.training.run import check_out, check_recipe, check_wandb, going_on, recipe_text
-
-    check_ranges(config)
-    check_out(config)
-    if config.wandb:
-        check_wandb()
-    adapters.adapter(config.adapter)
-    objectives.check(config)
-    device, precision = devices.place(config.device, config.precision)
-    optimizers.check(config, device, text.rates(config))
-    family = loader.outline(config.base, config.components)
-    found = items.read(config, cards.card(config.base), largest=family.largest if family else None)
-    items.told(config, found)
-    recipe_text(config, {"captions": [item.caption for item in found]})
-    data = items.summary(found) | {"advice": advice.advise(found, config)}
-    if family is not None:
-        check_base(config, family, device)
-    config = going_on(config)
-    running = memory.plan(config, family, device, precision)
-    check_recipe(replace(config, quantize=running.quantize, precision=precision), items.hashes(found))
-    settings = as_dict(config) | {"device": device, "precision": precision, "alpha": config.alpha or config.rank}
-    settings |= {"checkpointing": running.checkpointing, "quantize": running.quantize}
-    settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
-    draws = config.steps * config.batch * config.accumulate
-    schedule = loader.schedule(config.base) if family is None else family.schedule
-    levels = truncate_to_schedule(noise_law(config), schedule)
-    offset.warn_ineffective(config.offset_noise, levels, positions(config.size, family))
-    result = {"settings": settings, "data": data, "draws": draws, "noise": histogram(levels)}
-    result |= {"running": "; ".join(running.why)}
-    if weighting := effective(config, family, levels):
-        result["noise_times_weighting"] = weighting
-    return result
-
-
-def check_base(config: TrainConfig, family: Family, device: str, shards: bool = False) -> None:
-    """What can be said of settings on a base before its weights are read. Raises UserError on a size and on targets
-    that it does not have, noise levels and a loss weighting that are not for it, ways of running that cannot be had, an
-    optimiser that has no steps for these, text encoders that cannot be trained, and a prior of no captions. shards: the
-    base is sharded over processes."""
-    from impasto.adapters import lora
-    from impasto.adapters import text_encoder as text
-    from impasto.execution import apply as running
-    from impasto.execution.memory import skeleton
-    from impasto.families.base import check_size
-    from impasto.objectives import weighting
-    from impasto.optim import optimizers
-    from impasto.training import prior
-
-    check_size(config.size, family)
-    truncate_to_schedule(noise_law(config), family.schedule)
-    weighting.build(config, family)
-    running.check(config, device, 2 if shards else 1)
-    model = skeleton(family)
-    running.check_attention(model, config.attention)
-    names = lora.endings(family, config.targets, model)
-    convolutions = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)]
-    matrices = not any(lora.ends(name, names) for name in convolutions)
-    optimizers.check(config, device, text.rates(config), matrices)
-    text.check(config, family, shards)
-    if config.prior_weight:
-        prior.check(config, family)
-
-
-def positions(size: int, family: Family | None) -> int:
-    """Latent positions of a square picture, by whose number what noise hides is compared; of 8 pixels a side where the
-    base is not here."""
-    return (size // (8 if family is None else family.unit // family.patch)) ** 2
-
-
-def effective(config: TrainConfig, family: Family | None, levels: Law) -> dict[str, Any] | None:
-    """The histogram of levels times their loss weight, None without a weighting.
-
-    A base that is not here (None) counts as one that predicts eps. Raises UserError.
-    """
-    from impasto.objectives import weighting
-
-    weighting.check(config.weighting)
-    if config.weighting == "none":
-        return None
-    if family is not None:
-        weight = weighting.build(config, family)
-    else:
-        of_eps = weighting.WEIGHTINGS[config.weighting][0]
-        weight = lambda lam: of_eps(lam, config.gamma)  # noqa: E731
-    return histogram(levels, weight)

@@ -1,13 +1,13 @@
 """Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`, with the
 defaults (strength, style guidance, negative prompt) that `generate` will use for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from impasto.adapters.text_encoder import current
+from impasto.adapters.text_encoder import TextConditioning
 from impasto.bases.style_defaults import PLAIN
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
@@ -20,16 +20,18 @@ from impasto.styles import defaults as style_defaults
 class Previews:
     """Encodes the prompts of the previews while the text encoders are there; draws them later from the live model."""
 
-    def __init__(self, family: Family, config: TrainConfig) -> None:
-        self.family, self.config = family, config
-        self.prompts = list(config.preview_prompt or dict.fromkeys(config.caption)) if config.preview else []
-        captions = list(config.caption)
+    def __init__(self, family: Family, config: TrainConfig, conditioning: TextConditioning) -> None:
+        self.family, self.config, self.text = family, config, conditioning
+        self.prompts = (
+            list(config.log.preview_prompt or dict.fromkeys(config.data.caption)) if config.log.preview else []
+        )
+        captions = list(config.data.caption)
         self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else PLAIN
-        self.sampling = self.defaults.complete(Sampling(size=config.size)).on(family)
+        self.sampling = self.defaults.complete(Sampling(size=config.data.size)).on(family)
         length = next(iter(family.text_lengths))
         self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}
 
-    def draw(self, step: int) -> list[str]:
+    def generate(self, step: int) -> list[str]:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
         if not self.prompts:
             return []
@@ -41,32 +43,30 @@ class Previews:
         about |= self.sampling.weights(self.family).info
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        with torch.no_grad(), as_sampled(self.family, self.defaults.strength):
-            conds = {prompt: current(self.family, [prompt], cond) for prompt, cond in self.conds.items()}
+        with torch.no_grad(), as_sampled(self.models(), self.family.dtype, self.defaults.strength):
+            conds = {prompt: self.text.encode([prompt], cond) for prompt, cond in self.conds.items()}
             for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
                 names.append(f"previews/step-{step:06d}-{i}.png")
                 save_png(image, info, self.config.out / names[-1])
         return names
 
-
-def adapted(family: Family) -> list[Any]:
-    """The models that carry adapters."""
-    return [family.denoiser, *(getattr(family.clip, part) for part in family.clip_parts if "clip" in vars(family))]
+    def models(self) -> list[Any]:
+        """The models that carry adapters."""
+        return [self.family.denoiser, *self.text.models().values()]
 
 
 @contextmanager
-def as_sampled(family: Family, strength: float) -> Iterator[None]:
-    """The adapters at a strength, and in the precision in which diffusers loads them, which is the base's: what
-    `generate` will draw."""
+def as_sampled(models: Sequence[Any], dtype: torch.dtype, strength: float) -> Iterator[None]:
+    """The adapters at a strength, and in the base's precision, as diffusers loads them and `generate` has them."""
     from peft.helpers import rescale_adapter_scale
 
-    moved = [(p, p.data) for model in adapted(family) for p in model.parameters() if p.requires_grad]
+    moved = [(p, p.data) for model in models for p in model.parameters() if p.requires_grad]
     with ExitStack() as scaled:
-        for model in adapted(family):
+        for model in models:
             scaled.enter_context(rescale_adapter_scale(model, strength))
         try:
             for p, data in moved:
-                p.data = data.to(family.dtype)
+                p.data = data.to(dtype)
             yield
         finally:
             for p, data in moved:

@@ -11,7 +11,8 @@ from impasto.data.prepare import cached, stack, text
 from impasto.errors import UserError
 from impasto.execution.apply import NOT_QUANTIZED
 from impasto.families.base import Family
-from impasto.objectives import Objective
+from impasto.objectives.base import Objective
+from impasto.objectives.config import PriorConfig
 from impasto.objectives.prior import Prior
 from impasto.sampling.sample import Sampling, sample
 
@@ -20,19 +21,19 @@ def check(config: TrainConfig, family: Family) -> None:
     """Raise UserError as `captions` does; warns where more pictures of the base were asked for, above the default, than
     a batch holds."""
     captions(config, family)
-    if config.prior_batch > max(config.batch, TrainConfig.prior_batch):
+    if config.prior.batch > max(config.optim.batch, PriorConfig.batch):
         warnings.warn(
-            f"prior_batch {config.prior_batch} is more than batch {config.batch}, and each of the base's pictures has "
-            f"the noise level of one of the batch: {config.batch} a forward pass; raise --batch or lower --prior-batch",
+            f"prior.batch {config.prior.batch} is more than batch {(n := config.optim.batch)}, and each of the base's "
+            f"images has the noise level of an item: {n} a forward pass; raise --batch or lower --prior.batch",
             stacklevel=2,
         )
 
 
 def captions(config: TrainConfig, family: Family) -> list[str]:
-    """`config.prior_prompt`, or the `prior_prompts` of the base's card. Raises UserError when there are none."""
-    found = list(config.prior_prompt or family.card.get("prior_prompts", ()))
+    """`config.prior.prompt`, or the `prior_prompts` of the base's card. Raises UserError when there are none."""
+    found = list(config.prior.prompt or family.card.get("prior_prompts", ()))
     if not found:
-        raise UserError("prior_weight needs captions that this base knows: give some with --prior-prompt")
+        raise UserError("prior.weight needs captions that this base knows: give some with --prior.prompt")
     return found
 
 
@@ -49,15 +50,15 @@ def build(config: TrainConfig, family: Family, objective: Objective) -> Prior:
     The denoiser must not carry an adapter yet; after `read` no text encoder is needed.
     """
     prompts = captions(config, family)
-    sampling = Sampling(size=config.size).on(family)
-    artist = Artist(family, sampling, config.quantize)
+    sampling = Sampling(size=config.data.size).on(family)
+    artist = PriorSampler(family, sampling, config.execution.quantize)
     length = next(iter(family.text_lengths))
     x = torch.cat([artist.latent(prompt, i) for i, prompt in enumerate(prompts)]).to(family.device)
     cond = {name: rows.to(family.device) for name, rows in stack([text(family, p, length) for p in prompts]).items()}
-    return Prior(objective, config.prior_weight, min(config.prior_batch, config.batch), x, cond)
+    return Prior(objective, config.prior.weight, min(config.prior.batch, config.optim.batch), x, cond)
 
 
-class Artist:
+class PriorSampler:
     """Draws latents with the base's own pipeline, which is loaded when the cache lacks one. quantize: how the denoiser
     is, "none" and "auto" where it is not."""
 

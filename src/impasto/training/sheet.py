@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from impasto import adapters
-from impasto.adapters import text_encoder as text
+from impasto.adapters.base import adapter_of
+from impasto.adapters.text_encoder import build_text
 from impasto.bases import loader
 from impasto.bases.style_defaults import STYLE_WORDS
 from impasto.coerce import check_seed
-from impasto.config import TrainConfig, as_dict, check_keys
+from impasto.config import TrainConfig, build_config, flatten, read_recipe_file, to_paths
 from impasto.contact_sheet import sheet
 from impasto.data import captions, items
 from impasto.errors import UserError
@@ -31,7 +31,7 @@ from impasto.sampling.png import told
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles import defaults as style_defaults
-from impasto.training.states import read_adapter, saved_states
+from impasto.training.checkpoints import read_adapter, saved_states
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 KEYS = {"run", "base", "strengths", "sampling_steps"}
@@ -75,29 +75,29 @@ def checkpoint_sheet(
     check_out(out)
     writable_folder(out.parent, out)
     family = loader.load(config.base, device=device, precision=precision, components=config.components)
-    running.check_quantized(config.quantize, family.device)
+    running.check_quantized(config.execution.quantize, family.device)
     with running.in_main_memory(family):
-        named = text.add(config, family)
-        clips = {part: getattr(family.clip, part) for part in family.clip_parts} if named else {}
-        running.quantize(family.denoiser, config.quantize, family.dtype)  # as it was trained
-        add = adapters.adapter(config.adapter)
-        named |= add(family, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=config.seed)
+        text = build_text(config)
+        named = text.attach(family)
+        clips = text.models()
+        running.quantize(family.denoiser, config.execution.quantize, family.dtype)  # as it was trained
+        named |= adapter_of(config.adapter).attach(family, config.adapter, config.seed)
         for p in named.values():  # as `generate` has it, where diffusers loads a style in the base's precision
             p.data = p.data.to(family.dtype)
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
-    trained_on = captions.of_run(as_dict(config), inputs)
+    trained_on = captions.of_run(flatten(config), inputs)
     if negative == STYLE_WORDS:
         negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, asked=True)
-    given = Sampling(steps, guidance, negative, config.size, style_guidance=style_guidance)
+    given = Sampling(steps, guidance, negative, config.data.size, style_guidance=style_guidance)
     known, sampling = (
         encoder(family, pipe),
         style_defaults.of_run(config, family, trained_on).complete(given).on(family),
     )
-    running.settle(pipe, family, (sampling.batch or 1) * config.size**2)
+    running.place_pipeline(pipe, family, (sampling.batch or 1) * config.data.size**2)
 
     @torch.no_grad()
     def encode(prompt: str) -> Condition:
-        return text.current(family, [prompt], known(prompt))
+        return text.encode([prompt], known(prompt))
 
     pictures: dict[tuple[int, float], list[Image.Image]] = {}
     for step, file in states.items():
@@ -114,7 +114,7 @@ def checkpoint_sheet(
         for step in states
     }
     title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
-    grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.size)), title=title)
+    grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.data.size)), title=title)
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
     about |= sampling.weights(family).info | {"negative_prompt": sampling.negative}
@@ -139,11 +139,10 @@ def check_out(out: Path) -> None:
 def read_run(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of a run, from its recipe.toml, and what that says of what they met, under [impasto]."""
     try:
-        content = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+        keys, inputs = read_recipe_file(run / "recipe.toml")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise UserError(f"{str(run)!r} is no style folder: it has no recipe.toml that can be read") from None
-    inputs = content.pop("impasto", {})
-    return TrainConfig(**check_keys(content, f"{run}/recipe.toml")), inputs if isinstance(inputs, dict) else {}
+    return build_config(to_paths(keys, f"{run}/recipe.toml"), f"{run}/recipe.toml"), inputs
 
 
 def own_prompts(run: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> list[str]:
@@ -152,14 +151,14 @@ def own_prompts(run: Path, config: TrainConfig, inputs: Mapping[str, Any]) -> li
 
     Raises UserError where they cannot be known: an older run's, that lay beside its pictures only.
     """
-    if config.preview_prompt:
-        return [captions.fill(prompt, trigger=config.trigger) for prompt in config.preview_prompt]
-    if known := captions.of_run(as_dict(config), inputs):
+    if config.log.preview_prompt:
+        return [captions.fill(prompt, trigger=config.data.trigger) for prompt in config.log.preview_prompt]
+    if known := captions.of_run(flatten(config), inputs):
         return list(dict.fromkeys(known))[: items.PREVIEWS]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training said it
-            found = [entry.caption or "" for entry in items.entries(config)]
+            found = [entry.caption or "" for entry in items.entries(config.data)]
     except UserError:
         raise UserError(
             f"the captions of {str(run)!r} lay beside its pictures, and are not there any more: give a --prompt"

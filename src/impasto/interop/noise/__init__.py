@@ -25,11 +25,20 @@ import torch
 
 from impasto import families
 from impasto.bases import cards, hub
-from impasto.config import TrainConfig, check_ranges
+from impasto.config import TrainConfig, make_config
 from impasto.errors import UserError, nearest
 from impasto.families import files
 from impasto.files import atomic
-from impasto.noise.laws import FLOW_END, Law, LogitNormal, StyleFriendly, Uniform, check_ends, law_from_recipe
+from impasto.noise.laws import (
+    FLOW_END,
+    Law,
+    LogitNormal,
+    StyleFriendly,
+    Uniform,
+    check_ends,
+    law_from_recipe,
+    noise_law,
+)
 
 TOOLS = {
     "kohya": "impasto.interop.noise.kohya",
@@ -165,7 +174,7 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
         key: value for key, value in theirs.read(Given(values, theirs.KEYS), situation).items() if value is not None
     }
     law = law_from_recipe(ours)
-    check_ranges(TrainConfig(**ours))
+    make_config(**ours)
     check_within(law, situation)
     return report(tool, situation, ours, law)
 
@@ -173,10 +182,10 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
 def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[str, Any]:
     """{"tool", "architecture", "settings": its keys, "law", "notes"}. Raises UserError."""
     theirs = module(tool)
-    situation = Situation(architecture, config.size)
-    law = law_from_recipe(vars(config))
+    situation = Situation(architecture, config.data.size)
+    law = noise_law(config)
     check_within(law, situation)
-    settings = theirs.write(law, config.offset_noise, situation) | weighed(tool, config, situation)
+    settings = theirs.write(law, config.noise.offset, situation) | weighed(tool, config, situation)
     return report(tool, situation, settings, law)
 
 
@@ -195,15 +204,16 @@ def weighed(tool: str, config: TrainConfig, s: Situation) -> dict[str, Any]:
     """The tool's keys for the config's loss weighting; a note where it has none. Raises UserError on an unknown one."""
     from impasto.objectives import weighting
 
-    weighting.check(config.weighting)
-    if config.weighting == "none":
+    name = getattr(config.objective, "weighting", "none")
+    weighting.check(name)
+    if name == "none":
         return {}
     if s.flow:
-        s.notes.append(f"weighting {config.weighting} is left out: a rectified flow takes none, here neither")
-    elif config.weighting != "min-snr":
-        s.notes.append(f"weighting {config.weighting} is not carried over: {tool} has an exact min-snr alone")
+        s.notes.append(f"weighting {name} is left out: a rectified flow takes none, here neither")
+    elif name != "min-snr":
+        s.notes.append(f"weighting {name} is not carried over: {tool} has an exact min-snr alone")
     else:
-        return module(tool).min_snr(config.gamma)
+        return module(tool).min_snr(config.objective.gamma)
     return {}
 
 

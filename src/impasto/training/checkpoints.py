@@ -74,7 +74,7 @@ def read_adapter(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def told(out: Path, advice: str) -> Iterator[None]:
+def explain_failures(out: Path, advice: str) -> Iterator[None]:
     """One line, with what to do, for a full disk and for a device out of memory. What was saved before stays."""
     try:
         yield
@@ -83,16 +83,18 @@ def told(out: Path, advice: str) -> Iterator[None]:
     except Exception as error:
         if disk_full(error):
             raise UserError(
-                f"the disk of {str(out)!r} is full: {saved(out)}; make room and give the same command again"
+                f"the disk of {str(out)!r} is full: {describe_last(out)}; make room and give the same command again"
             ) from error
         if out_of_memory(error):
-            raise UserError(f"out of memory: {saved(out)}; {advice}") from error
+            raise UserError(f"out of memory: {describe_last(out)}; {advice}") from error
         raise
 
 
-def saved(out: Path) -> str:
+def describe_last(out: Path) -> str:
     """Which state a run goes on from, in words."""
-    from impasto.training.states import states
-
     kept = states(out / "state")
-    return f"the state of step {int(kept[-1].stem.removeprefix('step-'))} stays" if kept else "no state was saved yet"
+    return (
+        f"the checkpoint of step {int(kept[-1].stem.removeprefix('step-'))} is kept"
+        if kept
+        else "there is no checkpoint yet"
+    )

@@ -16,17 +16,16 @@ import re
 import tomllib
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from impasto.config import FREE, TrainConfig, as_dict
+from impasto.config import FREE, TrainConfig, build_config, change, flatten, nest, read_recipe_file, to_paths
 from impasto.errors import UserError
 from impasto.files import atomic, check_writable, no_folder, writable_folder
 from impasto.styles.weights import WEIGHTS
-from impasto.training.states import read_state, remove, states
+from impasto.training.checkpoints import read_state, remove, states
 
 OWN = ("recipe.toml", "metrics.jsonl", WEIGHTS, "README.md", "reference.png")
 """What a run writes into its folder, and nobody else shall have there."""
@@ -39,11 +38,12 @@ def check_out(config: TrainConfig) -> None:
     if any(place.is_file() for place in (out, *out.parents)):
         raise no_folder(config.out)
     others = [name for name in OWN if (out / name).exists()]
-    if others and "impasto" not in (read_kept(out) or {}):
+    recorded = read_recipe_toml(out)
+    if others and not (recorded and recorded[1]):
         raise UserError(
             f"--out {str(config.out)!r} holds {others[0]}, but no run: it would be overwritten; use another --out"
         )
-    for image in config.image:
+    for image in config.data.image:
         place = image.resolve()
         if image.is_dir() and out.is_relative_to(place):
             raise UserError(
@@ -66,7 +66,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, inputs: Mapping[str, Any], main: bool = True) -> None:
-        self.path, self.keep, self.tensorboard = config.out, config.keep, config.tensorboard
+        self.path, self.keep, self.tensorboard = config.out, config.log.keep, config.log.tensorboard
         self.state, self.main, self.metrics, self.board, self.wandb = self.path / "state", main, None, None, None
         self.config, self.lock = config, None
         if not main:
@@ -114,7 +114,7 @@ class RunFolder:
             whole = self.metrics.read(min(offset, there)).rfind(b"\n") + 1  # half a row would spoil the next one
             self.metrics.truncate(whole)
             self.board = self.new_board(step) if self.tensorboard else None
-            self.wandb = self.new_wandb() if self.config.wandb else None
+            self.wandb = self.new_wandb() if self.config.log.wandb else None
         return step, tensors
 
     def new_board(self, step: int) -> Any:
@@ -131,7 +131,7 @@ class RunFolder:
         about = {"dir": str(self.path), "id": name, "name": self.path.name, "resume": "allow"}
         wandb = extra("wandb", "wandb", "--wandb")
         try:
-            return wandb.init(project="impasto", config=as_dict(self.config), **about)
+            return wandb.init(project="impasto", config=flatten(self.config), **about)
         except wandb.Error as error:
             raise no_wandb(str(error)) from None
 
@@ -209,71 +209,76 @@ def no_wandb(why: str) -> UserError:
 
 
 def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
-    """TOML: the settings at the top, so that the file is a recipe itself, and [impasto] for what they met."""
-    config = replace(config, push_to_hub=None, hub_private=False)  # a recipe used again shall publish nothing
-    lines = [line(key, value) for key, value in as_dict(config).items()]
-    about = [line(key, value) for key, value in inputs.items()]
-    return "\n".join([*lines, "", "[impasto]", *about, ""])
+    """TOML: the settings, so that the file is a recipe itself, and [impasto] for what the run met: `inputs`.
+
+    Raises UserError on text that UTF-8 cannot hold."""
+    content = nest(config)
+    for key in ("push_to_hub", "hub_private"):  # a recipe used again shall publish nothing
+        content["log"].pop(key, None)
+    tables = {name: table for name, table in content.items() if isinstance(table, dict)} | {"impasto": dict(inputs)}
+    lines = [toml_line(key, value) for key, value in content.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(toml_line(key, value) for key, value in table.items())]
+    return "\n".join([*lines, ""])
 
 
-def line(key: str, value: Any) -> str:
-    """A key and its value. Raises UserError where they cannot be written: a file name that is no UTF-8, or a caption
-    with half of a character."""
-    told = f"{key} = {toml(value)}"
+def toml_line(key: str, value: Any) -> str:
+    """A key and its value. Raises UserError where UTF-8 cannot hold them: a file name, or half of a character."""
+    line = f"{key} = {toml_value(value)}"
     for text in map(str, value if isinstance(value, list) else [value]):
         try:
             text.encode()
         except UnicodeEncodeError:
-            seen = text.encode(errors="replace").decode()
+            shown = text.encode(errors="replace").decode()
             if key in ("image", "out", "recipe", "base", "components"):
-                raise UserError(f"{seen!r} is no UTF-8: give it another name") from None
-            raise UserError(f"{key}: {seen!r} is no UTF-8, where it has a '?' here: write it anew") from None
-    return told
+                raise UserError(f"{shown!r} is not UTF-8: rename it") from None
+            raise UserError(f"{key}: {shown!r} is not UTF-8 where it has a '?' here: write it again") from None
+    return line
 
 
-def toml(value: Any) -> str:
-    """A value as TOML has it: as JSON, but for floats that are no numbers or infinite, and for DEL."""
-    endless = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if endless else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def toml_value(value: Any) -> str:
+    """As JSON, but for infinite and NaN floats, and for DEL."""
+    special = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if special else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def earlier(out: Path) -> dict[str, Any] | None:
-    """What recipe.toml says of a run in `out` that came to a saved state, else None: such a run binds nobody, as what
-    stopped it may be what is being changed. Raises UserError where the file is damaged."""
-    return read_kept(out) if [*out.glob("state/*.json"), *out.glob("*.safetensors")] else None
+def previous_recipe(out: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """`read_recipe_toml` of a run in `out` that wrote a checkpoint, else None: before that its settings may be changed.
+    Raises UserError where the file is damaged."""
+    return read_recipe_toml(out) if [*out.glob("state/*.json"), *out.glob("*.safetensors")] else None
 
 
-def read_kept(out: Path) -> dict[str, Any] | None:
-    """What recipe.toml in `out` says, None where there is none. Raises UserError where the file is damaged."""
+def read_recipe_toml(out: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Settings by flat key, and the table [impasto], of the recipe.toml in `out`; None where there is none. Raises
+    UserError where the file is damaged."""
     file = out / "recipe.toml"
     if not file.exists():
         return None
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_recipe_file(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise UserError(f"{file} is damaged: use another --out, or remove that folder") from None
 
 
-def going_on(config: TrainConfig) -> TrainConfig:
-    """The config with the run's own `quantize` where a run in `config.out` is gone on with and that is "auto": what it
-    came to depends on the memory that was free, and it is part of what is learnt."""
-    before = earlier(config.out) if config.quantize == "auto" else None
-    return replace(config, quantize=before.get("quantize", "none")) if before else config
+def resume_quantize(config: TrainConfig) -> TrainConfig:
+    """On resume, replace `quantize = "auto"` by the value that the first run resolved to: that depends on the memory
+    that was free, and it is part of what is learnt."""
+    before = previous_recipe(config.out) if config.execution.quantize == "auto" else None
+    return change(config, quantize=before[0].get("quantize", "none")) if before else config
 
 
 def check_recipe(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
     """Raise UserError, the difference shown, when `config.out` holds a run with other settings, or other inputs, as far
     as these are given."""
-    before = earlier(config.out)
+    before = previous_recipe(config.out)
     if before is None:
         return
-    about = before.pop("impasto", {})
-    older = as_dict(TrainConfig(quantize="none"))  # what a run did whose recipe does not know a key yet
-    before, now = older | before, as_dict(config)
-    if before["precision"] == "auto":  # an older run's: what it came to was not kept
-        before["precision"] = now["precision"]
-    keys = sorted((now.keys() | before.keys()) - set(FREE))
-    changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    recorded, about = with_defaults(before[0]), before[1]
+    now = flatten(config)
+    if recorded.get("precision") == "auto":  # a run of an older version, which did not record what it resolved to
+        recorded["precision"] = now["precision"]
+    keys = sorted((now.keys() | recorded.keys()) - set(FREE))
+    changes = [f"{key}: {recorded.get(key)} -> {now.get(key)}" for key in keys if recorded.get(key) != now.get(key)]
     for key in ("base_sha256", "references_sha256", "data_sha256"):
         if key in inputs and about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
@@ -281,6 +286,16 @@ def check_recipe(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
         changes.append(f"processes: {about.get('processes', 1)} -> {inputs.get('processes', 1)}")
     if changes:
         raise UserError(f"{config.out} holds a run with other settings ({'; '.join(changes)}): use another --out")
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat settings of a recipe.toml with the defaults of keys that its version did not have yet; as they are where
+    this version does not know them all."""
+    keys = {"quantize": "none", **recorded}
+    try:
+        return flatten(build_config(to_paths(keys)))
+    except UserError:
+        return dict(keys)
 
 
 def short(value: Any) -> Any:

@@ -85,7 +85,7 @@ def generate(
     if sampling.style_guidance or sampling.base_guidance:
         style_guidance.check_switchable(getattr(pipe, family.part))
     assert sampling.batch is not None and sampling.size is not None
-    running.settle(pipe, family, sampling.batch * sampling.size**2)
+    running.place_pipeline(pipe, family, sampling.batch * sampling.size**2)
     about = {
         "base": base,
         "base_hash": family.hash,

@@ -20,7 +20,7 @@ PATIENCE = timedelta(hours=6)
 """For which processes wait for the first one, which downloads the base and draws the previews; NCCL has 10 minutes."""
 
 
-class Team:
+class Workers:
     """The processes of this run, through accelerate; alone it does nothing. device: as in the config."""
 
     def __init__(self, device: str) -> None:
@@ -82,7 +82,7 @@ class Team:
         result: Any = gather(torch.tensor(values, dtype=torch.float32, device=self.state.device))
         return result.tolist()
 
-    def first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in all of them."""
         if self.size == 1:
             return value
@@ -90,5 +90,10 @@ class Team:
 
         return broadcast_object_list([value])[0]
 
-    def wait(self) -> None:
+    def first_process_first(self) -> Any:
+        """A context in which the first process runs before the others."""
+        return self.state.main_process_first()
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
         self.state.wait_for_everyone()

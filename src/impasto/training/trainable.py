@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.config import TrainConfig
 from impasto.optim import optimizers
+from impasto.optim.config import OptimConfig
 
 CHECK_AT = 20
 """The step at which it is seen whether all groups of weights move."""
 
 
-class Moving:
+class TrainableParameters:
     """Parameters by name, as they begin. state: the tensors of a state saved after `done` steps, or {}.
 
     rates: learning rates of parameters whose names begin so, where they are not `config.lr`.
@@ -29,7 +29,7 @@ class Moving:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: OptimConfig,
         named: Mapping[str, nn.Parameter],
         done: int,
         state: Mapping[str, Tensor],
@@ -124,7 +124,7 @@ def group_name(name: str) -> str:
     return ".".join(parts[start:] + half)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: OptimConfig, step: int) -> float:
     """The rate of step 1, 2, ..: a linear warm-up from lr / warmup, then constant, linear or cosine down to 0."""
     if step <= config.warmup:
         return config.lr * step / config.warmup

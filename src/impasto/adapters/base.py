@@ -1,0 +1,33 @@
+"""The contract of an adapter: what a row of ADAPTERS builds on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from impasto.adapters import ADAPTERS
+from impasto.families.base import Family
+from impasto.registry import name_of
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How an adapter of one kind is put on a denoiser, estimated and saved. settings: of its class.
+
+    attach: (family, settings, seed) -> trainable parameters by name, float32; the adapter is called "default".
+    count: (family, settings, model) -> trainable weights on `model`, which may be on the meta device; raises UserError
+    where the settings are not for it. only_matrices: whether all of these are matrices, as Muon needs them.
+    kind: of its part in a style folder. mergeable: whether it can be added to the base's weights.
+    """
+
+    attach: Callable[[Family, Any, int], dict[str, nn.Parameter]]
+    count: Callable[[Family, Any, nn.Module], int]
+    only_matrices: Callable[[Family, Any, nn.Module], bool]
+    kind: str
+    mergeable: bool
+
+
+def adapter_of(settings: Any) -> Adapter:
+    """The adapter of a settings object."""
+    return ADAPTERS[name_of(ADAPTERS, settings)].builder

@@ -1,0 +1,50 @@
+"""Settings of the training data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from impasto.coerce import check_numbers
+from impasto.errors import UserError
+
+Append = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Reference images and their captions."""
+
+    image: Append[tuple[Path, ...]] = ()
+    """A reference image, or a folder of them; may be given several times."""
+    caption: Append[tuple[str, ...]] = ()
+    """What it shows and in what style: "a rocket in pixel art style". One for each image, or one for all; in folders
+    for those without a caption of their own (a .txt beside the image, or metadata.jsonl)."""
+    trigger: str = ""
+    """What stands for [trigger] in captions: a word or two of your own."""
+    caption_prefix: str = ""
+    """Put before every caption."""
+    caption_dropout: float = 0.0
+    """Share of items with an empty caption."""
+    repeats: Append[tuple[int, ...]] = ()
+    """How often the images of each --image count: one number for each; 1, or N in a folder called N_name."""
+    mask: Literal["off", "files", "alpha"] = "off"
+    """Loss masks: files (a.mask.png, masks/a.png; white counts) or alpha (what is opaque counts)."""
+    buckets: Literal["auto", "on", "off"] = "auto"
+    """Keep aspect ratios, in buckets of the same area; off crops squares. auto: on for folders."""
+    crops: int = 1
+    """Crops of each image that are prepared; one of them is used per step. 1 is the middle only."""
+    flip: bool = False
+    """Mirror images half of the time."""
+    skip_bad: bool = False
+    """Skip images and captions that cannot be used, with a warning each, where a folder would be refused."""
+    size: int = 1024
+    """Pixels, square; with buckets the area is that of this square."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("crops", "size"))
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"caption_dropout must be from 0 to 1, not {self.caption_dropout}")
+        if any(count < 1 for count in self.repeats):
+            raise UserError(f"repeats must be at least 1, not {min(self.repeats)}")

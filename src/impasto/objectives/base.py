@@ -1,0 +1,19 @@
+"""The contract of an objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Generator, Tensor
+
+from impasto.data.batch import Batch
+from impasto.families.base import Family
+from impasto.objectives import OBJECTIVES
+from impasto.registry import name_of
+
+Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]]
+"""`objective(family, batch, lam_B, generators) -> {"loss": scalar, ...parts}`; the parts are logged as they are."""
+
+
+def build_objective(settings: Any, family: Family) -> Objective:
+    """The objective of these settings on a base. Raises UserError where it is not for this base."""
+    return OBJECTIVES[name_of(OBJECTIVES, settings)].builder(settings, family)

@@ -1,0 +1,58 @@
+"""Settings of the objectives and of prior preservation."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import tyro
+
+from impasto.coerce import check_numbers
+
+Append = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """Mean squared error of the prediction."""
+
+    extra_forwards: ClassVar[int] = 0
+    itemwise: ClassVar[bool] = True
+
+    weighting: str = "none"
+    """Weight of the loss by noise level: none, min-snr, soft-min-snr, debiased; not for rectified flows."""
+    gamma: float = 5.0
+    """SNR at which min-snr and soft-min-snr turn."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("gamma",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCO:
+    """Direct consistency optimisation: the error beside the base's own."""
+
+    extra_forwards: ClassVar[int] = 1
+    itemwise: ClassVar[bool] = True
+
+    beta: float = 1.0
+    """How far an item is fitted beyond the base; 1 in the Style-Friendly paper, 1000 in DCO's own code."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """An item's error is the mean or the sum over its latents."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("beta",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Prior preservation: the base's own predictions on other captions stay as they are."""
+
+    weight: float = 0.0
+    """Weight of the prior loss; 0 is off."""
+    batch: int = 2
+    """Images of the base per forward pass, when the weight is above 0; never more than batch."""
+    prompt: Append[tuple[str, ...]] = ()
+    """A caption whose predictions are preserved; may be given several times. Those of the base's card when not
+    given."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("batch",), at_least_0=("weight",), prefix="prior.")

@@ -1,0 +1,232 @@
+"""Fitting an adapter to the references: family x noise law x objective x adapter.
+
+    cache x and c of the references
+    for each step:  lam ~ law, eps ~ N(0, I);  L = objective(family, (x, eps, c), lam);  optimiser step on the adapter
+
+All randomness is a function of (seed, step, item) and every checkpoint is complete: the same command resumes where it
+was stopped, and ends with the same adapter and the same loss column, bit for bit.
+"""
+
+import time
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from impasto.adapters.base import adapter_of
+from impasto.bases import loader
+from impasto.config import TrainConfig, change
+from impasto.data import items as data
+from impasto.data.draws import Draws
+from impasto.data.prepare import prepare_items
+from impasto.errors import UserError
+from impasto.execution import memory
+from impasto.execution.apply import ExecutionPlan, apply_execution, load_denoiser
+from impasto.failures import interruptible, out_of_memory
+from impasto.families.base import Family
+from impasto.noise import offset
+from impasto.noise.laws import truncate_to_schedule
+from impasto.objectives.base import build_objective
+from impasto.styles import hub
+from impasto.styles.card import CARD, write_card
+from impasto.styles.save import save
+from impasto.styles.weights import WEIGHTS
+from impasto.training import prior
+from impasto.training.checkpoints import describe_last, explain_failures
+from impasto.training.plan import Plan, check_base, make_plan, warn_advice
+from impasto.training.previews import Previews
+from impasto.training.run_folder import RunFolder
+from impasto.training.train import Preparing, Progress
+from impasto.training.trainable import TrainableParameters
+from impasto.training.trainer import NotFiniteError, Trainer, mean_of_last
+from impasto.training.workers import Workers
+
+REFERENCES = 8
+"""Images that are copied into the style folder."""
+PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def fit(config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None) -> dict[str, Any]:
+    """Plan, open the run, prepare, train, finish; see `training.train.train`."""
+    started = time.perf_counter()
+    workers = Workers(config.device)
+    check_sharded(config, workers)
+    with workers.first_process_first():
+        plan = make_plan(config, preparing, workers.shards)
+    warn_advice(plan)
+    family = load_family(plan, workers)
+    running = workers.broadcast(plan.choose_execution(family, workers.size if workers.shards else 1))
+    plan = with_used(plan, quantize=running.quantize, precision=family.precision)
+    config = plan.config
+    with workers.first_process_first():
+        run = RunFolder(config, provenance(plan, family, workers, running), main=workers.main)
+    try:
+        done, state = run.resume()
+        hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
+        finished = done == config.optim.steps and all((config.out / name).is_file() for name in (WEIGHTS, CARD))
+        with explain_failures(config.out, hint):
+            if not finished:
+                with workers.first_process_first():
+                    draws, previews = prepare(plan, family, preparing)
+                trainer = build_trainer(plan, family, running, draws, done, state, workers)
+                run_steps(trainer, run, done, previews, progress)
+                if workers.main:
+                    finish(plan, family, trainer, previews)
+                workers.barrier()
+    finally:
+        run.close()
+    result = summarize(config, run, done, time.perf_counter() - started) | {"running": "; ".join(running.why)}
+    if config.log.push_to_hub and workers.main:
+        result["hub"] = hub.publish(config.out, config.log.push_to_hub, private=config.log.hub_private)["url"]
+    return result
+
+
+def check_sharded(config: TrainConfig, workers: Workers) -> None:
+    """Raise UserError where a base sharded over processes would have to generate images."""
+    if workers.shards and (config.log.preview or config.prior.weight):
+        what, instead = "previews", "--no-preview, and `impasto generate` later"
+        if not config.log.preview:
+            what, instead = "prior", "--prior.weight 0"
+        raise UserError(f"a base sharded over processes generates no images for {what}: {instead}")
+
+
+def load_family(plan: Plan, workers: Workers) -> Family:
+    """The base, downloaded by the first process; of the settings on it what `make_plan` could not check yet."""
+    config = plan.config
+    with workers.first_process_first():
+        family = loader.load(
+            config.base, device=config.device, precision=config.precision, components=config.components
+        )
+        if plan.outline is None:
+            check_base(plan, family, workers.shards)
+    return family
+
+
+def with_used(plan: Plan, **keys: Any) -> Plan:
+    """The plan with values that "auto" resolved to."""
+    return replace(plan, config=change(plan.config, **keys), expanded=change(plan.expanded, **keys))
+
+
+def prepare(plan: Plan, family: Family, preparing: Preparing | None) -> tuple[Draws, Previews]:
+    """Encode images and captions, then free the encoders."""
+    config = plan.config
+    with explain_failures(config.out, memory.oom_hint_prepare(config)):
+        show = preparing if len(plan.items) > data.FEW else None
+        prepared = prepare_items(family, plan.items, config.data.caption_dropout > 0, show)
+        if config.prior.weight:
+            prior.read(plan.expanded, family)
+        previews = Previews(family, plan.expanded, plan.text)
+    levels = truncate_to_schedule(plan.law, family.schedule)
+    offset.warn_ineffective(config.noise.offset, levels, prepared.x[0][0].numel())
+    draws = Draws(config, levels, prepared.to(family.device), family.device)
+    family.free("encoders", "vae")
+    return draws, previews
+
+
+def build_trainer(
+    plan: Plan,
+    family: Family,
+    running: ExecutionPlan,
+    draws: Draws,
+    done: int,
+    state: dict[str, Any],
+    workers: Workers,
+) -> Trainer:
+    """The base on the device, the adapter on the base, the optimiser on the adapter. state: of a checkpoint after
+    `done` steps, or {}."""
+    config = plan.config
+    text_parameters = plan.text.attach(family)
+    load_denoiser(running, family, sharded=workers.shards)
+    objective = build_objective(config.objective, family)
+    if config.prior.weight:  # its images are the base's: before the adapter
+        objective = prior.build(plan.expanded, family, objective)
+    adapter = adapter_of(config.adapter).attach(family, config.adapter, config.seed)
+    apply_execution(running, family, adapter)
+    workers.shard(family.denoiser, adapter)
+    trainable = TrainableParameters(config.optim, adapter | text_parameters, done, state, plan.text.rates)
+    return Trainer(config, family, plan.text, objective, draws, trainable, workers)
+
+
+def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, progress: Progress | None) -> None:
+    """Steps `done + 1` to the last, each with its row in metrics.jsonl, and the checkpoints."""
+    config, log, trainable = trainer.config, trainer.config.log, trainer.trainable
+    steps = config.optim.steps
+    trainer.family.denoiser.train()
+    with interruptible() as interrupted:
+        for step in range(done + 1, steps + 1):
+            try:
+                row, stop = trainer.step(step, bool(interrupted))
+            except NotFiniteError as error:
+                run.drop(step - 1)  # its weights lead to NaN
+                raise UserError(
+                    f"{error}. {describe_last(config.out)}, in {run.state}; train into another --out with a lower --lr"
+                ) from None
+            except Exception as error:
+                if out_of_memory(error) and step > done + 1:  # nothing has changed since the last step
+                    run.save(step - 1, trainable.tensors())
+                raise
+            run.log(row)
+            if progress:
+                progress(step, row["loss"])
+            stop = stop or (trainer.workers.size == 1 and bool(interrupted))
+            if step % log.checkpoint_every == 0 or step == steps or stop:
+                run.save(step, trainable.tensors())
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {step}: the same command resumes from there")
+            if log.preview_every and step % log.preview_every == 0 and step < steps and trainer.workers.main:
+                with trainable.averaged():
+                    generate_previews(previews, step)
+    trainer.family.denoiser.eval()
+
+
+def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> None:
+    """The files of the style folder: adapter, references, previews, and last the card, which marks the run as complete.
+
+    Warns of an image that has been moved or changed since: it has no copy here.
+    """
+    config = plan.expanded
+    with trainer.trainable.averaged():
+        save(family, config.out, plan.text)
+        for i, item in enumerate(plan.items[:REFERENCES]):
+            try:
+                item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
+            except UserError as error:
+                warnings.warn(f"no copy of a reference in the style folder: {error}", stacklevel=2)
+        write_card(config, family, generate_previews(previews, config.optim.steps), version("impasto"))
+
+
+def generate_previews(previews: Previews, step: int) -> list[str]:
+    """The names of the previews; none, and a warning, where the device has no memory for them beside training."""
+    try:
+        return previews.generate(step)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    warnings.warn(
+        f"no previews of step {step}: they need more memory than there is beside training; generate images later with "
+        "`impasto generate`, or leave previews out with --no-preview",
+        stacklevel=2,
+    )
+    return []
+
+
+def provenance(plan: Plan, family: Family, workers: Workers, running: ExecutionPlan) -> dict[str, Any]:
+    """What recipe.toml states beside the settings: hashes, whether the base was a folder or file here, captions,
+    processes, execution, versions of what computes."""
+    base = {"base_sha256": family.hash, "base_local": Path(plan.config.base).exists()}
+    used = data.caption_stats(plan.items) | {"processes": workers.size, "running": list(running.why)}
+    return base | data.hashes(plan.items) | used | {name: version(name) for name in PACKAGES}
+
+
+def summarize(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: float) -> dict[str, Any]:
+    """The result of the command."""
+    return {
+        "out": str(config.out),
+        "base": config.base,
+        "recipe": config.recipe,
+        "steps": config.optim.steps,
+        "resumed_from": resumed_from,
+        "loss": mean_of_last([row["loss"] for row in run.rows()]),
+        "seconds": round(seconds, 2),
+    }
