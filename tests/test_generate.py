@@ -211,7 +211,7 @@ def test_an_interrupted_command_leaves_no_mixture(config):
         ({"seed": 10**20}, "seed must be from 0 to"),
         ({"size": 0}, "size must be at least 1"),
         ({"size": 17}, "size must be a multiple of 8"),
-        ({"size": 4096}, r"size must be at most \d+ for this base, not 4096: its positions end there"),
+        ({"size": 4096}, r"size must be at most \d+ for this base \(its position table\), not 4096"),
     ],
 )
 def test_numbers_that_cannot_be(config, changes, message):

@@ -177,7 +177,7 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
     assert by_id["noise"]["cut"] > 0.5 and by_file["noise"].get("cut", 0) < 0.01  # to zero terminal SNR
     of_v, of_eps = (found["noise_times_weighting"]["log_snr"]["median"] for found in (by_file, by_id))
     assert of_v > -3 and of_eps < -4  # min(SNR, 5) / (SNR + 1) counts noise less, min(SNR, 5) / SNR does not
-    with pytest.raises(UserError, match="is damaged, or no safetensors file"):
+    with pytest.raises(UserError, match="is damaged, or not a safetensors file"):
         (tmp_path / "none.safetensors").write_bytes(b"hello")
         plan(replace(config, base=str(tmp_path / "none.safetensors")))
 

@@ -33,7 +33,7 @@ memory.plan = lambda *args: replace(plan(*args), why=(f"by process {PartialState
 base, picture, out = sys.argv[1:]
 from impasto.bases import loader
 from impasto.data import prepare
-encode, outline = prepare.encode, loader.outline
+encode, outline = prepare.encode, loader.load_config_only
 
 def note(name):
     with open(f"{out}/{name}", "a") as file:
@@ -49,7 +49,7 @@ def outline_in_turn(*args):
     note("outlined")
     return outline(*args)
 
-prepare.encode, loader.outline = encode_once, outline_in_turn
+prepare.encode, loader.load_config_only = encode_once, outline_in_turn
 keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=False, tensorboard=False, device="cpu")
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
 config = resolve("style-friendly", base, batch=3, **keys)

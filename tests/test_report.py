@@ -192,7 +192,7 @@ def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15
 @pytest.mark.parametrize("base", ["models/gone", "../gone", "/gone/base.safetensors", "", "mini-sd15"])
 def test_no_law_is_drawn_where_what_the_base_has_is_not_known(run, base, monkeypatch):
     """And nobody is asked for it. The last one is here, but has none of that law's levels."""
-    monkeypatch.setattr("impasto.bases.hub.fetched", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
+    monkeypatch.setattr("impasto.bases.hub.hub_file", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
     on_base(run, base, noise_mean=-30.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

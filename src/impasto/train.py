@@ -78,7 +78,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
             what, instead = "prior", "--prior-weight 0"
         raise UserError(f"a base sharded over processes draws no {what}: {instead}")
     with team.state.main_process_first():
-        outline = loader.outline(config.base, config.components)  # tells before a download what is wrong
+        outline = loader.load_config_only(config.base, config.components)  # tells before a download what is wrong
     items = data.read(config, cards.card(config.base), preparing, largest=outline.largest if outline else None)
     for line in advice.advise(items, config):
         warnings.warn(line, stacklevel=1)

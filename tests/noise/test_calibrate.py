@@ -221,7 +221,7 @@ def test_levels():
         ({"by": "judge"}, "did you mean 'judges'"),
         ({"by": "text"}, "no encoder is given; give --clip"),
         ({"styles": Path("x")}, "leave out --styles"),
-        ({"components": Path("nowhere")}, "is no folder: name a diffusers folder"),
+        ({"components": Path("nowhere")}, "is not a folder: name a diffusers folder"),
         ({"clip": "/nowhere/clip"}, "no encoder at /nowhere/clip"),
         ({"clip": "/nowhere/clip", "by": "judges"}, "the judges score without an encoder: leave out --clip"),
         ({"seed": -1}, "seed must be from 0"),
@@ -307,7 +307,7 @@ def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module.Judges, "load", lambda: judges)
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="--components 'nowhere' is no folder"):
+    with pytest.raises(UserError, match="--components 'nowhere' is not a folder"):
         cli.run(["noise", "calibrate", "--components", "nowhere", "--out", str(tmp_path / "out")], True)
     flags = ["--prompts", str(PROMPTS), "--levels", "3", "--steps", "6", "--low", "-6", "--offset", "-1.5"]
     with pytest.raises(UserError, match=r"from -6 to 4 cannot be: .* go from -4\.9"):

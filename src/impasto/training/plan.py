@@ -43,7 +43,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     objectives.check(config)
     device, precision = devices.place(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
-    family = loader.outline(config.base, config.components)
+    family = loader.load_config_only(config.base, config.components)
     found = items.read(config, cards.card(config.base), largest=family.largest if family else None)
     items.told(config, found)
     recipe_text(config, {"captions": [item.caption for item in found]})
