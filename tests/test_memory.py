@@ -168,7 +168,7 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
     for base in ("owner/xl", str(tmp_path / "xl.safetensors"), "owner/absent"):
         asked = {"image": [str(picture)], "caption": ["a cat in ink style"], "text_encoder_lora": True, "size": 32}
         config = resolve(base=base, weighting="min-snr", **asked)
-        with pytest.warns(UserWarning, match="is not here") if "absent" in base else nullcontext():
+        with pytest.warns(UserWarning, match="is not on disk") if "absent" in base else nullcontext():
             said[base] = plan(config)
     by_id, by_file, absent = said.values()
     for found in (by_id, by_file):

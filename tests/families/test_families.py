@@ -183,7 +183,7 @@ def test_schedule_without_betas_raises(tmp_path):
     folder = sd15_folder(tmp_path / "edm")
     config = {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="only beta schedules"):
+    with pytest.raises(UserError, match="only schedules of betas"):
         _ = load(str(folder), device="cpu").schedule
 
 
