@@ -93,7 +93,7 @@ class Flux(DiffusersFolder):
     def pack(self, latents: Tensor) -> Tensor:
         return pack(latents)
 
-    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+    def scheduler_arguments(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": dynamic_shift(scheduler, tokens)}
 
     def padding(self, length: int) -> dict[str, int]:

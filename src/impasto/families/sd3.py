@@ -89,7 +89,7 @@ class SD3(DiffusersFolder):
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         return eps - x
 
-    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+    def scheduler_arguments(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {"mu": dynamic_shift(scheduler, tokens)} if scheduler.get("use_dynamic_shifting") else {}
 
     def padding(self, length: int) -> dict[str, int]:
