@@ -51,7 +51,8 @@ def main() -> None:
             pool = build_pool(known_concepts("core_everywhere"), seed=SEED)
             bank = shared.make_bank(pool, run.vae, run.tokenizer, SEED)
             print(
-                json.dumps({"share": None, "true_loss": round(true_loss(run, bank), 5), **run.hears(bank)}), flush=True
+                json.dumps({"share": None, "true_loss": round(true_loss(run, bank), 5), **run.caption_gap(bank)}),
+                flush=True,
             )
         if share:
             run.learn_from("mini-sd3", share)
@@ -63,7 +64,7 @@ def main() -> None:
                 for group in optimizer.param_groups:
                     group["lr"] = args.rate * part * factor
             run.update(objective, x0, ids, z, eps, False, 0.9)
-        row = {"share": share, "true_loss": round(true_loss(run, bank), 5), **run.hears(bank)}
+        row = {"share": share, "true_loss": round(true_loss(run, bank), 5), **run.caption_gap(bank)}
         print(json.dumps(row), flush=True)
 
 

@@ -27,9 +27,9 @@ CASES = {
     "base is an empty folder": ({"--base": "FOLDER"}, "no model_index.json"),
     "base is a pickle": ({"--base": "model.ckpt"}, "is a pickle, which can run code"),
     "base is no file": ({"--base": "models/nowhere.safetensors"}, "does not exist"),
-    "base is no safetensors": ({"--base": "FAKE"}, "is damaged, or no safetensors file"),
+    "base is no safetensors": ({"--base": "FAKE"}, "is damaged, or not a safetensors file"),
     "hub id without network": ({"--base": "owner/name", "--size": "16"}, "cannot be fetched from the hub"),
-    "components are no folder": ({"--components": "nowhere"}, "is no folder: name a diffusers folder"),
+    "components are no folder": ({"--components": "nowhere"}, "is not a folder: name a diffusers folder"),
     "unknown recipe": ({"--recipe": "style-freindly"}, "did you mean 'style-friendly'"),
     "recipe with an unknown key": ({"--recipe": "RECIPE"}, "unknown key 'noise_men': did you mean 'noise_mean'"),
     "unknown noise law": ({"--noise": "logitnormal"}, "did you mean 'logit-normal'"),
@@ -166,7 +166,7 @@ def test_generate(case, tiny_sd3, tmp_path, monkeypatch, capsys):
 
 def test_generate_without_network(monkeypatch, capsys, tmp_path):
     flags = ["--base", "owner/name", "--prompt", "a cat", "--out", str(tmp_path / "images")]
-    assert "'owner/name' is not a folder here and cannot be fetched from the hub" in refused(
+    assert "'owner/name' is not a local folder and cannot be fetched from the hub" in refused(
         monkeypatch, capsys, ["generate", *flags]
     )
 

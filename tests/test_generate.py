@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.config import resolve
@@ -43,7 +44,7 @@ def style(tiny_sd3, picture, tmp_path_factory):
         )
     )
     family = load(str(tiny_sd3), device="cpu")
-    parameters = add(family, rank=4, alpha=6.0, targets=("attention",), seed=0)
+    parameters = add(family, LoRA(rank=4, alpha=6.0, targets=("attention",)), 0)
     shared = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in parameters.items():
@@ -209,7 +210,7 @@ def test_an_interrupted_command_leaves_no_mixture(config):
         ({"seed": 10**20}, "seed must be from 0 to"),
         ({"size": 0}, "size must be at least 1"),
         ({"size": 17}, "size must be a multiple of 8"),
-        ({"size": 4096}, r"size must be at most \d+ for this base, not 4096: its positions end there"),
+        ({"size": 4096}, r"size must be at most \d+ for this base \(its position table\), not 4096"),
     ],
 )
 def test_numbers_that_cannot_be(config, changes, message):

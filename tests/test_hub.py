@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from impasto.bases.loader import load
 from impasto.cli import main as cli
-from impasto.config import as_dict, resolve
+from impasto.config import flatten, resolve
 from impasto.errors import UserError
 from impasto.sampling.png import save_png
 from impasto.styles.card import write_card
@@ -209,7 +209,7 @@ def test_no_word_of_this_machine_is_left(tmp_path, tiny_flux):
     assert command[2:10] == [
         *("--base", str(model), "--components", str(parts), "--style", str(folder), "--prompt", caption)
     ]
-    told = About(folder / WEIGHTS, recipe=as_dict(config))
+    told = About(folder / WEIGHTS, recipe=flatten(config))
     public = hub_card(told, "stabilityai/stable-diffusion-3.5-medium", "flux", "me/ink", [])
     assert 'base_model: "stabilityai/stable-diffusion-3.5-medium"' in public and "components" not in public
     command = next(shlex.split(line) for line in public.splitlines() if line.startswith("impasto generate"))
@@ -414,7 +414,7 @@ def test_the_card_points_to_nothing_that_is_not_there(tmp_path, tiny_sd15):
     write_card(config, load(str(tiny_sd15), device="cpu"), [], "1")
     card = (tmp_path / "README.md").read_text()
     assert "everything else in\n`recipe.toml`, the loss of each step in `metrics.jsonl`." in card
-    public = hub_card(About(tmp_path / WEIGHTS, recipe=as_dict(config)), config.base, "sd15", "me/ink", [])
+    public = hub_card(About(tmp_path / WEIGHTS, recipe=flatten(config)), config.base, "sd15", "me/ink", [])
     assert "recipe.toml" not in public and "metrics.jsonl" not in public
     assert f"draws of a noise level in {config.optim.steps} steps.\n" in public
 

@@ -4,7 +4,6 @@ import pytest
 
 from impasto.config import make_config
 from impasto.errors import UserError
-from impasto.training.plan import plan
 from impasto.training.run_folder import RunFolder, check_wandb
 from impasto.training.train import train
 

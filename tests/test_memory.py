@@ -12,15 +12,16 @@ from safetensors.torch import save_file
 
 from impasto import devices
 from impasto.adapters import lora
+from impasto.adapters.config import LoRA
 from impasto.bases import loader
 from impasto.config import change, make_config, resolve
 from impasto.devices import GB, Device, peak
 from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.execution import memory
-from impasto.execution.apply import Running
+from impasto.execution.apply import ExecutionPlan
 from impasto.execution.memory import Size, choose
-from impasto.training.plan import plan
+from impasto.training.plan import dry_run
 
 GIB = 2**30
 SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}
@@ -55,8 +56,8 @@ def test_flux_in_numbers(flux):
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "convolution"), ("conv_in", "ff.net.2")])
 def test_the_adapter_that_is_trained_is_the_one_that_is_planned(tiny_sd15, targets):
     family = loader.load(str(tiny_sd15), device="cpu")
-    size = memory.size_of(memory.skeleton(family), family, replace(CONFIG, targets=targets, rank=3))
-    made = lora.add(family, rank=3, alpha=None, targets=targets, seed=0)
+    size = memory.size_of(memory.meta_model(family), family, replace(CONFIG, targets=targets, rank=3))
+    made = lora.add(family, LoRA(rank=3, alpha=None, targets=targets), 0)
     assert size.adapter == sum(p.numel() for p in made.values())
 
 
@@ -106,10 +107,10 @@ def test_flags_are_not_overruled(flux, every_package):
 
 def test_each_trade_saves_and_costs(flux):
     of = card(141)
-    plain, half, full = (Running(share) for share in (0.0, 0.5, 1.0))
-    bytes_ = [memory.memory(flux, CONFIG, r) for r in (plain, half, full, Running(1.0, quantize="nf4"))]
+    plain, half, full = (ExecutionPlan(share) for share in (0.0, 0.5, 1.0))
+    bytes_ = [memory.memory(flux, CONFIG, r) for r in (plain, half, full, ExecutionPlan(1.0, quantize="nf4"))]
     assert bytes_ == sorted(bytes_, reverse=True) and bytes_[0] - bytes_[2] > 40 * GB
-    times = [memory.seconds(flux, CONFIG, r, of) for r in (plain, half, full, Running(1.0, offload=True))]
+    times = [memory.seconds(flux, CONFIG, r, of) for r in (plain, half, full, ExecutionPlan(1.0, offload=True))]
     assert times == sorted(times) and times[0] == pytest.approx(4 * 0.34, rel=0.05)  # 4 x market.md's .34 s
     eight = replace(CONFIG, optimizer="adamw8bit")
     assert memory.memory(flux, CONFIG, plain) - memory.memory(flux, eight, plain) == pytest.approx(
@@ -119,7 +120,7 @@ def test_each_trade_saves_and_costs(flux):
 
 def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package):
     """Prior preservation: as many activations as that much more batch, and a forward pass; DCO: that pass alone."""
-    of, forward, plain = card(141), flux.linear + flux.attention, Running()
+    of, forward, plain = card(141), flux.linear + flux.attention, ExecutionPlan()
     train = 2 * flux.linear + 3.5 * flux.attention
     once = memory.seconds(flux, CONFIG, plain, of)
     for batch, more in ((1, 1), (4, 2)):
@@ -130,7 +131,7 @@ def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package
     dco = replace(CONFIG, objective="dco")
     assert memory.memory(flux, dco, plain) == memory.memory(flux, CONFIG, plain)
     assert memory.seconds(flux, dco, plain, of) == pytest.approx(once * (1 + forward / train))
-    fetched, both = (memory.seconds(flux, c, Running(1.0, offload=True), of) for c in (CONFIG, dco))
+    fetched, both = (memory.seconds(flux, c, ExecutionPlan(1.0, offload=True), of) for c in (CONFIG, dco))
     assert both - fetched == pytest.approx(4 * (forward / (0.5 * of.peak) + 4 * flux.block_weights / 20e9))
     assert choose(replace(CONFIG, prior_weight=1.0), card(80), flux, "bf16").checkpointing > 0.25
 
@@ -140,17 +141,17 @@ def test_what_is_not_known_is_said(flux):
     unknown = choose(CONFIG, card(141, "Some GPU"), flux, "bf16")
     assert "how long a step takes on Some GPU is not known" in unknown.why
     absent = choose(CONFIG, card(141), None, "bf16")
-    assert absent == Running(why=("the base is not here yet: only what the flags say",))
+    assert absent == ExecutionPlan(why=("the base is not here yet: only what the flags say",))
 
 
 def test_a_cpu_trades_nothing_and_asks_nothing(tiny_sd3, picture, monkeypatch):
     monkeypatch.setattr(memory, "size_of", lambda *about: pytest.fail("sizes do not matter here"))
     config = resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], device="cpu")
-    said = plan(config)
+    said = dry_run(config)
     assert said["settings"]["quantize"] == "none" and said["settings"]["compile"] == "off"
     assert said["settings"]["checkpointing"] == 0 and said["running"].startswith("on cpu nothing is traded for memory")
     with pytest.raises(UserError, match="lies in main memory already"):
-        plan(change(config, offload="on"))
+        dry_run(change(config, offload="on"))
 
 
 def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, tmp_path, monkeypatch):
@@ -168,8 +169,8 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
     for base in ("owner/xl", str(tmp_path / "xl.safetensors"), "owner/absent"):
         asked = {"image": [str(picture)], "caption": ["a cat in ink style"], "text_encoder_lora": True, "size": 32}
         config = resolve(base=base, weighting="min-snr", **asked)
-        with pytest.warns(UserWarning, match="is not here") if "absent" in base else nullcontext():
-            said[base] = plan(config)
+        with pytest.warns(UserWarning, match="is not on disk") if "absent" in base else nullcontext():
+            said[base] = dry_run(config)
     by_id, by_file, absent = said.values()
     for found in (by_id, by_file):
         assert "GB (NVIDIA H200)" in found["running"] and "a step takes about" in found["running"]
@@ -177,20 +178,20 @@ def test_a_base_that_is_not_here_is_planned_by_its_configs(tiny_sdxl, picture, t
     assert by_id["noise"]["cut"] > 0.5 and by_file["noise"].get("cut", 0) < 0.01  # to zero terminal SNR
     of_v, of_eps = (found["noise_times_weighting"]["log_snr"]["median"] for found in (by_file, by_id))
     assert of_v > -3 and of_eps < -4  # min(SNR, 5) / (SNR + 1) counts noise less, min(SNR, 5) / SNR does not
-    with pytest.raises(UserError, match="is damaged, or no safetensors file"):
+    with pytest.raises(UserError, match="is damaged, or not a safetensors file"):
         (tmp_path / "none.safetensors").write_bytes(b"hello")
-        plan(change(config, base=str(tmp_path / "none.safetensors")))
+        dry_run(change(config, base=str(tmp_path / "none.safetensors")))
 
 
 def test_a_base_s_skeleton_has_its_size(tiny_sd3):
     family = loader.load(str(tiny_sd3), device="cpu")
-    bones = memory.skeleton(family)
+    bones = memory.meta_model(family)
     assert {p.device.type for p in bones.parameters()} == {"meta"} and "denoiser" not in vars(family)
     size = memory.size_of(bones, family, make_config(size=16, rank=4), 4)
     assert size.weights == sum(p.numel() for p in family.denoiser.parameters()) and size.blocks == 2
     from impasto.adapters.lora import add
 
-    adapter = add(family, rank=4, alpha=4, targets=("attention",), seed=0)
+    adapter = add(family, LoRA(rank=4, alpha=4, targets=("attention",)), 0)
     assert size.adapter == sum(p.numel() for p in adapter.values())
 
 
@@ -216,12 +217,14 @@ def test_text_encoders_that_are_trained_are_counted(flux, sdxl_clips):
     assert size.clip_activations == activations
     for share, batch in ((0.0, 1), (1.0, 3)):  # computing blocks again saves nothing there
         config = replace(CONFIG, batch=batch)
-        more = memory.memory(size, config, Running(share)) - memory.memory(flux, config, Running(share))
+        more = memory.memory(size, config, ExecutionPlan(share)) - memory.memory(flux, config, ExecutionPlan(share))
         assert more == pytest.approx(
             1.03 * (2 * size.clip_weights + 20 * (size.adapter - flux.adapter) + batch * activations)
         )
     of = card(141)
-    assert 1 < memory.seconds(size, CONFIG, Running(), of) / memory.seconds(flux, CONFIG, Running(), of) < 1.01
+    assert (
+        1 < memory.seconds(size, CONFIG, ExecutionPlan(), of) / memory.seconds(flux, CONFIG, ExecutionPlan(), of) < 1.01
+    )
 
 
 def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
@@ -234,35 +237,40 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     monkeypatch.setattr(memory, "choose", lambda config, of, size, *more: sizes.update({config.adapter.rank: size}))
     for rank, trained in ((4, True), (8, False)):
         config = resolve(base=str(tiny_sdxl), rank=rank, text_encoder_lora=trained)
-        memory.plan(config, family, "cuda", "bf16")
+        memory.choose_execution(config, family, "cuda", "bf16")
     assert sizes[8].clip_weights == 0 and "clip" not in vars(family)
     models = [family.clip.text_encoder, family.clip.text_encoder_2]
     assert sizes[4].clip_weights == sum(p.numel() for model in models for p in model.parameters())
     added = text.add(resolve(base=str(tiny_sdxl), rank=4, text_encoder_lora=True), family)
-    plain = memory.size_of(memory.skeleton(family), family, make_config(rank=4, size=16), 4).adapter
+    plain = memory.size_of(memory.meta_model(family), family, make_config(rank=4, size=16), 4).adapter
     assert sizes[4].adapter - plain == sum(p.numel() for p in added.values())
 
 
 def test_advice_names_what_is_left_to_try():
     config = make_config(batch=4, size=1024)
-    assert memory.advice(config, Running()) == (
+    assert memory.oom_hint_train(config, ExecutionPlan()) == (
         "the same command with --checkpointing 1 goes on; with another --out try --batch 1 (it is 4; --accumulate "
         "makes up for it), or --optimizer adamw8bit, or --quantize nf4"
     )
     last = change(config, batch=1, optimizer="adamw8bit")
-    assert memory.advice(last, Running(1.0, quantize="nf4")) == "with another --out try --size 512"
-    assert memory.advice(replace(last, size=256), Running(1.0), "cuda").startswith("the same command with --offload on")
-    assert "--offload" not in memory.advice(last, Running(1.0), "cpu") + memory.advice(
-        last, Running(1.0, offload=True), "cuda"
+    assert memory.oom_hint_train(last, ExecutionPlan(1.0, quantize="nf4")) == "with another --out try --size 512"
+    assert memory.oom_hint_train(replace(last, size=256), ExecutionPlan(1.0), "cuda").startswith(
+        "the same command with --offload on"
+    )
+    assert "--offload" not in memory.oom_hint_train(last, ExecutionPlan(1.0), "cpu") + memory.oom_hint_train(
+        last, ExecutionPlan(1.0, offload=True), "cuda"
     )
     small = replace(last, size=256)
-    assert memory.advice(small, Running(1.0, offload=True), "cuda") == "this device is too small for this base"
+    assert (
+        memory.oom_hint_train(small, ExecutionPlan(1.0, offload=True), "cuda")
+        == "this device is too small for this base"
+    )
 
 
 def test_a_sharded_base_is_neither_quantised_nor_offloaded_and_takes_its_share(flux, every_package):
     alone, shared = (choose(CONFIG, card(48), flux, "bf16", shards) for shards in (1, 4))
     assert shared.checkpointing < alone.checkpointing and "sharded over 4 processes: about" in shared.why[0]
-    weights = memory.memory(flux, CONFIG, Running()) - memory.memory(flux, CONFIG, Running(), shards=4)
+    weights = memory.memory(flux, CONFIG, ExecutionPlan()) - memory.memory(flux, CONFIG, ExecutionPlan(), shards=4)
     assert weights == pytest.approx(1.03 * 2 * flux.block_weights * (1 - 1 / 4 - 2 / flux.blocks))
     small = choose(CONFIG, card(8), flux, "bf16", 4)
     assert (small.quantize, small.offload) == ("none", False) and "does not fit by the estimate" in "; ".join(small.why)
@@ -272,10 +280,10 @@ def test_a_sharded_base_is_neither_quantised_nor_offloaded_and_takes_its_share(f
 
 
 def test_an_offloaded_base_keeps_what_is_no_block_s_linear_layer(flux):
-    kept = memory.memory(flux, CONFIG, Running(1.0, offload=True))
+    kept = memory.memory(flux, CONFIG, ExecutionPlan(1.0, offload=True))
     other = 2 * (flux.weights - flux.block_weights)
     assert kept > 1.03 * (other + 4 * flux.block_weights / flux.blocks)
-    assert kept < memory.memory(flux, CONFIG, Running(1.0)) - 0.9 * 2 * flux.block_weights
+    assert kept < memory.memory(flux, CONFIG, ExecutionPlan(1.0)) - 0.9 * 2 * flux.block_weights
 
 
 def test_how_a_pipeline_draws():

@@ -27,13 +27,13 @@ import diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3, peft,
 
 from accelerate import PartialState
 from impasto.execution import memory
-plan = memory.plan
-memory.plan = lambda *args: replace(plan(*args), why=(f"by process {PartialState().process_index}",))
+plan = memory.choose_execution
+memory.choose_execution = lambda *args: replace(plan(*args), why=(f"by process {PartialState().process_index}",))
 
 base, picture, out = sys.argv[1:]
 from impasto.bases import loader
 from impasto.data import prepare
-encode, outline = prepare.encode, loader.outline
+encode, outline = prepare.encode, loader.load_config_only
 
 def note(name):
     with open(f"{out}/{name}", "a") as file:
@@ -49,7 +49,7 @@ def outline_in_turn(*args):
     note("outlined")
     return outline(*args)
 
-prepare.encode, loader.outline = encode_once, outline_in_turn
+prepare.encode, loader.load_config_only = encode_once, outline_in_turn
 keys = dict(image=[picture], caption=["a rocket in ink style"], rank=2, preview=False, tensorboard=False, device="cpu")
 keys |= dict(prior_weight=0.0, steps=3, accumulate=2, checkpoint_every=2)
 config = resolve("style-friendly", base, batch=3, **keys)
@@ -103,11 +103,11 @@ def test_the_others_wait_for_hours(monkeypatch):
     """While the first one downloads a base, or draws the previews; NCCL's own patience is 10 minutes."""
     import accelerate
 
-    from impasto.training.workers import Team
+    from impasto.training.workers import Workers
 
     asked, real = [], accelerate.PartialState
     monkeypatch.setattr(accelerate, "PartialState", lambda **more: asked.append(more) or real(**more))
-    assert Team("cpu").size == 1
+    assert Workers("cpu").size == 1
     assert asked[0]["cpu"] and asked[0]["timeout"].total_seconds() >= 3600
 
 

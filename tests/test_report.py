@@ -62,7 +62,7 @@ def tree_of(page: str) -> ElementTree.Element:
     return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
 
 
-def test_page_is_whole_escaped_and_needs_nothing_else(run):
+def test_report_page_is_complete_escaped_and_self_contained(run):
     result = report(run)
     page = page_of(result["path"])
     tree = tree_of(page)
@@ -78,7 +78,7 @@ def test_page_is_whole_escaped_and_needs_nothing_else(run):
     assert tree.get("lang") == "en" and tree.find("head/meta[@name='viewport']") is not None
 
 
-def test_page_shows_every_part(run):
+def test_report_page_has_all_sections(run):
     rows = [{"strength": s, "style_accuracy": s, "concept_top5": 1 - s / 2, "interval": {}} for s in (0.5, 1.0)]
     base = {
         "style_accuracy": 0.0,
@@ -103,12 +103,12 @@ def test_page_shows_every_part(run):
     assert [th.text for th in tree.iter("th")][1:4] == ["base", "run", "true"]
 
 
-def test_report_is_the_same_every_time(run, tmp_path):
+def test_report_is_deterministic(run, tmp_path):
     one, two = (report(run, out=tmp_path / name)["path"] for name in ("1.html", "2.html"))
     assert Path(one).read_bytes() == Path(two).read_bytes()
 
 
-def test_a_run_that_was_never_evaluated_still_has_a_page(run):
+def test_report_of_unevaluated_run(run):
     (run / "images" / "scores.json").unlink()
     (run / "metrics.jsonl").unlink()
     (run / "README.md").unlink()
@@ -117,7 +117,7 @@ def test_a_run_that_was_never_evaluated_still_has_a_page(run):
     assert headings == ["Pictures", "Recipe"]
 
 
-def test_bad_input(run, tmp_path):
+def test_report_with_bad_input_raises(run, tmp_path):
     with pytest.raises(UserError, match="no style folder"):
         report(tmp_path / "nothing")
     with pytest.raises(UserError, match="not a style folder"):
@@ -160,7 +160,7 @@ def curve_of(run: Path, title: str) -> list[tuple[float, float]] | None:
     ("noise", "keys"),
     [("style-friendly", {}), ("uniform", {}), ("truncated-normal", {"noise_low": -5.0, "noise_high": -3.1})],
 )
-def test_the_law_is_drawn_within_the_levels_that_the_base_has(run, noise, keys):
+def test_noise_plot_truncates_law_to_base_range(run, noise, keys):
     law = law_of(read_run(on_base(run, "mini-sd15", noise, **keys)))
     low = max(loader.schedule("mini-sd15").range[0], keys.get("noise_low", -99.0))
     assert law is not None and low > -5.37
@@ -177,7 +177,7 @@ def points_at(lam: float):
     return torch.tensor([lam], dtype=torch.float64)
 
 
-def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15, monkeypatch):
+def test_law_of_uses_schedule_of_base_folder(run, tiny_sdxl, tiny_sd15, monkeypatch):
     low, high = loader.load(str(tiny_sdxl), device="cpu").schedule.range
     assert law_of(read_run(on_base(run, tiny_sdxl))) == Truncated(StyleFriendly(), low, high)
     monkeypatch.setattr(
@@ -190,9 +190,9 @@ def test_the_levels_are_those_of_the_base_s_own_folder(run, tiny_sdxl, tiny_sd15
 
 
 @pytest.mark.parametrize("base", ["models/gone", "../gone", "/gone/base.safetensors", "", "mini-sd15"])
-def test_no_law_is_drawn_where_what_the_base_has_is_not_known(run, base, monkeypatch):
+def test_noise_plot_of_unknown_base_has_no_law(run, base, monkeypatch):
     """And nobody is asked for it. The last one is here, but has none of that law's levels."""
-    monkeypatch.setattr("impasto.bases.hub.fetched", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
+    monkeypatch.setattr("impasto.bases.hub.hub_file", lambda *asked: pytest.fail(f"the hub is asked for {asked}"))
     on_base(run, base, noise_mean=-30.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -209,13 +209,13 @@ def test_no_law_is_drawn_where_what_the_base_has_is_not_known(run, base, monkeyp
         ({"objective": "dco", "prior_weight": 0.5}, "DCO + 0.5 × prior"),
     ],
 )
-def test_the_loss_has_the_name_of_the_run_s_objective(run, keys, name):
+def test_loss_name_by_objective(run, keys, name):
     labels = {e.text for e in tree_of(page_of(report(on_base(run, "mini-sd3", **keys))["path"])).iter("text")}
     assert f"loss ({name})" in labels
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "images/0000.png", "images", "page", "new.htm"])
-def test_a_page_is_called_html(run, name):
+def test_report_out_must_be_html(run, name):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match="is no name for a page"):
         report(run, out=run / name)
@@ -223,7 +223,7 @@ def test_a_page_is_called_html(run, name):
 
 
 @pytest.mark.parametrize("content", [b"<html><head><title>mine</title></head></html>", b"", b"caf\xe9"])
-def test_a_page_that_report_did_not_write_stays(run, content):
+def test_report_keeps_foreign_page(run, content):
     for file, out in ((run / "report.html", None), (run / "x" / "index.HTML", run / "x" / "index.HTML")):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
@@ -236,14 +236,14 @@ def test_a_page_that_report_did_not_write_stays(run, content):
         assert "<title>two" in page_of(file), "its own is replaced"
 
 
-def test_metrics_of_a_killed_run(tmp_path):
+def test_read_metrics_of_killed_run(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 2, "loss": 1.0}\n{"step": 1, "loss": NaN}\n{"step": 1, "loss": 2.0}\n{"step": 3,')
     assert [row["step"] for row in read_metrics(file)] == [1, 2]
     assert read_metrics(tmp_path / "none") == []
 
 
-def test_bad_rows_of_metrics_are_passed_over(run):
+def test_read_metrics_skips_bad_rows(run):
     file, good = run / "metrics.jsonl", {"step": 1, "loss": 2.0, "lam": [-6.0, float("-inf"), float("inf")]}
     bad = [
         *({"step": 2, "loss": None}, {"loss": 1.0}, {"step": "2", "loss": 1.0}, {"step": 2, "loss": "x"}, [1], 5),
@@ -266,7 +266,7 @@ def test_bad_rows_of_metrics_are_passed_over(run):
         *({"images": [], "ssim": float("nan")}, {"images": [], "notes": "abc"}),
     ],
 )
-def test_damaged_scores_are_said(run, damaged):
+def test_report_with_damaged_scores_raises(run, damaged):
     (run / "images" / "scores.json").write_text(json.dumps(damaged))
     with pytest.raises(UserError, match=r"scores\.json is damaged, .* `impasto evaluate`"):
         report(run)
@@ -279,21 +279,21 @@ def test_damaged_scores_are_said(run, damaged):
         *({"a": [{"strength": 1, "style_accuracy": "x"}]}, {"base": {"ssim": "x"}}),
     ],
 )
-def test_damaged_strengths_are_said(run, damaged):
+def test_report_with_damaged_strengths_raises(run, damaged):
     (run / "strengths.json").write_text(json.dumps(damaged))
     with pytest.raises(UserError, match=r"strengths\.json is damaged: "):
         report(run)
 
 
 @pytest.mark.parametrize("name", ["README.md", "recipe.toml", "images/scores.json", "strengths.json", "reference.png"])
-def test_bytes_that_are_no_text_or_picture_are_said(run, name):
+def test_report_with_invalid_file_raises(run, name):
     (run / name).write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=name) as error:
         report(run)
     assert "\n" not in str(error.value)
 
 
-def test_scores_of_a_thing_that_is_no_longer_known_still_have_a_page(run):
+def test_report_with_unknown_concept(run):
     scores = json.loads((run / "images" / "scores.json").read_text())
     scores["images"][0]["concept"] = "a thing of an older art world"
     (run / "images" / "scores.json").write_text(json.dumps(scores))
@@ -301,7 +301,7 @@ def test_scores_of_a_thing_that_is_no_longer_known_still_have_a_page(run):
 
 
 @pytest.mark.parametrize("name", ["true", "base"])
-def test_a_run_called_true_or_base_keeps_its_column(run, name):
+def test_report_of_run_named_true_or_base(run, name):
     folder = run.rename(run.with_name(name))
     assert heads_of(report(folder)) == [f"{name} (run)", "true"]
     beside = {"base": folder / "images", "true": folder, f"{name} (run)": folder}
@@ -316,7 +316,7 @@ def heads_of(result) -> list[str]:
     return [th.text for th in table.iter("th") if th.text]
 
 
-def test_what_no_xml_may_hold_is_replaced_everywhere(run):
+def test_report_replaces_invalid_xml_characters(run):
     odd = "a\x01\x0b\ufffe\uffff\ud800 cat"
     for file in (run / "images").glob("*"):
         file.unlink()
@@ -326,20 +326,20 @@ def test_what_no_xml_may_hold_is_replaced_everywhere(run):
     assert el("p", odd, title=odd) == el("p", "a" + "\ufffd" * 5 + " cat", title="a" + "\ufffd" * 5 + " cat")
 
 
-def test_elements_escape():
+def test_el_escapes():
     assert el("p", "<b>", class_='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;</p>'
     assert el("img", src="a", alt=None) == '<img src="a" />'
     assert el("p", Html("<b>1</b>"), None) == "<p><b>1</b></p>"
     assert text("a\x00b") == "a\ufffdb"
 
 
-def test_large_pictures_are_scaled_down(tmp_path):
+def test_picture_scales_down_large_images(tmp_path):
     path = tmp_path / "large.png"
     Image.effect_noise((2048, 2048), 50).convert("RGB").save(path)
     assert data_uri(path).startswith("data:image/webp") and len(data_uri(path)) < 600_000
 
 
-def test_a_large_transparent_picture_is_put_on_white(tmp_path):
+def test_picture_of_transparent_image_is_on_white(tmp_path):
     path = tmp_path / "large.png"
     Image.new("RGBA", (600, 600), (0, 0, 0, 0)).save(path)
     shown = Image.open(io.BytesIO(base64.b64decode(data_uri(path).partition(",")[2])))
@@ -355,7 +355,7 @@ def test_axis_has_round_ticks():
     assert frame.at(1.0, 1.0) == (plots.WIDTH - plots.RIGHT, plots.TOP)
 
 
-def test_density_has_area_1_and_smooth_is_a_moving_mean():
+def test_density_has_area_1_and_smooth_is_moving_mean():
     edges, heights = plots.density([-20.0, -6.1, -6.0, 3.0, 99.0], -16, 8, 24)
     assert sum(heights) == pytest.approx(1.0) and len(edges) == 25
     inside = [float("-inf"), -6.1, -6.0, 3.0, float("inf")]
@@ -363,7 +363,7 @@ def test_density_has_area_1_and_smooth_is_a_moving_mean():
     assert plots.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
-def test_labels_of_points_that_coincide_stand_side_by_side():
+def test_dot_labels_do_not_overlap():
     axis = plots.Axis(0.0, 1.0, "", ())
     frame, taken = plots.Frame(axis, axis), []
     for point in ((0.0, 0.3), (0.0, 0.3), (0.0, 0.31), (1.0, 1.0), (1.0, 1.0)):

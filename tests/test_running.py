@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from impasto.adapters import lora
+from impasto.adapters.config import LoRA
 from impasto.bases import loader
-from impasto.config import check_ranges, make_config, resolve
+from impasto.config import make_config, resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.execution import apply as running
-from impasto.execution.apply import Running, Share
+from impasto.execution.apply import ExecutionPlan
 from impasto.objectives.denoise import denoise
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles.weights import WEIGHTS
@@ -25,10 +26,10 @@ TARGETS = ("to_q", "to_out.0")
 
 def family(folder, how=None, targets=TARGETS):
     """The tiny base with a LoRA whose B is not zero, run as `how` says."""
-    how, own = how or Running(), loader.load(str(folder), device="cpu", precision="fp32")
-    running.place(how, own)
-    adapter = lora.add(own, rank=2, alpha=2, targets=targets, seed=0)
-    running.start(how, own, adapter)
+    how, own = how or ExecutionPlan(), loader.load(str(folder), device="cpu", precision="fp32")
+    running.load_denoiser(how, own)
+    adapter = lora.add(own, LoRA(rank=2, alpha=2, targets=targets), 0)
+    running.apply_execution(how, own, adapter)
     with torch.no_grad():
         for i, p in enumerate(adapter.values()):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 4)
@@ -61,14 +62,14 @@ def agree(one, two, tolerance=1e-5):
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_checkpointing_changes_nothing_but_memory(tiny_sd3, plain, share):
-    other = step(*family(tiny_sd3, Running(checkpointing=share)))
+    other = step(*family(tiny_sd3, ExecutionPlan(checkpointing=share)))
     agree(plain, other)
     assert other[2] < (0.8 if share == 0.5 else 0.5) * plain[2]
 
 
 @pytest.mark.parametrize(("share", "n", "chosen"), [(0, 8, 0), (0.25, 8, 2), (0.5, 7, 3), (0.75, 8, 6), (1, 57, 57)])
 def test_a_share_is_spread_evenly(share, n, chosen):
-    blocks = [Share(share).chosen(i) for i in range(n)]
+    blocks = [PartialCheckpointing(share).chosen(i) for i in range(n)]
     assert sum(blocks) == chosen
     if 0 < share <= 0.5:
         assert not any(a and b for a, b in itertools.pairwise(blocks))
@@ -88,8 +89,8 @@ def test_group_offload_agrees(tiny_sd3, plain):
     own, _ = family(tiny_sd3)
     fresh = loader.load(str(tiny_sd3), device="cpu", precision="fp32")
     running.offload(fresh.denoiser, "cpu")
-    adapter = lora.add(fresh, rank=2, alpha=2, targets=TARGETS, seed=0)
-    running.start(Running(checkpointing=1.0), fresh, adapter)
+    adapter = lora.add(fresh, LoRA(rank=2, alpha=2, targets=TARGETS), 0)
+    running.apply_execution(ExecutionPlan(checkpointing=1.0), fresh, adapter)
     with torch.no_grad():
         for p, q in zip(adapter.values(), (p for p in own.denoiser.parameters() if p.requires_grad), strict=True):
             p.copy_(q)
@@ -99,9 +100,9 @@ def test_group_offload_agrees(tiny_sd3, plain):
 def gradients(folder, offloaded):
     """(gradients of a LoRA on every attention, all blocks computed again) of one batch of a tiny base."""
     own = loader.load(str(folder), device="cpu", precision="fp32")
-    running.place(Running(offload=offloaded), own)
-    adapter = lora.add(own, rank=2, alpha=2, targets=("attention",), seed=0)
-    running.start(Running(checkpointing=1.0, offload=offloaded), own, adapter)
+    running.load_denoiser(ExecutionPlan(offload=offloaded), own)
+    adapter = lora.add(own, LoRA(rank=2, alpha=2, targets=("attention",)), 0)
+    running.apply_execution(ExecutionPlan(checkpointing=1.0, offload=offloaded), own, adapter)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in adapter.values():
@@ -169,7 +170,7 @@ def test_a_quantised_base_trains(tiny_sd3, plain, kind, package, error):
     pytest.importorskip(package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own, adapter = family(tiny_sd3, Running(quantize=kind))
+        own, adapter = family(tiny_sd3, ExecutionPlan(quantize=kind))
         loss, grads, _ = step(own, adapter)
     layer = own.denoiser.transformer_blocks[0].attn.to_q.base_layer
     assert type(layer.weight).__name__ in ("Int8Tensor", "Float8Tensor", "Params4bit")
@@ -224,7 +225,7 @@ def test_a_quantised_base_trains_under_autocast(tiny_sd3, picture, tmp_path, kin
 def test_refusals(tiny_sd3, monkeypatch):
     def refuse(device, message, **keys):
         with pytest.raises(UserError, match=message):
-            running.check(check_ranges(make_config(**keys)), device)
+            running.check(make_config(**keys), device)
 
     refuse("cpu", "lies in main memory already", offload="on")
     refuse("cuda", "saves nothing unless", offload="on", checkpointing=0.5)
@@ -286,13 +287,13 @@ def test_where_a_pipeline_goes(monkeypatch):
     pipe.to = lambda device: went.append(("to", device))
     pipe.enable_model_cpu_offload = lambda device: went.append(("parts", device))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
-    running.settle(pipe, SimpleNamespace(device="cpu"), 1)
+    running.place_pipeline(pipe, SimpleNamespace(device="cpu"), 1)
     for room, told in ((24e9, False), (1.637e9, True)):
         free = room
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             pipe.components |= {"b": torch.nn.Linear(1000, 1000)}
-            running.settle(pipe, SimpleNamespace(device="cuda"), 1)
+            running.place_pipeline(pipe, SimpleNamespace(device="cuda"), 1)
         assert bool(said) == told and (not told or "it goes through the device part by part" in str(said[0].message))
     assert went == [("to", "cuda"), ("parts", "cuda")]
 

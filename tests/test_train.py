@@ -29,10 +29,10 @@ from impasto.noise.laws import noise_law
 from impasto.sampling.sample import Sampling
 from impasto.training import sheet as checkpoints
 from impasto.training.checkpoints import saved_states, states
-from impasto.training.plan import plan as dry_run
+from impasto.training.plan import dry_run as dry_run
 from impasto.training.run_folder import RunFolder, recipe_text
 from impasto.training.train import train
-from impasto.training.trainable import Moving, learning_rate
+from impasto.training.trainable import TrainableParameters, learning_rate
 
 CAPTION = "a rocket in pixel art style"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -405,8 +405,10 @@ def test_a_name_that_cannot_be_written_is_refused(config, picture, tmp_path):
 def test_the_memory_that_is_free_does_not_change_a_run(config, monkeypatch):
     """What `quantize` came to is the run's, also where more or less is free when it goes on."""
     seen = []
-    plan = memory.plan
-    monkeypatch.setattr(memory, "plan", lambda config, *more: seen.append(config.execution.quantize) or plan(config, *more))
+    plan = memory.choose_execution
+    monkeypatch.setattr(
+        memory, "plan", lambda config, *more: seen.append(config.execution.quantize) or dry_run(config, *more)
+    )
     with pytest.raises(StopError):
         train(config, stop_at(3))
     assert train(config)["resumed_from"] == 2 and seen == ["auto", "none"]
@@ -509,7 +511,7 @@ def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monke
     from impasto.training import prior
 
     order = []
-    place, draw = running.place, prior.Artist.draw
+    place, draw = running.load_denoiser, prior.PriorSampler.draw
     monkeypatch.setattr("impasto.training.fit.load_denoiser", lambda *a, **k: order.append("placed") or place(*a, **k))
 
     def drawn(self, prompt, seed):
@@ -517,7 +519,7 @@ def test_the_prior_is_drawn_when_the_base_lies_where_it_is_trained(config, monke
         assert "encoders" not in vars(self.family) and "vae" not in vars(self.family)
         return draw(self, prompt, seed)
 
-    monkeypatch.setattr(prior.Artist, "draw", drawn)
+    monkeypatch.setattr(prior.PriorSampler, "draw", drawn)
     train(change(config, prior_weight=0.5, prior_prompt=("a blue teapot", "a green star"), seed=11, steps=1))
     assert order == ["placed", "drawn", "drawn"]
 
@@ -537,7 +539,7 @@ def test_the_average_is_saved_when_it_is_asked_for(config, tmp_path):
 
 def test_the_average_by_hand():
     p = torch.nn.Parameter(torch.zeros(1))
-    moving = Moving(make_config(ema=0.9, lr=1.0, clip=0.0), {"p": p}, 0, {})
+    moving = TrainableParameters(make_config(ema=0.9, lr=1.0, clip=0.0), {"p": p}, 0, {})
     expected = 0.0
     for step in (1, 2, 3):
         p.grad = torch.ones(1)
@@ -563,7 +565,7 @@ def test_learning_rates():
 
 def test_gradients_are_clipped():
     p = torch.nn.Parameter(torch.zeros(2))
-    moving = Moving(make_config(clip=1.0), {"p": p}, 0, {})
+    moving = TrainableParameters(make_config(clip=1.0), {"p": p}, 0, {})
     p.grad = torch.tensor([3.0, 4.0])
     assert moving.step(1)["grad_norm"] == pytest.approx(5)
     assert moving.optimizer.state[p]["exp_avg"].tolist() == pytest.approx([0.06, 0.08])  # .1 x (3, 4) / 5
@@ -591,7 +593,9 @@ def test_every_reference_is_drawn_with_its_own_caption(config):
 
 def test_several_references(config, tmp_path):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "b.png")
-    config = change(config, image=(*config.data.image, tmp_path / "b.png"), caption=(CAPTION, "a cat in pixel art style"))
+    config = change(
+        config, image=(*config.data.image, tmp_path / "b.png"), caption=(CAPTION, "a cat in pixel art style")
+    )
     train(config)
     assert (config.out / "reference.png").is_file()
     assert Image.open(config.out / "reference-1.png").getpixel((0, 0)) == (255, 0, 0)

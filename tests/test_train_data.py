@@ -2,7 +2,6 @@
 
 import tomllib
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives.denoise import denoise
-from impasto.training.plan import data_lines, plan
+from impasto.training.plan import data_lines
 from impasto.training.train import train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -120,13 +119,13 @@ def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypat
 
 
 def test_the_plan_shows_the_data(config):
-    data = plan(config)["data"]
+    data = dry_run(config)["data"]
     assert data["pictures"] == 5 and data["masks"] == 1 and data["crops"] == 30
     assert data["buckets"] == {"8x24": 1, "16x16": 3, "24x8": 1} and data["repeats"] == {"1": 4, "3": 1}
     assert data["advice"] == []
     text = data_lines(data)
     assert "buckets: 8x24 (1), 16x16 (3), 24x8 (1)" in text and "repeats: 1 times (4), 3 times (1)" in text
-    advice = plan(change(config, trigger="wobble", caption_prefix="bright oil brushstrokes,"))["data"]["advice"]
+    advice = dry_run(change(config, trigger="wobble", caption_prefix="bright oil brushstrokes,"))["data"]["advice"]
     assert any("brushstrokes" in line for line in advice) and "advice: captions say how" in data_lines(
         data | {"advice": advice}
     )
@@ -191,6 +190,6 @@ def test_a_long_picture_stays_within_the_base_s_positions(config, tmp_path):
     Image.linear_gradient("L").resize((120, 120)).save(tmp_path / "long" / "b.png")
     (tmp_path / "long" / "b.txt").write_text("a rose, wibble")
     config = change(config, image=(tmp_path / "long",), size=48, mask="off", crops=1, steps=2, accumulate=2)
-    told = plan(config)["data"]["buckets"]
+    told = dry_run(config)["data"]["buckets"]
     assert {max(map(int, bucket.split("x"))) for bucket in told} == {48, 64}
     assert train(config)["steps"] == 2

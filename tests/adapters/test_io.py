@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from impasto import load_style
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.errors import UserError
@@ -17,7 +18,7 @@ from impasto.styles import save, weights
 def style(tiny_sd3, tmp_path_factory):
     """A style with alpha other than the rank and B other than zero."""
     family = load(str(tiny_sd3), device="cpu")
-    parameters = add(family, rank=4, alpha=6.0, targets=("attention",), seed=0)
+    parameters = add(family, LoRA(rank=4, alpha=6.0, targets=("attention",)), 0)
     shared = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in parameters.items():

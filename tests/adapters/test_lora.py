@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add, disabled, endings
 from impasto.bases.loader import load
 from impasto.errors import UserError
@@ -41,7 +42,7 @@ def test_it_is_a_function_of_the_seed(tiny_sd3):
 
 def test_only_the_adapter_moves_and_in_float32(tiny_sd3):
     family = load(str(tiny_sd3), device="cpu", precision="bf16")
-    parameters = add(family, rank=2, alpha=None, targets=("attention",), seed=0)
+    parameters = add(family, LoRA(rank=2, alpha=None, targets=("attention",)), 0)
     assert {name for name, p in family.denoiser.named_parameters() if p.requires_grad} == parameters.keys()
     assert {p.dtype for p in parameters.values()} == {torch.float32}
 

@@ -1,4 +1,4 @@
-"""Building without a network: a fake npm hands out tiny packages, or fails as the real one does."""
+"""Building the art world with a fake npm that serves tiny packages, or fails as the real one does."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ cp "$FAKE_NPM/$base.tgz" .
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """A PATH with a fake npm only; the two packages' tables and hashes are those of the tiny tarballs that it has."""
+    """A PATH with a fake npm only; tables and hashes of two packages are replaced by those of its tiny tarballs."""
     folder = tmp_path / "npm"
     folder.mkdir()
     (folder / "npm").write_text(NPM)
@@ -65,7 +65,7 @@ def calls(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_build_load_and_build_again(npm, tmp_path):
+def test_build_twice_reuses_data_file(npm, tmp_path):
     out = tmp_path / "world"
     result = build(out, styles=list(PACKAGES), progress=False)
     assert result["styles"] == {"icon-park": 2, "ph": 3} and result["pictures"] == 5 and not result["skipped"]
@@ -81,7 +81,7 @@ def test_build_load_and_build_again(npm, tmp_path):
     assert len(calls(npm)) == 2 and (out / "artworld128.safetensors").read_bytes() == before
 
 
-def test_an_interrupted_build_goes_on(npm, tmp_path, monkeypatch):
+def test_build_interrupted_resumes(npm, tmp_path, monkeypatch):
     out, encode = tmp_path / "world", building._encode
 
     def interrupted(pictures, pairs):
@@ -100,22 +100,22 @@ def test_an_interrupted_build_goes_on(npm, tmp_path, monkeypatch):
     assert (out / "artworld128.safetensors").read_bytes() == Path(whole["path"]).read_bytes()
 
 
-def test_an_existing_file_serves_a_smaller_build(npm, tmp_path):
+def test_build_of_subset_reuses_data_file(npm, tmp_path):
     first = load(path=build(tmp_path, styles=list(PACKAGES), progress=False)["path"])
     second = load(path=build(tmp_path, styles=["ph"], progress=False)["path"])
     assert len(calls(npm)) == 2 and (second.rgba == first.select(styles=["ph"]).rgba).all()
 
 
-def test_a_damaged_file_is_built_again(npm, tmp_path, capsys):
+def test_build_with_damaged_file_rebuilds(npm, tmp_path, capsys):
     path = Path(build(tmp_path, styles=["ph"], progress=False)["path"])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
         load(path=path)
     build(tmp_path, styles=["ph"], progress=False)
-    assert len(load(path=path)) == 3 and "built again" in capsys.readouterr().err
+    assert len(load(path=path)) == 3 and "rebuilding it" in capsys.readouterr().err
 
 
-def test_without_npm(npm, tmp_path):
+def test_build_without_npm_raises(npm, tmp_path):
     (npm / "npm").unlink()
     with pytest.raises(UserError, match="npm") as error:
         build(tmp_path / "world", styles=["ph"], progress=False)
@@ -123,7 +123,7 @@ def test_without_npm(npm, tmp_path):
 
 
 @pytest.mark.parametrize("code", ["ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT"])
-def test_without_network(npm, tmp_path, monkeypatch, code):
+def test_build_without_network_raises(npm, tmp_path, monkeypatch, code):
     monkeypatch.setenv("FAKE_BREAK", "icon-park")
     monkeypatch.setenv("FAKE_CODE", code)
     with pytest.raises(UserError, match=code) as error:
@@ -131,7 +131,7 @@ def test_without_network(npm, tmp_path, monkeypatch, code):
     assert "\n" not in str(error.value) and not (tmp_path / "world").exists()
 
 
-def test_network_lost_half_way_keeps_what_is_done(npm, tmp_path, monkeypatch):
+def test_build_after_network_loss_keeps_finished_styles(npm, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BREAK", "/ph")
     monkeypatch.setenv("FAKE_CODE", "ENOTFOUND")
     with pytest.raises(UserError):
@@ -143,17 +143,17 @@ def test_network_lost_half_way_keeps_what_is_done(npm, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", ["E404", "ETARGET"])
-def test_a_package_that_is_gone_costs_its_style_only(npm, tmp_path, monkeypatch, capsys, code):
+def test_build_with_missing_package_skips_style(npm, tmp_path, monkeypatch, capsys, code):
     monkeypatch.setenv("FAKE_BREAK", "/ph")
     monkeypatch.setenv("FAKE_CODE", code)
     result = build(tmp_path, styles=list(PACKAGES), progress=False)
     assert result["styles"] == {"icon-park": 2} and list(result["skipped"]) == ["ph"]
     assert capsys.readouterr().err.count("skipped ph") == 1
-    with pytest.raises(UserError, match="no pictures of ph"):
+    with pytest.raises(UserError, match="no images of ph"):
         load(styles=["ph"], path=result["path"])
 
 
-def test_nothing_at_all_to_be_had(npm, tmp_path, monkeypatch):
+def test_build_without_any_package_raises(npm, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_BREAK", "iconify")
     monkeypatch.setenv("FAKE_CODE", "E404")
     with pytest.raises(UserError, match="none of the art world"):
@@ -161,19 +161,19 @@ def test_nothing_at_all_to_be_had(npm, tmp_path, monkeypatch):
     assert not (tmp_path / "world").exists()
 
 
-def test_a_changed_package_is_refused(npm, tmp_path, monkeypatch):
+def test_build_with_wrong_hash_raises(npm, tmp_path, monkeypatch):
     monkeypatch.setitem(sources.sources()["packages"]["@iconify-json/ph"], "sha512", "0" * 128)
     with pytest.raises(UserError, match="expected 0000"):
         build(tmp_path / "world", styles=["ph"], progress=False)
     assert not (tmp_path / "world").exists()
 
 
-def test_debian_fonts_are_skipped_where_apt_is_missing(npm, tmp_path):
+def test_build_without_apt_skips_debian_fonts(npm, tmp_path):
     result = build(tmp_path, styles=["ph", "symbola"], progress=False)
     assert "apt-get" in result["skipped"]["symbola"] and result["styles"] == {"ph": 3}
 
 
-def test_a_debian_font_is_fetched_with_private_lists_and_unpacked(npm, tmp_path, monkeypatch):
+def test_fetch_debian_font_uses_private_lists(npm, tmp_path, monkeypatch):
     data = b"a font"
     (npm / "font.tar").write_bytes(tarball({"./usr/share/fonts/x/Symbola_hint.ttf": data, "./usr/share/doc/x": b""}))
     (npm / "apt-get").write_text(
@@ -188,11 +188,11 @@ def test_a_debian_font_is_fetched_with_private_lists_and_unpacked(npm, tmp_path,
     archive = sources.fetch("fonts-symbola", tmp_path / "downloads")
     assert sources.unpack(archive, ["Symbola_hint.ttf"]) == {"usr/share/fonts/x/Symbola_hint.ttf": data}
     assert [path.name for path in (tmp_path / "downloads").iterdir()] == [archive.name]
-    assert len((npm / "apt").read_text().splitlines()) == 3  # as the system has it, update, again
+    assert len((npm / "apt").read_text().splitlines()) == 3  # download, update, download
 
 
-def test_sharealike_can_be_left_out():
-    assert set(building._wanted(None, True)) - set(building._wanted(None, False)) == {
+def test_select_styles_without_sharealike():
+    assert set(building._select_styles(None, True)) - set(building._select_styles(None, False)) == {
         "openmoji",
         "openmoji-black",
         "emojione-v1",
@@ -201,7 +201,7 @@ def test_sharealike_can_be_left_out():
     assert {name for name, licence in licences.items() if "SA" in licence} == set(sources.SHAREALIKE)
 
 
-def test_bad_arguments(tmp_path):
+def test_build_with_bad_arguments_raises(tmp_path):
     with pytest.raises(UserError, match="did you mean 'unifont'"):
         build(tmp_path, styles=["unifnt"])
     (tmp_path / "file").touch()
@@ -209,7 +209,7 @@ def test_bad_arguments(tmp_path):
         build(tmp_path / "file")
 
 
-def test_every_style_has_a_source_and_every_pair_is_known():
+def test_sources_cover_all_styles_and_pairs():
     pairs = building._pairs()
     assert list(sources.sources()["styles"]) == load_meta()["style_names"]
     assert sum(map(len, pairs.values())) == 16464

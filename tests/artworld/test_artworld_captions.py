@@ -1,4 +1,4 @@
-"""Captions: deterministic, varied, short enough, and in English as far as rules go."""
+"""Captions: determinism, variety, length, articles."""
 
 import random
 
@@ -10,7 +10,7 @@ from impasto.artworld.captions import (
     BACKGROUNDS,
     LONGEST,
     caption,
-    listing,
+    join_labels,
     pieces,
     prompt,
     scene_caption,
@@ -23,13 +23,13 @@ ROCKET = concept_index("rocket")
 
 
 @pytest.mark.parametrize("source", [random.Random, np.random.default_rng])
-def test_the_same_state_gives_the_same_caption(source):
+def test_caption_same_state_same_text(source):
     texts = [[caption(ROCKET, 2, rng, "navy", plain_form=0.3) for _ in range(50)] for rng in (source(5), source(5))]
     assert texts[0] == texts[1] and len(set(texts[0])) > 8
     assert all("rocket" in text and text.endswith("navy background") for text in texts[0])
 
 
-def test_shares():
+def test_caption_shares_of_forms():
     rng = random.Random(0)
     texts = [caption(concept_index("bullseye"), 3, rng) for _ in range(2000)]
     known = {prompt("bullseye", text) for text in META["styles"][3]["descriptions"]}
@@ -37,7 +37,7 @@ def test_shares():
     assert {"direct hit, ", "dart, "} <= {f"{text.split(',')[0]}, " for text in texts}
 
 
-def test_every_caption_is_short_enough_for_32_tokens():
+def test_caption_length_is_limited():
     rng = random.Random(1)
     longest = 0
     for concept in range(0, 1194, 3):
@@ -46,18 +46,18 @@ def test_every_caption_is_short_enough_for_32_tokens():
     assert longest <= LONGEST
 
 
-def test_texts_are_taken_as_they_are():
+def test_caption_of_texts_keeps_them():
     rng = random.Random(2)
     assert caption("a thing", None, rng, plain_form=1) == "a thing"
     assert style_description("chalk on a board", rng) == "chalk on a board" and style_description(None, rng) is None
     assert caption("rocket", "chalk on a board", rng, plain_form=1) == "rocket, chalk on a board"
 
 
-def test_scenes():
+def test_scene_caption_joins_labels():
     rng = random.Random(3)
     text = scene_caption([ROCKET, concept_index("cactus"), concept_index("skis")], None, rng, "sky blue")
     assert text == "a rocket, a cactus and skis, on a sky blue background"
-    assert listing(["rocket"]) == "a rocket" and listing(["ant", "cat"]) == "an ant and a cat"
+    assert join_labels(["rocket"]) == "a rocket" and join_labels(["ant", "cat"]) == "an ant and a cat"
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_scenes():
         ("people hugging", "people hugging"),
     ],
 )
-def test_articles(noun, text):
+def test_with_article_by_noun(noun, text):
     assert with_article(noun) == text
 
 
-def test_backgrounds_are_named_colours():
+def test_backgrounds_are_rgb():
     assert 16 <= len(BACKGROUNDS) <= 20
     assert all(len(rgb) == 3 and all(0 <= value <= 255 for value in rgb) for rgb in BACKGROUNDS.values())

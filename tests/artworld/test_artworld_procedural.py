@@ -1,4 +1,4 @@
-"""Procedural looks: every family paints, says what it paints, and keeps off the held-out styles."""
+"""Procedural looks: every family paints and describes; none names a held-out style."""
 
 import random
 
@@ -17,14 +17,14 @@ TRAIN = {META["style_names"][style] for style in META["split"]["train_styles"]}
 
 @pytest.fixture(scope="module")
 def art() -> np.ndarray:
-    """Two colour pictures and a line drawing (whatever the styles: here only pixels count)."""
+    """Two colour images and a line drawing."""
     world = load_slice()
     names = (("streamline-emojis", "cat"), ("fluent-emoji-3d", "rocket"), ("symbola", "cactus"))
     return np.stack([world.rgba[world.index(*name)] for name in names])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_paints_and_says_so(family, art):
+def test_family_paints_deterministically_and_describes(family, art):
     before = art.copy()
     descriptions = set()
     for seed in range(6):
@@ -36,21 +36,21 @@ def test_a_family_paints_and_says_so(family, art):
         same = random_look(random.Random(seed), [family])
         assert (picture == same(art[seed % 3], random.Random(1))).all() and same.description == look.description
         other = look(art[(seed + 1) % 3], random.Random(1)).astype(int)
-        assert np.abs(other - picture).mean() > 2  # what is drawn can be told apart
+        assert np.abs(other - picture).mean() > 2  # different objects give different images
         descriptions |= {look.describe(random.Random(seed)), look.description}
     assert (art == before).all()
     assert len(descriptions) >= 6 and all(descriptions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_empty_and_full_pictures_do_no_harm(family):
+def test_family_accepts_empty_and_full_images(family):
     for value in (0, 255):
         look = random_look(random.Random(value), [family])
         picture = look(np.full((128, 128, 4), value, np.uint8), random.Random(0))
         assert picture.shape == (128, 128, 3)
 
 
-def test_the_space_is_wide_and_named():
+def test_random_look_descriptions_are_varied():
     rng = np.random.default_rng(0)
     looks = [random_look(rng) for _ in range(1000)]
     texts = [look.describe(rng) for look in looks]
@@ -59,7 +59,7 @@ def test_the_space_is_wide_and_named():
     assert len({word for text in texts for word in pieces(text)}) > 220
 
 
-def test_no_word_of_the_held_out_styles():
+def test_random_look_descriptions_avoid_held_out_styles():
     rng = random.Random(0)
     texts = " ".join(random_look(rng).describe(rng) for _ in range(600)).lower()
     for word in ("pixel", "bitmap", "engrav", "hatching", "woodcut", "duotone", "sparkle", "3d", "three-dimensional"):
@@ -67,7 +67,7 @@ def test_no_word_of_the_held_out_styles():
     assert "ground shadow" not in texts and "electric blue" not in texts
 
 
-def test_sample_takes_the_look_s_own_sources(art):
+def test_sample_uses_sources_of_look(art):
     style = META["style_names"].index
     world = ArtWorld(art, np.array([style("twemoji"), style("noto"), style("unifont")]), np.array([7, 7, 7]), META)
     rgb, text = sample(world, 7, random.Random(0), random_look(random.Random(0), ["outlined"]))
@@ -76,17 +76,17 @@ def test_sample_takes_the_look_s_own_sources(art):
         world, 7, random.Random(0), random_look(random.Random(0), ["block print"])
     )  # no ink drawing here
     assert "print" in text or "stamped" in text
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         sample(world, 8, random.Random(0))
 
 
-def test_long_descriptions_lose_their_lesser_parts():
+def test_join_drops_parts_of_long_descriptions():
     text = _join(
         ["one two three four five six seven eight nine ten", "eleven twelve thirteen", "grainy", "on a red ground"]
     )
     assert text == "one two three four five six seven eight nine ten, eleven twelve thirteen, on a red ground"
 
 
-def test_unknown_family():
+def test_random_look_of_unknown_family_raises():
     with pytest.raises(UserError, match="did you mean 'neon'"):
         random_look(random.Random(0), ["neoon"])

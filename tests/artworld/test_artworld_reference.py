@@ -1,4 +1,4 @@
-"""The packaged slice against the reference rendering, where that lies beside the project (../shared).
+"""The packaged slice against the reference rendering, if that is available (../shared).
 
 One held-out style only, because the reference unpacks to 800 MB; `python scripts/compare_artworld.py` compares all.
 """
@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parents[3] / "shared/data/artworld/artworld128.npz"
 pytestmark = pytest.mark.skipif(not REFERENCE.exists(), reason="no reference rendering beside the project")
 
 
-def test_the_slice_is_the_reference_rendering():
+def test_slice_matches_reference_rendering():
     style = style_index("fluent-emoji-3d")
     world = load_slice(styles=[style])
     with np.load(REFERENCE) as reference:

@@ -1,4 +1,4 @@
-"""Rendering: the packaged slice is what the renderer makes of the packages' own icons, pixel for pixel."""
+"""Rendering of the packages' icons against the packaged slice, pixel by pixel."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def held_out():
 
 
 @pytest.mark.parametrize(("style", "name"), CASES)
-def test_an_icon_becomes_the_picture_in_the_slice(held_out, style, name):
+def test_iconify_matches_slice(held_out, style, name):
     files = {"icons.json": json.dumps(ICONS[style]).encode()}
     picture = render.iconify(files, ["icons.json"])(name)
     truth = held_out.rgba[held_out.index(style, LABELS[name])]
@@ -27,7 +27,7 @@ def test_an_icon_becomes_the_picture_in_the_slice(held_out, style, name):
     assert np.abs(picture.astype(int) - truth).mean() < 0.5  # 0 with the pinned resvg-py
 
 
-def test_aliases_and_defaults_of_icon_sets():
+def test_iconify_follows_aliases_and_defaults():
     square = '<path d="M2 2h12v12H2z"/>'
     icons = {"icons": {"a": {"body": square}}, "aliases": {"b": {"parent": "a"}, "c": {"parent": "b"}}}
     read = render.iconify({"x/icons.json": json.dumps(icons).encode()}, ["icons.json"])
@@ -36,7 +36,7 @@ def test_aliases_and_defaults_of_icon_sets():
     assert read("a")[:7].max() == 0
 
 
-def test_fit_crops_centres_and_keeps_the_aspect():
+def test_fit_crops_centres_and_keeps_aspect():
     picture = np.zeros((256, 256, 4), np.uint8)
     picture[10:60, 100:200] = 10, 200, 30, 255
     picture[200, 200] = 0, 0, 0, 9  # too faint to belong to the object
@@ -48,14 +48,14 @@ def test_fit_crops_centres_and_keeps_the_aspect():
     assert fitted[..., :3][fitted[..., 3] == 0].max() == 0
 
 
-def test_fit_refuses_an_empty_picture():
+def test_fit_of_empty_image_raises():
     with pytest.raises(ValueError, match="empty"):
         render.fit(np.zeros((4, 4, 4), np.uint8))
 
 
 @pytest.fixture(scope="module")
 def font() -> bytes:
-    """A font of 16 units per em; its one glyph is two pixels, at (2, 3) and (5, 4) from the left and the base line."""
+    """A font of 16 units per em with one glyph of two pixels, at (2, 3) and (5, 4) from the left and the base line."""
     import io
 
     from fontTools.fontBuilder import FontBuilder
@@ -80,7 +80,7 @@ def font() -> bytes:
     return buffer.getvalue()
 
 
-def test_a_bitmap_font_keeps_its_pixels(font):
+def test_pixel_font_keeps_pixel_grid(font):
     picture = render.pixel_font({"usr/test.otf": font}, ["test.otf"])("U+1F600")
     assert set(np.unique(picture)) == {0, 255}
     grid = picture[::8, ::8, 3] > 0
@@ -88,7 +88,7 @@ def test_a_bitmap_font_keeps_its_pixels(font):
     assert np.argwhere(grid).tolist() == [[7, 9], [8, 6]]  # four columns by two rows, centred; fonts point upwards
 
 
-def test_an_outline_font_is_fitted_as_any_picture(font):
+def test_outline_font_is_fitted(font):
     picture = render.outline_font({"usr/test.ttf": font}, ["test.ttf"])("U+1F600")
     rows, columns = (np.flatnonzero((picture[..., 3] > 128).any(axis)) for axis in (1, 0))
     assert abs(columns[-1] - columns[0] - 111) <= 1 and abs(rows[-1] - rows[0] - 55) <= 1

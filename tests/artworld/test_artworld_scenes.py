@@ -1,4 +1,4 @@
-"""Scenes: exact boxes, things inside the canvas, covered no more than asked."""
+"""Scenes: exact boxes inside the canvas, limited overlap."""
 
 import random
 
@@ -27,7 +27,7 @@ COLOURS = [(200, 0, 0), (0, 150, 0), (0, 0, 250), (90, 90, 0)]
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(8))
-def test_boxes_are_exact(count, seed):
+def test_compose_boxes_are_exact(count, seed):
     scene = compose(THINGS[:count], 128, np.random.default_rng(seed), background=GROUND)
     assert scene.rgb.shape == (128, 128, 3) and scene.rgb.dtype == np.uint8 and scene.boxes.shape == (count, 4)
     assert (scene.visible > 0.999).all()
@@ -43,7 +43,7 @@ def test_boxes_are_exact(count, seed):
     assert (scene.rgb[~covered] == GROUND).all()
 
 
-def test_things_may_cover_each_other_a_little():
+def test_compose_with_overlap_limits_hidden_share():
     scenes = [compose(THINGS, 128, random.Random(seed), (0.5, 0.7), overlap=1.0, hidden=0.4) for seed in range(60)]
     visible = np.concatenate([scene.visible for scene in scenes])
     assert visible.min() > 0 and (visible < 0.99).any()
@@ -51,12 +51,12 @@ def test_things_may_cover_each_other_a_little():
     assert (first > 0.999).all()  # the last is drawn over all others
 
 
-def test_the_same_state_gives_the_same_scene():
+def test_compose_same_state_same_scene():
     one, two = (compose(THINGS, 96, random.Random(7), background=(10, 20, 30)) for _ in range(2))
     assert (one.rgb == two.rgb).all() and (one.boxes == two.boxes).all() and one.rgb.shape == (96, 96, 3)
 
 
-def test_no_dark_fringe():
+def test_compose_translucent_object_has_no_dark_fringe():
     half = block((255, 255, 255), 90, 90)
     half[20:110, 10:100, 3] = 128
     scene = compose([half], 64, random.Random(0), background=(255, 255, 255))
@@ -64,12 +64,12 @@ def test_no_dark_fringe():
 
 
 @pytest.mark.parametrize("side", [(0, 0.5), (0.6, 0.5), (0.5, 1.5)])
-def test_bad_sizes(side):
+def test_compose_with_bad_range_raises(side):
     with pytest.raises(ValueError, match="low <= high"):
         compose(THINGS, 128, random.Random(0), side)
 
 
-def test_nothing_to_show():
+def test_compose_without_images_raises():
     with pytest.raises(ValueError, match="needs pictures"):
         compose([], 128, random.Random(0))
     with pytest.raises(ValueError, match="empty"):

@@ -1,4 +1,4 @@
-"""The packaged data: ids, the split, the slice, and what is asked of it."""
+"""The packaged data: ids, split, slice, selection."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def held_out():
     return load_slice()
 
 
-def test_ids_are_those_of_the_data():
+def test_ids_match_data():
     assert len(META["style_names"]) == 19 and len(META["concepts"]) == 1194
     assert META["style_names"][5] == "fluent-emoji-3d" and META["style_names"][15] == "unifont"
     assert style_index("unifont") == 15 == style_index(15)
@@ -23,7 +23,7 @@ def test_ids_are_those_of_the_data():
     assert META["captions"][concept_index("bullseye")][0] == "bullseye"
 
 
-def test_the_split():
+def test_split_has_expected_sizes_and_is_disjoint():
     sizes = {name: len(ids) for name, ids in SPLIT.items()}
     assert sizes == {
         "train_styles": 12,
@@ -47,7 +47,7 @@ def test_the_split():
     assert len({META["concepts"][concept]["group"] for concept in reference}) == 5
 
 
-def test_the_slice_is_complete_small_and_free_of_sharealike(held_out):
+def test_slice_is_complete_small_and_without_sharealike(held_out):
     from impasto.artworld.sources import SHAREALIKE
 
     concepts = SPLIT["evaluation_concepts"] + SPLIT["reference_concepts"]
@@ -62,7 +62,7 @@ def test_the_slice_is_complete_small_and_free_of_sharealike(held_out):
     assert len(files("impasto.artworld").joinpath("data/slice.safetensors").read_bytes()) <= 6_000_000
 
 
-def test_pictures_are_fitted_and_clear_where_nothing_is(held_out):
+def test_slice_images_are_fitted(held_out):
     assert (held_out.rgba[..., :3][held_out.rgba[..., 3] == 0] == 0).all()
     pixel = held_out.style_id == style_index("unifont")
     for rgba in held_out.rgba[~pixel]:
@@ -71,7 +71,7 @@ def test_pictures_are_fitted_and_clear_where_nothing_is(held_out):
     assert set(np.unique(held_out.rgba[pixel])) == {0, 255}
 
 
-def test_select_index_and_table(held_out):
+def test_select_index_and_table_agree(held_out):
     part = held_out.select(styles=["ph"], concepts=["cat", concept_index("rocket")])
     assert len(part) == 2 and set(part.style_id) == {style_index("ph")}
     row = held_out.index("ph", "cat")
@@ -92,14 +92,14 @@ def test_over_is_exact():
             assert (over(rgba[0], ground) == over(rgba, ground)[0]).all()
 
 
-def test_unknown_things_are_named(held_out, tmp_path):
+def test_unknown_names_raise_with_nearest(held_out, tmp_path):
     with pytest.raises(UserError, match="did you mean 'unifont'"):
         style_index("unifnot")
     with pytest.raises(UserError, match="did you mean 'rocket'"):
         concept_index("rockett")
     with pytest.raises(UserError, match="0 to 18"):
         style_index(19)
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         held_out.index("ph", "moai")
     with pytest.raises(UserError, match="impasto artworld build"):
         load()
@@ -108,12 +108,12 @@ def test_unknown_things_are_named(held_out, tmp_path):
         load(path=tmp_path / "x.safetensors")
 
 
-def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+def test_cache_dir_follows_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path / "artworld"
 
 
-def test_data_md_names_every_set_in_its_version():
+def test_data_md_lists_packages_and_versions():
     from pathlib import Path
 
     from impasto.artworld.sources import sources

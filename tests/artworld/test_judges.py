@@ -1,4 +1,4 @@
-"""The judges: their interface, what the packaged weights can do, and that no held-out picture is ever trained on."""
+"""The judges: interface, accuracy of the packaged weights, held-out cells, training."""
 
 import json
 
@@ -31,7 +31,7 @@ def pictures(slice_) -> torch.Tensor:
 # The interface
 
 
-def test_names_and_shapes(judges):
+def test_judges_outputs_have_expected_shapes(judges):
     x = torch.rand(3, 3, 128, 128)
     assert len(judges.style_names) == len(judges.kinds) == 19
     assert len(judges.labels) == 1194
@@ -44,14 +44,14 @@ def test_names_and_shapes(judges):
     assert 0 < judges.concept_threshold < 1
 
 
-def test_names_are_those_of_the_art_world(judges):
+def test_judges_names_match_art_world(judges):
     meta = load_meta()
     assert judges.style_names == meta["style_names"]
     assert judges.labels == [concept["label"] for concept in meta["concepts"]]
     assert judges.kinds == [style["kind"] for style in meta["styles"]]
 
 
-def test_probabilities(judges):
+def test_judges_probabilities_are_normalised(judges):
     x = torch.rand(2, 3, 128, 128)
     torch.testing.assert_close(judges.style(x).sum(1), torch.ones(2))
     torch.testing.assert_close(judges.kind(x).sum(1), torch.ones(2))
@@ -60,7 +60,7 @@ def test_probabilities(judges):
     assert q.max() <= 1
 
 
-def test_no_images_give_no_rows(judges):
+def test_judges_of_no_images_return_no_rows(judges):
     x = torch.empty(0, 3, 128, 128)
     assert judges.style(x).shape == (0, 19)
     assert judges.concept([]).shape == (0, 1194)
@@ -68,7 +68,7 @@ def test_no_images_give_no_rows(judges):
 
 
 @pytest.mark.parametrize("what", ["style", "kind", "concept", "style_features"])
-def test_deterministic_and_independent_of_the_batch(judges, pictures, what):
+def test_judges_are_deterministic_and_independent_of_batch(judges, pictures, what):
     score = getattr(judges, what)
     x = pictures[:70]  # more than one batch
     together = score(x)
@@ -77,26 +77,26 @@ def test_deterministic_and_independent_of_the_batch(judges, pictures, what):
     torch.testing.assert_close(alone, together[[0, 37, 69]], atol=1e-5, rtol=1e-4)
 
 
-def test_pil_and_tensors_agree(judges, slice_, pictures):
+def test_judges_of_pil_images_and_tensors_agree(judges, slice_, pictures):
     flat = [Image.fromarray(rgb) for rgb in slice_.rgb()[:3]]
     torch.testing.assert_close(judges.concept(flat), judges.concept(pictures[:3]))
     transparent = [Image.fromarray(rgba) for rgba in slice_.rgba[:3]]
     torch.testing.assert_close(judges.style(transparent), judges.style(pictures[:3]), atol=0.02, rtol=0)
 
 
-def test_other_sizes_are_resized(judges, pictures):
+def test_judges_resize_images(judges, pictures):
     big = pictures[:4].repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(judges.style(big), judges.style(pictures[:4]), atol=1e-5, rtol=1e-4)
     assert judges.concept([Image.new("L", (50, 70))]).shape == (1, 1194)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
-def test_wrong_tensors_are_refused(judges, wrong):
+def test_judges_of_invalid_tensor_raise(judges, wrong):
     with pytest.raises(ValueError, match="float"):
         judges.style(wrong)
 
 
-def test_missing_or_changed_weights_are_refused(tmp_path):
+def test_load_with_missing_or_changed_weights_raises(tmp_path):
     with pytest.raises(UserError, match=r"card\.json"):
         Judges.load(tmp_path)
     for file in FOLDER.iterdir():
@@ -109,13 +109,13 @@ def test_missing_or_changed_weights_are_refused(tmp_path):
 # The packaged weights
 
 
-def test_sizes_in_the_package():
+def test_packaged_weights_stay_below_size_limits():
     assert (FOLDER / "style.safetensors").stat().st_size <= 1.5e6
     assert (FOLDER / "concept.safetensors").stat().st_size <= 6.5e6
 
 
-def test_packaged_judges_know_the_slice(judges, slice_, pictures):
-    """Held-out styles x (evaluation + reference concepts): of the primary ones, most pictures were never seen."""
+def test_packaged_judges_reach_accuracy_on_slice(judges, slice_, pictures):
+    """Held-out styles x (evaluation + reference concepts); of the primary styles, most images were not trained on."""
     columns = scores.single_scores(judges, pictures, slice_.style_id, slice_.concept_id)
     primary = np.isin(slice_.style_id, load_meta()["split"]["primary_styles"])
     unseen = training.held_out(slice_)
@@ -124,14 +124,14 @@ def test_packaged_judges_know_the_slice(judges, slice_, pictures):
         assert columns["concept_top5"][mask].mean() >= concept
 
 
-def test_a_blank_picture_shows_nothing(judges):
+def test_concept_of_blank_image_is_below_half(judges):
     assert judges.concept(torch.ones(1, 3, 128, 128)).max() < 0.5
 
 
 # Held-out cells
 
 
-def test_held_out_cells_are_those_of_the_list(slice_):
+def test_held_out_cells_match_stored_list(slice_):
     """The stored list, the hash and the masks agree; 8 % at random; all (primary style, evaluation concept) cells."""
     stored = json.loads((FOLDER / "held_out.json").read_text())
     meta = load_meta()
@@ -155,17 +155,17 @@ def test_held_out_cells_are_those_of_the_list(slice_):
 
 
 @pytest.mark.parametrize("which", ["style", "concept"])
-def test_the_sampler_never_yields_a_held_out_cell(slice_, which):
-    """Not as a single picture, and not inside a scene."""
+def test_sampler_excludes_held_out_cells(slice_, which):
+    """Neither as a single image nor inside a scene."""
     random, primary = training.held_out(slice_)
     sampler = training.Sampler(slice_, training.PLANS[which], which)
     rng = np.random.default_rng(0)
-    seen = [i for k in range(3000) for i in sampler.members(rng, scene=bool(k % 2) and which == "concept")]
-    assert not (random | primary)[seen].any()
-    assert len(set(seen)) > 0.9 * len(sampler.index)
+    sampled = [i for k in range(3000) for i in sampler.members(rng, scene=bool(k % 2) and which == "concept")]
+    assert not (random | primary)[sampled].any()
+    assert len(set(sampled)) > 0.9 * len(sampler.index)
 
 
-def test_the_style_sampler_is_balanced_but_for_the_hardest(slice_):
+def test_style_sampler_is_balanced_except_hardest(slice_):
     sampler = training.Sampler(slice_, training.PLANS["style"], "style")
     rng = np.random.default_rng(0)
     counts = np.bincount([slice_.style_id[sampler.draw(rng)] for _ in range(8000)], minlength=19)
@@ -179,7 +179,7 @@ def test_the_style_sampler_is_balanced_but_for_the_hardest(slice_):
 # Training
 
 
-def test_batches_are_a_function_of_the_step(slice_):
+def test_batch_is_function_of_step(slice_):
     sampler = training.Sampler(slice_, training.PLANS["concept"], "concept")
     (x, y), (x2, y2), (other, _) = sampler.batch(3, 64, 0.5), sampler.batch(3, 64, 0.5), sampler.batch(4, 64, 0.5)
     assert x.shape == (64, 3, 64, 64)
@@ -190,10 +190,10 @@ def test_batches_are_a_function_of_the_step(slice_):
     assert y.sum(1).min() >= 1
     assert y.sum(1).max() <= training.MAX_OBJECTS
     single = (y.sum(1) == 1).float().mean()
-    assert 0.45 < single < 0.85  # half are single pictures, and an eighth are scenes of one
+    assert 0.45 < single < 0.85  # half are single images, an eighth scenes of one object
 
 
-def test_softness_stays_in_range(slice_):
+def test_softness_keeps_range(slice_):
     sampler = training.Sampler(slice_, training.PLANS["concept"], "concept")
     x, _ = sampler.batch(0, 64, 0.5)
     soft = training.Softness(sampler)(x, torch.Generator().manual_seed(0))
@@ -204,7 +204,7 @@ def test_softness_stays_in_range(slice_):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_scattered_objects_lie_on_the_canvas(count):
+def test_scatter_stays_on_canvas(count):
     rng = np.random.default_rng(count)
     for _ in range(200):
         sides, corners = training.scatter(rng, count, 128)
@@ -213,7 +213,7 @@ def test_scattered_objects_lie_on_the_canvas(count):
         assert all(v >= -1 and v + side <= 129 for side, corner in zip(sides, corners, strict=True) for v in corner)
 
 
-def test_composition_is_alpha_over_ground(slice_):
+def test_compose_is_alpha_over_ground(slice_):
     art = slice_.rgba[:1]
     plain = np.asarray(training.compose(art, [128], [(0, 0)], 128, (255, 255, 255)), int)
     assert np.abs(plain - slice_.rgb()[0]).max() <= 1
@@ -221,7 +221,7 @@ def test_composition_is_alpha_over_ground(slice_):
     assert (small[:, :80] == (10, 200, 30)).all()
 
 
-def test_rank_loss_is_cross_entropy_on_single_pictures():
+def test_rank_loss_of_single_image_is_cross_entropy():
     torch.manual_seed(0)
     z, target = torch.randn(5, 7), torch.randint(7, (5,))
     losses = training.concept_loss(z, torch.nn.functional.one_hot(target, 7).float())
@@ -229,15 +229,15 @@ def test_rank_loss_is_cross_entropy_on_single_pictures():
     torch.testing.assert_close(losses["loss"], losses["rank"] + losses["sigmoid"])
 
 
-def test_rank_loss_ignores_the_other_present_concepts():
+def test_rank_loss_ignores_other_present_concepts():
     z = torch.tensor([[3.0, 9.0, 0.0]])
     losses = training.concept_loss(z, torch.tensor([[1.0, 1.0, 0.0]]))
     expected = -(torch.log_softmax(z[0, [0, 2]], 0)[0] + torch.log_softmax(z[0, [1, 2]], 0)[0]) / 2
     torch.testing.assert_close(losses["rank"], expected)
 
 
-def test_training_resumes_from_its_checkpoint(slice_, tmp_path, monkeypatch):
-    """Weights, average, optimisers and counters come back; the next step is the same."""
+def test_run_resumed_repeats_next_step(slice_, tmp_path, monkeypatch):
+    """Weights, EMA, optimisers and counters are restored; the next step is identical."""
     tiny = NetConfig(classes=19, size=32, stem=8, widths=(8, 16), depths=(1, 1), pool="statistics")
     monkeypatch.setitem(
         training.PLANS,
@@ -255,17 +255,17 @@ def test_training_resumes_from_its_checkpoint(slice_, tmp_path, monkeypatch):
     for _ in range(3):
         step(run)
     run.save()
-    again = training.Run("style", tmp_path)
-    again.resume()
-    assert again.step == 3
-    assert again.seen == 24
-    assert step(run) == step(again)
+    resumed = training.Run("style", tmp_path)
+    resumed.resume()
+    assert resumed.step == 3
+    assert resumed.seen == 24
+    assert step(run) == step(resumed)
     for name, value in run.average.items():
-        torch.testing.assert_close(value, again.average[name])
+        torch.testing.assert_close(value, resumed.average[name])
 
 
-def test_pooling_finds_evidence_in_one_place():
-    """With log-mean-exp pooling one strong place of 64 decides the picture; a plain mean would drown it."""
+def test_classify_pools_by_log_mean_exp():
+    """With log-mean-exp pooling one strong position of 64 dominates; with a plain mean it would not."""
     net = Net(NetConfig(classes=2, size=32, stem=0, widths=(4,), depths=(1,), pool="places")).eval()
     with torch.no_grad():
         net.context.weight.zero_()
@@ -281,7 +281,7 @@ def test_pooling_finds_evidence_in_one_place():
 # Measurement
 
 
-def test_scene_scores_by_hand():
+def test_scene_scores_match_hand_count():
     objects = [[(0, 0, 0.3), (1, 0, 0.7)], [(2, 0, 1.0)]]
     q = np.array([[0.9, 0.1, 0.6, 0.0], [0.0, 0.0, 0.8, 0.0]])
     result = scores.scene_scores(q, objects, 0.5)
@@ -293,7 +293,7 @@ def test_scene_scores_by_hand():
     assert result["recall_4_objects"] is None
 
 
-def test_true_scenes_use_only_the_given_pictures_of_one_style(slice_):
+def test_true_scenes_use_given_images_of_one_style(slice_):
     rows = np.arange(0, len(slice_), 3)
     cells = {(int(slice_.concept_id[i]), int(slice_.style_id[i])) for i in rows}
     images, objects = scores.true_scenes(slice_, rows, 40, 0)

@@ -138,5 +138,5 @@ def test_a_hub_id_and_a_file_have_the_step_of_their_folder(tmp_path, tiny_sd3, m
     assert step_of({}, "owner/sd3", 256) == step_of({}, str(tiny_sd3), 256) == 8
     assert step_of({}, "owner/sd3", 512) == 64
     (tmp_path / "a.safetensors").touch()
-    monkeypatch.setattr(single_file, "outline", lambda file: tiny_sd3)
+    monkeypatch.setattr(single_file, "config_folder", lambda file: tiny_sd3)
     assert step_of({}, str(tmp_path / "a.safetensors"), 256) == 8

@@ -1,4 +1,4 @@
-"""Instruments with known answers, see tests/fakes.py."""
+"""Fake judges and encoder, see tests/fakes.py."""
 
 import pytest
 from fakes import FakeEncoder, FakeJudges

@@ -1,4 +1,4 @@
-"""`evaluate` as a whole: known answers with fake judges, null where nothing can be known, every bad input."""
+"""`evaluate`: known answers with fake judges, null for unknown scores, bad input."""
 
 import json
 import math
@@ -28,7 +28,7 @@ STYLE = "16 by 16 black and white pixel art"
 
 @pytest.fixture
 def truths(monkeypatch):
-    """The true pictures: what the fake judges take for the asked cell, without the packaged slice."""
+    """Fake true images that the fake judges classify as the expected cell."""
 
     def fake(style, concepts):
         return {c: Image.new("RGB", (128, 128), (style * 10 + 5, c // 256, c % 256)) for c in concepts if c != FROG}
@@ -37,13 +37,13 @@ def truths(monkeypatch):
 
 
 def folder_of(path: Path, shown: list[tuple[int, int, int]], **meta) -> Path:
-    """Images (style shown, concept shown, concept asked), their prompts in their metadata."""
+    """Write images (style shown, concept shown, concept of the prompt) with their prompts in the metadata."""
     for i, (style, concept, asked) in enumerate(shown):
         draw(path / f"{i:04d}.png", style, concept, prompt=f"{LABELS[asked]}, {STYLE}", seed=i, **meta)
     return path
 
 
-def test_known_answers(tmp_path, judges, encoder, truths):
+def test_evaluate_known_answers(tmp_path, judges, encoder, truths):
     ph, mono = META["style_names"].index("ph"), META["style_names"].index("symbola")
     shown = [(UNIFONT, PENGUIN, PENGUIN), (UNIFONT, RABBIT, ROCKET), (ph, FROG, FROG), (mono, RABBIT, RABBIT)]
     scores = evaluate(
@@ -52,18 +52,18 @@ def test_known_answers(tmp_path, judges, encoder, truths):
     assert scores["style_accuracy"] == 0.5 and scores["kind_accuracy"] == 0.5
     assert math.isclose(scores["style_probability"], (0.9 + 0.9 + 0.1 / 18 + 0.1 / 18) / 4, rel_tol=1e-5)
     assert scores["concept_top1"] == 0.75
-    assert scores["leakage"] == pytest.approx(1 / 3), "the prompt that asks for the rabbit itself is aside"
-    assert scores["n"]["leakage"] == 3 and scores["n"]["ssim"] == 3, "a frog has no true picture here"
+    assert scores["leakage"] == pytest.approx(1 / 3), "the prompt of the rabbit itself is excluded"
+    assert scores["n"]["leakage"] == 3 and scores["n"]["ssim"] == 3, "the frog has no true image here"
     assert scores["interval"]["style_accuracy"][0] < 0.5 < scores["interval"]["style_accuracy"][1]
     assert scores["true"]["style_accuracy"] == 1.0 and scores["true"]["leakage"] == 0.0
-    assert scores["true"]["ssim"] is None, "the true picture is paired with nothing"
+    assert scores["true"]["ssim"] is None, "true images are not paired"
     assert scores["base"] is None and scores["clip_i_reference"] is None and scores["style_cosine"] is None
     assert scores["images"][0]["ssim"] == pytest.approx(1.0) and scores["images"][0]["mse"] == pytest.approx(0.0)
     assert scores["clip_t"] is not None
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(scores))
 
 
-def test_base_images_stand_beside(tmp_path, judges, encoder, truths):
+def test_evaluate_with_base_images_scores_both(tmp_path, judges, encoder, truths):
     ours = folder_of(tmp_path / "ours", [(UNIFONT, RABBIT, PENGUIN), (UNIFONT, ROCKET, ROCKET)])
     base = folder_of(tmp_path / "base", [(0, PENGUIN, PENGUIN), (0, ROCKET, ROCKET)])
     scores = evaluate(
@@ -73,39 +73,39 @@ def test_base_images_stand_beside(tmp_path, judges, encoder, truths):
     assert (scores["style_accuracy"], scores["base"]["style_accuracy"]) == (1.0, 0.0)
 
 
-def test_base_images_of_other_prompts_are_refused(tmp_path, judges):
+def test_evaluate_with_base_images_of_other_prompts_raises(tmp_path, judges):
     ours = folder_of(tmp_path / "ours", [(0, PENGUIN, PENGUIN), (0, ROCKET, ROCKET)])
     turned = folder_of(tmp_path / "turned", [(0, ROCKET, ROCKET), (0, PENGUIN, PENGUIN)])
     assert evaluate(ours, base_images=turned, judges=judges, encoder=None)["base"]["concept_top1"] == 1.0
     for i, asked in enumerate(([PENGUIN, FROG], [PENGUIN], [PENGUIN, ROCKET, ROCKET])):
         other = folder_of(tmp_path / str(i), [(0, PENGUIN, concept) for concept in asked])
-        with pytest.raises(UserError, match="is not of the same prompts"):
+        with pytest.raises(UserError, match="does not have the same prompts"):
             evaluate(ours, base_images=other, judges=judges, encoder=None)
     draw(tmp_path / "mute" / "0000.png", 0, PENGUIN)
     notes = evaluate(ours, base_images=tmp_path / "mute", judges=judges, encoder=None)["notes"]
-    assert any("whether the base's are of the same prompts is not known" in note for note in notes)
+    assert any("whether the base's images have the same prompts is unknown" in note for note in notes)
 
 
-def test_unknown_is_null_and_never_0(tmp_path, judges, encoder):
+def test_evaluate_without_metadata_returns_none(tmp_path, judges, encoder):
     draw(tmp_path / "a.png", 3, PENGUIN)
     scores = evaluate(tmp_path, judges=judges, encoder=None)
     known = [name for name in SCORES if scores[name] is not None]
     assert known == []
     assert all(scores["interval"][name] is None and scores["n"][name] == 0 for name in SCORES)
     assert scores["true"] is None and scores["style_of"] is None
-    assert "carry no prompt" in " ".join(scores["notes"])
+    assert "contain no prompt" in " ".join(scores["notes"])
 
 
-def test_a_prompt_that_names_nothing_for_certain_is_left_out_and_said(tmp_path, judges, encoder):
+def test_evaluate_uncertain_prompt_is_excluded_with_note(tmp_path, judges, encoder):
     folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN), (UNIFONT, ROCKET, PENGUIN)])
     draw(folder / "0002.png", UNIFONT, ROCKET, prompt="a happy corgi in ink style", seed=2)
     scores = evaluate(folder, judges=judges, encoder=None)
     assert scores["concept_top1"] == 0.5 and scores["n"]["concept_top1"] == 2
     assert [row["concept"] for row in scores["images"]].count(None) == 1
-    assert any(note.startswith("1 of 3 prompts name nothing for certain") for note in scores["notes"])
+    assert any(note.startswith("1 of 3 prompts name no known concept for certain") for note in scores["notes"])
 
 
-def test_reference_for_a_style_that_no_judge_knows(tmp_path, judges, encoder):
+def test_evaluate_unknown_style_by_reference(tmp_path, judges, encoder):
     folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)] * 2)
     reference = draw(tmp_path / "ref.png", UNIFONT, PENGUIN)
     scores = evaluate(folder, reference=reference, judges=judges, encoder=encoder)
@@ -115,7 +115,7 @@ def test_reference_for_a_style_that_no_judge_knows(tmp_path, judges, encoder):
     assert scores["reference"]["concept"] is None and len(scores["reference"]["sha256"]) == 64
 
 
-def test_reference_and_its_concept_come_from_the_style_folder(tmp_path, judges, encoder, truths):
+def test_evaluate_reads_reference_of_style_folder(tmp_path, judges, encoder, truths):
     run = tmp_path / "run"
     draw(run / "reference.png", UNIFONT, RABBIT)
     (run / "recipe.toml").write_text('caption = ["a rabbit face in pixel art style"]\n')
@@ -128,14 +128,14 @@ def test_reference_and_its_concept_come_from_the_style_folder(tmp_path, judges, 
 
 
 def style_of(folder: Path, weights: bytes, recipe: str = 'caption = ["a rabbit face in pixel art style"]\n') -> str:
-    """A style folder; returns the hash that pictures drawn with it name."""
+    """Write a style folder; returns the style hash of its images' metadata."""
     draw(folder / "reference.png", UNIFONT, RABBIT)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(weights)
     (folder / "recipe.toml").write_text(recipe)
     return style_hash(folder)
 
 
-def test_a_style_folder_counts_only_with_the_weights_that_drew(tmp_path, judges, encoder, monkeypatch):
+def test_evaluate_ignores_style_folder_with_other_weights(tmp_path, judges, encoder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     styles = [{"path": "runs/s", "strength": 1.0, "hash": style_of(Path("runs/s"), b"one")}]
     folder = folder_of(tmp_path / "images", [(UNIFONT, RABBIT, PENGUIN)], styles=styles)
@@ -163,22 +163,22 @@ def test_a_style_folder_counts_only_with_the_weights_that_drew(tmp_path, judges,
         ("= 5", None),
     ],
 )
-def test_captions_are_those_that_were_trained_on(tmp_path, judges, recipe, concept):
+def test_evaluate_reads_training_captions(tmp_path, judges, recipe, concept):
     styles = [{"path": str(tmp_path / "s"), "hash": style_of(tmp_path / "s", b"one", recipe)}]
     folder = folder_of(tmp_path / "images", [(UNIFONT, RABBIT, PENGUIN)], styles=styles)
     scores = evaluate(folder, judges=judges, encoder=None)
     assert scores["reference"]["concept"] == concept and (scores["leakage"] is None) == (concept is None)
-    said = any(note.endswith("leakage is that of the first, rabbit face") for note in scores["notes"])
-    assert said == ("frog" in recipe)
+    noted = any(note.endswith("leakage is of the first, rabbit face") for note in scores["notes"])
+    assert noted == ("frog" in recipe)
 
 
-def test_concepts_file(tmp_path, judges, encoder, truths):
+def test_evaluate_with_concepts_file(tmp_path, judges, encoder, truths):
     for i, concept in enumerate((PENGUIN, ROCKET)):
         draw(tmp_path / f"{i:04d}.png", UNIFONT, concept)
     names = tmp_path / "concepts.txt"
     names.write_text("penguin\nfrog\n")
     scores = evaluate(tmp_path, "unifont", concepts=names, judges=judges, encoder=encoder)
-    assert scores["concept_top1"] == 0.5 and scores["clip_t"] is None and scores["notes"][0].startswith("1 asked")
+    assert scores["concept_top1"] == 0.5 and scores["clip_t"] is None and scores["notes"][0].startswith("1 concepts")
     names.write_text("penguin\n")
     with pytest.raises(UserError, match="1 lines for 2 images"):
         evaluate(tmp_path, concepts=names, judges=judges, encoder=encoder)
@@ -190,13 +190,13 @@ def test_concepts_file(tmp_path, judges, encoder, truths):
 
 
 @pytest.mark.parametrize("text", ["penguin\n\n", "penguin\n\n\n", "penguin\r\n\r\n", "\ufeffpenguin\n\n", "penguin\n "])
-def test_an_empty_line_of_a_concepts_file_is_unknown_also_the_last(tmp_path, text):
+def test_read_concepts_empty_line_is_unknown(tmp_path, text):
     file = tmp_path / "concepts.txt"
     file.write_bytes(text.encode())
     assert read_concepts(file, 2, KNOWN) == [PENGUIN, None]
 
 
-def test_a_concepts_file_may_begin_with_a_mark_and_an_empty_line(tmp_path):
+def test_read_concepts_with_byte_order_mark(tmp_path):
     file = tmp_path / "concepts.txt"
     file.write_text("\ufeff\npenguin\n", encoding="utf-8")
     assert read_concepts(file, 2, KNOWN) == [None, PENGUIN]
@@ -204,7 +204,7 @@ def test_a_concepts_file_may_begin_with_a_mark_and_an_empty_line(tmp_path):
         read_concepts(file, 4, KNOWN)
 
 
-def test_the_same_folder_gives_the_same_scores(tmp_path, judges, encoder, truths):
+def test_evaluate_is_deterministic(tmp_path, judges, encoder, truths):
     folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN), (3, ROCKET, FROG), (5, FROG, FROG)])
     first = evaluate(folder, "unifont", judges=judges, encoder=encoder, out=tmp_path / "one.json")
     evaluate(folder, "unifont", judges=judges, encoder=encoder, out=tmp_path / "two.json")
@@ -212,13 +212,13 @@ def test_the_same_folder_gives_the_same_scores(tmp_path, judges, encoder, truths
     assert not (folder / "scores.json").exists() and first["images_scored"] == 3
 
 
-def test_numbered_images_only_where_there_are_any(tmp_path, judges, encoder):
+def test_read_folder_prefers_numbered_images(tmp_path, judges, encoder):
     draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
     draw(tmp_path / "grid.png", UNIFONT, PENGUIN)
     assert evaluate(tmp_path, judges=judges, encoder=encoder)["images_scored"] == 1
 
 
-def test_bad_folders(tmp_path, judges):
+def test_evaluate_of_bad_folder_raises(tmp_path, judges):
     with pytest.raises(UserError, match="does not exist"):
         evaluate(tmp_path / "nothing", judges=judges)
     with pytest.raises(UserError, match="holds no PNG"):
@@ -230,16 +230,16 @@ def test_bad_folders(tmp_path, judges):
 
 
 @pytest.mark.parametrize("mark", ["recipe.toml", "demo.json"])
-def test_a_style_or_a_demo_is_no_folder_of_pictures(tmp_path, judges, mark):
+def test_evaluate_of_style_or_demo_folder_raises(tmp_path, judges, mark):
     draw(tmp_path / "reference.png", UNIFONT, PENGUIN)
     (tmp_path / mark).write_text("")
-    with pytest.raises(UserError, match=r"give that of its pictures, such as .*images"):
+    with pytest.raises(UserError, match=r"give that of its images, such as .*images"):
         evaluate(tmp_path, judges=judges, encoder=None)
     assert not (tmp_path / "scores.json").exists()
 
 
 @pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "mine"])
-def test_scores_of_another_tool_stay(tmp_path, judges, text):
+def test_evaluate_keeps_foreign_files(tmp_path, judges, text):
     draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
     for file, out in ((tmp_path / "scores.json", None), (tmp_path / "other.json", tmp_path / "other.json")):
         file.write_text(text)
@@ -251,7 +251,7 @@ def test_scores_of_another_tool_stay(tmp_path, judges, text):
         assert evaluate(tmp_path, judges=judges, encoder=None, out=out) == first, "its own are replaced"
 
 
-def test_a_folder_whose_name_is_no_utf8_is_scored(tmp_path, judges):
+def test_evaluate_of_folder_with_non_utf8_name(tmp_path, judges):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     draw(folder / "0000.png", UNIFONT, PENGUIN)
     evaluate(folder, judges=judges, encoder=None)
@@ -259,15 +259,15 @@ def test_a_folder_whose_name_is_no_utf8_is_scored(tmp_path, judges):
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 20])
-def test_unreadable_images_are_one_line(tmp_path, judges, content):
+def test_evaluate_of_unreadable_image_raises_one_line(tmp_path, judges, content):
     (tmp_path / "0000.png").write_bytes(content)
     with pytest.raises(UserError) as error:
         evaluate(tmp_path, judges=judges, encoder=None)
     assert "0000.png" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_pictures_are_not_kept_at_full_size(tmp_path, judges, encoder, truths, monkeypatch):
-    """However many there are: a batch of them at most is in memory, and one of a folder that is only read."""
+def test_evaluate_keeps_one_batch_in_memory(tmp_path, judges, encoder, truths, monkeypatch):
+    """At most one batch is in memory, and one image while a folder is read."""
     decode, alive, most = references.decode, [], [0]
 
     def watched(*args):
@@ -281,7 +281,7 @@ def test_pictures_are_not_kept_at_full_size(tmp_path, judges, encoder, truths, m
     monkeypatch.setattr(references, "decode", watched)
     samples = read_folder(folder)
     assert len(samples) == 16 and most[0] <= 2
-    monkeypatch.setattr("impasto.evaluate.ruler.BATCH", 3)
+    monkeypatch.setattr("impasto.evaluate.scorer.BATCH", 3)
     scores = evaluate(folder, "unifont", base_images=folder, judges=judges, encoder=encoder)
     assert most[0] <= 3 + 1
     assert scores["images"] == [
@@ -290,7 +290,7 @@ def test_pictures_are_not_kept_at_full_size(tmp_path, judges, encoder, truths, m
     ], "the batch does not matter"
 
 
-def test_a_damaged_picture_is_told_before_any_is_judged(tmp_path, judges, monkeypatch):
+def test_evaluate_of_damaged_image_raises_before_scoring(tmp_path, judges, monkeypatch):
     folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN)] * 3)
     data = (folder / "0000.png").read_bytes()
     (folder / "0002.png").write_bytes(data[:-40])
@@ -299,13 +299,13 @@ def test_a_damaged_picture_is_told_before_any_is_judged(tmp_path, judges, monkey
         evaluate(folder, judges=judges, encoder=None)
 
 
-def test_unknown_style_names_the_nearest(tmp_path, judges):
+def test_evaluate_of_unknown_style_raises_with_nearest(tmp_path, judges):
     draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
     with pytest.raises(UserError, match="did you mean 'unifont'"):
         evaluate(tmp_path, "unifnt", judges=judges, encoder=None)
 
 
-def test_missing_reference(tmp_path, judges):
+def test_evaluate_with_missing_reference_raises(tmp_path, judges):
     draw(tmp_path / "0000.png", UNIFONT, PENGUIN)
     with pytest.raises(UserError, match="does not exist"):
         evaluate(tmp_path, reference=tmp_path / "none.png", judges=judges, encoder=None)
@@ -319,17 +319,17 @@ def test_missing_reference(tmp_path, judges):
         r'{"prompt": "\ud800"}',
     ],
 )
-def test_foreign_metadata_is_as_good_as_none(tmp_path, judges, encoder, chunk):
+def test_evaluate_ignores_foreign_metadata(tmp_path, judges, encoder, chunk):
     info = PngImagePlugin.PngInfo()
     info.add_text("impasto", chunk)
     Image.new("RGB", (128, 128)).save(tmp_path / "0000.png", pnginfo=info)
     scores = evaluate(tmp_path, judges=judges, encoder=encoder)
     assert scores["concept_top1"] is None and scores["images"][0]["prompt"] is None
-    assert any(note.startswith("1 of 1 images carry no prompt") for note in scores["notes"])
+    assert any(note.startswith("1 of 1 images contain no prompt") for note in scores["notes"])
 
 
-def test_a_picture_of_another_tool_with_a_large_text(tmp_path):
-    """Which Pillow refuses to unpack: a ComfyUI workflow."""
+def test_open_image_with_large_text_chunk(tmp_path):
+    """A text that Pillow refuses to decompress (a ComfyUI workflow)."""
     info = PngImagePlugin.PngInfo()
     info.add_text("workflow", "x" * 2_000_000, zip=True)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png", pnginfo=info)

@@ -1,4 +1,4 @@
-"""The single measures against hand-made numbers and properties."""
+"""The single measures against hand-computed numbers and properties."""
 
 import io
 
@@ -19,26 +19,26 @@ from impasto.evaluate.spread import bootstrap, summarise, wilson
 from impasto.evaluate.table import cell, decimal, scores_table
 
 
-def test_wilson_by_hand():
+def test_wilson_matches_hand_computation():
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(0, 24) == pytest.approx((0.0, 0.1380), abs=1e-4)
 
 
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_share(case):
+def test_wilson_contains_share(case):
     hits, n = case
     low, high = wilson(hits, n)
     assert 0 <= low <= hits / n <= high <= 1 and high > low
 
 
-def test_bootstrap_is_repeatable_and_near_the_normal_interval():
+def test_bootstrap_is_deterministic_and_near_normal_interval():
     values = torch.randn(400, generator=torch.Generator().manual_seed(1)).tolist()
     low, high = bootstrap(values)
     assert (low, high) == bootstrap(values)
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
-def test_summarise_leaves_out_what_is_unknown():
+def test_summarise_excludes_none():
     assert summarise([None, None]) == (None, None, 0)
     assert summarise([]) == (None, None, 0)
     mean, interval, n = summarise([True, None, False])
@@ -46,26 +46,26 @@ def test_summarise_leaves_out_what_is_unknown():
     assert summarise([0.2, None, 0.4])[0] == pytest.approx(0.3)
 
 
-def test_means_knows_every_score():
+def test_means_covers_all_scores():
     result = means([{"style_accuracy": True}, {"style_accuracy": None}])
     assert result["style_accuracy"] == 1.0 and result["n"]["style_accuracy"] == 1
     assert all(result[name] is None for name in SCORES if name != "style_accuracy")
 
 
-def test_ssim_and_mse():
+def test_ssim_and_mse_known_values():
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(paired.ssim(x, x), torch.ones(2, dtype=torch.float64))
     assert torch.equal(paired.mse(x, x), torch.zeros(2))
     black, white = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
     assert paired.mse(black, white).item() == 1.0
-    # Two flat pictures: only the luminance term is left, C1 / (1 + C1).
+    # flat images: only the luminance term remains, C1 / (1 + C1)
     assert paired.ssim(black, white).item() == pytest.approx(1e-4 / (1 + 1e-4), rel=1e-6)
     assert paired.ssim(x, 1 - x).max() < 0, "a negative is anticorrelated"
     noisy = [paired.ssim(x, (x + s * torch.randn_like(x)).clamp(0, 1)).mean() for s in (0.05, 0.2, 0.5)]
     assert noisy[0] > noisy[1] > noisy[2]
 
 
-def test_style_rows():
+def test_style_rows_known_values():
     rows = style_rows(torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2]]), ["a", "b", "c"], ["k", "k", "m"], 0)
     assert [row["style_accuracy"] for row in rows] == [True, False]
     assert [row["kind_accuracy"] for row in rows] == [True, True]
@@ -73,36 +73,36 @@ def test_style_rows():
     assert style_rows(torch.tensor([[1.0, 0.0]]), ["a", "b"], ["k", "k"], None)[0]["style_accuracy"] is None
 
 
-def test_concept_rows_count_ties_against_the_image():
+def test_concept_rows_count_ties_against_image():
     names = [f"c{i}" for i in range(7)]
     probabilities = torch.tensor([[0.9, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1]])
     assert concept_rows(probabilities, names, [0])[0]["concept_rank"] == 1
     assert concept_rows(probabilities, names, [1])[0]["concept_rank"] == 3
     assert concept_rows(probabilities, names, [5])[0]["concept_top5"] is False
     flat = concept_rows(torch.full((1, 7), 0.5), names, [0])[0]
-    assert flat["concept_rank"] == 7 and not flat["concept_top5"], "a judge that says nothing finds nothing"
+    assert flat["concept_rank"] == 7 and not flat["concept_top5"], "a constant judge finds nothing"
     assert concept_rows(probabilities, names, [None])[0]["concept_top1"] is None
 
 
-def test_leaks():
-    seen = torch.tensor([[0.1, 0.9], [0.1, 0.2], [0.1, 0.9], [0.1, 0.9]])
-    assert leaks(seen, [0, 0, 1, None], 1, 0.5) == [True, False, None, None]
-    assert leaks(seen, [0, 0, 1, None], None, 0.5) == [None] * 4
+def test_leaks_known_values():
+    probabilities = torch.tensor([[0.1, 0.9], [0.1, 0.2], [0.1, 0.9], [0.1, 0.9]])
+    assert leaks(probabilities, [0, 0, 1, None], 1, 0.5) == [True, False, None, None]
+    assert leaks(probabilities, [0, 0, 1, None], None, 0.5) == [None] * 4
 
 
-def test_clip_i_style_leaves_the_own_concept_out():
+def test_clip_i_style_excludes_own_concept():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert clip.clip_i_style(images, images, [5, 6], [5, 6]).tolist() == [0.0, 0.0]
-    assert clip.clip_i_style(images[:1], images[:1], [5], [5]).isnan().all(), "nothing to compare with is unknown"
+    assert clip.clip_i_style(images[:1], images[:1], [5], [5]).isnan().all(), "unknown without a comparison"
 
 
-def test_to_tensor_scales_other_sizes():
+def test_to_tensor_resizes():
     batch = to_tensor([Image.new("RGB", (128, 128), "white"), Image.new("RGB", (64, 200), (255, 0, 0))])
     assert batch.shape == (2, 3, 128, 128) and batch.min() == 0 and batch.max() == 1
     assert batch[1, 0].min() == 1 and batch[1, 1].max() == 0
 
 
-def test_table_shows_intervals_and_dashes():
+def test_scores_table_shows_intervals_and_dashes():
     column = {"leakage": 0.25, "clip_t": -0.04, "interval": {"leakage": [0.1, 0.5], "clip_t": None}}
     assert cell(column, "leakage") == "25 %\n[dim]10–50[/dim]"
     assert cell(column, "clip_t") == "-.040" == decimal(-0.04)
@@ -111,14 +111,14 @@ def test_table_shows_intervals_and_dashes():
     assert decimal(1.0) == "1.000" and decimal(0.5) == ".500"
 
 
-def test_names_in_a_table_are_no_markup():
+def test_scores_table_does_not_interpret_markup():
     console = Console(width=80, file=io.StringIO())
     console.print(scores_table({"a[/b]": {"ssim": 0.5}, "[red]c": {"ssim": 0.5}}, "x[/y] o[final] :cat:"))
     shown = console.file.getvalue()
     assert all(name in shown for name in ("a[/b]", "[red]c", "x[/y] o[final] :cat:"))
 
 
-def test_unknown_encoder_is_one_line(tmp_path):
+def test_load_encoder_unknown_raises_one_line(tmp_path):
     from impasto.evaluate import load_encoder
 
     with pytest.raises(UserError, match="no encoder at"):
@@ -139,7 +139,7 @@ def encoders(tmp_path_factory):
     return folders
 
 
-def test_one_interface_for_clip_and_dino(encoders):
+def test_encoder_of_clip_and_dino(encoders):
     from impasto.evaluate import load_encoder
 
     pictures = [Image.new("RGB", (50, 40), colour) for colour in ("red", "navy", "white")]
@@ -147,7 +147,7 @@ def test_one_interface_for_clip_and_dino(encoders):
         encoder = load_encoder(folder)
         vectors = encoder.images(pictures)
         assert vectors.shape[0] == 3 and torch.allclose(vectors.norm(dim=-1), torch.ones(3), atol=1e-5)
-        assert torch.allclose(vectors[1:2], encoder.images(pictures[1:2]), atol=1e-5), "no image depends on its batch"
+        assert torch.allclose(vectors[1:2], encoder.images(pictures[1:2]), atol=1e-5), "independent of the batch"
         texts = encoder.texts(["a rocket in pixel art style", "a cat " * 40])
         assert (texts is None) == (name == "dino")
         if texts is not None:

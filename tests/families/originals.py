@@ -1,4 +1,4 @@
-"""Inverse key naming: the tensors of a tiny diffusers folder as their authors' single files name them.
+"""Rename the tensors of a tiny diffusers folder to the layout of the authors' single files.
 
 Written from the layouts of CompVis' latent-diffusion (SD1.5), Stability's generative-models (SDXL) and sd3-ref (SD3).
 """
@@ -79,7 +79,7 @@ def vae(state, blocks: int) -> dict[str, torch.Tensor]:
 
 
 def clip(state) -> dict[str, torch.Tensor]:
-    """As transformers named them until its CLIPTextModel was flattened."""
+    """transformers' names before its CLIPTextModel was flattened."""
     return {
         key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": v
         for key, v in state.items()

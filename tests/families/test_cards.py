@@ -1,4 +1,4 @@
-"""What is known of a base before it is loaded."""
+"""Cards and configurations of bases, before loading."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from impasto.objectives import weighting
 
 
 def cached(root, base, **content):
-    """A hub id in the hub's cache; content: JSON files, "/" written "__"."""
+    """Write JSON files of a hub id to the hub's cache; "/" in file names is written "__"."""
     folder = root / f"models--{base.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
@@ -27,8 +27,8 @@ def cached(root, base, **content):
         file.write_text(json.dumps(values))
 
 
-def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
-    """As the hub's cache tells it, else the hub, which is asked once; where neither does, that is said."""
+def test_card_of_hub_id_uses_pipeline_class(tmp_path, monkeypatch):
+    """From the hub's cache, else from the hub by one request; warns if neither is available."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     asked = []
 
@@ -46,31 +46,31 @@ def test_a_hub_id_goes_by_its_class(tmp_path, monkeypatch):
     assert resolve(base="owner/xl").size == 1024 and loader.schedule("owner/xl").range[0] > -6
     assert asked == [("owner/xl", "model_index.json")]
     assert resolve(base="owner/unknown") == resolve(base="owner/unknown")
-    with pytest.warns(UserWarning, match=r"'owner/unknown' is not here.*family, its size"):
+    with pytest.warns(UserWarning, match=r"'owner/unknown' is not on disk.*family, its size"):
         assert loader.schedule("owner/unknown").range[1] == float("inf")
     assert asked[1:] == [("owner/unknown", "model_index.json")]  # and not again
     assert resolve(base="../nowhere") and bases_hub.part_config("../nowhere", "model_index.json") == {}
     cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
-    with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
+    with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not support"):
         loader.schedule("owner/other")
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache, and a hub that has the files of `folder`; `asked`: for what it was."""
+    """An empty cache and a fake hub with the files of `folder`; `asked`: the requested files."""
 
     def download(base, name):
-        told.asked.append(name)
-        if not told.folder or not (told.folder / name).is_file():
+        fake.asked.append(name)
+        if not fake.folder or not (fake.folder / name).is_file():
             raise OSError("no network")
-        return str(told.folder / name)
+        return str(fake.folder / name)
 
-    told = SimpleNamespace(folder=None, asked=[])
+    fake = SimpleNamespace(folder=None, asked=[])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    bases_hub.fetched.cache_clear()
-    yield told
-    bases_hub.fetched.cache_clear()
+    bases_hub.hub_file.cache_clear()
+    yield fake
+    bases_hub.hub_file.cache_clear()
 
 
 def configs(folder):
@@ -81,43 +81,44 @@ def configs(folder):
 
 
 @pytest.mark.parametrize("where", ["cache", "hub", "both"])
-def test_the_outline_of_a_hub_id_is_that_of_its_folder(tiny_base, tmp_path, hub, where):
-    """All that the planner asks of a family, from configurations alone; the hub is asked for what is not cached."""
-    told, hub.folder = configs(tiny_base), tiny_base
+def test_load_config_only_of_hub_id_matches_folder(tiny_base, tmp_path, hub, where):
+    """Only files that are not cached are requested from the hub."""
+    content, hub.folder = configs(tiny_base), tiny_base
     if where != "hub":
-        cached(tmp_path / "hub", "owner/tiny", **(told if where == "cache" else {"model_index": told["model_index"]}))
-    seen, whole = loader.outline("owner/tiny"), loader.load(str(tiny_base), device="cpu")
-    assert type(seen) is type(whole) and (seen.device, seen.precision) == ("cpu", "fp32")
-    assert not list(seen.folder.rglob("*.safetensors"))
-    assert (seen.unit, seen.patch, seen.guided_by) == (whole.unit, whole.patch, whole.guided_by)
-    assert seen.schedule.range == whole.optim.schedule.range
+        content = content if where == "cache" else {"model_index": content["model_index"]}
+        cached(tmp_path / "hub", "owner/tiny", **content)
+    found, whole = loader.load_config_only("owner/tiny"), loader.load(str(tiny_base), device="cpu")
+    assert type(found) is type(whole) and (found.device, found.precision) == ("cpu", "fp32")
+    assert not list(found.folder.rglob("*.safetensors"))
+    assert (found.unit, found.patch, found.guided_by) == (whole.unit, whole.patch, whole.guided_by)
+    assert found.schedule.range == whole.schedule.range
     config = make_config(size=16, rank=4, weighting="min-snr")
     sizes = []
-    for family in (seen, whole):
-        size = memory.size_of(memory.skeleton(family), family, config, 4)
-        sizes.append(memory.with_clips(size, memory.clip_skeletons(family), config))
+    for family in (found, whole):
+        size = memory.size_of(memory.meta_model(family), family, config, 4)
+        sizes.append(memory.with_clips(size, memory.meta_clips(family), config))
     assert sizes[0] == sizes[1] and sizes[0].clip_weights > 0
     if whole.part == "unet":
         lam = torch.linspace(-4, 4, 5)
-        assert torch.equal(weighting.build(config, seen)(lam), weighting.build(config, whole)(lam))
+        assert torch.equal(weighting.build(config, found)(lam), weighting.build(config, whole)(lam))
     assert (not hub.asked) == (where == "cache") and ("model_index.json" in hub.asked) == (where == "hub")
     assert len(hub.asked) == len(set(hub.asked))
 
 
-def test_a_hub_id_that_does_not_tell_all_has_no_outline(tiny_sd15, tmp_path, hub):
-    """And is not asked on and on; what impasto does not speak is said."""
-    told = {name: config for name, config in configs(tiny_sd15).items() if not name.startswith("vae")}
-    cached(tmp_path / "hub", "owner/part", **told)
+def test_load_config_only_of_incomplete_hub_id_returns_none(tiny_sd15, tmp_path, hub):
+    """Missing files are requested once; an unsupported class raises."""
+    content = {name: config for name, config in configs(tiny_sd15).items() if not name.startswith("vae")}
+    cached(tmp_path / "hub", "owner/part", **content)
     cached(tmp_path / "hub", "owner/other", model_index={"_class_name": "PixArtAlphaPipeline"})
-    assert loader.outline("owner/part") is None and loader.outline("owner/unknown") is None
-    assert loader.outline("owner/part") is None and hub.asked == ["vae/config.json", "model_index.json"]
-    with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not speak"):
-        loader.outline("owner/other")
+    assert loader.load_config_only("owner/part") is None and loader.load_config_only("owner/unknown") is None
+    assert loader.load_config_only("owner/part") is None and hub.asked == ["vae/config.json", "model_index.json"]
+    with pytest.raises(UserError, match="is a PixArtAlphaPipeline, which impasto does not support"):
+        loader.load_config_only("owner/other")
     with pytest.raises(UserError, match="unknown base 'mini-sd4'"):
-        loader.outline("mini-sd4")
+        loader.load_config_only("mini-sd4")
 
 
-def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
+def test_card_of_flux_without_guidance_is_schnells(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for guided, steps, length in ((True, 28, "512"), (False, 4, "256")):
         index, config = {"_class_name": "FluxPipeline"}, {"guidance_embeds": guided}
@@ -130,15 +131,15 @@ def test_flux_without_guidance_goes_by_schnells_card(tmp_path, monkeypatch):
 
 
 def own(folder, **content):
-    """A folder of one SD1.5's index, and an `impasto.json`."""
+    """A folder with SD1.5's pipeline class and an `impasto.json`."""
     folder.mkdir(exist_ok=True)
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     (folder / "impasto.json").write_text(json.dumps(content))
     return str(folder)
 
 
-def test_a_folder_may_say_a_part_of_a_table(tmp_path):
-    """The rest is its class's, or that of the base which it names."""
+def test_card_of_folder_merges_partial_tables(tmp_path):
+    """Missing keys come from the class's card, or from that of the named base."""
     card = cards.card(own(tmp_path / "a", generate={"steps": 3}, train={"lr": 2e-5}))
     assert card["generate"] == {"steps": 3, "guidance": 7.5, "batch": 1}
     assert card["train"] == {"lr": 2e-5, "steps": 300, "batch": 1, "accumulate": 4}
@@ -170,13 +171,13 @@ def test_a_folder_may_say_a_part_of_a_table(tmp_path):
     ],
     ids=str,
 )
-def test_what_a_folder_says_has_the_types_of_a_card(tmp_path, content, message):
+def test_folder_card_with_wrong_type_raises(tmp_path, content, message):
     base = own(tmp_path / "a", **content)
     with pytest.raises(UserError, match=rf"a/impasto\.json: {message}"):
         cards.card(base)
 
 
-def test_whole_cards_are_taken(tmp_path):
-    """Those of all bases, and keys that this version does not know."""
+def test_folder_card_accepts_all_known_cards(tmp_path):
+    """The cards of all bases; unknown keys are ignored."""
     for known in cards.cards().values():
         assert cards.card(own(tmp_path / "a", **known, newer=[1])).items() >= known.items()

@@ -1,4 +1,4 @@
-"""Every family against its pipeline's own code: what the denoiser is asked, what the autoencoder is given."""
+"""Every family against its pipeline's own code."""
 
 import inspect
 import shutil
@@ -28,7 +28,7 @@ def pipe(tiny_base):
     return pipe
 
 
-def spied(model, monkeypatch):
+def record_calls(model, monkeypatch):
     """Each call of a denoiser as (arguments by name, output)."""
     calls, forward = [], model.forward
     names = inspect.signature(type(model).forward)
@@ -51,27 +51,28 @@ def call(family, **more):
     return settings | {"generator": torch.Generator().manual_seed(0)} | family.padding(length) | more
 
 
-def test_the_denoiser_is_asked_what_the_pipeline_asks(family, pipe, monkeypatch):
+def test_predict_matches_pipeline_call(family, pipe, monkeypatch):
     """At the third of four steps: latents, timestep, texts, positions, sizes and guidance, then the output."""
-    theirs = spied(getattr(pipe, family.part), monkeypatch)
-    ours = spied(family.denoiser, monkeypatch)
+    theirs = record_calls(getattr(pipe, family.part), monkeypatch)
+    ours = record_calls(family.denoiser, monkeypatch)
     pipe(PROMPT, **call(family))
-    asked, answer = theirs[2]
-    z = asked.get("hidden_states", asked.get("sample"))
+    expected, expected_output = theirs[2]
+    z = expected.get("hidden_states", expected.get("sample"))
     z = z if z.ndim == 4 else family.unpack(z, (16, 16))
-    t = asked["timestep"].double().expand(1)
+    t = expected["timestep"].double().expand(1)
     with torch.no_grad():
         out = family.predict(z, family.schedule.log_snr(t).float(), family.encode_prompt([PROMPT]))
-    ((told, said),) = ours
-    assert told.keys() == asked.keys()
-    for name in asked:
-        assert torch.allclose(told[name].float(), asked[name].float().expand_as(told[name]), atol=2e-4), name
-    assert torch.allclose(said, answer, atol=1e-4)
-    assert torch.allclose(out, answer if answer.ndim == 4 else family.unpack(answer, (16, 16)), atol=1e-4)
+    ((found, output),) = ours
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.allclose(found[name].float(), expected[name].float().expand_as(found[name]), atol=2e-4), name
+    assert torch.allclose(output, expected_output, atol=1e-4)
+    unpacked = expected_output if expected_output.ndim == 4 else family.unpack(expected_output, (16, 16))
+    assert torch.allclose(out, unpacked, atol=1e-4)
 
 
-def test_latents_are_in_the_pipeline_s_units(family, pipe):
-    """What the pipeline returns as latents we show as it does; we encode the posterior's mean in those units."""
+def test_decode_and_encode_image_match_pipeline(family, pipe):
+    """`decode` of the pipeline's latents gives its image; `encode_image` gives the posterior's mean, scaled."""
     latents = pipe(PROMPT, **call(family, output_type="latent")).images
     picture = pipe(PROMPT, **call(family, output_type="pt")).images
     z = family.unpack(latents, (16, 16))
@@ -82,8 +83,8 @@ def test_latents_are_in_the_pipeline_s_units(family, pipe):
     assert ours.dtype == torch.float32 and torch.allclose(family.decode(ours), pipe.vae.decode(mean).sample, atol=1e-5)
 
 
-def test_the_prediction_leads_back_to_the_picture(family):
-    """z_t with the true target in it gives x, by the formula of each kind of prediction."""
+def test_target_recovers_x(family):
+    """z_t and the true target give x, by the formula of each prediction type."""
     x, eps, lam = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 1.0])
     alpha, sigma = (w.view(-1, 1, 1, 1) for w in family.schedule.alpha_sigma(lam))
     z, target = mix(family.schedule, x, eps, lam), family.target(x, eps, lam)
@@ -91,7 +92,7 @@ def test_the_prediction_leads_back_to_the_picture(family):
     assert torch.allclose(back, x, atol=1e-4)
 
 
-def test_v_prediction(tmp_path):
+def test_target_of_v_prediction_recovers_x(tmp_path):
     from tiny import sd15_folder
 
     family = load(str(sd15_folder(tmp_path / "v", prediction_type="v_prediction")), device="cpu")
@@ -102,7 +103,7 @@ def test_v_prediction(tmp_path):
         load(str(sd15_folder(tmp_path / "x", prediction_type="sample")), device="cpu").target(x, eps, lam)
 
 
-def test_bfloat16_on_request(tiny_base):
+def test_load_with_bf16_keeps_vae_in_float32(tiny_base):
     family = load(str(tiny_base), device="cpu", precision="bf16")
     assert next(family.denoiser.parameters()).dtype == torch.bfloat16
     z, cond = torch.randn(1, 4, 4, 4), family.encode_prompt(["a cat"])
@@ -110,7 +111,7 @@ def test_bfloat16_on_request(tiny_base):
     assert family.encode_image(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
 
 
-def test_devices_that_are_none(monkeypatch):
+def test_place_unknown_device_raises(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -124,14 +125,14 @@ def test_devices_that_are_none(monkeypatch):
             place(device, "auto")
 
 
-def test_sizes_that_are_no_whole_number_of_tokens(family):
+def test_encode_image_of_wrong_size_raises(family):
     assert family.unit == {"unet": 4, "transformer": 8}[family.part]
     with pytest.raises(UserError, match=f"multiple of {family.unit}"):
         family.encode_image(torch.zeros(1, 3, 18, 16))
 
 
-def test_batches_and_shapes(family):
-    """Two items at two levels are what each is alone; height and width are told apart."""
+def test_predict_treats_items_independently(family):
+    """A batch of two levels equals two single calls; height and width are not interchangeable."""
     z, lam, cond = torch.randn(2, 4, 4, 8), torch.tensor([-3.0, 2.0]), family.encode_prompt(["a cat", "a star"])
     with torch.no_grad():
         both = family.predict(z, lam, cond)
@@ -141,13 +142,13 @@ def test_batches_and_shapes(family):
     assert not torch.allclose(both, other, atol=1e-3)
 
 
-def test_sdxl_reads_no_prompt_as_zeros_and_takes_the_size_it_is_given(tiny_sdxl, monkeypatch):
+def test_sdxl_encodes_empty_prompt_as_zeros_and_uses_size_ids(tiny_sdxl, monkeypatch):
     family = load(str(tiny_sdxl), device="cpu")
     cond = family.encode_prompt(["", "a cat"])
     assert (
         not cond["text"][0].any() and not cond["pooled"][0].any() and cond["text"][1].any() and cond["pooled"][1].any()
     )
-    calls = spied(family.denoiser, monkeypatch)
+    calls = record_calls(family.denoiser, monkeypatch)
     sizes = torch.tensor([[640.0, 480.0, 8.0, 4.0, 16.0, 16.0]]).repeat(2, 1)
     for given in (cond, cond | {"size_ids": sizes}):
         with torch.no_grad():
@@ -156,7 +157,7 @@ def test_sdxl_reads_no_prompt_as_zeros_and_takes_the_size_it_is_given(tiny_sdxl,
     assert torch.equal(calls[1][0]["time_ids"], sizes)
 
 
-def test_flux_positions_and_packing_are_the_pipeline_s():
+def test_flux_pack_and_positions_match_pipeline():
     from diffusers import FluxPipeline
 
     from impasto.families.flux import pack, positions, unpack
@@ -167,14 +168,14 @@ def test_flux_positions_and_packing_are_the_pipeline_s():
     assert torch.equal(unpack(pack(z), 4, 6), z)
 
 
-def test_settings_without_effect_are_said(tiny_flux, tiny_schnell):
+def test_sampling_setting_without_effect_warns(tiny_flux, tiny_schnell):
     with pytest.warns(UserWarning, match="not guided by a negative prompt"):
         Sampling(negative="a cat").on(load(str(tiny_flux), device="cpu"))
     with pytest.warns(UserWarning, match="takes no guidance"):
         Sampling(guidance=3.0).on(load(str(tiny_schnell), device="cpu"))
 
 
-def test_a_schedule_that_is_none_of_betas_is_refused(tmp_path):
+def test_schedule_without_betas_raises(tmp_path):
     import json
 
     from tiny import sd15_folder
@@ -186,23 +187,23 @@ def test_a_schedule_that_is_none_of_betas_is_refused(tmp_path):
         _ = load(str(folder), device="cpu").schedule
 
 
-def renamed(folder, parts="*"):
-    """The weights of components as `save_pretrained(variant="fp16")` names them."""
+def rename_to_variant(folder, parts="*"):
+    """Rename the weights of components as `save_pretrained(variant="fp16")` does."""
     for weights in folder.glob(f"{parts}/*.safetensors"):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
     return folder
 
 
 @pytest.mark.parametrize("half", ["all", "sharded", "denoiser", "text_encoder"])
-def test_weights_that_are_there_in_half_precision_only(tiny_base, family, pipe, tmp_path, half):
-    """All components or one of them; a variant beside plain weights is not read, nor does a pickled one count."""
+def test_load_half_precision_only_weights(tiny_base, family, pipe, tmp_path, half):
+    """All components or one of them; a variant beside plain weights is not read, a pickled one ignored."""
     if half == "sharded":
         pipe.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="10KB")
         shutil.copy(tiny_base / "impasto.json", tmp_path / "half")
         assert list((tmp_path / "half" / family.part).glob("*.fp16-00001-of-*.safetensors"))
     else:
         shutil.copytree(tiny_base, tmp_path / "half")
-        renamed(tmp_path / "half", {"all": "*", "denoiser": family.part}.get(half, half))
+        rename_to_variant(tmp_path / "half", {"all": "*", "denoiser": family.part}.get(half, half))
     if half in ("denoiser", "text_encoder"):
         (tmp_path / "half" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"damaged")
         (tmp_path / "half" / "text_encoder" / "pytorch_model.fp16.bin").write_bytes(b"a pickle")

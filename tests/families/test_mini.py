@@ -1,4 +1,4 @@
-"""The embedded base as a user meets it: an ordinary diffusers folder."""
+"""The embedded bases as diffusers folders."""
 
 import random
 
@@ -27,13 +27,13 @@ def pipe() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def test_the_plain_call_works_with_no_other_argument(pipe):
-    picture = pipe("a rocket, flat minimal vector sticker without outlines").images[0]
-    assert picture.size == (128, 128)
-    assert np.asarray(picture).std() > 5  # not one flat colour
+def test_mini_sd3_plain_call_generates_image(pipe):
+    image = pipe("a rocket, flat minimal vector sticker without outlines").images[0]
+    assert image.size == (128, 128)
+    assert np.asarray(image).std() > 5  # not one flat colour
 
 
-def test_prompts_are_told_apart_and_encoded_as_in_pretraining(pipe):
+def test_mini_sd3_encodes_prompts_as_in_pretraining(pipe):
     texts = ["a rocket, flat colours", "a cactus, flat colours"]
     hidden, _, pooled, _ = pipe.encode_prompt(texts, None, None, max_sequence_length=1)
     assert float((pooled[0] - pooled[1]).abs().max()) > 0.05
@@ -44,8 +44,8 @@ def test_prompts_are_told_apart_and_encoded_as_in_pretraining(pipe):
     assert t5.shape[1] == 256 and float(t5.abs().max()) == 0
 
 
-def test_a_u_net_makes_an_ordinary_sd15_folder(tmp_path):
-    """The plain call works, and hears its prompts as in pretraining."""
+def test_write_folder_of_unet_loads_in_diffusers(tmp_path):
+    """The plain call works and encodes prompts as in pretraining."""
     net = UNet()
     torch.manual_seed(0)
     export_weights(net, net.new((32, 32, 32)), tmp_path / "mini-sd15")
@@ -54,12 +54,12 @@ def test_a_u_net_makes_an_ordinary_sd15_folder(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a rocket, flat colours", num_inference_steps=2).images[0].size == (128, 128)
     texts = ["a rocket, flat colours", "a cactus, flat colours"]
-    heard = pipe.encode_prompt(texts, "cpu", 1, False)[0]
+    found = pipe.encode_prompt(texts, "cpu", 1, False)[0]
     expected = net.text(mini.text_tower(MODELS / "clip"), tokens(pipe.tokenizer, texts))["encoder_hidden_states"]
-    assert torch.allclose(heard, expected, atol=1e-5) and not torch.allclose(heard[0], heard[1])
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found[0], found[1])
 
 
-def test_the_folder_is_made_once_and_bound_to_the_weights(monkeypatch, tmp_path):
+def test_ensure_twice_reuses_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
     folder = mini.ensure("mini-sd3")
     before = (folder / "model_index.json").stat().st_mtime_ns
@@ -68,21 +68,21 @@ def test_the_folder_is_made_once_and_bound_to_the_weights(monkeypatch, tmp_path)
     assert mini.card("mini-sd3")["weights_sha256"] == mini.weights_hash("mini-sd3")
 
 
-def test_a_damaged_folder_is_made_again_and_a_whole_one_left_alone(monkeypatch, tmp_path):
+def test_ensure_repairs_damaged_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
     folder = mini.ensure("mini-sd15")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
-    for harm in (lambda: weights.write_bytes(whole[:1000]), (folder / "model_index.json").unlink, weights.unlink):
-        harm()
+    for damage in (lambda: weights.write_bytes(whole[:1000]), (folder / "model_index.json").unlink, weights.unlink):
+        damage()
         assert mini.ensure("mini-sd15") == folder and weights.read_bytes() == whole
         assert [file.name for file in folder.parent.iterdir()] == [folder.name]
-    (folder / mini.SIZES).unlink()  # as one of before has it
+    (folder / mini.SIZES).unlink()  # as in folders of older versions
     before = weights.stat().st_ino
     assert mini.ensure("mini-sd15") == folder and weights.stat().st_ino == before
 
 
-def test_what_breaks_off_leaves_nothing(monkeypatch, tmp_path):
+def test_ensure_interrupted_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
 
     def broken(model, folder):
@@ -95,12 +95,12 @@ def test_what_breaks_off_leaves_nothing(monkeypatch, tmp_path):
     assert not list((tmp_path / "bases").iterdir())
 
 
-def test_an_unknown_base_names_the_nearest():
+def test_ensure_unknown_name_raises_with_nearest():
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         mini.ensure("mini-sd33")
 
 
-def test_sizes_keep_their_bounds():
+def test_embedded_weights_stay_below_size_limits():
     def size(*folders: str) -> float:
         return sum(p.stat().st_size for f in folders for p in (MODELS / f).rglob("*.safetensors")) / 1e6
 
@@ -109,7 +109,7 @@ def test_sizes_keep_their_bounds():
     assert size("judges", "clip") <= 14
 
 
-def test_no_caption_is_cut():
+def test_clip_tokenizer_fits_all_captions():
     tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
     rng, meta = random.Random(0), load_meta()
     texts = [
@@ -120,13 +120,13 @@ def test_no_caption_is_cut():
     assert max(len(ids) for ids in tokenizer(texts).input_ids) <= tokenizer.model_max_length == 32
 
 
-def test_any_text_is_known_to_the_tokeniser():
+def test_clip_tokenizer_encodes_any_text():
     tokenizer = CLIPTokenizer.from_pretrained(MODELS / "clip")
     ids = tokenizer("Ünïcödé 😀 ÿ zx9 \x07").input_ids[1:-1]
     assert ids and tokenizer.unk_token_id not in ids
 
 
-def test_the_autoencoder_beats_the_linear_codec_by_far():
+def test_autoencoder_beats_linear_codec():
     vae = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32)
     kernel, bias = ae.read_encoder(vae)
     world = load_slice()

@@ -27,14 +27,14 @@ def pipe(tiny_sd3):
 
 @pytest.fixture(scope="module")
 def random_t5(tmp_path_factory):
-    """A base whose T5 says something, so that its length matters."""
+    """A base whose T5 has non-zero outputs, so that its length matters."""
     from tiny import sd3_folder
 
     return sd3_folder(tmp_path_factory.mktemp("t5") / "sd3", zero_t5=False)
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_prompts_are_encoded_as_the_pipeline_does(random_t5, length):
+def test_encode_prompt_matches_pipeline(random_t5, length):
     pipe = StableDiffusion3Pipeline.from_pretrained(random_t5)
     cond = load(str(random_t5), device="cpu").encode_prompt(PROMPTS, length)
     with torch.no_grad():  # as in the pipeline's call
@@ -44,13 +44,13 @@ def test_prompts_are_encoded_as_the_pipeline_does(random_t5, length):
     assert not torch.equal(cond["pooled"][0], cond["pooled"][1])
 
 
-def test_the_first_text_length_of_the_card_is_the_default(tiny_sd3):
+def test_encode_prompt_default_length_is_cards_first(tiny_sd3):
     family = load(str(tiny_sd3), device="cpu")
     assert family.text_lengths == {1: 0.75, 5: 0.25}
     assert family.encode_prompt(["a cat"])["text"].shape[1] == 33
 
 
-def test_a_pipeline_without_t5_gets_zeros(tiny_sd3, tmp_path):
+def test_encode_prompt_without_t5_gives_zeros(tiny_sd3, tmp_path):
     folder = shutil.copytree(tiny_sd3, tmp_path / "no-t5")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
@@ -60,25 +60,25 @@ def test_a_pipeline_without_t5_gets_zeros(tiny_sd3, tmp_path):
     assert torch.equal(without["text"], zero["text"]) and torch.equal(without["pooled"], zero["pooled"])
 
 
-def test_a_prompt_that_is_cut_is_said(tiny_sd3):
+def test_encode_prompt_truncated_warns(tiny_sd3):
     with pytest.warns(UserWarning, match="too long"):
         load(str(tiny_sd3), device="cpu").encode_prompt(["a rocket " * 40])
 
 
-def test_what_t5_reads_is_not_said_to_be_cut(random_t5, tiny_sd3, tmp_path):
-    """CLIP reads 32 tokens here; T5 as many as it is told, unless there is none, or an embedded base's empty one."""
+def test_encode_prompt_within_t5_length_does_not_warn(random_t5, tiny_sd3, tmp_path):
+    """CLIP takes 32 tokens, T5 the requested length, unless there is no T5, or an embedded base's empty one."""
     family, longer = load(str(random_t5), device="cpu"), "a rocket " * 25
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cond = family.encode_prompt([longer], 60)
         family.embed_clip([longer], cond)
-    with pytest.warns(UserWarning, match="too long") as said:
+    with pytest.warns(UserWarning, match="too long") as caught:
         family.encode_prompt([longer], 40)
-    kept = str(said[0].message)
+    kept = str(caught[0].message)
     assert 32 / 2 < kept.count("rocket") < 25
-    with pytest.warns(UserWarning, match="too long") as said:
+    with pytest.warns(UserWarning, match="too long") as caught:
         family.encode_prompt([longer], 5)
-    assert str(said[0].message).count("rocket") < kept.count("rocket")
+    assert str(caught[0].message).count("rocket") < kept.count("rocket")
     copy = shutil.copytree(random_t5, tmp_path / "no-t5")
     index = json.loads((copy / "model_index.json").read_text())
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
@@ -88,7 +88,7 @@ def test_what_t5_reads_is_not_said_to_be_cut(random_t5, tiny_sd3, tmp_path):
             other.encode_prompt([longer], 60)
 
 
-def test_encoders_and_vae_can_be_freed_and_come_back(tiny_sd3):
+def test_free_drops_parts_and_reloads_on_use(tiny_sd3):
     family = load(str(tiny_sd3), device="cpu")
     before = family.encode_prompt(["a cat"])["pooled"]
     family.free("encoders", "vae")
@@ -96,7 +96,7 @@ def test_encoders_and_vae_can_be_freed_and_come_back(tiny_sd3):
     assert torch.equal(family.encode_prompt(["a cat"])["pooled"], before)
 
 
-def test_the_hash_knows_weights_and_configs_and_nothing_else(tiny_sd3, tmp_path):
+def test_folder_hash_ignores_other_files_and_versions(tiny_sd3, tmp_path):
     copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
     (copy / "README.md").write_text("hello")
     (copy / "impasto.json").write_text("{}")
@@ -109,8 +109,8 @@ def test_the_hash_knows_weights_and_configs_and_nothing_else(tiny_sd3, tmp_path)
     assert folder_hash(copy) != folder_hash(tiny_sd3)
 
 
-def test_what_another_tool_fetches_into_a_folder_does_not_count(tiny_sd3, tmp_path):
-    """Variants beside plain weights and folders that the index does not name; a variant alone is what is read."""
+def test_folder_hash_ignores_variants_and_unlisted_folders(tiny_sd3, tmp_path):
+    """Variants beside plain weights and folders missing in the index are ignored; a variant alone is hashed."""
     copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
     name = "diffusion_pytorch_model"
     for extra in (f"{name}.fp16", f"{name}.fp16-00001-of-00002", f"{name}-00001-of-00002.fp16"):
@@ -123,30 +123,29 @@ def test_what_another_tool_fetches_into_a_folder_does_not_count(tiny_sd3, tmp_pa
     (copy / "transformer" / f"{name}.safetensors.index.json").write_text("{}")
     assert folder_hash(copy) != folder_hash(tiny_sd3)
     (copy / "transformer" / f"{name}.safetensors").unlink()
-    assert {file.name for file in families_files.counted(copy) if "fp16" in file.name} == {
+    assert {file.name for file in families_files.hashed_files(copy) if "fp16" in file.name} == {
         *(file.name for file in (copy / "transformer").glob("*fp16*"))
     }
 
 
 @pytest.mark.parametrize("name", cards.embedded())
-def test_all_of_a_packaged_base_is_counted(name):
-    """Cells, calibrations and runs are keyed by these hashes: what is packaged is in them, and they stay what they are
-    as long as it does."""
+def test_hashed_files_of_embedded_base_are_complete(name):
+    """Cells, calibrations and runs are keyed by these hashes: they must not change while the packaged files do not."""
     folder = loader.locate(name)
-    beside = {"impasto.json", "card.json", "sizes.json"}  # what is known of it, not what draws
+    beside = {"impasto.json", "card.json", "sizes.json"}  # metadata
     there = {file for file in folder.rglob("*") if file.is_file() and file.parent != folder}
     there = {file for file in there if file.name != "card.json"}
-    assert there | {folder / "model_index.json"} == set(families_files.counted(folder))
+    assert there | {folder / "model_index.json"} == set(families_files.hashed_files(folder))
     assert {file.name for file in folder.iterdir() if file.is_file()} - beside == {"model_index.json"}
     assert mini.card(name)["folder_sha256"] == folder_hash(folder)
 
 
-def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
-    """Two links to one folder, and one within a component, hash as what they lead to; one that leads back up ends."""
+def test_folder_hash_follows_links(tiny_sd3, tmp_path):
+    """Two links to one folder and one within a component hash as their targets; a link to a parent is not followed."""
     copy = shutil.copytree(tiny_sd3, tmp_path / "copy")
     shutil.copytree(copy / "text_encoder", copy / "text_encoder_2", dirs_exist_ok=True)
     shutil.copytree(copy / "vae", copy / "transformer" / "more")
-    before, files = folder_hash(copy), families_files.counted(copy)
+    before, files = folder_hash(copy), families_files.hashed_files(copy)
     (copy / "text_encoder").rename(tmp_path / "encoder")
     (copy / "transformer" / "more").rename(tmp_path / "more")
     shutil.rmtree(copy / "text_encoder_2")
@@ -154,7 +153,7 @@ def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
         (copy / name).symlink_to(tmp_path / target, target_is_directory=True)
     (copy / "vae" / "up").symlink_to(copy / "vae", target_is_directory=True)
     (copy / "vae" / "nowhere").symlink_to("nowhere")
-    assert families_files.counted(copy) == files and folder_hash(copy) == before
+    assert families_files.hashed_files(copy) == files and folder_hash(copy) == before
     for weights in (tmp_path / "encoder" / "model.safetensors", next((tmp_path / "more").glob("*.safetensors"))):
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
         changed = folder_hash(copy)
@@ -162,7 +161,7 @@ def test_components_that_are_links_are_counted(tiny_sd3, tmp_path):
         before = changed
 
 
-def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
+def test_load_invalid_base_raises(tiny_sd3, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'mini-sd3'"):
         load("mini-sd")
     with pytest.raises(UserError, match=r"no model_index\.json"):
@@ -189,8 +188,8 @@ def test_bases_that_are_none(tiny_sd3, tmp_path, monkeypatch):
         load(str(tiny_sd3), precision="fp17")
 
 
-def test_cards_are_complete():
-    """Every base has what training and generating ask for, and names layers and recipes that exist."""
+def test_cards_have_all_keys():
+    """Every base has the keys that training and generating need."""
     for name in cards.cards():
         card = cards.card(name) if "/" in name or name in cards.embedded() else cards.cards()[name]
         assert {"size", "generate", "train", "license"} <= card.keys(), name

@@ -1,8 +1,7 @@
-"""Every family, the whole path: prepare, train, save, reload in plain diffusers, generate, compare the pictures."""
+"""Every family end to end: prepare, train, save, reload in plain diffusers, generate, compare the images."""
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,18 +43,18 @@ def config(tiny_base, picture, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(config):
-    """A style whose preview was drawn from the model as it was trained."""
+    """A trained style with previews."""
     assert train(config)["steps"] == 6
     return config.out
 
 
 def code_of_the_card(run):
-    """The call in the model card, so that what it tells a user is what is tested."""
+    """The pipeline call in the model card, so that the card's code is what is tested."""
     card = (run / "README.md").read_text()
     return re.search(r"^image = (pipe\(.*?\)\.images\[0\])$", card, re.DOTALL | re.MULTILINE).group(1)
 
 
-def test_preview_generate_and_plain_diffusers_draw_the_same(run, tiny_base):
+def test_preview_generate_and_plain_diffusers_match(run, tiny_base):
     pipe = DiffusionPipeline.from_pretrained(tiny_base)
     pipe.set_progress_bar_config(disable=True)
     call = code_of_the_card(run).replace("manual_seed(0)", "manual_seed(5)")
@@ -67,34 +66,34 @@ def test_preview_generate_and_plain_diffusers_draw_the_same(run, tiny_base):
     assert (pixels(image) == pixels(plain)).all()
     assert (pixels(preview) == pixels(image)).all()
     assert (pixels(image) != pixels(base)).mean() > 0.5
-    told = json.loads(preview.text["impasto"])
-    assert {key: told[key] for key in info if key != "styles"} == {key: info[key] for key in info if key != "styles"}
+    saved = json.loads(preview.text["impasto"])
+    assert {key: saved[key] for key in info if key != "styles"} == {key: info[key] for key in info if key != "styles"}
 
 
-def test_every_layer_of_the_file_has_moved(run, tiny_base):
+def test_saved_lora_has_nonzero_layers(run, tiny_base):
     family = load(str(tiny_base), device="cpu")
     with safe_open(run / "pytorch_lora_weights.safetensors", "pt") as file:
         up = {key: file.get_tensor(key) for key in file.keys() if key.endswith("lora_B.weight")}  # noqa: SIM118
         assert f'"{family.part}.lora_alpha": 6.0' in file.metadata()["lora_adapter_metadata"]
     assert up and all(key.startswith(f"{family.part}.") for key in up)
-    still = [key for key, b in up.items() if not b.any()]
-    assert len(still) <= 1 and all("add_q_proj" in key for key in still)  # SD3's last block throws its text away
+    zero = [key for key, b in up.items() if not b.any()]
+    assert len(zero) <= 1 and all("add_q_proj" in key for key in zero)  # SD3's last block discards its text
 
 
-def test_the_loss_is_of_fit_and_prior(run):
+def test_metrics_loss_is_fit_plus_weighted_prior(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss"] == pytest.approx(row["fit"] + 0.5 * row["prior"]) for row in rows)
     assert rows[0]["prior"] == 0 < rows[-1]["prior"]
 
 
-def test_a_torn_run_ends_bit_for_bit_the_same(config, run, tmp_path):
-    def tear(step, loss):
+def test_interrupted_run_resumes_bit_identical(config, run, tmp_path):
+    def interrupt(step, loss):
         if step == 5:
             raise InterruptedError
 
-    torn = change(config, out=tmp_path / "torn", preview=False)
+    stopped = change(config, out=tmp_path / "stopped", preview=False)
     with pytest.raises(InterruptedError):
-        train(torn, tear)
-    assert train(torn)["resumed_from"] == 4
-    whole, again = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (run, torn.out))
-    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+        train(stopped, interrupt)
+    assert train(stopped)["resumed_from"] == 4
+    whole, resumed = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (run, stopped.out))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)

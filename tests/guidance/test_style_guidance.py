@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add, disabled
 from impasto.bases.loader import load
 from impasto.errors import UserError
@@ -28,7 +29,7 @@ def with_lora(base):
     family = load(str(base), device="cpu", precision="fp32")
     shared = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, p in add(family, rank=4, alpha=6.0, targets=("attention",), seed=0).items():
+        for name, p in add(family, LoRA(rank=4, alpha=6.0, targets=("attention",)), 0).items():
             if "lora_B" in name:
                 p.copy_(0.3 * torch.randn(p.shape, generator=shared))
     return family

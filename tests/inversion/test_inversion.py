@@ -1,4 +1,4 @@
-"""Inversion against diffusers' own schedulers and a plain reading of the formula (methods.md 4.1, E1, E24)."""
+"""Inversion against diffusers' schedulers and the formula (methods.md 4.1, E1, E24)."""
 
 from itertools import pairwise
 
@@ -16,15 +16,16 @@ SD15 = VariancePreserving.scaled_linear(0.00085, 0.012)
 
 
 class Model:
-    """A family of nothing but its schedule and a prediction, `answer(z, lam)`; remembers the levels it is told."""
+    """A fake family with a schedule and a prediction, `answer(z, lam)`; records the levels of its calls."""
 
     device = "cpu"
 
     def __init__(self, schedule, answer, prediction="epsilon", sampler=None):
-        self.schedule, self.answer, self.prediction, self.sampler, self.told = schedule, answer, prediction, sampler, []
+        self.schedule, self.answer, self.prediction, self.sampler = schedule, answer, prediction, sampler
+        self.levels = []
 
     def predict(self, z, lam, cond):
-        self.told += lam.tolist()
+        self.levels += lam.tolist()
         return self.answer(z, lam) + cond.get("shift", 0.0)
 
     def target(self, x, eps, lam):
@@ -41,8 +42,8 @@ def picture(seed=0):
     return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_constant_eps_comes_back_exactly():
-    """E24, by the step written out in numpy: from z_T down to the picture's own level ac[0]."""
+def test_ddim_of_constant_eps_is_exact():
+    """E24, against the step in numpy, from z_T down to the image's level ac[0]."""
     z, eps = picture(), picture(1)
     found = invert(Model(SD15, lambda z, lam: eps), z, {}, 50)
     ac = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -53,8 +54,8 @@ def test_constant_eps_comes_back_exactly():
     assert abs(back - z.numpy()).max() < 1e-12
 
 
-def test_constant_eps_comes_back_through_diffusers_ddim():
-    """Its own alphas are float32."""
+def test_ddim_of_constant_eps_matches_diffusers():
+    """diffusers' alphas are float32."""
     z, eps = picture(), picture(1)
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -66,12 +67,12 @@ def test_constant_eps_comes_back_through_diffusers_ddim():
     for t in scheduler.timesteps:
         back = scheduler.step(eps, t, back, return_dict=False)[0]
     assert (back - z).abs().max() < 1e-4
-    told = SD15.timestep(torch.tensor(model.told, dtype=torch.float64))
-    assert told.round().tolist() == list(range(1, 982, 20)) == scheduler.timesteps.flip(0).tolist()
+    timesteps = SD15.timestep(torch.tensor(model.levels, dtype=torch.float64))
+    assert timesteps.round().tolist() == list(range(1, 982, 20)) == scheduler.timesteps.flip(0).tolist()
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_constant_velocity_comes_back_through_diffusers_flow(shift):
+def test_flow_of_constant_velocity_matches_diffusers(shift):
     z, v = picture(), picture(1)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(28)
@@ -89,7 +90,7 @@ def test_constant_velocity_comes_back_through_diffusers_flow(shift):
     assert (exact - z).abs().max() < 1e-12
 
 
-def test_a_v_model_walks_as_the_eps_model_that_it_is():
+def test_invert_v_model_matches_eps_model():
     def eps_of(z, lam):
         return torch.tanh(z) + 0.1 * lam.view(-1, 1, 1, 1)
 
@@ -103,14 +104,14 @@ def test_a_v_model_walks_as_the_eps_model_that_it_is():
     assert (by_eps - by_v).abs().max() < 1e-5
 
 
-def test_each_step_is_told_the_level_that_it_goes_to():
-    told = Model(SD15, lambda z, lam: z)
-    path = invert(told, picture(), {}, 10).log_snr
-    assert told.told == pytest.approx(path[1:].tolist(), abs=1e-6) and path[0].item() == SD15.range[1]
+def test_invert_predicts_at_target_level():
+    model = Model(SD15, lambda z, lam: z)
+    path = invert(model, picture(), {}, 10).log_snr
+    assert model.levels == pytest.approx(path[1:].tolist(), abs=1e-6) and path[0].item() == SD15.range[1]
 
 
-def test_refined_steps_are_the_sampler_s_own_backwards():
-    """The fixed point z' = step(z, eps(z', lam')) is what the sampler undoes; each round comes nearer."""
+def test_invert_refined_approaches_exact_inverse():
+    """The fixed point z' = step(z, eps(z', lam')) is the inverse of the sampler's step; iterations converge to it."""
     model, z = Model(SD15, lambda z, lam: torch.sin(z) + 0.2 * z), picture()
     errors = []
     for refine in (0, 2, 20):
@@ -122,7 +123,7 @@ def test_refined_steps_are_the_sampler_s_own_backwards():
     assert errors[0] > 0.05 > errors[1] > errors[2] and errors[2] < 1e-9
 
 
-def test_guidance_is_classifier_free():
+def test_invert_guidance_is_classifier_free():
     model, z = Model(SD15, lambda z, lam: torch.tanh(z)), picture()
     one, none = {"shift": torch.tensor(0.5)}, {"shift": torch.tensor(-0.25)}
     guided = invert(model, z, one, 5, negative=none, guidance=2.0).noise
@@ -130,7 +131,7 @@ def test_guidance_is_classifier_free():
     assert (guided - by_hand).abs().max() < 1e-12
 
 
-def test_the_trajectory_at_a_level():
+def test_trajectory_at_nearest_level():
     found = invert(
         Model(RectifiedFlow(), lambda z, lam: z), picture(), {}, levels=torch.tensor([-1.0, 2.0, -torch.inf, 2])
     )
@@ -151,35 +152,34 @@ def test_the_trajectory_at_a_level():
     ],
     ids=str,
 )
-def test_bad_input(schedule, given, message):
+def test_invert_with_bad_levels_raises(schedule, given, message):
     with pytest.raises(UserError, match=message):
         invert(Model(schedule, lambda z, lam: z), picture(), {}, **given)
 
 
 @pytest.mark.parametrize("steps", [4, 7])
-def test_the_sampler_s_levels_are_those_that_the_pipeline_asks_for(tiny_base, steps):
-    """At two sizes: FLUX's time shift grows with the picture."""
+def test_sampling_levels_match_pipeline(tiny_base, steps):
+    """At two sizes, since FLUX's time shift depends on it."""
     family = load(str(tiny_base), device="cpu")
     pipe, prompt = family.pipeline(**{family.part: family.denoiser}), family.encode_prompt(["a cat"])
-    told = []
-    spy = family.denoiser.register_forward_pre_hook(
-        lambda module, args, kwargs: told.append(kwargs["timestep"] if "timestep" in kwargs else args[1]),
+    timesteps = []
+    hook = family.denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: timesteps.append(kwargs["timestep"] if "timestep" in kwargs else args[1]),
         with_kwargs=True,
     )
     for size in (16, 32):
-        told.clear()
+        timesteps.clear()
         call = family.call_arguments(prompt, None)
         pipe(**call, height=size, width=size, num_inference_steps=steps, guidance_scale=1.0, output_type="latent")
-        asked = family.schedule.log_snr(torch.stack([t.double().flatten()[0] for t in told]))
+        expected = family.schedule.log_snr(torch.stack([t.double().flatten()[0] for t in timesteps]))
         latents = family.encode_image(torch.zeros(1, 3, size, size))
-        assert torch.allclose(family.sampling_levels(steps, tuple(latents.shape[-2:])), asked, atol=1e-3)
-    spy.remove()
+        assert torch.allclose(family.sampling_levels(steps, tuple(latents.shape[-2:])), expected, atol=1e-3)
+    hook.remove()
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
-def test_round_trip(name, request):
-    """A tiny random net of each kind, by its own steps: refining helps (a U-Net of random weights is rough: 30 times,
-    the flow 200,000), and the noise is no longer the picture."""
+def test_invert_round_trip_error_is_small(name, request):
+    """Tiny random networks: refining reduces the error (30 times for the U-Net, 200,000 for the flow)."""
     family = load(str(request.getfixturevalue(f"tiny_{name}")), device="cpu")
     cond = family.encode_prompt(["a cat"])
     z = family.encode_image(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
@@ -190,8 +190,8 @@ def test_round_trip(name, request):
         back, path = found.noise, found.log_snr.flip(0)
         with torch.no_grad():
             for lam, lower in pairwise(path):
-                said = family.predict(back, lam.float()[None], cond)
-                back = kind.step(back, kind.direction(family, back, lam.float()[None], said), lam, lower)
+                prediction = family.predict(back, lam.float()[None], cond)
+                back = kind.step(back, kind.direction(family, back, lam.float()[None], prediction), lam, lower)
         errors.append(((back - z).norm() / found.noise.norm()).item())
     assert errors[1] < 0.25 * errors[0] and errors[1] < 0.25
     assert (found.noise - z).norm() > 0.3 * z.norm()

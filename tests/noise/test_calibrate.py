@@ -1,5 +1,5 @@
-"""`noise calibrate`: its pictures are those of `generate --switch-at`, it goes on where it stopped, it says what it
-needs. The judge is one with known answers: where a picture lies between the one without style and the one with it."""
+"""`noise calibrate`: images equal `generate --switch-at`, resuming, errors. The fake judge scores where an image lies
+between the one without the style's words and the one with them."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tiny import sd3_folder
 from impasto.artworld import load_meta
 from impasto.bases import loader
 from impasto.calibration import calibrate as module
-from impasto.calibration.calibrate import ByEncoder, art_world_asks, calibrate, choose_levels, text_asks
+from impasto.calibration.calibrate import EncoderMeasure, art_world_prompts, calibrate, choose_levels, text_prompts
 from impasto.errors import UserError
 from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch
@@ -27,7 +27,7 @@ PROMPTS = 6  # fewer than train styles, so that each has a style of its own
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A tiny SD3 that says of itself that it knows the art world's styles."""
+    """A tiny SD3 marked as embedded."""
     return sd3_folder(tmp_path_factory.mktemp("tiny") / "sd3", card={"embedded": True})
 
 
@@ -35,14 +35,14 @@ def pixels(image):
     return torch.from_numpy(np.asarray(image).astype(np.float32)).flatten() / 255
 
 
-class Between:
-    """Column s: where the picture lies between those of style s without and with its words, 0 to 1."""
+class InterpolationJudges:
+    """Column s: position of the image between those of style s without (0) and with (1) its words."""
 
     card = {}  # noqa: RUF012
 
     def __init__(self, base):
-        self.asks = list(art_world_asks(PROMPTS, 0))  # of the seeds 0 to 5, as generate's pictures are
-        ends = [[getattr(ask, which) for ask in self.asks] for which in ("plain", "styled")]
+        self.items = list(art_world_prompts(PROMPTS, 0))  # of the seeds 0 to 5, as generate's pictures are
+        ends = [[getattr(item, which) for item in self.items] for which in ("plain", "styled")]
         drawn = [[pixels(image) for image, _ in generate(str(base), some, sampling=SAMPLING)] for some in ends]
         self.ends = list(zip(*drawn, strict=True))
 
@@ -52,32 +52,32 @@ class Between:
 
     def style(self, images):
         table = torch.zeros(len(images), 19)
-        for i, ask in enumerate(self.asks):
-            table[:, ask.style] = torch.tensor([self.place(image, i) for image in images])
+        for i, item in enumerate(self.items):
+            table[:, item.style] = torch.tensor([self.place(image, i) for image in images])
         return table
 
 
 @pytest.fixture(scope="module")
 def judges(base):
-    return Between(base)
+    return InterpolationJudges(base)
 
 
 @pytest.fixture
 def run(base, judges, tmp_path, monkeypatch):
-    """calibrate with an own cache, small."""
+    """`calibrate` with a small setting and its own cache."""
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
     given = {"prompts": PROMPTS, "levels": 3, "sampling": SAMPLING, "judges": judges}
     return lambda **changes: calibrate(str(base), tmp_path / "out", **(given | changes))
 
 
-def test_the_curve_is_that_of_generates_pictures(run, base, judges, tmp_path):
+def test_calibrate_matches_generate_with_switch(run, base, judges, tmp_path):
     ticks = []
     result = run(progress=lambda done, total: ticks.append((done, total)))
     assert ticks[-1] == (PROMPTS * 8, PROMPTS * 8) and result["pictures"] == PROMPTS * 8
     assert result["score"] == {"everywhere": pytest.approx(1, abs=1e-3), "nowhere": pytest.approx(0, abs=1e-3)}
     row = result["levels"][1]
     for key, first, second in (("kept_until", "styled", "plain"), ("kept_since", "plain", "styled")):
-        pairs = {getattr(ask, first): getattr(ask, second) for ask in judges.asks}
+        pairs = {getattr(item, first): getattr(item, second) for item in judges.items}
 
         class OfPairs(PromptSwitch):
             def second(self, prompt, pairs=pairs):
@@ -87,13 +87,13 @@ def test_the_curve_is_that_of_generates_pictures(run, base, judges, tmp_path):
         drawn = list(generate(str(base), list(pairs), sampling=SAMPLING, guidances=[switch]))
         assert drawn[0][1]["switch_share"] == pytest.approx(row["share_of_steps"], abs=1e-3)
         assert row[key] == pytest.approx(np.mean([judges.place(drawn[i][0], i) for i in range(PROMPTS)]), abs=0.01)
-    told = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
-    assert told == result and len(told["base_hash"]) == 64
-    assert told["published"]["style-friendly"]["matched_mean"] == round(-6 + math.log(128**2 / 4**2), 2)
+    saved = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
+    assert saved == result and len(saved["base_hash"]) == 64
+    assert saved["published"]["style-friendly"]["matched_mean"] == round(-6 + math.log(128**2 / 4**2), 2)
     assert (tmp_path / "out" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_it_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+def test_calibrate_interrupted_resumes(run, tmp_path, monkeypatch):
     draw, calls = module.sample, []
 
     def interrupted(*args, **keywords):
@@ -103,7 +103,7 @@ def test_it_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
         return draw(*args, **keywords)
 
     monkeypatch.setattr(module, "sample", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         run()
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     whole = run()
@@ -114,102 +114,107 @@ def test_it_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     assert len(calls) == 17 + 4  # one level more, two batches, both ways
 
 
-class SeesPrompts:
-    """A measure whose features are the pictures that `draws` was asked for."""
+class RecordingMeasure:
+    """A measure whose features are the results of `fake_sample`."""
 
     name = "text"
 
     def __init__(self):
         self.calls = 0
 
-    def features(self, images, asks):
+    def features(self, images, items):
         self.calls += 1
         return list(images)
 
-    def scores(self, variant, rows, asks):
+    def scores(self, variant, rows, items):
         raise NotImplementedError
 
 
-def draws(_, __, jobs, ___, sampling, ____, guidances):
-    """Instead of `sample`: for every picture its first and its second prompt and its seed."""
+def fake_sample(_, __, jobs, ___, sampling, ____, guidances):
+    """Instead of `sample`: first prompt, second prompt and seed of every image."""
     assert len(jobs) <= sampling.batch
     for prompt, seed in jobs:
         yield [prompt, guidances[0].second(prompt) if guidances else None, seed], {}
 
 
-def drawing(batch):
-    found = module.Drawing.__new__(module.Drawing)
+def make_sampler(batch):
+    found = module.VariantSampler.__new__(module.VariantSampler)
     found.family = found.pipe = found.encode = None
-    found.sampling, found.measure, found.log_snr = Sampling(batch=batch), SeesPrompts(), [-9.0, -5.0, -3.0, 0.0]
+    found.sampling, found.measure, found.log_snr = Sampling(batch=batch), RecordingMeasure(), [-9.0, -5.0, -3.0, 0.0]
     return found
 
 
-def test_a_subject_that_comes_twice_in_a_batch_has_both_of_its_styles(tmp_path, monkeypatch):
-    """Batch 16 of the default prompts: 12 subjects, four come twice. Wrong features in the cache are not used."""
-    monkeypatch.setattr(module, "sample", draws)
-    asks, draw = list(text_asks(16, 0, None, None)), drawing(16)
-    assert len({ask.plain for ask in asks}) == 12
-    rows = draw.all(asks, [2], tmp_path, None, 4, None)
-    assert rows["everywhere"] == [[ask.styled, None, ask.seed] for ask in asks]
-    assert rows["nowhere"] == [[ask.plain, None, ask.seed] for ask in asks]
-    assert rows["until-2"] == [[ask.styled, ask.plain, ask.seed] for ask in asks]
-    assert rows["since-2"] == [[ask.plain, ask.styled, ask.seed] for ask in asks]
-    assert draw.measure.calls == 4 and draw.all(asks, [2], tmp_path, None, 4, None) == rows
-    assert draw.measure.calls == 4
+def test_sample_all_with_repeated_subject_uses_both_styles(tmp_path, monkeypatch):
+    """Batch 16 of the default prompts has 12 subjects, four of them twice. Invalid cached features are not used."""
+    monkeypatch.setattr(module, "sample", fake_sample)
+    items, sampler = list(text_prompts(16, 0, None, None)), make_sampler(16)
+    assert len({item.plain for item in items}) == 12
+    rows = sampler.sample_all(items, [2], tmp_path, None, 4, None)
+    assert rows["everywhere"] == [[item.styled, None, item.seed] for item in items]
+    assert rows["nowhere"] == [[item.plain, None, item.seed] for item in items]
+    assert rows["until-2"] == [[item.styled, item.plain, item.seed] for item in items]
+    assert rows["since-2"] == [[item.plain, item.styled, item.seed] for item in items]
+    assert sampler.measure.calls == 4 and sampler.sample_all(items, [2], tmp_path, None, 4, None) == rows
+    assert sampler.measure.calls == 4
     files = sorted(tmp_path.iterdir())
-    for file in files:  # as they were written before: without "parts", and wrong where a subject came twice
-        told = json.loads(file.read_text())
-        features = [["wrong"]] * 16 if "since" in file.name else told["features"]
-        file.write_text(json.dumps({"asks": told["asks"], "features": features}))
-    assert draw.all(asks, [2], tmp_path, None, 4, None) == rows
-    assert len(files) == 4 and draw.measure.calls == 5  # "since" alone is drawn again
+    for file in files:  # as written by older versions: without "parts", wrong for repeated subjects
+        saved = json.loads(file.read_text())
+        features = [["wrong"]] * 16 if "since" in file.name else saved["features"]
+        file.write_text(json.dumps({"asks": saved["asks"], "features": features}))
+    assert sampler.sample_all(items, [2], tmp_path, None, 4, None) == rows
+    assert len(files) == 4 and sampler.measure.calls == 5  # only "since" is generated again
 
 
-def test_minutes(run):
+def test_calibrate_minutes_limits_prompts(run):
     assert run(minutes=0.0)["prompts"] == 4  # one batch
 
 
-def test_nothing_of_the_evaluation_is_looked_at():
-    split, asks = load_meta()["split"], list(art_world_asks(48, 5))
+def test_art_world_prompts_exclude_evaluation():
+    split, items = load_meta()["split"], list(art_world_prompts(48, 5))
     labels = {load_meta()["concepts"][c]["label"] for c in split["evaluation_concepts"] + split["reference_concepts"]}
-    assert {ask.style for ask in asks} == set(split["train_styles"])
-    assert not {ask.plain for ask in asks} & labels and len({ask.plain for ask in asks}) == 48
-    assert asks[:12] == list(art_world_asks(12, 5)) and [ask.seed for ask in asks[:3]] == [5, 6, 7]
-    assert asks[0].styled == f"{asks[0].plain}, {asks[0].words}"
+    assert {item.style for item in items} == set(split["train_styles"])
+    assert not {item.plain for item in items} & labels and len({item.plain for item in items}) == 48
+    assert items[:12] == list(art_world_prompts(12, 5)) and [item.seed for item in items[:3]] == [5, 6, 7]
+    assert items[0].styled == f"{items[0].plain}, {items[0].words}"
 
 
-def test_prompts_for_other_bases(tmp_path):
-    asks = list(text_asks(96, 0, None, None))
-    assert len({ask.styled for ask in asks}) == 96  # 8 styles x 12 subjects, each pair once
+def test_text_prompts_cover_pairs_and_read_files(tmp_path):
+    items = list(text_prompts(96, 0, None, None))
+    assert len({item.styled for item in items}) == 96  # 8 styles x 12 subjects, each pair once
     (tmp_path / "styles.txt").write_text("ink\n\nneon \n", encoding="utf-8")
-    first = next(text_asks(1, 0, tmp_path / "styles.txt", None))
+    first = next(text_prompts(1, 0, tmp_path / "styles.txt", None))
     assert first.styled == "a fox in ink style" and first.plain == "a fox" and first.words == "ink style"
     (tmp_path / "styles.txt").write_text("ink\n", encoding="utf-8")
     with pytest.raises(UserError, match="fewer than two styles"):
-        list(text_asks(1, 0, tmp_path / "styles.txt", None))
+        list(text_prompts(1, 0, tmp_path / "styles.txt", None))
     with pytest.raises(UserError, match="cannot be read"):
-        list(text_asks(1, 0, None, tmp_path / "nowhere"))
+        list(text_prompts(1, 0, None, tmp_path / "nowhere"))
 
 
-def test_scores_of_an_encoder():
-    asks = list(text_asks(4, 0, None, None))
-    asks = [asks[0], asks[1], *[type(a)("other", a.styled, a.style, a.words, a.seed) for a in asks[:2]]]
+def test_encoder_measure_scores():
+    items = list(text_prompts(4, 0, None, None))
+    items = [items[0], items[1], *[type(a)("other", a.styled, a.style, a.words, a.seed) for a in items[:2]]]
     rows = {"everywhere": [[1.0, 0, 0], [0, 1.0, 0], [0.6, 0.8, 0], [0, 0, 1.0]], "nowhere": [[0, 1.0, 0]] * 4}
-    by_pictures = ByEncoder(FakeEncoder(), "pictures")
-    assert by_pictures.scores("everywhere", rows, asks) == pytest.approx([0.6, 0, 0.6, 0])
-    assert by_pictures.scores("nowhere", rows, asks) == pytest.approx([0.8, 0, 0, 1])
-    assert ByEncoder(FakeEncoder(), "text").scores("nowhere", rows, asks) == pytest.approx([3**-0.5] * 4)
+    by_pictures = EncoderMeasure(FakeEncoder(), "pictures")
+    assert by_pictures.scores("everywhere", rows, items) == pytest.approx([0.6, 0, 0.6, 0])
+    assert by_pictures.scores("nowhere", rows, items) == pytest.approx([0.8, 0, 0, 1])
+    assert EncoderMeasure(FakeEncoder(), "text").scores("nowhere", rows, items) == pytest.approx([3**-0.5] * 4)
     with pytest.raises(UserError, match="every style needs two subjects"):
-        by_pictures.scores("nowhere", rows, asks[:2])
+        by_pictures.scores("nowhere", rows, items[:2])
 
 
-def test_levels():
+def test_choose_levels_spacing_and_errors():
     grid = [-math.inf, -6.0, -5.0, -4.0, -3.0, -2.0, 0.0, 3.0, 8.0]
     assert choose_levels(grid, 100) == [1, 2, 3, 4, 5, 6, 7]
     assert choose_levels(grid, 4) == [1, 4, 6, 7]
     assert choose_levels(grid, 3, -5.0, -3.0) == [2, 3, 4]
     assert choose_levels([-5.0, -4.0, -4.0, -3.0, -1.0], 9) == [1, 3, 4]
-    for low, high, message in ((-20, 0, "cannot be"), (-5, 9, "cannot be"), (0, -2, "cannot be"), (-6, -5, "only 2")):
+    for low, high, message in (
+        (-20, 0, "are not possible"),
+        (-5, 9, "are not possible"),
+        (0, -2, "are not possible"),
+        (-6, -5, "only 2"),
+    ):
         with pytest.raises(UserError, match=f"{message}.*go from -6.00 to 8.00"):
             choose_levels(grid, 5, low, high)
     with pytest.raises(UserError, match="give more --steps"):
@@ -222,11 +227,11 @@ def test_levels():
         ({"size": "quik"}, "did you mean 'quick'"),
         ({"levels": 2}, "at least 3"),
         ({"prompts": 3}, "at least 4"),
-        ({"low": -50.0}, "cannot be: the levels of this base with 6 steps go from"),
+        ({"low": -50.0}, "are not possible: the levels of this base with 6 steps go from"),
         ({"by": "judge"}, "did you mean 'judges'"),
         ({"by": "text"}, "no encoder is given; give --clip"),
         ({"styles": Path("x")}, "leave out --styles"),
-        ({"components": Path("nowhere")}, "is no folder: name a diffusers folder"),
+        ({"components": Path("nowhere")}, "is not a folder: name a diffusers folder"),
         ({"clip": "/nowhere/clip"}, "no encoder at /nowhere/clip"),
         ({"clip": "/nowhere/clip", "by": "judges"}, "the judges score without an encoder: leave out --clip"),
         ({"seed": -1}, "seed must be from 0"),
@@ -236,36 +241,36 @@ def test_levels():
     ],
     ids=str,
 )
-def test_bad_input(run, tmp_path, changes, message):
+def test_calibrate_with_bad_input_raises(run, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         run(**changes)
     assert not (tmp_path / "out" / "calibration.json").exists()
 
 
-def test_bases_that_nobody_can_judge(tiny_sd3, tmp_path):
-    with pytest.raises(UserError, match="judges know the styles of the embedded bases alone; give --clip"):
+def test_calibrate_without_measure_raises(tiny_sd3, tmp_path):
+    with pytest.raises(UserError, match="judges score the styles of embedded bases only; give --clip"):
         calibrate(str(tiny_sd3), tmp_path / "out")
     with pytest.raises(UserError, match="unknown base"):
         calibrate("mini-sd4", tmp_path / "out")
 
 
-def test_an_encoder_that_sees_no_difference(tiny_sd3, tmp_path):
-    """Another base, by the pictures of the same style, as this encoder reads no text."""
+def test_calibrate_without_difference_raises(tiny_sd3, tmp_path):
+    """Scored by images of the same style, since this encoder has no text tower."""
     blind = FakeEncoder()
     object.__setattr__(blind, "images", lambda images: torch.ones(len(images), 3) / 3**0.5)
     object.__setattr__(blind, "texts", lambda texts: None)
     settings = {"prompts": 16, "levels": 3, "sampling": Sampling(steps=6, batch=16), "encoder": blind}
-    with pytest.raises(UserError, match=r"score is 1\.000, without 1\.000 over 16 prompts: no sure difference"):
+    with pytest.raises(UserError, match=r"score is 1\.000, without 1\.000 over 16 prompts: no significant difference"):
         calibrate(str(tiny_sd3), tmp_path / "out", **settings)
     assert not list((tmp_path / "out").glob("*"))
-    with pytest.raises(UserError, match="reads no text"):
+    with pytest.raises(UserError, match="has no text tower"):
         calibrate(str(tiny_sd3), tmp_path / "out", by="text", **settings)
 
 
-def test_what_another_encoder_saw_does_not_count(tiny_sd3, tmp_path, monkeypatch):
-    """Also where it has the same name: a folder whose weights have changed."""
+def test_calibrate_cache_depends_on_encoder_weights(tiny_sd3, tmp_path, monkeypatch):
+    """Also with the same name (a folder whose weights have changed)."""
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "emergence", lambda *args: 1 / 0)
+    monkeypatch.setattr(module, "measure_emergence", lambda *args: 1 / 0)
     seen = []
     for value in (1.0, 1.0, 2.0):
         encoder = FakeEncoder()
@@ -279,54 +284,53 @@ def test_what_another_encoder_saw_does_not_count(tiny_sd3, tmp_path, monkeypatch
             calibrate(str(tiny_sd3), tmp_path / "out", **settings)
         seen.append(0)
     first = seen.index(0)
-    assert sum(seen[:first]) > 0 and seen[first : first + 2] == [0, 0]  # the second time nothing is looked at
+    assert sum(seen[:first]) > 0 and seen[first : first + 2] == [0, 0]  # the second time all features are cached
     assert seen[first + 2 :] == seen[: first + 1]
 
 
-def test_a_base_that_predicts_the_noise_gets_a_law_of_its_own(tiny_sd3, tiny_sd15, tmp_path, monkeypatch):
+def test_calibrate_of_noise_prediction_passes_lowest_level(tiny_sd3, tiny_sd15, tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
-    told = []
-    monkeypatch.setattr(module, "emergence", lambda scores, rule, lowest: told.append(lowest) or 1 / 0)
+    ends = []
+    monkeypatch.setattr(module, "measure_emergence", lambda scores, rule, lowest: ends.append(lowest) or 1 / 0)
     for base in (tiny_sd3, tiny_sd15):
         settings = {"prompts": 4, "levels": 3, "sampling": Sampling(steps=12, batch=4), "encoder": FakeEncoder()}
         with pytest.raises(ZeroDivisionError):
             calibrate(str(base), tmp_path / "out", **settings)
-    assert told == [None, pytest.approx(loader.load(str(tiny_sd15)).schedule.range[0])]
+    assert ends == [None, pytest.approx(loader.load(str(tiny_sd15)).schedule.range[0])]
 
 
-def test_pictures_need_two_subjects_of_each_style(tiny_sd3, tmp_path):
-    """Nothing is drawn for too few; a preset takes as many as it needs, and --minutes does not stop before them."""
+def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path):
+    """Too few prompts raise at once; a preset and --minutes use the minimum."""
     settings = {"by": "pictures", "encoder": FakeEncoder(), "sampling": Sampling(steps=6, batch=4), "levels": 3}
     with pytest.raises(UserError, match=r"needs two subjects: at least 16 --prompts, or fewer styles"):
         calibrate(str(tiny_sd3), tmp_path / "out", prompts=15, **settings)
     (tmp_path / "styles.txt").write_text("\n".join("abcdefg"))
     ticks = []
     settings |= {"styles": tmp_path / "styles.txt", "progress": lambda done, total: ticks.append((done, total))}
-    with pytest.raises(UserError, match="over 14 prompts: no sure difference"):
+    with pytest.raises(UserError, match="over 14 prompts: no significant difference"):
         calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=0.0, **settings)
     assert ticks[-1] == (14 * 8, 14 * 8)
 
 
-def test_the_command(base, judges, tmp_path, monkeypatch, capsys):
+def test_calibrate_command_writes_proposal(base, judges, tmp_path, monkeypatch, capsys):
     from impasto.cli import main as cli
 
     monkeypatch.setattr(module.Judges, "load", lambda: judges)
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="--components 'nowhere' is no folder"):
+    with pytest.raises(UserError, match="--components 'nowhere' is not a folder"):
         cli.run(["noise", "calibrate", "--components", "nowhere", "--out", str(tmp_path / "out")], True)
     flags = ["--prompts", str(PROMPTS), "--levels", "3", "--steps", "6", "--low", "-6", "--offset", "-1.5"]
-    with pytest.raises(UserError, match=r"from -6 to 4 cannot be: .* go from -4\.9"):
+    with pytest.raises(UserError, match=r"from -6 to 4 are not possible: .* go from -4\.9"):
         cli.run(["noise", "calibrate", "--base", str(base), "--out", str(tmp_path / "out"), *flags], True)
     result = cli.run(
         ["noise", "calibrate", "--base", str(base), "--out", str(tmp_path / "out"), *flags[:6], *flags[8:]], True
     )
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     law = result["proposal"]
     half = result["points"]["50%"]["log_snr"]
     assert law["noise_mean"] == pytest.approx(half - 1.5, abs=0.01) and law["rule"]["offset"] == -1.5
     assert (
-        f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in said
-        and "fitted on two small bases" in said
+        f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in err and "fitted on two small bases" in err
     )
     with pytest.raises(UserError, match="did you mean 'calibrate'"):
         cli.run(["noise", "calibrat"], True)

@@ -1,4 +1,4 @@
-"""The curve of a style's emergence: known answers, and where nothing can be said."""
+"""The curve of a style's emergence on synthetic scores; the plot."""
 
 import math
 
@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from impasto.calibration.emergence import Rule, Scores, crossing, decided, emergence, isotonic, kept, matched, published
+from impasto.calibration.emergence import (
+    Rule,
+    Scores,
+    crossing,
+    decided_share,
+    isotonic,
+    match_resolution,
+    measure_emergence,
+    published,
+    style_shares,
+)
 from impasto.calibration.plot import plot
 from impasto.errors import UserError
 from impasto.noise.equivalence import for_noise_prediction
@@ -17,7 +27,7 @@ def normal_cdf(x, mean, std):
 
 
 def synthetic(mean=-3.0, std=1.5, late=0.0, prompts=40, noise=0.02, seed=0):
-    """A style that is decided as N(mean, std^2); `late` moves what the later words can still change."""
+    """Scores of a style with the decided share of N(mean, std^2); late: shift of the curve of `since`."""
     rng = np.random.default_rng(seed)
     levels = np.arange(-9.0, 4.5, 0.75)
     low, high = rng.uniform(0.05, 0.2, prompts), rng.uniform(0.6, 0.95, prompts)
@@ -27,8 +37,8 @@ def synthetic(mean=-3.0, std=1.5, late=0.0, prompts=40, noise=0.02, seed=0):
     return Scores(levels, high, low, until + jitter(), since + jitter())
 
 
-def test_a_known_law_is_found_again():
-    found = emergence(synthetic(), Rule(offset=0, scale=1, floor=0.1))
+def test_measure_emergence_recovers_known_law():
+    found = measure_emergence(synthetic(), Rule(offset=0, scale=1, floor=0.1))
     at = {share: place for share, (place, _) in found.points.items()}
     assert at[0.5] == pytest.approx(-3, abs=0.1)
     assert at[0.1] == pytest.approx(-3 - 1.2816 * 1.5, abs=0.25) and at[0.9] == pytest.approx(
@@ -40,20 +50,20 @@ def test_a_known_law_is_found_again():
     assert all(where == "" for _, where in found.points.values())
 
 
-def test_both_directions_count_alike():
-    """Decided at -4 as seen from one side and at -2 from the other: -3, and wider."""
-    one, other = emergence(synthetic(noise=0)), emergence(synthetic(mean=-4.0, late=2.0, noise=0))
+def test_measure_emergence_averages_both_directions():
+    """50 % at -4 by `until` and at -2 by `since`: -3, and wider."""
+    one, other = measure_emergence(synthetic(noise=0)), measure_emergence(synthetic(mean=-4.0, late=2.0, noise=0))
     assert other.points[0.5][0] == pytest.approx(one.points[0.5][0], abs=0.02)
     assert other.points[0.1][0] < one.points[0.1][0] and other.points[0.9][0] > one.points[0.9][0]
 
 
-def test_the_shares_are_those_of_the_formula():
+def test_style_shares_match_formula():
     scores = Scores(
         np.array([-2.0, 0.0]), np.full(3, 0.8), np.full(3, 0.2), np.full((3, 2), 0.5), np.full((3, 2), 0.35)
     )
-    until, since = kept(scores)
+    until, since = style_shares(scores)
     assert until == pytest.approx([0.5, 0.5]) and since == pytest.approx([0.25, 0.25])
-    assert decided(scores) == pytest.approx([(0.5 + 0.75) / 2] * 2)
+    assert decided_share(scores) == pytest.approx([(0.5 + 0.75) / 2] * 2)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +75,11 @@ def test_the_shares_are_those_of_the_formula():
         ([1, 1, 0, 5], [2 / 3] * 3 + [5]),
     ],
 )
-def test_isotonic(values, wanted):
+def test_isotonic_pools_violators(values, wanted):
     assert isotonic(values) == pytest.approx(wanted)
 
 
-def test_isotonic_is_the_nearest():
+def test_isotonic_matches_closed_form():
     """Against the closed form: the largest mean of a left part's smallest right mean (Robertson et al. 1988, 1.4)."""
     values = np.random.default_rng(1).standard_normal(12)
     n = len(values)
@@ -77,7 +87,7 @@ def test_isotonic_is_the_nearest():
     assert isotonic(values) == pytest.approx(closed)
 
 
-def test_crossings():
+def test_crossing_inside_and_outside_levels():
     levels, curve = np.array([-4.0, -2.0, 0.0]), np.array([0.2, 0.4, 0.8])
     assert crossing(levels, curve, 0.3) == (pytest.approx(-3.0), "")
     assert crossing(levels, curve, 0.6) == (pytest.approx(-1.0), "")
@@ -85,19 +95,21 @@ def test_crossings():
     assert crossing(levels, curve, 0.9) == (0.0, "above")
 
 
-def test_the_rule_is_small_and_replaceable():
+def test_rule_with_other_parameters():
     points = {0.1: -5.0, 0.5: -3.0, 0.9: -1.0}
-    assert Rule()(points) == (-2.0, 2.25)  # as docs/noise-calibration.md tells
+    assert Rule()(points) == (-2.0, 2.25)  # as in docs/noise-calibration.md
     assert Rule(offset=0, scale=1, floor=2)(points) == (-3.0, 2.0)  # the width of 4 is a std of 1.56: below the floor
     assert Rule(offset=-1.5, scale=2.0, floor=0.5)(points) == pytest.approx((-4.5, 2 * 4 / 2.5631))
-    assert emergence(synthetic(), Rule(offset=-1)).law[0] == pytest.approx(emergence(synthetic()).law[0] - 2)
+    assert measure_emergence(synthetic(), Rule(offset=-1)).law[0] == pytest.approx(
+        measure_emergence(synthetic()).law[0] - 2
+    )
 
 
-def test_the_rule_of_a_base_that_predicts_the_noise():
+def test_rule_of_noise_prediction_is_converted():
     points = {0.1: -5.0, 0.5: -3.0, 0.9: -1.0}
     assert Rule(offset=3)(points, lowest=-4.7) == for_noise_prediction(0, 2.25, -4.7)
     scores = synthetic()
-    noise, flow = emergence(scores, Rule(offset=3), -4.7), emergence(scores, Rule(offset=3))
+    noise, flow = measure_emergence(scores, Rule(offset=3), -4.7), measure_emergence(scores, Rule(offset=3))
     assert noise.law == for_noise_prediction(*flow.law, -4.7)
     assert noise.mean_interval[0] < noise.law[0] < noise.mean_interval[1] < flow.mean_interval[0]
 
@@ -105,46 +117,48 @@ def test_the_rule_of_a_base_that_predicts_the_noise():
 @pytest.mark.parametrize(
     "changes", [{"offset": math.nan}, {"scale": -1.0}, {"floor": 0.0}, {"floor": math.inf}], ids=str
 )
-def test_a_rule_always_gives_a_law(changes):
-    with pytest.raises(UserError, match="scale one from 0 on and floor one above 0"):
+def test_rule_with_bad_parameter_raises(changes):
+    with pytest.raises(UserError, match="scale at least 0 and floor above 0"):
         Rule(**changes)
 
 
-def test_published_laws_move_by_the_ratio_of_positions():
-    assert matched(-6, 128 * 128) == -6
-    assert matched(-6, 16 * 16) == pytest.approx(-6 + 4.1589, abs=1e-4)
+def test_match_resolution_shifts_by_ratio_of_positions():
+    assert match_resolution(-6, 128 * 128) == -6
+    assert match_resolution(-6, 16 * 16) == pytest.approx(-6 + 4.1589, abs=1e-4)
     table = published(256)
     assert table["style-friendly"]["matched_mean"] == -1.84 and table["sd3"]["matched_mean"] == 1.96
 
 
 @pytest.mark.parametrize("gap", [0.0, -0.3])
-def test_no_style_no_law(gap):
+def test_measure_emergence_without_effect_raises(gap):
     scores = synthetic()
     none = Scores(scores.log_snr, scores.nowhere + gap, scores.nowhere, scores.until, scores.since)
-    with pytest.raises(UserError, match="no sure difference"):
-        emergence(none)
+    with pytest.raises(UserError, match="no significant difference"):
+        measure_emergence(none)
 
 
-def test_the_picture(monkeypatch):
+def test_plot_shows_curve_and_published_law(monkeypatch):
     texts, write = [], ImageDraw.ImageDraw.text
     monkeypatch.setattr(
         ImageDraw.ImageDraw,
         "text",
         lambda draw, at, text, *a, **k: (texts.append(text), write(draw, at, text, *a, **k)),
     )
-    result = emergence(synthetic()).as_dict()
+    result = measure_emergence(synthetic()).as_dict()
     result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
     image = plot(result)
     assert image.size == (860, 520)
     colours = {colour for _, colour in image.getcolors(1 << 20)}
-    assert {(0xB3, 0x40, 0x2A), (0xEC, 0xD0, 0xC4)} <= colours  # the curve and its band are there
+    assert {(0xB3, 0x40, 0x2A), (0xEC, 0xD0, 0xC4)} <= colours  # curve and band
     assert "mean of the published training law (-6), matched: -1.84" in texts  # no level of emergence
     moved = plot(result | {"levels": [row | {"decided": 0.5} for row in result["levels"]]})
     assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()
 
 
-def test_the_law_in_the_picture_ends_where_the_base_does():
-    result = emergence(synthetic(), Rule(offset=-3, floor=3)).as_dict()  # N(-6, 3^2), the curve's levels from -9 on
+def test_plot_truncates_law_to_base_range():
+    result = measure_emergence(
+        synthetic(), Rule(offset=-3, floor=3)
+    ).as_dict()  # N(-6, 3^2), the curve's levels from -9 on
     result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
 
     def columns(image):
@@ -156,15 +170,15 @@ def test_the_law_in_the_picture_ends_where_the_base_does():
     assert cut.min() > whole.min() + 100 and abs(cut.max() - whole.max()) < 60
 
 
-def test_a_label_at_the_right_edge_is_whole(monkeypatch):
-    """Of a point beyond the levels, which lies at the last of them."""
+def test_plot_label_at_right_edge_fits(monkeypatch):
+    """For a point outside the levels, plotted at the last of them."""
     ends, write = [], ImageDraw.ImageDraw.text
 
     def text(draw, at, text, *rest, **more):
         ends.append((text, draw.textbbox(at, text, font=more["font"], anchor=more.get("anchor"))[2], draw.im.size[0]))
         return write(draw, at, text, *rest, **more)
 
-    result = emergence(synthetic()).as_dict()
+    result = measure_emergence(synthetic()).as_dict()
     result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
     last = result["levels"][-1]["log_snr"]
     result["points"]["90%"] |= {"log_snr": last, "outside": "above"}

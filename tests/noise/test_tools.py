@@ -482,7 +482,7 @@ def test_the_architecture_of_a_base(tiny_flux, tiny_sd15, tmp_path):
         with pytest.raises(UserError, match="say --architecture flux, sd3, sdxl or sd15"):
             architecture_of(base, None)
     (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2Pipeline"}')
-    with pytest.raises(UserError, match="is a Flux2Pipeline, which impasto does not speak"):
+    with pytest.raises(UserError, match="is a Flux2Pipeline, which impasto does not support"):
         architecture_of(str(tmp_path), "flux")
 
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from impasto import objectives
 from impasto.adapters import lora
 from impasto.adapters import text_encoder as text
+from impasto.adapters.config import LoRA
 from impasto.bases.loader import load
-from impasto.config import change, check_ranges, resolve
+from impasto.config import resolve
 from impasto.data import references
 from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
+from impasto.objectives.base import build_objective
 from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
@@ -37,13 +39,13 @@ def tiny(tiny_sd3, picture):
     config = config_of(tiny_sd3, picture, "unused")
     family = load(config.base, device="cpu")
     prepared = prepare(family, [(references.read(picture), CAPTION)], 16)
-    parameters = lora.add(family, rank=4, alpha=None, targets=config.adapter.targets, seed=0)
+    parameters = lora.add(family, LoRA(rank=4, alpha=None, targets=config.adapter.targets), 0)
     batch, lam, _ = Draws(config, noise_law(config), prepared)(1, 0)
     return family, parameters, batch, lam
 
 
 def of(family, beta=1.0, reduction="mean"):
-    return objectives.build(resolve(objective="dco", dco_beta=beta, dco_reduction=reduction), family)
+    return build_objective(resolve(objective="dco", dco_beta=beta, dco_reduction=reduction).objective, family)
 
 
 def gradients(loss, parameters):
@@ -65,7 +67,7 @@ def test_at_the_start(tiny, beta, reduction):
     """E19: loss log 2 exactly; gradient beta / 2 times the plain one's, of the sum C h w times that again."""
     family, parameters, batch, lam = tiny
     set_b(parameters, 0.0)
-    plain = objectives.build(resolve(), family)(family, batch, lam, [])["loss"]
+    plain = build_objective(resolve().objective, family)(family, batch, lam, [])["loss"]
     parts = of(family, beta, reduction)(family, batch, lam, [])
     assert parts["loss"].item() == pytest.approx(math.log(2), abs=1e-6)
     assert parts["mse"] == parts["base_mse"] == plain and parts["better"] == 0 and parts["pull"] == 0.5
@@ -112,7 +114,7 @@ def test_what_is_learnt_pulls_less(tiny):
     family, parameters, batch, lam = tiny
     set_b(parameters, 0.2)
     one = replace(batch, x=batch.x[:1], eps=batch.eps[:1], cond={k: v[:1] for k, v in batch.cond.items()})
-    plain = objectives.build(resolve(), family)(family, one, lam[:1], [])["loss"]
+    plain = build_objective(resolve().objective, family)(family, one, lam[:1], [])["loss"]
     parts = of(family, 3.0)(family, one, lam[:1], [])
     torch.testing.assert_close(
         gradients(parts["loss"], parameters), 3 * parts["pull"] * gradients(plain, parameters), rtol=1e-3, atol=1e-6
@@ -132,9 +134,9 @@ def test_the_reference_reads_the_caption_as_the_base_does(tiny_sd3, picture, tmp
     z, target = (1 - t) * batch.x + t * batch.eps, batch.eps - batch.x
     with torch.no_grad():
         base = (family.predict(z, lam, batch.cond) - target).square().mean()
-    own = lora.add(family, rank=4, alpha=None, targets=["attention"], seed=0) | (read := text.add(config, family))
+    own = lora.add(family, LoRA(rank=4, alpha=None, targets=["attention"]), 0) | (read := text.add(config, family))
     set_b(own, 0.5)
-    parts = objectives.build(config, family)(family, text.anew(family, batch), lam, [])
+    parts = build_objective(config.objective, family)(family, text.anew(family, batch), lam, [])
     assert parts["base_mse"].item() == pytest.approx(base.item(), rel=1e-5)
     assert abs(parts["mse"].item() - base.item()) > 1e-3 and gradients(parts["loss"], read).norm() > 0
 
@@ -168,7 +170,7 @@ def test_a_quantised_base_is_its_own_reference(tiny_sd3, picture, tmp_path):
 
 def test_what_is_refused(tiny_sd3, picture, tmp_path):
     with pytest.raises(UserError, match="dco_beta must be above 0"):
-        check_ranges(resolve(objective="dco", dco_beta=0.0))
+        resolve(objective="dco", dco_beta=0.0)
     with pytest.raises(UserError, match="dco_reduction must be one of mean, sum, not 'median'"):
         resolve(dco_reduction="median")
     with pytest.raises(UserError, match="have no effect without --objective dco"):

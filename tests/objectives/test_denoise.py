@@ -9,6 +9,7 @@ import pytest
 import torch
 from fakes import prepare
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.config import resolve
@@ -140,7 +141,7 @@ class Step:
         reference = references.read(picture)
         law = truncate_to_schedule(noise_law(config), family.schedule)
         draws = Draws(config, law, prepare(family, [(reference, CAPTION)], 16))
-        parameters = add(family, rank=4, alpha=6.0, targets=config.adapter.targets, seed=0)
+        parameters = add(family, LoRA(rank=4, alpha=6.0, targets=config.adapter.targets), 0)
         shared = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for key, p in parameters.items():

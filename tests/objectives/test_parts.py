@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import torch
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add
 from impasto.bases.loader import load
 from impasto.config import change, resolve
 from impasto.data.batch import Batch
-from impasto.data.draws import Draws, in_parts
+from impasto.data.draws import Draws, split_batch
 from impasto.data.prepare import Prepared
 from impasto.noise.random import generators
 from impasto.objectives.dco import dco
@@ -26,7 +27,7 @@ N = 7
 def drawn(tiny_sd3):
     """(family, parameters, a batch of seven in double precision with masks, levels)."""
     family = load(str(tiny_sd3), device="cpu")
-    parameters = add(family, rank=4, alpha=None, targets=("attention",), seed=0)
+    parameters = add(family, LoRA(rank=4, alpha=None, targets=("attention",)), 0)
     family.denoiser.double()
     family.dtype = torch.float64
     shared = torch.Generator().manual_seed(1)
@@ -64,7 +65,7 @@ def test_parts_have_the_loss_and_gradient_of_the_whole(drawn, name, masked):
     found = []
     for most in (N, 3):
         said, sizes = {}, []
-        for share, (part, lam_B, own) in in_parts((batch, lam, generators(0, 1, range(N))), most):
+        for share, (part, lam_B, own) in split_batch((batch, lam, generators(0, 1, range(N))), most):
             parts = objective(family, part, lam_B, own)
             (parts["loss"] * share).backward()
             said = {key: said.get(key, 0) + share * value.item() for key, value in parts.items()}
@@ -73,8 +74,8 @@ def test_parts_have_the_loss_and_gradient_of_the_whole(drawn, name, masked):
         for p in parameters.values():
             p.grad = None
     assert sizes == [3, 3, 1]
-    (said, gradient), (said_in_parts, in_parts_gradient) = found
-    assert said_in_parts == pytest.approx(said, rel=1e-6) and said["loss"] > 0.1
+    (said, gradient), (said_split_batch, in_parts_gradient) = found
+    assert said_split_batch == pytest.approx(said, rel=1e-6) and said["loss"] > 0.1
     assert gradient.keys() == in_parts_gradient.keys()
     for key, g in gradient.items():
         assert (in_parts_gradient[key] - g).norm() <= 1e-6 * g.norm(), key
@@ -83,15 +84,15 @@ def test_parts_have_the_loss_and_gradient_of_the_whole(drawn, name, masked):
 def test_parts_are_the_same_draws(drawn):
     _, _, batch, lam = drawn
     own = generators(0, 1, range(N))
-    assert [share for share, _ in in_parts((batch, lam, own), 4)] == [4 / 7, 3 / 7]
-    parts = [part for _, part in in_parts((batch, lam, own), 4)]
+    assert [share for share, _ in split_batch((batch, lam, own), 4)] == [4 / 7, 3 / 7]
+    parts = [part for _, part in split_batch((batch, lam, own), 4)]
     for name in ("x", "eps", "mask"):
         assert torch.equal(torch.cat([getattr(part[0], name) for part in parts]), getattr(batch, name))
     assert torch.equal(torch.cat([part[0].cond["text"] for part in parts]), batch.cond["text"])
     assert (*parts[0][0].prompts, *parts[1][0].prompts) == batch.prompts
     assert torch.equal(torch.cat([part[1] for part in parts]), lam)
     assert [*parts[0][2], *parts[1][2]] == own and [part[0].part for part in parts] == [(0, 7), (4, 7)]
-    assert list(in_parts((batch, lam, own), 7)) == [(1.0, (batch, lam, own))]
+    assert list(split_batch((batch, lam, own), 7)) == [(1.0, (batch, lam, own))]
 
 
 def test_how_many_at_once():

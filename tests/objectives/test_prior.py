@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes import prepare
 
-from impasto import objectives
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add, disabled
 from impasto.bases.loader import load
 from impasto.config import change, resolve
@@ -16,8 +16,9 @@ from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
 from impasto.noise.random import generators
+from impasto.objectives.base import build_objective
 from impasto.training import prior
-from impasto.training.plan import plan
+from impasto.training.plan import dry_run
 from impasto.training.prior import Artist
 from impasto.training.train import train
 
@@ -33,7 +34,7 @@ def config(tiny_sd3, picture, tmp_path):
 
 def built(config, family):
     """The objective with prior preservation, as a run builds it."""
-    return prior.build(config, family, objectives.build(config, family))
+    return prior.build(config, family, build_objective(config.objective, family))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def parts(config, picture):
     """(family, objective, its batch, lam, generators, the adapter's parameters)."""
     family = load(config.base, device="cpu")
     objective = built(config, family)
-    parameters = add(family, rank=4, alpha=None, targets=config.adapter.targets, seed=0)
+    parameters = add(family, LoRA(rank=4, alpha=None, targets=config.adapter.targets), 0)
     draws = Draws(config, noise_law(config), prepare(family, [(references.read(picture), CAPTION)], 16))
     batch, lam, own = draws(1, 0)
     return family, objective, batch, lam, own, parameters
@@ -140,7 +141,7 @@ def test_more_pictures_than_a_batch_holds_are_told(config):
     config = change(config, batch=1, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        plan(change(config, prior_batch=2))
+        dry_run(change(config, prior_batch=2))
     config = change(config, prior_batch=3)
     for begin in (plan, train):
         with pytest.warns(UserWarning, match=told):

@@ -14,7 +14,7 @@ from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives import build
 from impasto.objectives.weighting import WEIGHTINGS, predicts_noise
 from impasto.objectives.weighting import build as weighting
-from impasto.training.plan import plan
+from impasto.training.plan import dry_run
 
 LAM = torch.linspace(-8, 8, 33)
 SNR = LAM.double().exp()
@@ -88,7 +88,7 @@ def test_a_rectified_flow_is_refused_and_names_are_checked(tiny_sd3, picture):
     with pytest.raises(UserError, match="did you mean 'min-snr'"):
         weighting(make_config(weighting="min_snr"), flow)
     with pytest.raises(UserError, match="rectified flow"):  # the plan says so too
-        plan(resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], weighting="min-snr"))
+        dry_run(resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], weighting="min-snr"))
 
 
 def test_a_weighting_multiplies_with_the_law():

@@ -1,4 +1,4 @@
-"""The closed-form encoder, and what a decoder session does."""
+"""The closed-form encoder and the training of the decoder."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def codec(pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return ae.principal_components(torch.from_numpy(pictures))
 
 
-def test_the_encoder_is_the_plain_convolution(pictures, codec):
+def test_write_encoder_matches_convolution(pictures, codec):
     torch.manual_seed(0)
     vae = ae.new_autoencoder()
     ae.write_encoder(vae, *codec)
@@ -31,7 +31,7 @@ def test_the_encoder_is_the_plain_convolution(pictures, codec):
     assert float(posterior.std.max()) < 1e-6  # deterministic
 
 
-def test_the_codec_can_be_read_back(codec):
+def test_read_encoder_inverts_write_encoder(codec):
     vae = ae.new_autoencoder()
     ae.write_encoder(vae, *codec)
     kernel, bias = ae.read_encoder(vae)
@@ -41,7 +41,7 @@ def test_the_codec_can_be_read_back(codec):
         ae.read_encoder(ae.new_autoencoder())
 
 
-def test_the_encoder_survives_fp16_storage(pictures, codec):
+def test_write_encoder_survives_fp16(pictures, codec):
     vae = ae.new_autoencoder()
     ae.write_encoder(vae, *codec)
     x = torch.from_numpy(pictures[:4]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -51,17 +51,17 @@ def test_the_encoder_survives_fp16_storage(pictures, codec):
     assert float((stored - expected).pow(2).mean().sqrt()) < 0.01 * float(expected.std())
 
 
-def test_components_are_centred_ordered_and_of_unit_scale(pictures, codec):
+def test_principal_components_are_centred_ordered_and_scaled(pictures, codec):
     kernel, bias = codec
     assert kernel.shape == (16, 3, 8, 8) and bias.shape == (16,)
-    loud = kernel.flatten(1).norm(dim=1)  # 1 / sqrt(spread): rises as the components get quieter
+    loud = kernel.flatten(1).norm(dim=1)  # 1 / sqrt(spread): rises as the variance falls
     assert bool((loud[1:] >= loud[:-1] - 1e-6).all())
     flat = F.conv2d(torch.zeros(1, 3, 8, 8), kernel, bias, stride=8)
     assert float(flat.abs().max()) < 10
 
 
-def test_linear_decoding_is_a_projection(pictures, codec):
-    """Decoding and encoding again changes nothing: latents are all it keeps."""
+def test_linear_psnr_is_that_of_projection(pictures, codec):
+    """Encoding a decoded image gives the same latents."""
     kernel, bias = codec
     weight = kernel.reshape(16, -1).double()
     x = torch.from_numpy(pictures[:4]).permute(0, 3, 1, 2).double() / 127.5 - 1
@@ -72,7 +72,7 @@ def test_linear_decoding_is_a_projection(pictures, codec):
 
 
 class Steps:
-    """A clock that counts steps instead of seconds: `total` in all, `spent` of them before."""
+    """A clock that counts steps instead of seconds: `total` in all, `spent` of them in earlier sessions."""
 
     limit = 1.0
 
@@ -95,7 +95,7 @@ class Steps:
         return self.seconds > self.limit
 
 
-def test_a_decoder_session_learns_stops_and_goes_on(pictures, codec, tmp_path, monkeypatch):
+def test_train_decoder_learns_stops_and_resumes(pictures, codec, tmp_path, monkeypatch):
     monkeypatch.setattr(ae, "Clock", Steps)
     torch.manual_seed(0)
     vae = ae.new_autoencoder()

@@ -19,7 +19,7 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(MODELS / "clip")
 
 
-def test_the_loss_is_the_symmetric_cross_entropy(tokenizer):
+def test_contrastive_loss_is_symmetric_cross_entropy(tokenizer):
     torch.manual_seed(0)
     model = contrastive.new_clip(tokenizer).eval()
     x = torch.rand(4, 3, 128, 128) * 2 - 1
@@ -32,7 +32,7 @@ def test_the_loss_is_the_symmetric_cross_entropy(tokenizer):
     assert float(loss) == pytest.approx((sum(rows) + sum(columns)) / 8, rel=1e-4)
 
 
-def test_a_locked_text_tower_stays_bit_for_bit(tokenizer, tmp_path):
+def test_train_clip_with_locked_text_keeps_it_bit_identical(tokenizer, tmp_path):
     part = load_slice(styles=["fluent-emoji-3d", "streamline-emojis"])
     train = load_meta()["split"]["train_styles"]
     names = {style: train[i] for i, style in enumerate(np.unique(part.style_id))}

@@ -1,4 +1,4 @@
-"""What the two denoisers are trained on, against diffusers' own schedulers."""
+"""The objectives of the two denoisers, against diffusers' schedulers."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ X0, EPS = (torch.randn(3, 16, 16, 16, generator=G) for _ in range(2))
 
 
 class Oracle(torch.nn.Module):
-    """Predicts `truth`, shifted by `off`, and remembers what it was shown."""
+    """Predicts `truth` + `off` and records its inputs."""
 
     def __init__(self, truth: torch.Tensor, off: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Oracle(torch.nn.Module):
         return (self.truth[: len(hidden_states)] + self.off,)
 
 
-def test_the_loss_is_that_of_rectified_flow():
+def test_mmdit_loss_is_rectified_flow():
     net, oracle = MMDiT(), Oracle(EPS - X0, 0.5)
     t = torch.tensor([0.1, 0.5, 0.9])
     assert float(net.loss(oracle, X0, EPS, t, {})) == pytest.approx(0.25, rel=1e-5)
@@ -36,17 +36,17 @@ def test_the_loss_is_that_of_rectified_flow():
     assert torch.allclose(mixed, oracle.x_t, atol=1e-6)
 
 
-def test_the_levels_of_the_flow_are_logit_normal():
+def test_mmdit_levels_are_logit_normal():
     t = MMDiT().levels(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
     assert float(torch.logit(t).mean()) == pytest.approx(0.2, abs=0.03)
     assert float(torch.logit(t).std()) == pytest.approx(1.0, abs=0.03)
 
 
-def test_the_schedule_of_the_flow_is_linear():
+def test_mmdit_signal_is_linear():
     assert np.allclose(np.diff(np.asarray(MMDiT().scheduler().sigmas)), -1 / 1000, atol=2e-6)
 
 
-def test_the_loss_of_the_u_net_is_on_the_noise_and_counts_high_noise():
+def test_unet_loss_is_weighted_noise_error():
     net, oracle = UNet(), Oracle(EPS, 0.5)
     t = torch.tensor([10, 500, 900])
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -58,7 +58,7 @@ def test_the_loss_of_the_u_net_is_on_the_noise_and_counts_high_noise():
     assert torch.equal(oracle.timestep, t)
 
 
-def test_the_levels_of_the_u_net_are_uniform_steps():
+def test_unet_levels_are_uniform():
     t = UNet().levels(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
     assert t.dtype == torch.int64 and int(t.min()) >= 0 and int(t.max()) <= 999
     share = torch.bincount(t // 100, minlength=10) / len(t)

@@ -1,4 +1,4 @@
-"""A session of pretraining, from nothing to the package, for every kind of base."""
+"""Sessions of pretraining, from random weights to the package, for every kind of base."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from impasto.pretrain.text import new_tower
 
 
 class Ticks(Clock):
-    """A session of three steps, whatever they take."""
+    """A clock that ends a session after three steps."""
 
     ticks = 0
 
@@ -39,7 +39,7 @@ class Ticks(Clock):
 
 @pytest.fixture(scope="module")
 def pool():
-    """The slice's pictures, as if their styles were train styles."""
+    """A pool of the slice's images, with their styles renamed to train styles."""
     part = load_slice(styles=["fluent-emoji-3d", "streamline-emojis"])
     train = load_meta()["split"]["train_styles"]
     names = {style: train[i] for i, style in enumerate(np.unique(part.style_id))}
@@ -49,7 +49,7 @@ def pool():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package that holds the shared parts and no base."""
+    """A package with the shared components and no base."""
     models = tmp_path / "models"
     for part in ("autoencoder", "clip"):
         shutil.copytree(MODELS / part, models / part)
@@ -59,7 +59,7 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("base", "size"), [("mini-sd3", "1x1"), ("mini-sd15", "32x32x32")])
-def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, package, tmp_path, monkeypatch):
+def test_pretrain_resumes_and_exports(base, size, pool, package, tmp_path, monkeypatch):
     before = mini.text_weights(package / "clip")
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
     monkeypatch.setattr(run, "Clock", Ticks)
@@ -92,7 +92,7 @@ def test_a_base_is_trained_goes_on_and_lies_in_the_package(base, size, pool, pac
     assert family.predict(z, torch.tensor([-2.0]), cond).shape == z.shape
 
 
-def test_a_base_says_who_taught_it(pool, package, tmp_path, monkeypatch):
+def test_pretrain_with_teacher_records_it(pool, package, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
     monkeypatch.setattr(run, "Clock", Ticks)
     shutil.copytree(MODELS / "mini-sd3", package / "mini-sd3")
@@ -101,12 +101,12 @@ def test_a_base_says_who_taught_it(pool, package, tmp_path, monkeypatch):
     assert run.pretrain("mini-sd15", resume=True, offset=0.1, **settings)["teachers"] == ["mini-sd3 0.75"]
 
 
-def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, package, tmp_path, monkeypatch):
+def test_pretrain_with_text_along_exports_tower(pool, package, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
     monkeypatch.setattr(run, "Clock", Ticks)
     settings = {"size": "1x1", "batch": 4, "device": "cpu", "score": 0, "folder": tmp_path / "run", "minutes": 1}
     before = load_file(package / "clip" / "model.safetensors")
-    run.pretrain("mini-sd3", **settings)  # a state of a frozen tower is taken up
+    run.pretrain("mini-sd3", **settings)  # the next session loads a state of a frozen tower
     run.pretrain("mini-sd3", text="new", resume=True, **settings)
     begun = new_tower(MODELS / "clip", 0).state_dict()
     first = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
@@ -115,7 +115,7 @@ def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, pa
     assert any("self_attn.q_proj.weight" in name for name in moved)
     with pytest.raises(UserError, match="trained along"):
         run.pretrain("mini-sd3", text="frozen", resume=True, **settings)
-    run.pretrain("mini-sd3", resume=True, export=True, **settings)  # goes on along
+    run.pretrain("mini-sd3", resume=True, export=True, **settings)  # resumes along
     state = load_file(next((tmp_path / "run").glob("state-*.safetensors")))
     after = load_file(package / "clip" / "model.safetensors")
     assert after.keys() == before.keys()
@@ -125,16 +125,16 @@ def test_a_text_tower_that_is_trained_along_becomes_that_of_the_package(pool, pa
     assert mini.card("mini-sd3")["training"]["text_tower"] == "trained along"
     heard = load_file(mini.ensure("mini-sd3") / "text_encoder" / "model.safetensors")
     assert torch.equal(heard["text_projection.weight"], after["text_projection.weight"])
-    anew = run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0)  # on a machine without the state
-    assert anew.along and torch.equal(anew.tower.text_projection.weight, after["text_projection.weight"].float())
+    other = run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0)  # without the state
+    assert other.along and torch.equal(other.tower.text_projection.weight, after["text_projection.weight"].float())
     (package / "mini-sd15" / "unet").mkdir(parents=True)
     (package / "mini-sd15" / "card.json").write_text("{}")
     assert not run.Session("mini-sd3", tmp_path / "elsewhere", "cpu", None, 2e-3, 0).along
-    with pytest.raises(UserError, match="mini-sd15 hears the packaged text tower"):
+    with pytest.raises(UserError, match="mini-sd15 depends on the packaged text tower"):
         run.pretrain("mini-sd3", resume=True, export=True, **(settings | {"minutes": 0}))
 
 
-def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
+def test_caption_gap_is_other_minus_own(pool, package, tmp_path):
     session = run.Session("mini-sd3", tmp_path, "cpu", "1x1", 2e-3, 0)
     bank = make_bank(type(pool)(pool.rgb, pool.entries), session.vae, session.tokenizer, 0)
     own = {x.float().numpy().tobytes(): ids[0] for x, ids in zip(bank.latents, bank.ids, strict=True)}
@@ -155,14 +155,14 @@ def test_what_the_captions_tell_is_other_minus_own(pool, package, tmp_path):
             return torch.tensor(wrong).mean()
 
     session.net = Listener()
-    told = session.hears(bank, n=100)
-    assert seen == [50] * 4 and told["own"] == 0 and told["hears"] == told["other"] > 0.9
+    gap = session.caption_gap(bank, n=100)
+    assert seen == [50] * 4 and gap["own"] == 0 and gap["hears"] == gap["other"] > 0.9
 
 
-def test_a_base_is_scored_as_it_is_drawn(package, tmp_path, monkeypatch):
+def test_score_uses_guidance_of_card(package, tmp_path, monkeypatch):
     session = run.Session("mini-sd15", tmp_path / "run", "cpu", "32x32x32", 1e-3, 0)
-    told = run.cards.card("mini-sd15") | {"generate": {"guidance": 2.5}}
-    monkeypatch.setattr(run.cards, "card", lambda base: told)
+    card = run.cards.card("mini-sd15") | {"generate": {"guidance": 2.5}}
+    monkeypatch.setattr(run.cards, "card", lambda base: card)
     monkeypatch.setattr(run.Session, "pipeline", lambda self: "pipe")
     asked = []
     monkeypatch.setattr("impasto.pretrain.score.score_base", lambda pipe, world, **a: asked.append(a) or {"x": 1})
@@ -175,17 +175,17 @@ def test_a_base_is_scored_as_it_is_drawn(package, tmp_path, monkeypatch):
     assert json.loads((session.folder / "scores.jsonl").read_text())["x"] == 1
 
 
-def test_a_base_goes_on_with_the_things_that_it_knows(monkeypatch):
+def test_packaged_concepts_match_card(monkeypatch):
     labels = [concept["label"] for concept in load_meta()["concepts"]]
     for name in ("core_everywhere", "core_concepts", "all"):
-        told = {"concepts": [labels[c] for c in run.known_concepts(name)]}
-        monkeypatch.setattr(run.mini, "card", lambda base, told=told: told)
+        card = {"concepts": [labels[c] for c in run.known_concepts(name)]}
+        monkeypatch.setattr(run.mini, "card", lambda base, card=card: card)
         assert run.packaged_concepts("mini-sd3") == name
     monkeypatch.setattr(run.mini, "names", tuple)
     assert run.packaged_concepts("mini-sd3") == "core_everywhere"
 
 
-def test_unknown_names_are_refused():
+def test_pretrain_with_unknown_name_raises():
     with pytest.raises(UserError, match="did you mean 'mini-sd15'"):
         run.pretrain("mini-sd1")
     with pytest.raises(UserError, match="core_concepts"):

@@ -1,4 +1,4 @@
-"""The scores of a base's card: what true pictures get that the judges were not trained on."""
+"""The scores of a base's card."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from impasto.pretrain.score import SCENES, judge_unseen, score_base, score_scene
 
 
 def painted(style: int, concept: int) -> np.ndarray:
-    """A picture that FakeJudges reads as this style and concept."""
+    """An image that FakeJudges classifies as this style and concept."""
     rgba = np.zeros((128, 128, 4), np.uint8)
     rgba[..., :] = (10 * style, concept // 256, concept % 256, 255)
     return rgba
@@ -21,7 +21,7 @@ def painted(style: int, concept: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def world():
-    """Two styles, 120 concepts: of style 0 every picture is taken for style 5, but for those that the judges know."""
+    """Two styles, 120 concepts; held-out images of style 0 are classified as style 5."""
     cells = [(style, concept) for style in (0, 2) for concept in range(120)]
     plain = ArtWorld(
         np.zeros((len(cells), 128, 128, 4), np.uint8), *map(np.array, zip(*cells, strict=True)), load_meta()
@@ -31,32 +31,32 @@ def world():
     return ArtWorld(np.stack(rgba), plain.style_id, plain.concept_id, plain.meta)
 
 
-def test_only_pictures_that_the_judges_were_not_trained_on_count(world):
+def test_judge_unseen_uses_held_out_cells(world):
     new = held_out(world)[0]
     assert new[world.style_id == 0].sum() > 0 and new[world.style_id == 2].sum() > 0
-    told = judge_unseen(FakeJudges(), world, np.array([0, 2, 2, 2]))
-    assert told["pictures"] == new.sum() < 60
-    assert told["style_accuracy"] == pytest.approx(0.75)  # none of style 0, all of style 2: in the prompts' proportions
-    assert told["concept_top1"] == told["concept_top5"] == 1.0
+    scores = judge_unseen(FakeJudges(), world, np.array([0, 2, 2, 2]))
+    assert scores["pictures"] == new.sum() < 60
+    assert scores["style_accuracy"] == pytest.approx(0.75)  # 0 for style 0, 1 for style 2, in the prompts' proportions
+    assert scores["concept_top1"] == scores["concept_top5"] == 1.0
     assert judge_unseen(FakeJudges(), world, np.array([0, 2]))["style_accuracy"] == pytest.approx(0.5)
 
 
 class Painter:
-    """A pipeline that draws what FakeJudges reads as the style, and as the first thing, of a prompt it was told of."""
+    """A fake pipeline: images that FakeJudges classifies by `content`, {prompt: (style, concept)}."""
 
-    def __init__(self, told: dict[str, tuple[int, int]]) -> None:
-        self.told, self.asked = told, []
+    def __init__(self, content: dict[str, tuple[int, int]]) -> None:
+        self.content, self.asked = content, []
 
     def set_progress_bar_config(self, disable: bool) -> None:
         pass
 
     def __call__(self, prompts, **settings):
         self.asked += prompts
-        drawn = [painted(*self.told.get(p, (0, 0)))[..., :3] / 255.0 for p in prompts]
-        return SimpleNamespace(images=np.stack(drawn))
+        images = [painted(*self.content.get(p, (0, 0)))[..., :3] / 255.0 for p in prompts]
+        return SimpleNamespace(images=np.stack(images))
 
 
-def test_scores_of_the_core_and_of_scenes_stand_beside_the_whole(monkeypatch):
+def test_score_base_reports_core_and_scenes(monkeypatch):
     core = load_meta()["split"]["core_everywhere"]
     rare = next(c for c in range(1194) if c not in core)
     things = [*core[:3], rare]
@@ -65,9 +65,9 @@ def test_scores_of_the_core_and_of_scenes_stand_beside_the_whole(monkeypatch):
     world = ArtWorld(rgba, np.full(4, 2), np.array(things), load_meta())
     labels = [concept["label"] for concept in load_meta()["concepts"]]
     words = load_meta()["styles"][2]["descriptions"]
-    told = {prompt(labels[c], text): (2, c) for c in core[:3] for text in words}  # the rare thing it cannot draw
-    told |= {prompt(labels[rare], text): (2, core[5]) for text in words}
-    pipe, judges = Painter(told), FakeJudges()
+    content = {prompt(labels[c], text): (2, c) for c in core[:3] for text in words}  # not the rare concept
+    content |= {prompt(labels[rare], text): (2, core[5]) for text in words}
+    pipe, judges = Painter(content), FakeJudges()
     judges.card = {which: {"sha256": "0"} for which in ("style", "concept")}
     scores = score_base(pipe, world, judges, n=60)
     share = scores["core"]["prompts"] / 60
@@ -79,10 +79,10 @@ def test_scores_of_the_core_and_of_scenes_stand_beside_the_whole(monkeypatch):
     assert all(any(text.count(labels[c]) for c in things) for text in asked)
 
     few = ArtWorld(rgba[:3], world.style_id[:3], world.concept_id[:3], world.meta)
-    assert "core" not in score_base(Painter(told), few, judges, n=8)
+    assert "core" not in score_base(Painter(content), few, judges, n=8)
 
     class First(Painter):
-        """Of every scene it draws the one thing whose name comes first."""
+        """Generates of every scene only the concept named first."""
 
         def __call__(self, prompts, **settings):
             first = [min((p.find(labels[c]), c) for c in things if labels[c] in p)[1] for p in prompts]

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent."""
+"""Checkpoints and clocks."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def _step(parts: dict, seed: int) -> None:
         parts[name].zero_grad()
 
 
-def test_going_on_is_bit_equal(tmp_path):
+def test_load_state_resumes_bit_identical(tmp_path):
     whole, first, second = _parts(0), _parts(0), _parts(7)
     for i in range(6):
         _step(whole, i)
@@ -39,29 +39,29 @@ def test_going_on_is_bit_equal(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_torn_save_leaves_the_former_state(tmp_path):
+def test_save_state_interrupted_keeps_previous(tmp_path):
     parts = _parts(0)
     save_state(tmp_path, parts, {"step": 1})
     kept = {name: p.clone() for name, p in parts["model"].state_dict().items()}
     _step(parts, 0)
-    (tmp_path / "state-000000002.safetensors").write_bytes(b"torn")  # killed before the JSON that would name it
+    (tmp_path / "state-000000002.safetensors").write_bytes(b"torn")  # killed before the JSON was written
     other = _parts(3)
     meta = load_state(tmp_path, other)
     assert meta is not None and meta["step"] == 1
     assert all(torch.equal(value, kept[name]) for name, value in other["model"].state_dict().items())
 
 
-def test_no_state_is_none(tmp_path):
+def test_load_state_without_state_returns_none(tmp_path):
     assert load_state(tmp_path, _parts(0)) is None
 
 
-def test_ema_update():
+def test_ema_update_is_lerp():
     ema, live = [torch.zeros(3)], [torch.ones(3)]
     ema_update(ema, live, 0.9)
     assert torch.allclose(ema[0], torch.full((3,), 0.1))
 
 
-def test_the_clock_stops_on_sigterm_and_gives_the_signals_back():
+def test_clock_stops_on_sigterm_and_restores_handlers():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Clock(total_minutes=1.0) as clock:
         assert not clock.stop
@@ -70,7 +70,7 @@ def test_the_clock_stops_on_sigterm_and_gives_the_signals_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_clock_counts_former_sessions():
+def test_clock_counts_previous_sessions():
     clock = Clock(total_minutes=1.0, spent=30.0)
     assert 0.5 <= clock.progress < 0.6 and not clock.stop
     assert Clock(total_minutes=1.0, spent=61.0).stop

@@ -1,9 +1,9 @@
-"""The tokeniser that is trained here reads everything, and has real merges."""
+"""The trained tokeniser encodes everything and has merges."""
 
 from impasto.pretrain.tokenizer import EOS, MAX_TOKENS, train_tokenizer
 
 
-def test_training_makes_a_clip_tokenizer_that_reads_anything(tmp_path):
+def test_train_tokenizer_encodes_anything(tmp_path):
     tokenizer = train_tokenizer(["a rocket, flat colours", "a cactus in pixel art"] * 50, ["rockery", "art"], tmp_path)
     assert tokenizer.tokenize("A  Rocket") == ["a</w>", "rocket</w>"]  # lower case, merged to the whole word
     assert tokenizer.model_max_length == MAX_TOKENS

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add
 from impasto.bases.single_file import CONFIGS
 from impasto.families import flux, sd3, unet
@@ -35,7 +36,7 @@ def lora(architecture, *targets):
     """(number of layers, number of parameters per rank) of an adapter: every layer has rank (in + out) of them."""
     family = build(architecture)
     with torch.device("meta"):
-        parameters = add(family, rank=2, alpha=None, targets=targets, seed=0)
+        parameters = add(family, LoRA(rank=2, alpha=None, targets=targets), 0)
     family.denoiser.delete_adapters("default")
     return len(parameters) // 2, sum(p.numel() for p in parameters.values()) // 2
 

@@ -37,28 +37,28 @@ def invented(monkeypatch):
 
 def calibrated(base, folder, mean):
     file = folder / "calibration.json"
-    told = {"base_hash": load(str(base)).hash, "proposal": {"noise_mean": mean, "noise_std": 2.0}}
-    file.write_text(json.dumps(told))
+    result = {"base_hash": load(str(base)).hash, "proposal": {"noise_mean": mean, "noise_std": 2.0}}
+    file.write_text(json.dumps(result))
     return file
 
 
 def go(base, out, world, claim, **more):
     lines = []
-    told = reproduce("calibration", "full", [claim], base=str(base), out=out, world=world, told=lines.append, **more)
-    return told, lines
+    result = reproduce("calibration", "full", [claim], base=str(base), out=out, world=world, log=lines.append, **more)
+    return result, lines
 
 
 @pytest.mark.parametrize(("mean", "verdict"), [(-2.3, "reproduced"), (0.0, "not reproduced"), (-2.0, "reproduced")])
-def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, world, invented, mean, verdict):
+def test_calibration_claims_are_tested_on_primary_styles(tiny_sd3, tmp_path, world, invented, mean, verdict):
     file = calibrated(tiny_sd3, tmp_path, mean)
-    told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
-    assert told["verdicts"] == {"C2": "undecided"} and told["wanted"] == 0 and not invented
+    result, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
+    assert result["verdicts"] == {"C2": "undecided"} and result["wanted"] == 0 and not invented
     assert lines == [f"left out: {arm}: the sweep (C1) is not complete" for arm in ("calibrated", "best of the sweep")]
-    told, _ = go(tiny_sd3, tmp_path, world, "C1")
-    assert told["run"] == 13 * 4 * 2 and told["verdicts"] == {"C1": "reproduced"}
-    told, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
-    assert told["verdicts"] == {"C2": verdict} and not lines
-    assert told["run"] == (54 if mean == -2.0 else 108)  # the same law is the same cells
+    result, _ = go(tiny_sd3, tmp_path, world, "C1")
+    assert result["run"] == 13 * 4 * 2 and result["verdicts"] == {"C1": "reproduced"}
+    result, lines = go(tiny_sd3, tmp_path, world, "C2", calibration=file)
+    assert result["verdicts"] == {"C2": verdict} and not lines
+    assert result["run"] == (54 if mean == -2.0 else 108)  # the same law is the same cells
     meta = load_meta()
     styles = {arm: {c.spec["style"] for c in invented if (c.arm in calibration.SWEEP) == arm} for arm in (True, False)}
     assert styles[True] == {meta["style_names"][s] for s in meta["split"]["secondary_styles"]}
@@ -66,29 +66,29 @@ def test_the_best_of_the_sweep_is_tested_on_other_styles(tiny_sd3, tmp_path, wor
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
     assert [c["above"] for c in entry["readings"][0]["compares"]] == pytest.approx([-0.03, -0.05])
     assert entry["arms"]["best of the sweep"]["style_accuracy"][2] == 54
-    told, _ = go(tiny_sd3, tmp_path, world, "C1")  # the calibration is kept beside the cells
+    result, _ = go(tiny_sd3, tmp_path, world, "C1")  # the calibration is kept beside the cells
     entry = next(e for e in json.loads((tmp_path / "claims.json").read_text()) if e["id"] == "C2")
     assert entry["verdict"] == verdict
     assert "The paper" not in (tmp_path / "README.md").read_text()
 
 
-def test_two_arms_that_come_to_the_same_law_are_run_once(tiny_sd3, tmp_path, world, invented):
+def test_calibration_equal_laws_share_cells(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world, "C1")
-    told, _ = go(tiny_sd3, tmp_path, world, "C2", calibration=calibrated(tiny_sd3, tmp_path, -2.0))
-    assert told["wanted"] == told["run"] == 54 and told["verdicts"] == {"C2": "reproduced"}
+    result, _ = go(tiny_sd3, tmp_path, world, "C2", calibration=calibrated(tiny_sd3, tmp_path, -2.0))
+    assert result["wanted"] == result["run"] == 54 and result["verdicts"] == {"C2": "reproduced"}
     assert len({cell.key for cell in invented}) == len(invented)
 
 
-def test_one_command_runs_what_follows_from_its_own_cells(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_runs_dependent_arms(tiny_sd3, tmp_path, world, invented):
     file = calibrated(tiny_sd3, tmp_path, -2.3)
-    told = reproduce(
-        "calibration", "full", base=str(tiny_sd3), out=tmp_path, world=world, calibration=file, told=lambda line: None
+    result = reproduce(
+        "calibration", "full", base=str(tiny_sd3), out=tmp_path, world=world, calibration=file, log=lambda line: None
     )
-    assert told["wanted"] == told["run"] == 104 + 108
-    assert told["verdicts"] == {"C1": "reproduced", "C2": "reproduced"}
+    assert result["wanted"] == result["run"] == 104 + 108
+    assert result["verdicts"] == {"C1": "reproduced", "C2": "reproduced"}
 
 
-def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
+def test_units_for_choosing_and_testing_are_disjoint(world):
     split, meta = load_meta()["split"], load_meta()
     known = {u["reference"]: u for u in world.units("full", "heldout").values()}
     fresh, chosen = world.units("full", "fresh"), world.units("full", "secondary")
@@ -103,8 +103,8 @@ def test_what_is_chosen_on_and_what_is_tested_on_share_nothing(world):
     assert references <= {meta["concepts"][c]["label"] for c in split["reference_concepts"]}
 
 
-def test_the_best_law_balances_style_and_text_over_a_whole_sweep_of_full_cells(tiny_sd3, world):
-    campaign = module.prepare("calibration", str(tiny_sd3), "x", world=world)
+def test_best_uses_harmonic_mean_of_complete_sweep(tiny_sd3, world):
+    campaign = module.make_campaign("calibration", str(tiny_sd3), "x", world=world)
     extremes = {"mean -4": (0.9, 0.1), "mean +4": (0.1, 0.9), "mean -2": (0.5, 0.45)}
 
     def found(size="full", laws=calibration.SWEEP, base=campaign):
@@ -129,6 +129,6 @@ def test_the_best_law_balances_style_and_text_over_a_whole_sweep_of_full_cells(t
     assert best(found() | found(base=other)) == "mean -4, std 3"
 
 
-def test_there_is_nothing_to_choose_on_in_the_papers_world(tiny_sd3, tmp_path):
-    with pytest.raises(UserError, match="those of the small world: leave out --protocol"):
+def test_calibration_with_paper_protocol_raises(tiny_sd3, tmp_path):
+    with pytest.raises(UserError, match="for the small world: leave out --protocol"):
         reproduce("calibration", base=str(tiny_sd3), out=tmp_path, protocol="paper", references=tmp_path)

@@ -21,7 +21,7 @@ from impasto.reproduce import campaign as module
 from impasto.reproduce import reproduce, runner, style_friendly
 from impasto.reproduce.cells import FILE, Cell, read_all, write, write_all
 from impasto.reproduce.claims import Arm, Claim, Reading, more, no_less
-from impasto.reproduce.runner import on_grid, run_cell, sampling_of
+from impasto.reproduce.runner import resolve_switch, run_cell, sampling_of
 from impasto.reproduce.small_world import SmallWorld
 from impasto.reproduce.statistics import ALPHA, sign_flip
 
@@ -84,11 +84,11 @@ def world():
 
 def go(base, out, world, **more_):
     lines = []
-    result = reproduce("tiny", base=str(base), out=out, world=world, told=lines.append, **more_)
+    result = reproduce("tiny", base=str(base), out=out, world=world, log=lines.append, **more_)
     return result, lines
 
 
-def test_full_cells_decide_and_each_is_run_once(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_full_cells_decide_and_run_once(tiny_sd3, tmp_path, world, invented):
     result, lines = go(tiny_sd3, tmp_path, world, cells="full")
     assert result["verdicts"] == {"T1": "reproduced", "T2": "reproduced", "T3": "undecided"}
     assert len(invented) == result["run"] == 2 * 27 + 9 and len({cell.key for cell in invented}) == 63
@@ -111,7 +111,7 @@ def test_full_cells_decide_and_each_is_run_once(tiny_sd3, tmp_path, world, inven
     assert again["run"] == 0 and len(invented) == 63 and again["verdicts"] == result["verdicts"]
 
 
-def test_smoke_cells_decide_nothing_and_full_ones_outrank_them(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_smoke_cells_do_not_decide(tiny_sd3, tmp_path, world, invented):
     result, _ = go(tiny_sd3, tmp_path, world, cells="smoke")
     assert len(invented) == 9 and set(result["verdicts"].values()) == {"undecided"}
     entry = json.loads((tmp_path / "claims.json").read_text())[0]
@@ -124,8 +124,8 @@ def test_smoke_cells_decide_nothing_and_full_ones_outrank_them(tiny_sd3, tmp_pat
     assert len(invented) == 9 + 27 + 9 - 2 * 3
 
 
-def test_the_same_cells_of_other_prompts_or_settings_are_others(tiny_sd3, world):
-    campaign = module.prepare("tiny", str(tiny_sd3), "x", world=world)
+def test_cell_key_depends_on_prompts_and_settings(tiny_sd3, world):
+    campaign = module.make_campaign("tiny", str(tiny_sd3), "x", world=world)
     cell = campaign.cells_of("high", "smoke")[0]
     more_prompts = replace(campaign, world=replace(world, concepts=3)).cells_of("high", "smoke")[0]
     keys = {
@@ -135,16 +135,16 @@ def test_the_same_cells_of_other_prompts_or_settings_are_others(tiny_sd3, world)
         campaign.cells_of("high", "full")[1].key,
     }
     assert len(keys) == 4
-    stated = cell.spec["arm"]["settings"]
-    assert stated["noise_mean"] == -6.0 and stated["lr"] == 1e-3 and stated["noise_shift"] is None
-    assert "crops" not in stated and "out" not in stated  # what does nothing is not stated, nor where it lies
+    settings = cell.spec["arm"]["settings"]
+    assert settings["noise_mean"] == -6.0 and settings["lr"] == 1e-3 and settings["noise_shift"] is None
+    assert "crops" not in settings and "out" not in settings  # what does nothing is not stated, nor where it lies
 
 
 def as_it_was(folder):
     return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_a_page_of_another_base_is_never_replaced(tiny_sd3, tiny_sd3_other, tmp_path, world, invented):
+def test_reproduce_into_page_of_other_base_raises(tiny_sd3, tiny_sd3_other, tmp_path, world, invented):
     go(tiny_sd3, tmp_path / "a", world)
     before = as_it_was(tmp_path / "a")
     for dry_run in (True, False):
@@ -166,7 +166,7 @@ def test_a_page_of_another_base_is_never_replaced(tiny_sd3, tiny_sd3_other, tmp_
     assert entry["base"]["sha256"] == result["base_sha256"] and entry["arms"]["high"]["style_accuracy"][2] == 3
 
 
-def test_nor_one_of_another_precision(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_into_page_of_other_precision_raises(tiny_sd3, tmp_path, world, invented):
     result, _ = go(tiny_sd3, tmp_path, world, cells="full", precision="fp32")
     assert result["verdicts"]["T1"] == "reproduced"
     before = as_it_was(tmp_path)
@@ -190,7 +190,7 @@ def test_nor_one_of_another_precision(tiny_sd3, tmp_path, world, invented):
     assert result["run"] == 0 and result["verdicts"]["T1"] == "reproduced"
 
 
-def test_each_base_has_a_folder_of_its_own():
+def test_default_out_depends_on_base():
     out = module.default_out
     assert str(out("style-friendly", "mini-sd3", "small-world")) == "docs/results/style-friendly"
     assert str(out("calibration", "mini-sd15", "small-world")) == "docs/results/calibration-mini-sd15"
@@ -198,7 +198,7 @@ def test_each_base_has_a_folder_of_its_own():
     assert str(paper) == "docs/results/style-friendly-paper-stabilityai-stable-diffusion-3.5-large"
 
 
-def test_a_calibration_of_another_base_is_not_overwritten(tiny_sd3, tmp_path, world, invented):
+def test_store_calibration_of_other_base_raises(tiny_sd3, tmp_path, world, invented):
     from impasto.bases.loader import load
 
     def write(folder, base):
@@ -207,16 +207,16 @@ def test_a_calibration_of_another_base_is_not_overwritten(tiny_sd3, tmp_path, wo
         file.write_text(json.dumps({"base_hash": base, "proposal": {"noise_mean": -2.5, "noise_std": 2.25}}))
         return file
 
-    kept, given = write(tmp_path / "out", "0" * 64), write(tmp_path / "given", load(str(tiny_sd3)).hash)
+    stored, given = write(tmp_path / "out", "0" * 64), write(tmp_path / "given", load(str(tiny_sd3)).hash)
     with pytest.raises(UserError, match=r"out/calibration\.json is of another base: give another --out"):
         go(tiny_sd3, tmp_path / "out", world, calibration=given)
-    assert json.loads(kept.read_text())["base_hash"] == "0" * 64 and not invented
-    kept.unlink()
+    assert json.loads(stored.read_text())["base_hash"] == "0" * 64 and not invented
+    stored.unlink()
     go(tiny_sd3, tmp_path / "out", world, calibration=given)
-    assert kept.read_bytes() == given.read_bytes()
+    assert stored.read_bytes() == given.read_bytes()
 
 
-def test_cells_of_a_quantised_base_are_not_used(tiny_sd3, tmp_path, world, invented):
+def test_usable_cells_exclude_quantised_base(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world)
     cells = read_all(tmp_path / FILE)
     high = sorted((cell for cell in cells.values() if cell["arm"] == "high"), key=lambda cell: cell["unit"])
@@ -225,7 +225,7 @@ def test_cells_of_a_quantised_base_are_not_used(tiny_sd3, tmp_path, world, inven
         cells[cell["key"]] = cell | {"running": running}
     write_all(tmp_path / FILE, cells)
     result, lines = go(tiny_sd3, tmp_path, world)
-    assert "1 cells of a quantised base, which their keys do not say, are not used" in lines and result["run"] == 1
+    assert "1 cells of a quantised base, not stated in their keys, are not used" in lines and result["run"] == 1
     sys.modules["tiny_group"].arms = lambda *_: ARMS | {"high": Arm("h", ARMS["high"].settings | {"quantize": "nf4"})}
     go(tiny_sd3, tmp_path / "asked", world)
     cells = read_all(tmp_path / "asked" / FILE)
@@ -235,19 +235,19 @@ def test_cells_of_a_quantised_base_are_not_used(tiny_sd3, tmp_path, world, inven
     assert go(tiny_sd3, tmp_path / "asked", world)[0]["run"] == 0  # where the key says it, it is what was asked for
 
 
-def test_training_has_the_base_as_it_is_and_what_was_quantised_is_run_anew(tiny_sd3, tmp_path, world, monkeypatch):
+def test_train_job_does_not_quantise_base(tiny_sd3, tmp_path, world, monkeypatch):
     from impasto.files import cache_dir
     from impasto.reproduce import runner
 
-    told = []
-    monkeypatch.setattr(runner, "train", told.append)
-    campaign = module.prepare("tiny", str(tiny_sd3), tmp_path, world=world)
+    result = []
+    monkeypatch.setattr(runner, "train", result.append)
+    campaign = module.make_campaign("tiny", str(tiny_sd3), tmp_path, world=world)
     cell = campaign.cells_of("high", "smoke")[0]
     assert "quantize" not in cell.spec["arm"]["settings"]  # the key is as it was
-    runner.trained(cell.spec, campaign.place, tmp_path, tmp_path / "reference.png")
+    runner.train_job(cell.spec, campaign.place, tmp_path, tmp_path / "reference.png")
     asked = {**cell.spec, "arm": {"settings": {**cell.spec["arm"]["settings"], "quantize": "nf4"}}}
-    runner.trained(asked, campaign.place, tmp_path, tmp_path / "reference.png")
-    assert [config.execution.quantize for config in told] == ["none", "nf4"]
+    runner.train_job(asked, campaign.place, tmp_path, tmp_path / "reference.png")
+    assert [config.quantize for config in result] == ["none", "nf4"]
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     recipe, old = folder / "style" / "recipe.toml", folder / "images" / "0000.png"
     monkeypatch.setattr(runner, "draw", lambda *_: None)
@@ -260,16 +260,16 @@ def test_training_has_the_base_as_it_is_and_what_was_quantised_is_run_anew(tiny_
         assert old.is_file() == recipe.is_file() == stays
 
 
-def test_without_the_text_stream_an_arm_has_the_layers_of_the_recipe_on_its_base(tiny_sd3, tiny_flux, tmp_path):
+def test_image_only_arm_has_layers_of_recipe(tiny_sd3, tiny_flux, tmp_path):
     for base, layers in ((tiny_sd3, ["image_stream"]), (tiny_flux, ["image_stream", "single_mlp"])):
-        campaign = module.prepare("style-friendly", str(base), tmp_path)
-        told = {name: spec["settings"] for name, spec in campaign.specs.items() if "settings" in spec}
+        campaign = module.make_campaign("style-friendly", str(base), tmp_path)
+        result = {name: spec["settings"] for name, spec in campaign.specs.items() if "settings" in spec}
         for name, of in (("image stream", "style-friendly"), ("matched, image stream", "matched")):
-            assert json.loads(json.dumps(told[name])) == json.loads(json.dumps(told[of])) | {"targets": layers}
+            assert json.loads(json.dumps(result[name])) == json.loads(json.dumps(result[of])) | {"targets": layers}
 
 
-def test_the_base_alone_sees_no_reference_and_is_drawn_once_per_style_and_seed(tiny_sd3, tmp_path, world, invented):
-    campaign = module.prepare("tiny", str(tiny_sd3), tmp_path, world=world)
+def test_prompt_arm_shares_cells_over_references(tiny_sd3, tmp_path, world, invented):
+    campaign = module.make_campaign("tiny", str(tiny_sd3), tmp_path, world=world)
     every = {cell.unit: cell.key for cell in campaign.cells_of("low", "full")}
     cells = campaign.cells_of("prompt", "full")
     assert len(every) == 27 and [cell.unit for cell in cells] == [unit for unit in every if ", cat, " in unit]
@@ -292,7 +292,7 @@ class Measured(SmallWorld):
     to_reference = True
 
 
-def test_what_is_incomplete_and_what_is_smoke_is_marked(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_page_marks_incomplete_and_smoke_cells(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine = module.run_cell
 
     def sometimes(cell, *rest):
@@ -323,7 +323,7 @@ def test_what_is_incomplete_and_what_is_smoke_is_marked(tiny_sd3, tmp_path, worl
     assert "score, full cells" in (pictures / "T1.svg").read_text()
 
 
-def test_no_curve_through_an_arm_that_lacks_cells(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_page_curve_omits_incomplete_arms(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine = module.run_cell
 
     def sometimes(cell, *rest):
@@ -348,13 +348,13 @@ def switched_arms():
     sys.modules["tiny_group"].CLAIMS = (claim,)
 
 
-def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tmp_path, world, monkeypatch):
+def test_page_omits_clip_t_of_plain_prompts(tiny_sd3, tmp_path, world, monkeypatch):
     switched_arms()
     scores = {"style_accuracy": 0.5, "concept_top5": 0.6, "clip_t": 0.214}
     monkeypatch.setattr(module, "run_cell", lambda *_: {"scores": scores, "seconds": 1.0})
     go(tiny_sd3, tmp_path, world)
-    told = json.loads((tmp_path / "claims.json").read_text())[0]["arms"]
-    assert {arm for arm, own in told.items() if "clip_t" in own} == {"only"}
+    result = json.loads((tmp_path / "claims.json").read_text())[0]["arms"]
+    assert {arm for arm, own in result.items() if "clip_t" in own} == {"only"}
     rows = [line.split(" | ") for line in (tmp_path / "README.md").read_text().splitlines()]
     ends = {row[0]: row[-1] for row in rows if row[0] in ("| first", "| only", "| no")}
     assert ends == {"| first": "– |", "| only": ".214 ± .000 |", "| no": "– |"}
@@ -365,7 +365,7 @@ def test_pictures_of_plain_prompts_have_no_clip_t_beside_the_others(tiny_sd3, tm
     assert all(cell["scores"]["clip_t"] == 0.214 for cell in read_all(tmp_path / FILE).values())  # kept all the same
 
 
-def test_whatever_a_cell_raises_the_others_are_run(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_reproduce_continues_after_any_cell_error(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine = module.run_cell
 
     def sometimes(cell, *rest):
@@ -384,7 +384,7 @@ def test_whatever_a_cell_raises_the_others_are_run(tiny_sd3, tmp_path, world, in
         assert words in said
 
 
-def test_the_page_is_written_whatever_stops_the_campaign(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_reproduce_interrupted_writes_page(tiny_sd3, tmp_path, world, invented, monkeypatch):
     def broken(*rest):
         raise OSError("no room for the cell's file")
 
@@ -402,9 +402,7 @@ def tiny_sd3_other(tmp_path_factory):
     return sd3_folder(tmp_path_factory.mktemp("other") / "sd3", seed=5)
 
 
-def test_a_cell_that_fails_stops_no_other_and_nothing_is_decided_without_it(
-    tiny_sd3, tmp_path, world, invented, monkeypatch
-):
+def test_reproduce_with_failed_cell_is_undecided(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine = module.run_cell
 
     def sometimes(cell, *rest):
@@ -423,15 +421,15 @@ def test_a_cell_that_fails_stops_no_other_and_nothing_is_decided_without_it(
     assert go(tiny_sd3, tmp_path, world, cells="full")[0]["verdicts"]["T1"] == "reproduced"
 
 
-def test_a_law_that_the_base_cannot_have_is_left_out(tiny_sd3, tmp_path):
+def test_make_campaign_leaves_out_impossible_law(tiny_sd3, tmp_path):
     file = tmp_path / "calibration.json"
-    told = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -200.0, "noise_std": 1.0}}
-    file.write_text(json.dumps(told))
-    campaign = module.prepare("style-friendly", str(tiny_sd3), "x", file)
+    result = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -200.0, "noise_std": 1.0}}
+    file.write_text(json.dumps(result))
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), "x", file)
     assert "lie below log-SNR -13.81" in campaign.left_out["calibrated"]
 
 
-def test_the_page_tells_of_what_another_command_has_written_meanwhile(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_page_includes_cells_of_other_processes(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine = module.run_cell
 
     def slow(cell, *rest):
@@ -445,10 +443,10 @@ def test_the_page_tells_of_what_another_command_has_written_meanwhile(tiny_sd3, 
     assert entry["progress"]["full"] == [63, 63] and entry["verdict"] == "reproduced"
 
 
-def test_two_processes_that_meet_on_a_cell_draw_it_once(tiny_sd3, tmp_path, monkeypatch):
+def test_run_cell_concurrently_generates_once(tiny_sd3, tmp_path, monkeypatch):
     """The second waits; pictures that are not all there are drawn anew."""
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), concepts=5)  # no other test has its pictures
-    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, world=world)
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), tmp_path, world=world)
     cell = campaign.cells_of("prompt", "smoke")[0]
     drawn, started = [], threading.Event()
 
@@ -480,18 +478,18 @@ def test_two_processes_that_meet_on_a_cell_draw_it_once(tiny_sd3, tmp_path, monk
     assert len(drawn) == 2 * len(cell.spec["prompts"]) and seen[-1] == len(cell.spec["prompts"])
 
 
-def test_a_worker_with_another_reference_or_judge_refuses(tiny_sd3, tmp_path, world):
-    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, world=world)
+def test_run_cell_with_other_reference_or_judge_raises(tiny_sd3, tmp_path, world):
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), tmp_path, world=world)
     cell = campaign.cells_of("sd3", "smoke")[0]
     for changes, said in (
-        ({"reference_sha256": "0"}, "reference is another one here"),
-        ({"instruments": {"style": "other"}}, "instruments is another one here"),
+        ({"reference_sha256": "0"}, "reference differs here"),
+        ({"instruments": {"style": "other"}}, "instruments differs here"),
     ):
         with pytest.raises(UserError, match=said):
             runner.run_cell(replace(cell, spec=cell.spec | changes), world, campaign.place)
 
 
-def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented, monkeypatch):
+def test_reproduce_keyboard_interrupt_keeps_finished_cells(tiny_sd3, tmp_path, world, invented, monkeypatch):
     fine, count = module.run_cell, []
 
     def stopped(cell, *rest):
@@ -501,14 +499,14 @@ def test_ctrl_c_loses_the_running_cell_only(tiny_sd3, tmp_path, world, invented,
         return fine(cell, *rest)
 
     monkeypatch.setattr(module, "run_cell", stopped)
-    with pytest.raises(KeyboardInterrupt, match="3 of 9 cells are done: the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="3 of 9 cells are done: the same command resumes"):
         go(tiny_sd3, tmp_path, world)
     assert len(read_all(tmp_path / FILE)) == 3
     assert json.loads((tmp_path / "claims.json").read_text())[0]["progress"]["smoke"] == [3, 9]
     assert go(tiny_sd3, tmp_path, world)[0]["done_before"] == 3
 
 
-def test_a_dry_run_counts_and_writes_nothing(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_dry_run_writes_nothing(tiny_sd3, tmp_path, world, invented):
     result, _ = go(tiny_sd3, tmp_path / "new", world, cells="full", dry_run=True)
     assert result["to_run"] == result["wanted"] == 63 and result["arms"] == {"high": 27, "low": 27, "prompt": 9}
     assert result["minutes"] is None and not (tmp_path / "new").exists()  # nothing was timed on this base
@@ -516,7 +514,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny_sd3, tmp_path, world, invented
     assert go(tiny_sd3, tmp_path, world, cells="full", dry_run=True)[0]["minutes"] == pytest.approx(54 * 6 / 60)
 
 
-def test_bad_input(tiny_sd3, tmp_path, world, invented):
+def test_reproduce_with_bad_input_raises(tiny_sd3, tmp_path, world, invented):
     with pytest.raises(UserError, match="unknown group of claims 'style-frendly': did you mean"):
         reproduce("style-frendly")
     with pytest.raises(UserError, match="unknown claim 'T9': did you mean 'T"):
@@ -531,41 +529,41 @@ def test_bad_input(tiny_sd3, tmp_path, world, invented):
     assert not invented
 
 
-def test_broken_cells_are_named(tiny_sd3, tmp_path, world, invented):
+def test_read_all_of_invalid_cell_raises_with_line(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path, world)
     path = tmp_path / FILE
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     n, good = next((n, one) for n, one in enumerate(lines) if '"arm": "high", "unit": "unifont' in one)
-    for broken, said in (
+    for broken, message in (
         (good[:200], "cannot be read"),
         ("[]", "is not complete"),
         (good.replace('"scores"', '"score"'), "not complete \\(no scores\\)"),
-        (good.replace('"seed": 0', '"seed": 1'), "changed by hand"),
-        (good.replace(": 0.6", ': "high"'), "not numbers"),
-        (good.replace(": 0.6", ": NaN"), "not numbers"),
-        (json.dumps(json.loads(good) | {"scores": {}}), "not numbers, or none"),
-        (json.dumps(json.loads(good) | {"running": None}), "does not say how it was run"),
+        (good.replace('"seed": 0', '"seed": 1'), "was edited"),
+        (good.replace(": 0.6", ': "high"'), "not finite"),
+        (good.replace(": 0.6", ": NaN"), "not finite"),
+        (json.dumps(json.loads(good) | {"scores": {}}), "has no scores"),
+        (json.dumps(json.loads(good) | {"running": None}), 'has an invalid entry "running"'),
     ):
         assert broken != good
         path.write_bytes(gzip.compress("\n".join([*lines[:n], broken, *lines[n + 1 :]]).encode()))
-        with pytest.raises(UserError, match=f"{path.name}, line {n + 1}: .*{said}"):
+        with pytest.raises(UserError, match=f"{path.name}, line {n + 1}: .*{message}"):
             go(tiny_sd3, tmp_path, world)
     path.write_bytes(gzip.compress("\n".join(lines).encode())[:-20])
     with pytest.raises(UserError, match=f"{path.name} cannot be read"):
         go(tiny_sd3, tmp_path, world)
 
 
-def test_cells_of_two_writers_are_all_kept_and_the_same_cells_make_the_same_bytes(tiny_sd3, tmp_path, world, invented):
+def test_write_concurrently_keeps_all_cells(tiny_sd3, tmp_path, world, invented):
     go(tiny_sd3, tmp_path / "a", world)
     cells = read_all(tmp_path / "a" / FILE)
-    kept = list(cells.values())
-    for cell in reversed(kept):
+    stored = list(cells.values())
+    for cell in reversed(stored):
         write(tmp_path / "b" / FILE, Cell(cell["arm"], cell["unit"], cell["spec"]), {"scores": cell["scores"]} | cell)
     assert read_all(tmp_path / "b" / FILE) == cells
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
 
 
-def test_the_packaged_claims_are_sound(tiny_sd3):
+def test_claims_are_consistent(tiny_sd3):
     arms, claims = style_friendly.ARMS, style_friendly.CLAIMS
     assert len({c.id for c in claims}) == len(claims)
     for claim in claims:
@@ -574,7 +572,7 @@ def test_the_packaged_claims_are_sound(tiny_sd3):
         for reading in claim.readings:
             for compare in reading.compares:
                 assert sum(compare.weights.values()) == pytest.approx(0)
-    campaign = module.prepare("style-friendly", str(tiny_sd3), "x")
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), "x")
     specs = [
         (arms[name].where, json.dumps(spec, sort_keys=True))
         for name, spec in campaign.specs.items()
@@ -586,7 +584,7 @@ def test_the_packaged_claims_are_sound(tiny_sd3):
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
-def test_one_tiny_campaign_for_real(tiny_sd3, tmp_path, monkeypatch):
+def test_reproduce_tiny_campaign(tiny_sd3, tmp_path, monkeypatch):
     world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), styles=1, concepts=2)
     monkeypatch.setattr(module, "run_cell", run_cell)
     result, _ = go(tiny_sd3, tmp_path, world, claim=["T2"])
@@ -610,7 +608,7 @@ def test_one_tiny_campaign_for_real(tiny_sd3, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
-def test_prompt_switching_for_real(tiny_sd3, tmp_path):
+def test_prompt_switch_arms_generate_expected_images(tiny_sd3, tmp_path):
     """Both orders, on styles that the base knows, with the log-SNR of every step in the picture."""
     from PIL import Image
 
@@ -623,15 +621,15 @@ def test_prompt_switching_for_real(tiny_sd3, tmp_path):
     pictures = {}
     for folder in cache_dir("reproduce").rglob("*--twemoji-0--*"):
         pictures[folder.name.split("--")[0]] = [Image.open(f).info["impasto"] for f in sorted(folder.rglob("*.png"))]
-    told = {arm: [json.loads(text) for text in texts] for arm, texts in pictures.items()}
+    result = {arm: [json.loads(text) for text in texts] for arm, texts in pictures.items()}
     words = ", clean flat vector emoji with plain solid colours"
-    for first, only, no in zip(told["first"], told["only"], told["no"], strict=True):
+    for first, only, no in zip(result["first"], result["only"], result["no"], strict=True):
         assert first["switch_to"] == first["prompt"] + words == only["prompt"] and only["switch_to"] == no["prompt"]
         assert first["prompt_of_step"] == only["prompt_of_step"] and "switch_to" not in no
         assert first["seed"] == only["seed"] == no["seed"]
 
 
-def test_levels_between_the_same_steps_are_one_cell(tiny_sd3):
+def test_resolve_switch_between_same_steps_is_one_cell(tiny_sd3):
     from impasto.bases.loader import load
     from impasto.guidance.prompt_switch import grid
 
@@ -639,39 +637,39 @@ def test_levels_between_the_same_steps_are_one_cell(tiny_sd3):
     own = sampling_of(family)
     second, third = grid(family, own["steps"], own["size"])[1:3]
     levels = [second + share * (third - second) for share in (0.2, 0.9, 1.2)]
-    told = [on_grid({"how": "omit-first", "at": at}, family) for at in levels]
-    assert told[0] == told[1] and told[0][0] == {"how": "omit-first", "first_steps": 2}
-    assert told[0][1] == f" (the first 2 of {own['steps']} steps)" and told[2][0]["first_steps"] == 3
+    result = [resolve_switch({"how": "omit-first", "at": at}, family) for at in levels]
+    assert result[0] == result[1] and result[0][0] == {"how": "omit-first", "first_steps": 2}
+    assert result[0][1] == f" (the first 2 of {own['steps']} steps)" and result[2][0]["first_steps"] == 3
     with pytest.raises(UserError, match="outside of the sampling"):
-        on_grid({"how": "omit-first", "at": 99.0}, family)
-    assert on_grid({"how": "plain"}, family) == ({"how": "plain"}, "")
+        resolve_switch({"how": "omit-first", "at": 99.0}, family)
+    assert resolve_switch({"how": "plain"}, family) == ({"how": "plain"}, "")
 
 
-def test_the_calibrated_arm_is_this_bases(tiny_sd3, tmp_path):
+def test_calibrated_arm_needs_calibration_of_base(tiny_sd3, tmp_path):
     file = tmp_path / "calibration.json"
     own = {"base_hash": load(str(tiny_sd3)).hash, "proposal": {"noise_mean": -2.5, "noise_std": 2.25}}
     file.write_text(json.dumps(own))
-    campaign = module.prepare("style-friendly", str(tiny_sd3), "x", file)
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), "x", file)
     settings = campaign.specs["calibrated"]["settings"]
     assert (settings["noise_mean"], settings["noise_std"]) == (-2.5, 2.25) and "calibrated" not in campaign.left_out
     for content, said in (
         (json.dumps(own | {"base_hash": "0" * 64}), "of another base \\(000000000000, not"),
-        (json.dumps({"base_hash": own["base_hash"]}), "is no calibration.json .*'proposal'"),
-        ("[", "is no calibration.json"),
+        (json.dumps({"base_hash": own["base_hash"]}), "is not a calibration.json .*'proposal'"),
+        ("[", "is not a calibration.json"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=said):
-            module.prepare("style-friendly", str(tiny_sd3), "x", file)
+            module.make_campaign("style-friendly", str(tiny_sd3), "x", file)
     lines = []
     file.write_text(json.dumps(own | {"base_hash": "0" * 64}))  # kept by an earlier call, on another base
-    campaign = module.prepare("style-friendly", str(tiny_sd3), tmp_path, told=lines.append)
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), tmp_path, log=lines.append)
     assert "calibrated" in campaign.left_out and "of another base and is not used" in lines[0]
     file.write_text(json.dumps(own))
-    assert "calibrated" in module.prepare("style-friendly", str(tiny_sd3), tmp_path).specs
+    assert "calibrated" in module.make_campaign("style-friendly", str(tiny_sd3), tmp_path).specs
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")
-def test_style_aligned_for_real(tiny_sd3, tmp_path):
+def test_style_aligned_arm_generates_images(tiny_sd3, tmp_path):
     arms = {"aligned": style_friendly.ARMS["style-aligned"], "prompt": ARMS["prompt"]}
     claim = Claim("T1", "aligned", {"f": "g"}, (Reading("as published", (more("aligned", "prompt"),)),))
     sys.modules["tiny_group"].arms = lambda *_: arms
@@ -686,19 +684,19 @@ def test_style_aligned_for_real(tiny_sd3, tmp_path):
     assert images[0] != images[1]
 
 
-def test_the_base_alone_is_tested_on_every_style_that_it_knows_and_few_could_refute_nothing():
+def test_known_units_cover_all_train_styles():
     meta, world = load_meta(), SmallWorld()
     full, smoke = world.units("full", "known"), world.units("smoke", "known")
-    trained = {meta["style_names"][style] for style in meta["split"]["train_styles"]}
-    assert {unit["style"] for unit in full.values()} == trained and len(full) == 36
+    known = {meta["style_names"][style] for style in meta["split"]["train_styles"]}
+    assert {unit["style"] for unit in full.values()} == known and len(full) == 36
     assert len({unit["style"] for unit in smoke.values()}) == 3
     (decided,) = (claim for claim in style_friendly.CLAIMS if claim.id == "S8")
     tests = len(decided.readings) * len(decided.readings[0].compares)
-    worst = [-1.0] * len(trained)  # every style against the claim
+    worst = [-1.0] * len(known)  # every style against the claim
     assert sign_flip([-d for d in worst]) * tests < ALPHA < sign_flip([-d for d in worst[:6]]) * tests
 
 
-def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
+def test_reproduce_command(tiny_sd3, tmp_path, monkeypatch, capsys):
     from impasto.cli import main as cli
 
     def call(*flags):
@@ -710,9 +708,9 @@ def test_the_command(tiny_sd3, tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         return stop.value.code, json.loads(out.splitlines()[-1]), err
 
-    code, told, err = call("--claim", "S1", "--claim", "S8", "--cells", "full", "--out", str(tmp_path / "x"))
-    assert code == 0 and told["claims"] == ["S1", "S8"] and told["to_run"] == told["wanted"]
-    assert told["arms"]["style-friendly"] == 27 and told["arms"]["only below -2.38"] == 36
+    code, result, err = call("--claim", "S1", "--claim", "S8", "--cells", "full", "--out", str(tmp_path / "x"))
+    assert code == 0 and result["claims"] == ["S1", "S8"] and result["to_run"] == result["wanted"]
+    assert result["arms"]["style-friendly"] == 27 and result["arms"]["only below -2.38"] == 36
     assert "left out: calibrated: no calibration was given" in err
-    code, told, _ = call("--claim", "S99")
-    assert code == 2 and told["error"].startswith("unknown claim 'S99': did you mean 'S9'")
+    code, result, _ = call("--claim", "S99")
+    assert code == 2 and result["error"].startswith("unknown claim 'S99': did you mean 'S9'")

@@ -16,7 +16,7 @@ from impasto.reproduce.fan import fan
 CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_import_ray_missing_raises_naming_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     for flags in ({"workers": 2}, {"cluster": "auto"}):
         with pytest.raises(UserError, match=r"pip install 'impasto\[cluster\]'"):
@@ -25,16 +25,16 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     assert list(fan(lambda cell: {}, [], (), workers=2)) == []  # nor does nothing to do
 
 
-def test_here_one_after_another_and_a_bad_cell_stops_no_other():
+def test_fan_local_continues_after_failed_cell():
     def run(cell, factor):
         if cell.spec["i"] == 1:
             raise UserError("no")
         return {"twice": factor * cell.spec["i"]}
 
-    assert [told for _, told in fan(run, CELLS, (2,))] == [{"twice": 0}, "no", {"twice": 4}, {"twice": 6}]
+    assert [result for _, result in fan(run, CELLS, (2,))] == [{"twice": 0}, "no", {"twice": 4}, {"twice": 6}]
 
 
-def test_any_error_stops_its_cell_only_and_is_told_in_one_line(tmp_path):
+def test_fan_any_error_is_one_line(tmp_path):
     def run(cell):
         if cell.spec["i"] == 1:
             raise ValueError("no\nand why")
@@ -44,10 +44,10 @@ def test_any_error_stops_its_cell_only_and_is_told_in_one_line(tmp_path):
             (tmp_path / "none" / "here").write_text("x")
         return {}
 
-    told = [told for _, told in fan(run, CELLS, ())]
-    assert told[0] == {} and told[2].startswith("out of memory: try a smaller")
-    assert re.fullmatch(r"ValueError: no \(test_fan\.py, line \d+\)", told[1])
-    assert told[3].endswith("here' cannot be used: No such file or directory")
+    result = [result for _, result in fan(run, CELLS, ())]
+    assert result[0] == {} and result[2].startswith("out of memory: try a smaller")
+    assert re.fullmatch(r"ValueError: no \(test_fan\.py, line \d+\)", result[1])
+    assert result[3].endswith("here' cannot be used: No such file or directory")
 
     def stopped(cell):
         raise KeyboardInterrupt
@@ -56,13 +56,13 @@ def test_any_error_stops_its_cell_only_and_is_told_in_one_line(tmp_path):
         list(fan(stopped, CELLS, ()))
 
 
-def test_a_killed_worker_loses_its_cell_only_and_that_is_tried_again(tmp_path):
+def test_fan_killed_worker_retries_cell(tmp_path):
     import ray
 
     def run(cell, folder):
         me = f"{cell.spec['i']}"
-        with (folder / me).open("a") as log:
-            log.write(f"{os.getpid()}\n")
+        with (folder / me).open("a") as result:
+            result.write(f"{os.getpid()}\n")
         if me == "1":
             raise UserError("cell 1 cannot be run")
         if me == "3":
@@ -72,12 +72,12 @@ def test_a_killed_worker_loses_its_cell_only_and_that_is_tried_again(tmp_path):
         return {"i": cell.spec["i"], "threads": os.environ.get("OMP_NUM_THREADS")}
 
     try:
-        found = {cell.arm: told for cell, told in fan(run, CELLS, (tmp_path,), workers=2)}
+        found = {cell.arm: result for cell, result in fan(run, CELLS, (tmp_path,), workers=2)}
     except UserError as error:  # Ray gives its own processes 30 s, which a machine under full load may not keep
         if "timed out" not in str(error):
             raise
         pytest.skip(f"Ray's processes did not start in its time: {error}")
-    assert {arm: told["i"] for arm, told in found.items() if isinstance(told, dict)} == {
+    assert {arm: result["i"] for arm, result in found.items() if isinstance(result, dict)} == {
         "arm 0": 0,
         "arm 2": 2,
     }
@@ -89,7 +89,7 @@ def test_a_killed_worker_loses_its_cell_only_and_that_is_tried_again(tmp_path):
     assert not ray.is_initialized()  # what was started is stopped
 
 
-def test_no_cluster_at_an_address(monkeypatch):
+def test_start_without_cluster_raises(monkeypatch):
     import ray
 
     def refuse(**more):
@@ -103,7 +103,7 @@ def test_no_cluster_at_an_address(monkeypatch):
     assert module.cores() >= 1
 
 
-def test_sigterm_stops_as_ctrl_c_does(monkeypatch):
+def test_over_ray_sigterm_interrupts(monkeypatch):
     """Ray's own handler would end the process before the page is written."""
 
     def killed(waiting, num_returns):

@@ -34,7 +34,7 @@ def encoders(tmp_path_factory):
     return folders
 
 
-def test_the_lists_are_the_papers():
+def test_styles_and_subjects_match_paper():
     assert len(STYLES) == 18 and len(set(STYLES)) == 18 and len(SUBJECTS) == 23 and len(set(SUBJECTS)) == 23
     references, subjects, count = paper.SIZES["full"]
     assert references * subjects * count == 828
@@ -46,10 +46,10 @@ def test_the_lists_are_the_papers():
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
-def test_cut_down_it_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
+def test_paper_campaign_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
     monkeypatch.setitem(paper.SIZES, "smoke", (2, 2, 2))
     world = PaperWorld(pictures, encoders["clip"], encoders["dino"])
-    result = reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, told=lambda line: None)
+    result = reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, log=lambda line: None)
     assert result["failed"] == [] and result["verdicts"] == {"S6": "undecided"}
     cells = list(read_all(tmp_path / FILE).values())
     assert len(cells) == result["run"] == 2 * 2  # both streams and one, two references
@@ -65,8 +65,10 @@ def test_cut_down_it_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
     from impasto.files import cache_dir
 
     folder = next(cache_dir("reproduce").rglob("image-stream--00-house*"))
-    told = [json.loads(Image.open(f).info["impasto"]) for f in sorted((folder / "images").glob("*.png"))]
-    assert len(told) == 4 and len({one["prompt"] for one in told}) == 2 and len({one["seed"] for one in told}) == 4
+    result = [json.loads(Image.open(f).info["impasto"]) for f in sorted((folder / "images").glob("*.png"))]
+    assert (
+        len(result) == 4 and len({one["prompt"] for one in result}) == 2 and len({one["seed"] for one in result}) == 4
+    )
     one = next(c for c in cells if c["arm"] == "image stream" and c["unit"].startswith("00"))
     clip, dino = load_encoder(encoders["clip"]), load_encoder(encoders["dino"])
     made = [Image.open(f).convert("RGB") for f in sorted((folder / "images").glob("*.png"))]
@@ -74,15 +76,15 @@ def test_cut_down_it_runs(tiny_sd3, tmp_path, pictures, encoders, monkeypatch):
     assert one["scores"]["dino"] == pytest.approx(
         (dino.images(made) @ dino.images(reference).T).mean().item(), abs=1e-5
     )
-    texts = clip.texts([t["prompt"] for t in told])
+    texts = clip.texts([t["prompt"] for t in result])
     assert one["scores"]["clip_t"] == pytest.approx((clip.images(made) * texts).sum(1).mean().item(), abs=1e-5)
     page = (tmp_path / "README.md").read_text()
     assert "DINO" in page and "matched" not in page and "S8" not in page
 
 
-def test_only_what_the_paper_has_is_claimed(tiny_sd3, pictures, encoders):
+def test_paper_claims_exclude_ours(tiny_sd3, pictures, encoders):
     world = PaperWorld(pictures, encoders["clip"], encoders["dino"])
-    campaign = module.prepare("style-friendly", str(tiny_sd3), None, world=world)
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), None, world=world)
     assert str(campaign.out).startswith("docs/results/style-friendly-paper-")
     own = module.default_out("style-friendly", "mini-sd3", world.name)
     assert str(own) == "docs/results/style-friendly-paper"
@@ -95,7 +97,7 @@ def test_only_what_the_paper_has_is_claimed(tiny_sd3, pictures, encoders):
     assert [reading.name for reading in first.readings] == ["as published"]  # what Holm corrects for
 
 
-def test_it_travels_to_workers_without_its_encoders(pictures, encoders):
+def test_paper_world_pickles_without_encoders(pictures, encoders):
     world = PaperWorld(pictures, encoders["clip"], encoders["dino"])
     hashes = world.instruments()
     assert len(pickle.dumps(world)) < 5000 and pickle.loads(pickle.dumps(world)).instruments() == hashes
@@ -107,7 +109,7 @@ def test_it_travels_to_workers_without_its_encoders(pictures, encoders):
     assert other.hash != hashes["dino"]
 
 
-def test_captions_instead_of_numbers(tmp_path):
+def test_find_by_captions(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (16, 16)).save(tmp_path / name)
     (tmp_path / "captions.txt").write_text(
@@ -115,7 +117,7 @@ def test_captions_instead_of_numbers(tmp_path):
     )
     assert {i: f.name for i, f in find(tmp_path, 2).items()} == {0: "b.png", 1: "a.png"}
     (tmp_path / "captions.txt").write_text("b.png: dog | crayon\n")
-    with pytest.raises(UserError, match=r"line 1: 'dog \| crayon' is none of the 18 references"):
+    with pytest.raises(UserError, match=r"line 1: 'dog \| crayon' is not one of StyleDrop's 18 references"):
         find(tmp_path, 1)
     (tmp_path / "captions.txt").write_text("a.png: house | watercolor painting\nb.png: house | watercolor painting\n")
     with pytest.raises(UserError, match=r"line 2: a\.png is that reference already"):
@@ -124,23 +126,23 @@ def test_captions_instead_of_numbers(tmp_path):
     with pytest.raises(UserError, match="cannot be read as UTF-8"):
         find(tmp_path, 1)
     (tmp_path / "captions.txt").write_text("c.png: house | watercolor painting\n")
-    with pytest.raises(UserError, match=r"there is no file 'c.png' beside it"):
+    with pytest.raises(UserError, match=r"'c.png' is not in the same folder"):
         find(tmp_path, 1)
 
 
-def test_bad_input(tmp_path, pictures, encoders, tiny_sd3):
+def test_paper_world_with_bad_input_raises(tmp_path, pictures, encoders, tiny_sd3):
     with pytest.raises(UserError, match=r"lacks the references 02 \(flowers \| watercolor painting style\); 03"):
         find(pictures, 18)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         find(tmp_path / "none", 1)
     with pytest.raises(UserError, match="--protocol paper needs --references"):
         reproduce(base=str(tiny_sd3), protocol="paper")
-    with pytest.raises(UserError, match="go with --protocol paper"):
+    with pytest.raises(UserError, match="need --protocol paper"):
         reproduce(base=str(tiny_sd3), references=pictures)
     with pytest.raises(UserError, match="unknown protocol 'papers': did you mean 'paper'"):
         reproduce(base=str(tiny_sd3), protocol="papers")
     world = PaperWorld(pictures, encoders["dino"], encoders["dino"], limits=(2, 2))
-    with pytest.raises(UserError, match="reads no text: give --clip a CLIP"):  # before anything is trained
+    with pytest.raises(UserError, match="has no text tower: give --clip a CLIP"):  # before anything is trained
         reproduce(claim=["S6"], base=str(tiny_sd3), out=tmp_path, world=world, dry_run=True)
     (tmp_path / "refs").mkdir()
     for index in range(3):

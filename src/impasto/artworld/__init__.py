@@ -1,4 +1,4 @@
-"""The art world: the same 1,194 things drawn in 19 styles, so that how well a style took is measured on the truth."""
+"""The art world: 1,194 concepts in 19 styles, paired, so that style transfer is measured against ground truth."""
 
 from impasto.artworld.world import (
     ArtWorld,

@@ -1,8 +1,8 @@
-"""`impasto artworld build`: fetch the pinned packages, render every pair of the alignment table, keep one data file.
+"""`impasto artworld build`: fetch the pinned packages, render every pair of the alignment table, write one data file.
 
     pinned packages --check, render--> .build/parts/<style>.safetensors --join--> artworld128.safetensors
 
-Every arrow ends in a whole file (written beside, then renamed), so the same command goes on where it was interrupted.
+Each step writes its file atomically, so that the same command resumes an interrupted build.
 """
 
 import hashlib
@@ -36,24 +36,25 @@ def build(
     """Build the art world; returns `{"path", "pictures": n, "styles": {name: n}, "skipped": {name: why}}`.
 
     out: folder for `artworld128.safetensors` and `meta.json`; default `cache_dir()`.
-    sharealike: False leaves out the three CC BY-SA styles (openmoji, openmoji-black, emojione-v1).
-    styles: only these; default all 19.
-    progress: show it on stderr.
+    sharealike: False omits the three CC BY-SA styles (openmoji, openmoji-black, emojione-v1).
+    styles: names to build; default all 19.
+    progress: show a progress bar on stderr.
 
-    A style whose package is not to be had in the pinned version is skipped, with one line on stderr. What an earlier
-    run finished, or an existing data file holds, is not rendered again. Raises UserError without npm or network, for
-    a package with a wrong hash, an unknown style, and a folder that cannot be written; no data file is then touched.
+    A style whose package is not available in the pinned version is skipped, with one line on stderr. Styles finished by
+    an earlier run or held by an existing data file are not rendered again. Raises UserError, without touching the data
+    file, when npm or the network is missing, a package has a wrong hash, a style is unknown, or the folder is not
+    writable.
     """
-    folder = _writable(Path(out) if out is not None else cache_dir())
-    wanted = _wanted(styles, sharealike)
+    folder = _check_writable(Path(out) if out is not None else cache_dir())
+    selected = _select_styles(styles, sharealike)
     pairs = _pairs()
-    keys = {style: _key(style, pairs[style]) for style in wanted}
+    keys = {style: _key(style, pairs[style]) for style in selected}
     target, work = folder / DATA_NAME, folder / ".build"
-    present = _contents(target)
+    present = _read_keys(target)
     if present != keys:
-        parts, skipped = _parts(keys, pairs, present, target, work, progress)
+        parts, skipped = _build_styles(keys, pairs, present, target, work, progress)
         if present != (built := {style: keys[style] for style in parts}):
-            _join(target, built, parts)
+            _write_data_file(target, built, parts)
         _write_meta(folder, parts, skipped)
         shutil.rmtree(work, ignore_errors=True)
     else:
@@ -74,7 +75,7 @@ def _pairs() -> Pairs:
     return dict(pairs)
 
 
-def _wanted(styles: list[str] | None, sharealike: bool) -> list[str]:
+def _select_styles(styles: list[str] | None, sharealike: bool) -> list[str]:
     known = load_meta()["style_names"]
     for style in styles or ():
         if style not in known:
@@ -82,8 +83,8 @@ def _wanted(styles: list[str] | None, sharealike: bool) -> list[str]:
     return [name for name in known if (styles is None or name in styles) and (sharealike or name not in SHAREALIKE)]
 
 
-def _writable(folder: Path) -> Path:
-    """`folder` if it can be written; it is created later, with the first file."""
+def _check_writable(folder: Path) -> Path:
+    """`folder`, not created yet. Raises UserError when it is not writable."""
     parent = folder
     while not parent.exists():
         parent = parent.parent
@@ -95,28 +96,28 @@ def _writable(folder: Path) -> Path:
 
 
 def _key(style: str, pairs: list[tuple[int, str]]) -> str:
-    """What the pictures of a style depend on, as 16 hex digits: the packages' hashes, the pairs, the renderer."""
+    """16 hex digits of a hash over all that a style's images depend on: package hashes, pairs, renderer version."""
     source = sources()["styles"][style]
     text = json.dumps([render.VERSION, source, sources()["packages"][source["package"]], pairs])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _contents(path: Path) -> dict[str, str]:
-    """style -> key of a data file; {} where there is none, or one that cannot be read."""
+def _read_keys(path: Path) -> dict[str, str]:
+    """style -> key of a data file; {} if there is none or it cannot be read."""
     if not path.exists():
         return {}
     try:
         with safe_open(path, "numpy") as file:
             return json.loads((file.metadata() or {}).get(HEADER, "{}")).get("styles", {})
-    except Exception as error:  # safetensors raises its own type; a damaged file is simply built again
-        Console(stderr=True).print(f"{path} cannot be read ({error}): it is built again", highlight=False)
+    except Exception as error:  # safetensors raises its own type
+        Console(stderr=True).print(f"{path} cannot be read ({error}): rebuilding it", highlight=False)
         return {}
 
 
-def _parts(
+def _build_styles(
     keys: dict[str, str], pairs: Pairs, present: dict[str, str], target: Path, work: Path, progress: bool
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
-    """Every style's arrays (see `_encode`), rendered or taken from an earlier run; and why the others are skipped."""
+    """({style: arrays, see `_encode`}, {skipped style: reason}); finished styles of an earlier run are reused."""
     parts, skipped, existed = {}, {}, work.parent.exists()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -130,9 +131,9 @@ def _parts(
                     if present.get(style) == key:
                         parts[style] = _from_data_file(target, style)
                     elif part.exists():
-                        parts[style] = _read(part)
+                        parts[style] = _read_part(part)
                     else:
-                        parts[style] = _encode(_render(style, pairs[style], work, bar, total), pairs[style])
+                        parts[style] = _encode(_render_style(style, pairs[style], work, bar, total), pairs[style])
                         with atomic(part) as temporary:
                             save_file(parts[style], temporary)
                         continue
@@ -141,31 +142,31 @@ def _parts(
                     console.print(f"skipped {style}: {reason}", highlight=False)
                 bar.advance(total, len(pairs[style]))
     finally:
-        for empty in (work / "downloads", work / "parts", work, *([] if existed else [work.parent])):
-            if empty.is_dir() and not any(empty.iterdir()):  # an early failure leaves nothing behind
-                empty.rmdir()
+        for folder in (work / "downloads", work / "parts", work, *([] if existed else [work.parent])):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     if not parts:
-        raise UserError("none of the art world's packages is to be had here: " + "; ".join(skipped.values()))
+        raise UserError("none of the art world's packages is available: " + "; ".join(skipped.values()))
     return parts, skipped
 
 
-def _render(style: str, pairs: list[tuple[int, str]], work: Path, bar: Progress, task) -> list[np.ndarray]:
+def _render_style(style: str, pairs: list[tuple[int, str]], work: Path, bar: Progress, task) -> list[np.ndarray]:
     source = sources()["styles"][style]
     archive = fetch(source["package"], work / "downloads")
     read = render.READERS[source["reader"]](unpack(archive, source["files"]), source["files"])
-    pictures = []
+    images = []
     for _, name in pairs:
         try:
-            pictures.append(read(name))
+            images.append(read(name))
         except (KeyError, ValueError) as error:
-            raise RuntimeError(f"{style}, {name}: the pinned package does not hold what the table says") from error
+            raise RuntimeError(f"{style}, {name}: the pinned package lacks a source of the alignment table") from error
         bar.advance(task)
-    return pictures
+    return images
 
 
-def _encode(pictures: list[np.ndarray], pairs: list[tuple[int, str]]) -> dict[str, np.ndarray]:
-    """`webp`: uint8, the pictures as lossless WebP one after the other; `size`: int64 [n], bytes each; `concept_id`."""
-    encoded = [encode_webp(picture) for picture in pictures]
+def _encode(images: list[np.ndarray], pairs: list[tuple[int, str]]) -> dict[str, np.ndarray]:
+    """`webp`: uint8, concatenated lossless WebP images; `size`: int64 [n], their bytes; `concept_id`: int16 [n]."""
+    encoded = [encode_webp(picture) for picture in images]
     return {
         "webp": np.frombuffer(b"".join(encoded), np.uint8),
         "size": np.array([len(data) for data in encoded], np.int64),
@@ -174,19 +175,19 @@ def _encode(pictures: list[np.ndarray], pairs: list[tuple[int, str]]) -> dict[st
 
 
 def encode_webp(rgba: np.ndarray) -> bytes:
-    """Lossless WebP of a uint8 [h, w, 4] picture: 6 kB and 0.16 ms to read on average (PNG: 9 kB, 0.24 ms)."""
+    """Lossless WebP of a uint8 [h, w, 4] image: 6 kB and 0.16 ms to read on average (PNG: 9 kB, 0.24 ms)."""
     buffer = io.BytesIO()
     Image.fromarray(rgba).save(buffer, "WEBP", lossless=True, exact=True, quality=50, method=4)
     return buffer.getvalue()
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read_part(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, "numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _from_data_file(path: Path, style: str) -> dict[str, np.ndarray]:
-    """One style of an existing data file, as `_encode` would give it."""
+    """The arrays of one style of a data file, see `_encode`."""
     with safe_open(path, "numpy") as file:
         rows = np.flatnonzero(file.get_tensor("style_id") == load_meta()["style_names"].index(style))
         offset = file.get_tensor("offset")[rows[0] : rows[-1] + 2]
@@ -197,7 +198,7 @@ def _from_data_file(path: Path, style: str) -> dict[str, np.ndarray]:
         }
 
 
-def _join(target: Path, keys: dict[str, str], parts: dict[str, dict[str, np.ndarray]]) -> None:
+def _write_data_file(target: Path, keys: dict[str, str], parts: dict[str, dict[str, np.ndarray]]) -> None:
     write_pictures(
         target,
         webp=np.concatenate([part["webp"] for part in parts.values()]),

@@ -1,7 +1,7 @@
-"""Captions of the art world: template x concept x style x background, and lists of things for scenes.
+"""Captions of the art world: template x concept x style x background; scene captions.
 
-A concept or a style is given as an id of the art world (its wording then varies), or as a text (taken as it is, e.g. a
-procedural style's description). Whatever is random comes from the `rng` argument: `random.Random` or numpy's Generator.
+A concept or style is an id of the art world (with varying wording) or a text, used unchanged (e.g. a procedural style's
+description). All randomness comes from the argument `rng`: `random.Random` or numpy's Generator.
 """
 
 import re
@@ -11,9 +11,18 @@ from typing import Protocol, TypeVar
 from impasto.artworld.colours import BACKGROUNDS
 from impasto.artworld.world import load_meta
 
-__all__ = ["BACKGROUNDS", "caption", "listing", "prompt", "scene_caption", "some", "style_description", "with_article"]
+__all__ = [
+    "BACKGROUNDS",
+    "caption",
+    "choose",
+    "join_labels",
+    "prompt",
+    "scene_caption",
+    "style_description",
+    "with_article",
+]
 
-# {a} the thing with its article, {c} without, {s} the style's description. The first is what prompts look like.
+# {a}: the concept with its article, {c}: without, {s}: the style's description. The first is the form of prompts.
 TEMPLATES = (
     "{c}, {s}",
     "{a}, {s}",
@@ -25,18 +34,18 @@ TEMPLATES = (
     "{a} in the style of {s}",
     "{c} drawn as {s}",
 )
-LONGEST = 26  # words and punctuation marks: what 32 tokens hold, with room for words that split
+LONGEST = 26  # words and punctuation marks; fits 32 tokens although some words are split
 T = TypeVar("T")
 
 
 class Random(Protocol):
-    """What is asked of a source of randomness: `random.Random` and `numpy.random.Generator` both have it."""
+    """`random.Random` or `numpy.random.Generator`."""
 
     def random(self) -> float: ...
 
 
 def prompt(label: str, description: str) -> str:
-    """ "{label}, {description}": the form that bases are asked in, and most captions have."""
+    """ "{label}, {description}": the form of prompts and of most captions."""
     return f"{label}, {description}"
 
 
@@ -51,17 +60,17 @@ def caption(
 ) -> str:
     """One caption, such as "a bullseye, flat minimal vector sticker without outlines, on a navy background".
 
-    concept: id (label, or one of its other captions, now and then with a keyword) or text.
+    concept: id (label or one of its other captions, sometimes with a keyword) or text.
     style: id (one of its two descriptions), text, or None for a caption without style.
-    background: a colour's name, or None for no word about it.
+    background: a colour's name, or None to omit it.
     plain_form: share of captions of the form "{concept}, {style}"; the others use the other templates.
-    plain_label: share that calls the concept by its label. keyword: share that adds one of its keywords.
+    plain_label: share that names the concept by its label. keyword: share that adds one of its keywords.
     """
     thing = concept if isinstance(concept, str) else _wording(concept, rng, plain_label)
-    template = TEMPLATES[0] if rng.random() < plain_form else some(TEMPLATES[1:], rng)
+    template = TEMPLATES[0] if rng.random() < plain_form else choose(TEMPLATES[1:], rng)
     extra = ""
     if not isinstance(concept, str) and rng.random() < keyword:
-        extra = " (" + some(load_meta()["concepts"][concept]["keywords"] or [thing], rng) + ")"
+        extra = " (" + choose(load_meta()["concepts"][concept]["keywords"] or [thing], rng) + ")"
     description = style_description(style, rng)
     ground = "" if background is None else f", on {with_article(background)} background"
     if description is None:
@@ -75,43 +84,45 @@ def caption(
 
 
 def style_description(style: int | str | None, rng: Random) -> str | None:
-    """One of the two descriptions of a style given by id; a text or None is returned as it is."""
-    return style if style is None or isinstance(style, str) else some(load_meta()["styles"][style]["descriptions"], rng)
+    """One of the two descriptions of a style given by id; a text or None is returned unchanged."""
+    return (
+        style if style is None or isinstance(style, str) else choose(load_meta()["styles"][style]["descriptions"], rng)
+    )
 
 
 def scene_caption(
     concepts: Sequence[int | str], style: int | str | None, rng: Random, background: str | None = None
 ) -> str:
-    """ "a rocket, a cactus and a star, {style}, on a navy background"; labels only, so that it stays short."""
+    """ "a rocket, a cactus and a star, {style}, on a navy background"; by labels only, to keep it short."""
     labels = [thing if isinstance(thing, str) else load_meta()["concepts"][thing]["label"] for thing in concepts]
     description = style_description(style, rng)
     ground = "" if background is None else f", on {with_article(background)} background"
-    text = listing(labels)
+    text = join_labels(labels)
     return text + (f", {description}" if description else "") + ground
 
 
-def listing(labels: Sequence[str]) -> str:
+def join_labels(labels: Sequence[str]) -> str:
     """ "a rocket, a cactus and a star": each with its article."""
     things = [with_article(label) for label in labels]
     return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
 
 
 def pieces(text: str) -> list[str]:
-    """Words and punctuation marks: about one token each."""
+    """Words and punctuation marks, about one token each."""
     return re.findall(r"[^\W_]+|[^\w\s]", text)
 
 
-def some(items: Sequence[T], rng: Random) -> T:
-    """One of `items`, each as likely."""
+def choose(items: Sequence[T], rng: Random) -> T:
+    """A uniformly random item."""
     return items[min(int(rng.random() * len(items)), len(items) - 1)]
 
 
 def _wording(concept: int, rng: Random, plain_label: float) -> str:
     entry = load_meta()["concepts"][concept]
-    return entry["label"] if rng.random() < plain_label else some(entry["captions"], rng)
+    return entry["label"] if rng.random() < plain_label else choose(entry["captions"], rng)
 
 
-# Articles, as well as a few rules can; tried on all 1,194 labels.
+# Articles by rules, checked on all 1,194 labels.
 
 
 def _words(text: str) -> frozenset[str]:
@@ -123,7 +134,7 @@ _SINGULAR_S = _words(
     "rhinoceros hippopotamus octopus lotus hibiscus cactus glass hourglass compass bus trolleybus minibus dress abacus "
     "walrus platypus princess boss cross hibiscus virus"
 )
-_BARE = _words(  # masses, games, adjectives, and plurals without an s
+_BARE = _words(  # mass nouns, games, adjectives, and plurals without an s
     "rice bread popcorn butter salt bacon sushi oden mate ice food garlic broccoli spaghetti custard sake fog wood "
     "camping tennis bowling badminton lacrosse pong hockey soap yarn thread dna rain snow money hair honey milk beer "
     "coffee tea water meat music e-mail cooking zzz curry fondue clothes tofu pasta luggage breast-feeding foggy "
@@ -132,13 +143,13 @@ _BARE = _words(  # masses, games, adjectives, and plurals without an s
 )
 _NAMES = ("mount ", "santa ", "mrs. ", "mx ", "tokyo ", "people ")
 _THE = ("milky way", "statue of liberty", "kaaba", "sun")
-_ONE = ("person ", "face ", "head ", "family ", "hand ", "index ", "page ")  # "face holding back tears" is one thing
+_ONE = ("person ", "face ", "head ", "family ", "hand ", "index ", "page ")  # "face holding back tears" is singular
 _AN = re.compile(r"[aeiou]|hour|honest|x-ray|mri|sos", re.I)
 _A = re.compile(r"uni|use|usa|ufo|uk|eu|ew|one", re.I)
 
 
 def with_article(noun: str) -> str:
-    """ "a rocket", "an hourglass", "the sun"; plurals, masses and names bare: "skis", "popcorn", "mount fuji"."""
+    """ "a rocket", "an hourglass", "the sun"; no article for plurals, mass nouns, names: "skis", "popcorn"."""
     if not noun or noun.startswith(_NAMES):
         return noun
     if noun in _THE:

@@ -1,4 +1,4 @@
-"""Colours with names that captions can say: name -> (r, g, b), 0..255."""
+"""Colours by names used in captions: name -> (r, g, b), 0..255."""
 
 from functools import cache
 
@@ -60,7 +60,7 @@ LIGHT: dict[str, RGB] = {
 }
 NAMED: dict[str, RGB] = DARK | MIDDLE | VIVID | LIGHT
 
-# Plain grounds for captions: "on a navy background".
+# Plain backgrounds for captions: "on a navy background".
 BACKGROUNDS: dict[str, RGB] = {
     name: NAMED[name]
     for name in (

@@ -1,8 +1,8 @@
-"""From a package's files to one picture: 128 x 128 RGBA, straight alpha, the object fitted to 87.5 % of the canvas.
+"""Render a source of a package: 128 x 128 RGBA, straight alpha, the object fitted to 87.5 % of the canvas.
 
 A source is rendered at 256 px, cropped to the box where alpha > 12/255, scaled so that its longer side is 112 px
-(Lanczos on premultiplied alpha) and centred. Margins differ per set, and would otherwise tell the style by themselves.
-Bitmap fonts are the exception: one font pixel is 8 x 8 screen pixels, on a fixed grid, without any filter.
+(Lanczos on premultiplied alpha) and centred, since margins differ per set and would identify the style. Exception: in
+bitmap fonts one font pixel becomes 8 x 8 pixels on a fixed grid, unfiltered.
 """
 
 import io
@@ -15,12 +15,12 @@ from PIL import Image
 
 from impasto.errors import UserError
 
-VERSION = 1  # part of every rendered style's key: raise it when a pixel may change
+VERSION = 1  # part of every rendered style's key: increment it when a pixel may change
 SIZE = 128
 RENDER_SIZE = 256
 FILL = 0.875
-ALPHA_EDGE = 12  # what is fainter than this, of 255, is not part of the object's box
-GLYPH_MARGIN = 1.04  # the glyph's square view box, in units of its longer side
+ALPHA_EDGE = 12  # of 255; pixels up to this alpha are outside the object's box
+GLYPH_MARGIN = 1.04  # side of a glyph's square view box in units of the glyph's longer side
 Files = Mapping[str, bytes]
 Reader = Callable[[str], np.ndarray]  # source, as in the alignment table -> uint8 [128, 128, 4]
 
@@ -28,12 +28,12 @@ Reader = Callable[[str], np.ndarray]  # source, as in the alignment table -> uin
 def fit(rgba: np.ndarray, size: int = SIZE) -> np.ndarray:
     """Crop `rgba` (uint8 [h, w, 4], straight alpha) to its object and fit that to 87.5 % of a `size` px canvas.
 
-    Returns uint8 [size, size, 4]; colour is 0 where alpha is 0. Raises ValueError for an empty picture.
+    Returns uint8 [size, size, 4]; colour is 0 where alpha is 0. Raises ValueError for an empty image.
     """
     solid = rgba[..., 3] > ALPHA_EDGE
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     if not len(rows):
-        raise ValueError("the picture is empty")
+        raise ValueError("the image is empty")
     cropped = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = cropped.shape[:2]
     scale = size * FILL / max(height, width)
@@ -80,7 +80,7 @@ def svg_files(files: Files, patterns: list[str]) -> Reader:
 
 
 def image_files(files: Files, patterns: list[str]) -> Reader:
-    """A folder of pictures; a source is a path inside the package."""
+    """A folder of images; a source is a path inside the package."""
     return lambda path: fit(np.asarray(Image.open(io.BytesIO(files[path])).convert("RGBA")))
 
 
@@ -97,7 +97,7 @@ def outline_font(files: Files, patterns: list[str]) -> Reader:
 
 
 def pixel_font(files: Files, patterns: list[str]) -> Reader:
-    """A 16 x 16 bitmap font kept as outlines; a source is a code point.
+    """A 16 x 16 bitmap font stored as outlines; a source is a code point.
 
     Each font pixel becomes 8 x 8 pixels; the glyph is centred on the grid.
     """
@@ -136,7 +136,7 @@ def _only(files: Files, suffix: str) -> bytes:
 
 
 def _glyph_svg(path: str, left: float, top: float, side: float) -> str:
-    """Font outlines point upwards, SVG downwards."""
+    """An SVG of a glyph's path; the y axis of fonts points up, that of SVG down."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {side} {side}">'
         f'<path transform="scale(1,-1)" d="{path}"/></svg>'
@@ -150,7 +150,7 @@ def _glyphs(files: Files, patterns: list[str]) -> Callable[[str], tuple[str, tup
     from fontTools.pens.svgPathPen import SVGPathPen
     from fontTools.ttLib import TTFont
 
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # old fonts' dates are no concern of the user
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns about dates in old fonts
     names = sorted((i, name) for name in files for i, suffix in enumerate(patterns) if name.endswith(suffix))
     owner: dict[int, tuple] = {}
     for _, name in names:
@@ -177,5 +177,5 @@ def _import_extra(module: str):
     try:
         return import_module(module)
     except ImportError:
-        message = f"building the art world needs {module}: pip install 'impasto[artworld]', then the same command again"
+        message = f"building the art world needs {module}: pip install 'impasto[artworld]', then repeat the command"
         raise UserError(message) from None

@@ -1,7 +1,7 @@
-"""The pinned packages that the art comes from: npm's for the icon and emoji sets, Debian's for two fonts.
+"""The pinned source packages of the art world: npm's for the icon and emoji sets, Debian's for two fonts.
 
-Fetched with the ordinary clients (`npm pack`, `apt-get download`), checked against the hashes in `data/sources.json`,
-read in memory. Nothing is installed.
+Fetched by `npm pack` and `apt-get download`, checked against the hashes in `data/sources.json`, read in memory. Nothing
+is installed.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from pathlib import Path
 from impasto.errors import UserError
 from impasto.files import atomic
 
-SHAREALIKE = ("openmoji", "openmoji-black", "emojione-v1")  # CC BY-SA 4.0: their pictures stay under that licence
-TIMEOUT = 900  # seconds for one package; a client that hangs longer is given up
-AGAIN = "the same command goes on from here"
+SHAREALIKE = ("openmoji", "openmoji-black", "emojione-v1")  # CC BY-SA 4.0: their images keep that licence
+TIMEOUT = 900  # seconds for one package
+RESUME_HINT = "the same command resumes"
 
 
 class UnavailableError(Exception):
-    """A package that the package system does not have (in this version): its styles are left out, the rest is built."""
+    """A package is not available in the pinned version: its styles are skipped, the rest is built."""
 
 
 @cache
@@ -33,10 +33,10 @@ def sources() -> dict:
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Bring package `name` into `folder` (once), check its hash, and return the archive's path.
+    """Download package `name` into `folder` (once), check its hash, and return the archive's path.
 
-    Raises UnavailableError where the package system lacks this version, UserError without client or network and for a
-    wrong hash. A file in `folder` under its final name is always whole and checked.
+    Raises UnavailableError when the package system lacks this version, UserError when client or network are missing or
+    the hash is wrong. Files in `folder` are always complete and checked.
     """
     package = sources()["packages"][name]
     kind, suffix = ("sha512", ".tgz") if package["from"] == "npm" else ("sha256", ".deb")
@@ -64,7 +64,7 @@ def check(archive: Path, name: str) -> None:
     if found != package[kind]:
         raise UserError(
             f"{name} {package['version']}: {kind} is {found[:16]}..., expected {package[kind][:16]}...; "
-            f"the package was changed or the download is damaged, nothing of it is used"
+            f"the package was changed or the download is damaged; it is not used"
         )
 
 
@@ -79,11 +79,11 @@ def npm_pack(name: str, version: str, folder: Path) -> Path:
         return archives[0]
     if any(code in done.stderr for code in ("E404", "ETARGET", "notarget")):
         raise UnavailableError(f"npm has no {name} {version}")
-    raise UserError(f"npm could not fetch {name} {version} ({_reason(done.stderr)}); check the network, {AGAIN}")
+    raise UserError(f"npm could not fetch {name} {version} ({_reason(done.stderr)}); check the network, {RESUME_HINT}")
 
 
 def apt_download(name: str, version: str, folder: Path) -> Path:
-    """`apt-get download name=version` in `folder`; where the system's package lists lack it, with lists of its own."""
+    """`apt-get download name=version` in `folder`; retried with private package lists if the system's lack it."""
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
             raise UnavailableError(f"Debian's {name} {version} needs {tool}, which is not on the PATH")
@@ -96,7 +96,7 @@ def apt_download(name: str, version: str, folder: Path) -> Path:
     archives = sorted(folder.glob("*.deb"))
     if done.returncode == 0 and archives:
         return archives[0]
-    raise UnavailableError(f"Debian's {name} {version} is not to be had here ({_reason(done.stderr)})")
+    raise UnavailableError(f"Debian's {name} {version} is not available ({_reason(done.stderr)})")
 
 
 CLIENTS = {"npm": npm_pack, "debian": apt_download}
@@ -105,7 +105,7 @@ CLIENTS = {"npm": npm_pack, "debian": apt_download}
 def unpack(archive: Path, patterns: list[str]) -> dict[str, bytes]:
     """The files of an npm tarball or a Debian package whose path contains one of `patterns`: path -> bytes.
 
-    npm's leading `package/` is dropped, so that paths read as in the alignment table.
+    Paths are without the first folder (npm's `package/`), as in the alignment table.
     """
     if archive.suffix == ".deb":
         tarball = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], capture_output=True, check=True).stdout
@@ -120,7 +120,7 @@ def unpack(archive: Path, patterns: list[str]) -> dict[str, bytes]:
 
 
 def _private_lists(folder: Path) -> list[str]:
-    """apt options that keep package lists and caches under `folder`: works for any user, changes nothing outside."""
+    """apt options that keep package lists and caches under `folder`, for any user, without changing the system's."""
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     options = (f"Dir::State::Lists={folder}/lists", f"Dir::Cache={folder}/cache", "Debug::NoLocking=true")
@@ -137,8 +137,8 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _reason(stderr: str) -> str:
-    """The line of a client's error output that says most, without its prefix."""
+    """The most informative line of a client's error output, without its prefix."""
     lines = [line.removeprefix("npm").strip() for line in stderr.splitlines() if line.strip()]
     lines = [line.removeprefix("ERR!").removeprefix("error").removeprefix("E:").strip() for line in lines]
-    telling = [line for line in lines if line.startswith(("code ", "network ", "Version", "Unable", "Failed"))]
-    return (telling or lines or ["no reason given"])[0][:160]
+    informative = [line for line in lines if line.startswith(("code ", "network ", "Version", "Unable", "Failed"))]
+    return (informative or lines or ["no reason given"])[0][:160]

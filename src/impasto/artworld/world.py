@@ -1,4 +1,4 @@
-"""The art world in memory: pictures with straight alpha, each with its style and its concept."""
+"""The art world in memory: images with straight alpha, each with its style and concept."""
 
 import csv
 import gzip
@@ -19,8 +19,8 @@ from impasto.files import cache_dir as _cache_dir
 
 DATA_NAME = "artworld128.safetensors"
 
-# What a reference picture may show: core concepts, none an evaluation concept, from all five groups of the core,
-# drawn in all 12 train styles and in as many held-out styles as can be (4 to 7, 6.3 on average).
+# Concepts of reference images: core concepts, not evaluation concepts, from all five groups of the core, available in
+# all 12 train styles and in as many held-out styles as possible (4 to 7, 6.3 on average).
 REFERENCE_LABELS = (
     *("rabbit face", "pig face", "cat", "bear", "elephant", "seedling"),
     *("tangerine", "bread", "cookie", "tomato"),
@@ -31,13 +31,13 @@ REFERENCE_LABELS = (
 
 
 def cache_dir() -> Path:
-    """Where the built art world lies: `$IMPASTO_CACHE/artworld`, by default `~/.cache/impasto/artworld`."""
+    """The folder of the built art world: `$IMPASTO_CACHE/artworld`, by default `~/.cache/impasto/artworld`."""
     return _cache_dir("artworld")
 
 
 @dataclass(frozen=True)
 class ArtWorld:
-    """n pictures, 128 px.
+    """n images, 128 px.
 
     rgba: uint8 [n, 128, 128, 4], straight alpha, colour 0 where alpha is 0; the object fills 87.5 % of the canvas.
     style_id, concept_id: int16 [n], indices into `meta["style_names"]` and `meta["concepts"]`.
@@ -53,27 +53,27 @@ class ArtWorld:
         return len(self.style_id)
 
     def rgb(self, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
-        """The pictures over a plain `background` (three values of 0..255): uint8 [n, 128, 128, 3]."""
+        """The images over a plain `background` (three values of 0..255): uint8 [n, 128, 128, 3]."""
         return over(self.rgba, background)
 
     def rows(self, styles: Iterable | None = None, concepts: Iterable | None = None) -> np.ndarray:
-        """Indices (int64, ascending) of the pictures of these styles and concepts; None means all. Names or ids."""
+        """Indices (int64, ascending) of the images of these styles and concepts (names or ids; None: all)."""
         return np.flatnonzero(_chosen(self.style_id, self.concept_id, styles, concepts, self.meta))
 
     def select(self, styles: Iterable | None = None, concepts: Iterable | None = None) -> "ArtWorld":
-        """Only these styles and concepts (names or ids; None means all)."""
+        """The art world restricted to these styles and concepts (names or ids; None: all)."""
         rows = self.rows(styles, concepts)
         return ArtWorld(self.rgba[rows], self.style_id[rows], self.concept_id[rows], self.meta)
 
     def index(self, style: str | int, concept: str | int) -> int:
-        """The row of one picture. Raises UserError for an unknown name and for a pair that was never drawn."""
+        """The row of one image. Raises UserError for an unknown name or a missing pair."""
         row = self.table()[style_index(style, self.meta), concept_index(concept, self.meta)]
         if row < 0:
-            raise UserError(f"there is no picture of {concept!r} in style {style!r}")
+            raise UserError(f"there is no image of {concept!r} in style {style!r}")
         return int(row)
 
     def table(self) -> np.ndarray:
-        """int32 [19, 1194]: the row of every (style, concept), -1 where there is no picture."""
+        """int32 [19, 1194]: the row of every (style, concept), -1 if there is no image."""
         return self._table
 
     @cached_property
@@ -90,12 +90,12 @@ def over(rgba: np.ndarray, background: Sequence[int] | np.ndarray) -> np.ndarray
     """
     result = np.empty((*rgba.shape[:-1], 3), np.uint8)
     ground = np.broadcast_to(np.asarray(background, np.uint16), result.shape)
-    if rgba.ndim > 3:  # one picture at a time stays in the processor's cache
+    if rgba.ndim > 3:  # one image at a time fits the CPU cache
         for i in range(len(rgba)):
             result[i] = over(rgba[i], ground[i])
         return result
     alpha = rgba[..., 3].astype(np.uint16)
-    for channel in range(3):  # far quicker than one product with an innermost axis of three
+    for channel in range(3):  # much faster than one product with an innermost axis of three
         mix = rgba[..., channel] * alpha
         mix += ground[..., channel] * (255 - alpha)
         mix += 128
@@ -106,11 +106,11 @@ def over(rgba: np.ndarray, background: Sequence[int] | np.ndarray) -> np.ndarray
 
 
 def load(styles: Iterable | None = None, concepts: Iterable | None = None, path: Path | str | None = None) -> ArtWorld:
-    """The built art world, or some of it: only what is asked for is decoded (all of it: 1.1 GB, some seconds).
+    """The built art world; only the selected images are decoded (all of them: 1.1 GB, some seconds).
 
-    styles: names or ids; concepts: labels, hex codes or ids; None means all.
+    styles: names or ids; concepts: labels, hex codes or ids; None: all.
     path: the data file; default `cache_dir() / "artworld128.safetensors"`.
-    Raises UserError where it was not built, was built without one of `styles`, or cannot be read.
+    Raises UserError when it is not built, lacks one of `styles`, or cannot be read.
     """
     path = Path(path) if path is not None else cache_dir() / DATA_NAME
     if not path.is_file():
@@ -119,7 +119,7 @@ def load(styles: Iterable | None = None, concepts: Iterable | None = None, path:
 
 
 def load_slice(styles: Iterable | None = None, concepts: Iterable | None = None) -> ArtWorld:
-    """The slice that ships with the package: the 7 held-out styles x (52 evaluation + 24 reference concepts)."""
+    """The slice in the package: the 7 held-out styles x (52 evaluation + 24 reference concepts)."""
     return _load(Path(str(files("impasto.artworld").joinpath("data/slice.safetensors"))), styles, concepts)
 
 
@@ -134,7 +134,7 @@ def _load(path: Path, styles: Iterable | None, concepts: Iterable | None) -> Art
         styles = [style_index(style, meta) for style in styles]
         absent = [meta["style_names"][style] for style in styles if style not in data["style_id"]]
         if absent:
-            raise UserError(f"{path} has no pictures of {', '.join(absent)}: run `impasto artworld build`")
+            raise UserError(f"{path} has no images of {', '.join(absent)}: run `impasto artworld build`")
     rows = np.flatnonzero(_chosen(data["style_id"], data["concept_id"], styles, concepts, meta))
     rgba = np.empty((len(rows), 128, 128, 4), np.uint8)
     for target, row in zip(rgba, rows, strict=True):
@@ -185,7 +185,7 @@ def _concept_names() -> dict[str, int]:
 
 
 def free_concepts() -> list[int]:
-    """Ids of what settings are chosen on: core concepts drawn in all train styles, neither evaluation nor reference
+    """Ids of the concepts for choosing settings: core concepts in all train styles, neither evaluation nor reference
     concepts."""
     split = load_meta()["split"]
     banned = {*split["evaluation_concepts"], *split["reference_concepts"]}
@@ -194,15 +194,15 @@ def free_concepts() -> list[int]:
 
 @cache
 def load_meta() -> dict:
-    """What is known about styles and concepts; ids are positions in these lists. Shared: do not change it.
+    """Metadata of styles and concepts; ids are positions in these lists. Cached: do not modify.
 
-    style_names: 19 names. drawn: per style, the ids of the concepts it has.
+    style_names: 19 names. drawn: per style, the ids of its concepts.
     styles: {name, n, package, version, licence, author, family, descriptions (2), colour, kind, format}.
     concepts: 1,194 x {hex, emoji, label, group, subgroup, captions, keywords, n_styles}. captions: their `captions`.
-    recommended: the split as it came with the data. split: the same as lists of ids, completed:
+    recommended: the split of the data. split: the same as lists of ids, with derived sets:
     train_styles (12), primary_styles (3), secondary_styles (4), heldout_styles (the 7 of both),
     evaluation_concepts (52), core_concepts (835), reference_concepts (24),
-    core_everywhere (core concepts drawn in all 12 train styles, and the evaluation concepts).
+    core_everywhere (core concepts available in all 12 train styles, and the evaluation concepts).
     """
     packed = files("impasto.artworld").joinpath("data/meta.json.gz").read_bytes()
     meta = json.loads(gzip.decompress(packed))
@@ -217,7 +217,7 @@ def load_meta() -> dict:
 
 @cache
 def alignment() -> list[tuple[str, str, str]]:
-    """The table of the 16,464 checked pairs: (style name, concept's hex code, source in the style's package)."""
+    """The 16,464 checked pairs: (style name, concept's hex code, source in the style's package)."""
     packed = files("impasto.artworld").joinpath("data/alignment.tsv.gz").read_bytes()
     rows = csv.DictReader(io.StringIO(gzip.decompress(packed).decode()), delimiter="\t", quoting=csv.QUOTE_NONE)
     return [(row["style"], row["concept"], row["source"]) for row in rows]

@@ -1,4 +1,4 @@
-"""What impasto knows of each base model, as data: cards.toml, and the `impasto.json` of a folder."""
+"""Base model cards: cards.toml and the `impasto.json` of a folder."""
 
 import math
 import tomllib
@@ -12,7 +12,7 @@ from impasto.errors import UserError, nearest
 from impasto.families.files import pipeline_class
 from impasto.files import read_object
 
-CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
+CARD_TYPES = {  # types of the keys of an `impasto.json`; see cards.toml
     "size": int,
     "bucket_step": int,
     "embedded": bool,
@@ -28,20 +28,20 @@ CARD = {  # types of what a folder's `impasto.json` may say; see cards.toml
 
 @cache
 def cards() -> dict[str, dict[str, Any]]:
-    """`cards.toml`: per base, or per pipeline class, how it is spoken to and trained."""
+    """`cards.toml`: the card of each base and of each pipeline class."""
     return tomllib.loads(Path(__file__).with_name("cards.toml").read_text(encoding="utf-8"))
 
 
 def embedded() -> list[str]:
-    """Names of the base models that come with the package."""
+    """Names of the embedded base models."""
     return [name for name, card in cards().items() if card.get("embedded")]
 
 
 def check_name(base: str) -> None:
-    """Raise UserError unless `base` is a folder, a safetensors file, embedded, or at least written like a hub id."""
-    from impasto.bases.single_file import is_file
+    """Raise UserError unless `base` is a folder, a safetensors file, an embedded name, or has the form of a hub id."""
+    from impasto.bases.single_file import is_checkpoint
 
-    if Path(base).is_dir() or base in embedded() or is_file(base):
+    if Path(base).is_dir() or base in embedded() or is_checkpoint(base):
         return
     if not HUB_ID.fullmatch(base):
         raise UserError(
@@ -51,26 +51,26 @@ def check_name(base: str) -> None:
 
 
 def card(base: str) -> dict[str, Any]:
-    """What is known about `base` without loading it: the class's card, the base's, the folder's own.
+    """The card of `base`, without loading it: its class's card, updated by the base's own and by the folder's.
 
-    A folder may carry an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card; of "generate" and
-    "train" it may say a part. A hub id that is no entry is asked for its class alone (see `part_config`); nothing is
-    known where that cannot be had. FLUX without an input for guidance goes by schnell's card, but for its licence.
-    Raises UserError when `base` is none of a folder, an embedded name and a hub id.
+    A folder may have an `impasto.json` with a "name" (an entry of cards.toml) and any key of a card; its tables
+    "generate", "train" and "style" may be partial. For a hub id without an entry, the pipeline class is looked up (see
+    `part_config`); without network the card is {}. FLUX without a guidance input uses schnell's card except for its
+    licence. Raises UserError when there is no such base.
     """
     check_name(base)
     folder = Path(base)
     known = cards()
     if folder.is_file():
-        from impasto.bases.single_file import base_card
+        from impasto.bases.single_file import card_name
 
-        return card(base_card(folder)) | {"license": "other"}
+        return card(card_name(folder)) | {"license": "other"}
     if not folder.is_dir():
         own, name = {}, base
-        told = known.get(base) or part_config(base, "model_index.json")
-        pipeline = told.get("pipeline") or told.get("_class_name", "")
+        index = known.get(base) or part_config(base, "model_index.json")
+        pipeline = index.get("pipeline") or index.get("_class_name", "")
     else:
-        own = own_card(folder / "impasto.json")
+        own = folder_card(folder / "impasto.json")
         name, pipeline = str(own.get("name", "")), pipeline_class(folder)
     named = known.get(name, {})
     if pipeline == "FluxPipeline" and not named:
@@ -82,26 +82,26 @@ def card(base: str) -> dict[str, Any]:
     return found | own | {table: found.get(table, {}) | own[table] for table in merged}
 
 
-def own_card(file: Path) -> dict[str, Any]:
-    """What an `impasto.json` says, {} where there is none. Raises UserError when it cannot be read, and for a value of
-    another type than a card has there (CARD)."""
+def folder_card(file: Path) -> dict[str, Any]:
+    """The content of an `impasto.json`, {} if there is none. Raises UserError when it cannot be read or a value does
+    not have its type in CARD_TYPES."""
     from impasto.bases.style_defaults import of_card
     from impasto.coerce import convert
 
     try:
         own = read_object(file) if file.is_file() else {}
     except (OSError, ValueError):
-        raise UserError(f"{file} cannot be read: mend it, or remove it") from None
+        raise UserError(f"{file} cannot be read: repair or remove it") from None
     recipes = own.get("recipes", {})
     tables = {name: own[name] for name in ("generate", "train", "style", "recipes", "text_lengths") if name in own}
     tables |= {f"recipes.{name}": keys for name, keys in recipes.items()} if isinstance(recipes, dict) else {}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UserError(f"{file}: {name} must be a table, not {table!r}")
-    said = own | {f"generate.{key}": value for key, value in own.get("generate", {}).items()}
-    for key, kind in CARD.items():
-        if key in said:
-            convert(said[key], kind, f"{file}: {key}")
+    flat = own | {f"generate.{key}": value for key, value in own.get("generate", {}).items()}
+    for key, kind in CARD_TYPES.items():
+        if key in flat:
+            convert(flat[key], kind, f"{file}: {key}")
     if "style" in own:
         of_card(own, where=f"{file}: style")
     if "text_lengths" in own:
@@ -110,7 +110,7 @@ def own_card(file: Path) -> dict[str, Any]:
 
 
 def check_lengths(lengths: Mapping[str, Any], file: Path) -> None:
-    """Raise UserError unless `text_lengths` of an `impasto.json` are numbers of tokens with shares above 0."""
+    """Raise UserError unless `text_lengths` of an `impasto.json` maps numbers of tokens to shares above 0."""
     from impasto.coerce import convert
 
     shares = [convert(share, float, f"{file}: text_lengths.{length}") for length, share in lengths.items()]

@@ -1,10 +1,10 @@
-"""The embedded base models: stored once in the package, assembled as ordinary diffusers folders in the cache.
+"""The embedded base models, assembled from the package into diffusers folders in the cache.
 
-The package holds shared parts once (`models/autoencoder`, `models/clip`) and per base its denoiser, its scheduler and
-its card. `ensure(name)` writes the folder that `from_pretrained` of its pipeline reads with no other argument:
-SD3 wants three text encoders, so the second CLIP tower and T5 are tiny ones whose outputs are zero, and T5's tokeniser
-reads every text as empty. Weights are fp16 on disk; `"dtype": "float32"` in the text encoders' configs makes the plain
-call run in one type.
+The package holds the shared components (`models/autoencoder`, `models/clip`) and per base a denoiser, a scheduler and
+a card. `ensure(name)` writes a folder that the pipeline's `from_pretrained` loads without further arguments. SD3 needs
+three text encoders: the second CLIP tower and T5 are tiny models whose outputs are zero, and T5's tokeniser encodes
+every text as empty. Weights are stored in fp16; `"dtype": "float32"` in the text encoders' configs makes pipelines load
+all of them in one dtype.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from impasto.errors import UserError, nearest
 from impasto.families.base import quiet
 from impasto.files import MODELS, atomic_folder, cache_dir
 
-DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # and the folder of its weights
+DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # name: the folder of its denoiser's weights
 NAMES = tuple(DENOISER)
-SIZES = "sizes.json"  # of the files of an assembled folder
-ZERO_WIDTH = 8  # of the second CLIP tower
+SIZES = "sizes.json"  # lists the file sizes of an assembled folder
+ZERO_WIDTH = 8  # width of the second CLIP tower
 
 
 def names() -> tuple[str, ...]:
@@ -32,12 +32,12 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> dict:
-    """The card of an embedded base: scores, concepts, pictures seen, device, time, hash."""
+    """The `card.json` of an embedded base: scores, concepts, training images, device, time, hash."""
     return json.loads((MODELS / name / "card.json").read_text(encoding="utf-8"))
 
 
 def weights_hash(name: str) -> str:
-    """sha256 over what its pictures depend on: denoiser, scheduler, autoencoder, text tower and tokeniser."""
+    """sha256 over denoiser, scheduler, autoencoder, text tower and tokeniser."""
     digest = hashlib.sha256()
     for folder in (MODELS / name / DENOISER[name], MODELS / name / "scheduler", MODELS / "autoencoder"):
         for path in sorted(p for p in folder.iterdir() if p.name != "card.json"):
@@ -49,17 +49,17 @@ def weights_hash(name: str) -> str:
 
 
 def ensure(name: str) -> Path:
-    """The diffusers folder of an embedded base, assembled in the cache where it is not there yet.
+    """The diffusers folder of an embedded base, assembled in the cache if it is not there yet.
 
-    Raises UserError for an unknown name, or one whose weights are not in the package.
+    Raises UserError for an unknown name, or one without weights in the package.
     """
     if name not in NAMES:
         raise UserError(f"unknown embedded base {name!r}; {nearest(name, NAMES)}")
     if name not in names():
         raise UserError(f"the weights of {name} are not in this package; make them with: impasto pretrain {name}")
     folder = cache_dir("bases", f"{name}-{weights_hash(name)[:12]}")
-    if not whole(folder):
-        with atomic_folder(folder, whole) as scratch:
+    if not is_complete(folder):
+        with atomic_folder(folder, is_complete) as scratch:
             with quiet():
                 write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
             sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
@@ -67,8 +67,8 @@ def ensure(name: str) -> Path:
     return folder
 
 
-def whole(folder: Path) -> bool:
-    """Whether an assembled folder has all of its files, in the sizes in which they were written."""
+def is_complete(folder: Path) -> bool:
+    """Whether an assembled folder has all of its files, in their original sizes."""
     try:
         listed = folder / SIZES
         sizes = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {"model_index.json": None}
@@ -80,7 +80,7 @@ def whole(folder: Path) -> bool:
 def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> None:
     """Assemble `folder` from a base's folder (denoiser, scheduler, card), an autoencoder's and a CLIPModel's.
 
-    The last part of `base` is the base's name, which says what pipeline it is.
+    The name of the folder `base` is the base's name and selects the pipeline.
     """
     for part in (DENOISER[base.name], "scheduler"):
         shutil.copytree(base / part, folder / part)
@@ -94,7 +94,7 @@ def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> Non
 
 
 def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
-    """The small CLIP's text tower with its tokeniser; returns the pipeline's index."""
+    """Write the small CLIP's text tower and tokeniser; returns the pipeline's index."""
     from transformers import CLIPTextModel
 
     tower = text_tower(clip)
@@ -116,7 +116,7 @@ def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
 
 
 def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
-    """The small CLIP's text tower with its tokeniser, a second tower and a T5 that give zeros; returns the index."""
+    """Write the small CLIP's text tower and tokeniser, a second tower and a T5 of zeros; returns the index."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     tower = text_tower(clip)
@@ -159,7 +159,7 @@ def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
         "text_encoder_3": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],  # T5TokenizerFast would put its own rules in place
+        "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],  # T5TokenizerFast would replace the rules
         "transformer": ["diffusers", "SD3Transformer2DModel"],
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
@@ -167,7 +167,7 @@ def write_sd3_text(folder: Path, clip: Path) -> dict[str, Any]:
 
 
 def clip_tokenizer(clip: Path):
-    """The tokeniser of a saved CLIPModel. It would note whether one is offline; a base has one hash."""
+    """The tokeniser of a saved CLIPModel, without the offline flag that it would save into the hashed folder."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(clip)
@@ -176,7 +176,7 @@ def clip_tokenizer(clip: Path):
 
 
 def text_tower(clip: Path):
-    """The text tower of a saved CLIPModel as the CLIPTextModelWithProjection that pipelines use, float32."""
+    """The text tower of a saved CLIPModel as a CLIPTextModelWithProjection, float32."""
     from transformers import CLIPConfig, CLIPTextModelWithProjection
 
     config: Any = CLIPConfig.from_pretrained(clip).text_config
@@ -188,13 +188,13 @@ def text_tower(clip: Path):
 
 
 def text_weights(clip: Path) -> dict[str, torch.Tensor]:
-    """The text half of a saved CLIPModel, `text_model.*` and `text_projection.*`, as float32."""
+    """The tensors `text_model.*` and `text_projection.*` of a saved CLIPModel, float32."""
     stored = load_file(clip / "model.safetensors")
     return {k: value.float() for k, value in stored.items() if k.startswith(("text_model.", "text_projection."))}
 
 
 def empty_t5_tokenizer():
-    """A T5 tokeniser of four tokens that reads every text as empty: one end token, then padding; nothing is 'cut'."""
+    """A T5 tokeniser that encodes every text as empty (one end token, then padding), so that nothing is truncated."""
     from tokenizers import Regex, Tokenizer, normalizers, processors
     from tokenizers.models import Unigram
     from transformers import PreTrainedTokenizerFast

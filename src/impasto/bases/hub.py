@@ -14,9 +14,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def part_config(base: str, name: str) -> dict[str, Any]:
-    """A configuration of a diffusers folder or a hub id, such as "unet/config.json"; {} where it cannot be had.
+    """A JSON file of a diffusers folder or a hub id, such as "unet/config.json"; {} if it is not available.
 
-    A hub id's is looked up in the hub's cache, else fetched (a few kB).
+    For a hub id it is read from the hub's cache, else downloaded (a few kB).
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -26,25 +26,25 @@ def part_config(base: str, name: str) -> dict[str, Any]:
             file = Path(base, name)
         elif HUB_ID.fullmatch(base):
             found = try_to_load_from_cache(base, name)
-            file = Path(found) if isinstance(found, str) else fetched(base, name)
+            file = Path(found) if isinstance(found, str) else hub_file(base, name)
         return read_object(file) if file else {}
-    except (OSError, ValueError):  # a damaged one, or what the hub does not take for an id, such as "../x"
+    except (OSError, ValueError):  # a damaged file, or not a valid id, such as "../x"
         return {}
 
 
 @cache
-def fetched(base: str, name: str) -> Path | None:
-    """One file of a hub id; None when it cannot be had, for which nobody is asked twice."""
+def hub_file(base: str, name: str) -> Path | None:
+    """One file of a hub id, downloaded; None when it is not available (also cached: no second request)."""
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(base, name))
-    except Exception:  # hub, http and file system errors have no common class; who needs the base is told by `download`
+    except Exception:  # hub, http and file system errors have no common class; `download` reports them
         return None
 
 
 def download(base: str) -> Path:
-    """The folder of a hub id in the hub's cache. Raises UserError when it cannot be had, saying what to do."""
+    """The folder of a hub id in the hub's cache, downloaded. Raises UserError with the next step when that fails."""
     from diffusers import DiffusionPipeline
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -60,35 +60,35 @@ def download(base: str) -> Path:
                     raise
             return Path(DiffusionPipeline.download(base, use_safetensors=True, variant=VARIANT))
     except Exception as error:  # hub, http and file system errors have no common class
-        causes = chain(error)
+        causes = error_chain(error)
         if any(isinstance(cause, GatedRepoError) for cause in causes):
-            why = f"is gated: accept its licence at {page}, make a token, and give it to `hf auth login`"
+            why = f"is gated: accept its licence at {page}, create a token, and log in with `hf auth login`"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            why = f"is not on the hub, or private: check {page}, and `hf auth login` where it is yours"
+            why = f"is not on the hub, or private: check {page}, and log in with `hf auth login` if it is yours"
         elif lacks_safetensors(error):
-            why = f"has weights that are no safetensors, and pickles are not read: see {page} for another upload of it"
+            why = f"has no safetensors weights, and pickles are not read: see {page} for another upload of it"
         else:
-            said = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
+            cause = (str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0]
             why = (
-                f"is not a folder here and cannot be fetched from the hub ({said[:150]}); "
-                "check the name and the network, and `hf auth login` for gated models"
+                f"is not a local folder and cannot be fetched from the hub ({cause[:150]}); "
+                "check the name and the network, and log in with `hf auth login` for gated models"
             )
         raise UserError(f"base {base!r} {why}") from None
 
 
 def lacks_safetensors(error: Exception) -> bool:
-    """Whether diffusers says that a component has no safetensors (of the variant that was asked for)."""
+    """Whether diffusers reports a component without safetensors (of the requested variant)."""
     return "Could not find the necessary `safetensors` weights" in str(error)
 
 
-def chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, the first cause last."""
+def error_chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes, the first cause last."""
     inner = error.__cause__ or error.__context__
-    return [error, *(chain(inner) if inner else [])]
+    return [error, *(error_chain(inner) if inner else [])]
 
 
-def hub_configs(base: str) -> dict[str, dict[str, Any]] | None:
-    """What the planner wants to know of a hub id, by file; None where one of them cannot be had."""
+def read_hub_configs(base: str) -> dict[str, dict[str, Any]] | None:
+    """The configurations of a hub id, {file name: content}; None if one is not available."""
     index = part_config(base, "model_index.json")
     if "_class_name" not in index:
         return None

@@ -1,9 +1,9 @@
-"""Single-file checkpoints: `model.safetensors` in its authors' own layout, made an ordinary diffusers folder once.
+"""Single-file checkpoints: convert a `model.safetensors` in its authors' layout to a diffusers folder, once.
 
-What a file is, its tensors' names say; the configurations come with the package (`configs/<architecture>`), so that no
-network is asked. diffusers' `from_single_file` converts; what the file does not hold (always the tokenisers, often text
-encoders and autoencoder) is linked from the folder that `--components` names. The result lies in the cache, named by
-the contents of both, and is read like any other base.
+The architecture is detected by tensor names; the configurations come with the package (`configs/<architecture>`), so
+that no network is needed. diffusers' `from_single_file` converts; components that the file lacks (always tokenisers,
+often text encoders and autoencoder) are linked from the folder `--components`. The result is cached under a hash of the
+contents of both, and is loaded like any other base.
 """
 
 import json
@@ -18,13 +18,13 @@ from typing import Any
 
 from impasto.bases.hub import part_config
 from impasto.errors import UserError
-from impasto.families.files import SCHEDULER, file_hash, outlined, read_of, without_variants
+from impasto.families.files import SCHEDULER, component_files, file_hash, without_variants, write_config_folder
 from impasto.files import atomic_folder, cache_dir
 
 CONFIGS = Path(__file__).with_name("configs")
 PREFIX = "model.diffusion_model."
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-BASES = {  # architecture: the base whose card it goes by
+CARD_NAMES = {  # by architecture
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
     "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
@@ -34,7 +34,7 @@ BASES = {  # architecture: the base whose card it goes by
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 CLIP_L, CLIP_G, T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
-HOLDS = {  # pipeline class: where a file that holds a component has it
+TEXT_ENCODER_PREFIXES = {  # by pipeline class, the tensor name prefixes of text encoders
     "FluxPipeline": {"text_encoder": CLIP_L, "text_encoder_2": T5},
     "StableDiffusion3Pipeline": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5},
     "StableDiffusionXLPipeline": {
@@ -43,16 +43,15 @@ HOLDS = {  # pipeline class: where a file that holds a component has it
     },
     "StableDiffusionPipeline": {"text_encoder": "cond_stage_model.transformer."},
 }
-VAE = ("first_stage_model.", "vae.")
-OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}  # of no use without each other
-CLIPS_ALONE = "prompts are read by the CLIPs alone (77 tokens)"
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}  # only together
+CLIPS_ALONE = "prompts are encoded by the CLIPs alone (77 tokens)"
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def is_file(base: str) -> bool:
-    """Whether `base` is written like a checkpoint file. Raises UserError for a pickle, for GGUF, and for a file that is
-    not."""
+def is_checkpoint(base: str) -> bool:
+    """Whether `base` is the path of a safetensors file. Raises UserError for a pickle, GGUF, or a missing file."""
     path = Path(base)
     if path.suffix == ".gguf" and path.is_file():
         raise UserError(f"base {base!r} is GGUF, which is not read: get its safetensors version (see --quantize)")
@@ -66,7 +65,7 @@ def is_file(base: str) -> bool:
 
 
 def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Names with shapes, and names with types, of a file's tensors. Raises UserError when it cannot be read."""
+    """(name -> shape, name -> dtype) of a file's tensors. Raises UserError when it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -75,13 +74,13 @@ def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
             shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
             return shapes, {name: s.get_dtype() for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"base {str(file)!r} is damaged, or no safetensors file: {error}; fetch it again") from None
+        raise UserError(f"base {str(file)!r} is damaged, or not a safetensors file: {error}; fetch it again") from None
 
 
-def architecture(shapes: Shapes, file: Path | str = "") -> str:
-    """One of BASES by the names of the tensors; FLUX.1-Kontext has dev's, and is taken for dev.
+def detect_architecture(shapes: Shapes, file: Path | str = "") -> str:
+    """The architecture, a key of CARD_NAMES, by tensor names (FLUX.1-Kontext's equal dev's).
 
-    Raises UserError for anything else, saying what it is if known.
+    Raises UserError for any other, naming it if known.
     """
 
     def refuse(what: str) -> UserError:
@@ -96,7 +95,7 @@ def architecture(shapes: Shapes, file: Path | str = "") -> str:
         if "distilled_guidance_layer.in_proj.bias" in names or "single_stream_modulation.lin.weight" in names:
             raise refuse("a relative of FLUX.1 (Chroma or FLUX.2)")
         if names["img_in.weight"][1] != names["final_layer.linear.weight"][0]:
-            raise refuse("a FLUX.1 that takes a picture (Fill, Depth, Canny)")
+            raise refuse("a FLUX.1 with an image input (Fill, Depth, Canny)")
         return "flux-dev" if "guidance_in.in_layer.weight" in names else "flux-schnell"
     if "joint_blocks.0.context_block.attn.qkv.weight" in names:
         if "joint_blocks.0.x_block.attn2.qkv.weight" in names:
@@ -117,33 +116,33 @@ def architecture(shapes: Shapes, file: Path | str = "") -> str:
     return "sd15"
 
 
-def base_card(file: Path) -> str:
-    """The name of the card that a file goes by."""
-    return BASES[architecture(read_header(file)[0], file)]
+def card_name(file: Path) -> str:
+    """The name in cards.toml of a file's card."""
+    return CARD_NAMES[detect_architecture(read_header(file)[0], file)]
 
 
-def outline(file: Path, components: Path | None = None, configs: Path | None = None) -> Path:
-    """The folder that `convert` would make, of configurations alone: nothing is read but the file's header.
+def config_folder(file: Path, components: Path | None = None, configs: Path | None = None) -> Path:
+    """The configurations, without weights, of the folder that `convert` would make; reads only the file's header.
 
-    What neither the file nor components holds is described by the shipped configurations. Raises UserError when the
-    file cannot be read or is of no known architecture.
+    For components that neither the file nor `components` holds, the shipped configurations are used. Raises UserError
+    when the file cannot be read or its architecture is unknown.
     """
     shapes, _ = read_header(file)
-    config = (configs or CONFIGS) / architecture(shapes, file)
-    texts = {f.relative_to(config).as_posix(): json.loads(f.read_text(encoding="utf-8")) for f in files(config)}
-    inside = held(shapes, texts["model_index.json"])
+    config = (configs or CONFIGS) / detect_architecture(shapes, file)
+    texts = {f.relative_to(config).as_posix(): json.loads(f.read_text(encoding="utf-8")) for f in plain_files(config)}
+    in_file = components_in_file(shapes, texts["model_index.json"])
     for name in texts if components is not None else ():
         part, _, file_name = name.partition("/")
-        if file_name and part not in inside:
+        if file_name and part not in in_file:
             texts[name] = part_config(str(components), name) or texts[name]
     scheduler = scheduler_config(config, shapes)
     texts["model_index.json"]["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    return outlined(texts | {SCHEDULER: scheduler})
+    return write_config_folder(texts | {SCHEDULER: scheduler})
 
 
 def scheduler_config(config: Path, shapes: Shapes) -> dict[str, Any]:
-    """The shipped scheduler as the file's marks change it: "v_pred", which v-prediction fine-tunes of SDXL carry, and
-    "ztsnr", of those that go to zero terminal SNR: their drawing has to begin at that level, which PNDM cannot."""
+    """The shipped scheduler's config, updated by marker tensors of the file: "v_pred" of v-prediction fine-tunes of
+    SDXL, "ztsnr" of those with zero terminal SNR, whose sampling has to start at that level (PNDM cannot)."""
     scheduler = json.loads((config / SCHEDULER).read_text(encoding="utf-8"))
     if "v_pred" in shapes:
         scheduler |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
@@ -155,108 +154,113 @@ def scheduler_config(config: Path, shapes: Shapes) -> dict[str, Any]:
 
 
 def convert(file: Path, components: Path | None, configs: Path | None = None) -> Path:
-    """The diffusers folder of a checkpoint, made in the cache where it is not there yet.
+    """The diffusers folder of a checkpoint, written to the cache if it is not there yet.
 
-    components: a diffusers folder for what the file does not hold. configs: instead of CONFIGS. Raises UserError when
-    the file cannot be read, is of no known architecture, or when something is in neither.
+    components: a diffusers folder for the components that the file lacks. configs: instead of CONFIGS. Raises UserError
+    when the file cannot be read, its architecture is unknown, or a component is in neither.
     """
     shapes, types = read_header(file)
-    name = architecture(shapes, file)
+    name = detect_architecture(shapes, file)
     config = (configs or CONFIGS) / name
     index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
-    inside, outside = split(file, shapes, index, components)
-    used = own_weights(shapes, index)
-    precision = stored_as({types[key] for key in used})
-    told = {"file": file_hash(file), "architecture": name, "precision": precision}
-    told |= {"configs": {f.relative_to(config).as_posix(): file_hash(f) for f in files(config)}}
-    told |= {part: {f.name: file_hash(f) for f in files(folder)} for part, folder in outside.items()}
-    told |= {"scheduler": scheduler_config(config, shapes)} if shapes.keys() >= {"v_pred", "ztsnr"} else {}
-    key = json.dumps(told, sort_keys=True)
+    in_file, elsewhere = split_components(file, shapes, index, components)
+    used = component_tensors(shapes, index)
+    precision = target_dtype({types[key] for key in used})
+    key_content = {"file": file_hash(file), "architecture": name, "precision": precision}
+    key_content |= {"configs": {f.relative_to(config).as_posix(): file_hash(f) for f in plain_files(config)}}
+    key_content |= {part: {f.name: file_hash(f) for f in plain_files(folder)} for part, folder in elsewhere.items()}
+    key_content |= {"scheduler": scheduler_config(config, shapes)} if shapes.keys() >= {"v_pred", "ztsnr"} else {}
+    key = json.dumps(key_content, sort_keys=True)
     folder = cache_dir("bases", f"{file.stem}-{digest(key)[:12]}")
-    if converted(folder):
-        link_again(folder, outside)
+    if is_converted(folder):
+        repair_links(folder, elsewhere)
     else:
-        room(file, folder, sum(math.prod(shapes[key]) for key in used) * BYTES[precision])
-        with atomic_folder(folder, converted) as scratch:
-            write(scratch, file, config, index, inside, outside, shapes, precision)
+        check_disk_space(file, folder, sum(math.prod(shapes[key]) for key in used) * BYTES[precision])
+        with atomic_folder(folder, is_converted) as scratch:
+            write_folder(scratch, file, config, index, in_file, elsewhere, shapes, precision)
     return folder
 
 
-def converted(folder: Path) -> bool:
-    """Whether a checkpoint has been converted into `folder`: its index is written last."""
+def is_converted(folder: Path) -> bool:
+    """Whether the conversion into `folder` is complete (its index is written last)."""
     return (folder / "model_index.json").exists()
 
 
-def split(
+def split_components(
     file: Path, shapes: Shapes, index: Mapping[str, Any], components: Path | None
 ) -> tuple[set[str], dict[str, Path]]:
-    """Components that the file holds, and the folders of the others. Raises UserError when one is nowhere; warns of
-    what can be done without."""
-    optional, inside = OPTIONAL.get(index["_class_name"], set()), held(shapes, index)
-    wanted = {name for name, value in index.items() if isinstance(value, list) and value[0]} - inside - {"scheduler"}
-    outside = {name: components / name for name in sorted(wanted) if components and (components / name).is_dir()}
-    absent = wanted - set(outside)
+    """(names of the components in the file, {name: folder} of the others). Raises UserError when a required component
+    is in neither; warns when an optional one is."""
+    optional, in_file = OPTIONAL.get(index["_class_name"], set()), components_in_file(shapes, index)
+    wanted = {name for name, value in index.items() if isinstance(value, list) and value[0]} - in_file - {"scheduler"}
+    elsewhere = {name: components / name for name in sorted(wanted) if components and (components / name).is_dir()}
+    absent = wanted - set(elsewhere)
     without = absent & optional if "text_encoder_3" in absent else set()
     if missing := sorted(absent - without):
         where = f", nor does {str(components)!r}" if components else ""
-        beside = f" ({' and '.join(sorted(without))} too: without, {CLIPS_ALONE})" if without else ""
+        hint = f" ({' and '.join(sorted(without))} too: without, {CLIPS_ALONE})" if without else ""
         raise UserError(
             f"base {str(file)!r} does not hold {', '.join(missing)}{where}: "
-            f"name a diffusers folder that has them with --components{beside}"
+            f"name a diffusers folder that has them with --components{hint}"
         )
     if without:
-        warnings.warn(f"base {str(file)!r} has no text_encoder_3 with it: {CLIPS_ALONE}", stacklevel=3)
-    return inside, outside
+        warnings.warn(f"base {str(file)!r} has no text_encoder_3: {CLIPS_ALONE}", stacklevel=3)
+    return in_file, elsewhere
 
 
-def held(shapes: Shapes, index: Mapping[str, Any]) -> set[str]:
-    """The components that the file holds."""
-    holds = HOLDS[index["_class_name"]] | {"unet": "", "transformer": "", "vae": VAE}
-    return {name for name in holds if index.get(name, [None])[0] and any(key.startswith(holds[name]) for key in shapes)}
+def components_in_file(shapes: Shapes, index: Mapping[str, Any]) -> set[str]:
+    """Names of the components that the file holds."""
+    prefixes = TEXT_ENCODER_PREFIXES[index["_class_name"]] | {"unet": "", "transformer": "", "vae": VAE_PREFIXES}
+    present = [name for name in prefixes if index.get(name, [None])[0]]
+    return {name for name in present if any(key.startswith(prefixes[name]) for key in shapes)}
 
 
-def own_weights(shapes: Shapes, index: Mapping[str, Any]) -> list[str]:
-    """The tensors that components are made of: no noise schedule, no second (averaged) U-Net."""
-    if not any(key.startswith(PREFIX) for key in shapes):  # the denoiser alone, under its bare names
+def component_tensors(shapes: Shapes, index: Mapping[str, Any]) -> list[str]:
+    """Names of the components' tensors, without noise schedule and EMA weights."""
+    if not any(key.startswith(PREFIX) for key in shapes):  # a denoiser alone, without prefix
         return list(shapes)
-    return [key for key in shapes if key.startswith((PREFIX, *VAE, *HOLDS[index["_class_name"]].values()))]
+    return [
+        key
+        for key in shapes
+        if key.startswith((PREFIX, *VAE_PREFIXES, *TEXT_ENCODER_PREFIXES[index["_class_name"]].values()))
+    ]
 
 
-def stored_as(types: AbstractSet[str]) -> str:
-    """The type that weights are converted to: their own where it is one of 16 bits, bfloat16 for 8, else float32."""
+def target_dtype(types: AbstractSet[str]) -> str:
+    """The dtype of the converted weights: their own if it is a 16-bit one, bfloat16 for 8 bits, else float32."""
     floats = {"F8" if kind.startswith("F8") else kind for kind in types if kind.startswith(("F", "BF"))}
     if "F8" in floats or floats == {"BF16"}:
         return "bfloat16"
     return "float16" if floats == {"F16"} else "float32"
 
 
-def write(
+def write_folder(
     folder: Path,
     file: Path,
     config: Path,
     index: dict[str, Any],
-    inside: set[str],
-    outside: Mapping[str, Path],
+    in_file: set[str],
+    elsewhere: Mapping[str, Path],
     shapes: Shapes,
     precision: str,
 ) -> None:
-    """Convert what is inside to `precision`, link what is outside, and say so in `model_index.json`, written last."""
+    """Convert the components in the file to `precision`, link the others, write `model_index.json` last."""
     import diffusers
     import torch
 
     from impasto.families.base import quiet
-    from impasto.families.files import damage
+    from impasto.families.files import explain_load_errors
 
     parts = {name for name, value in index.items() if isinstance(value, list)}
     dtype = getattr(torch, precision)
-    with quiet(), damage(file):
+    with quiet(), explain_load_errors(file):
         try:
             pipe = getattr(diffusers, index["_class_name"]).from_single_file(
-                str(file), config=str(config), local_files_only=True, dtype=dtype, **dict.fromkeys(parts - inside)
+                str(file), config=str(config), local_files_only=True, dtype=dtype, **dict.fromkeys(parts - in_file)
             )
-        except NotImplementedError:  # torch's word for a tensor that was promised and never filled
+        except NotImplementedError:  # raised by torch for a meta tensor without data
             raise UserError(f"base {str(file)!r} lacks tensors of a {config.name}: fetch it again") from None
-        for name in inside:
+        for name in in_file:
             part = getattr(pipe, name)
             if hasattr(part, "tie_weights"):
                 part.tie_weights()
@@ -264,26 +268,28 @@ def write(
             if unset:
                 raise UserError(f"base {str(file)!r} lacks {len(unset)} tensors of its {name}, {unset[0]!r} first")
             part.save_pretrained(folder / name)
-    for name, source in outside.items():
-        for part_file in files(source):
+    for name, source in elsewhere.items():
+        for part_file in plain_files(source):
             link(part_file, folder / name / part_file.relative_to(source))
     (folder / SCHEDULER).parent.mkdir()
     scheduler = scheduler_config(config, shapes)
     (folder / SCHEDULER).write_text(json.dumps(scheduler, indent=2), encoding="utf-8")
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    there = inside | set(outside) | {"scheduler"}
+    there = in_file | set(elsewhere) | {"scheduler"}
     index = {name: [None, None] if name in parts - there else value for name, value in index.items()}
-    (folder / "impasto.json").write_text(json.dumps({"name": BASES[config.name], "license": "other"}), encoding="utf-8")
+    (folder / "impasto.json").write_text(
+        json.dumps({"name": CARD_NAMES[config.name], "license": "other"}), encoding="utf-8"
+    )
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """What of a component's folder is read: no pickles, no second format, no variant beside plain weights."""
-    yield from without_variants(read_of(folder))
+def plain_files(folder: Path) -> Iterator[Path]:
+    """The files of a component's folder that are read: no pickles, no variants beside plain weights."""
+    yield from without_variants(component_files(folder))
 
 
 def link(source: Path, target: Path) -> None:
-    """`target` is `source`, without a second copy where the file system can do that."""
+    """Link `target` to `source`; copy where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(source.resolve())
@@ -291,24 +297,24 @@ def link(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def link_again(folder: Path, outside: Mapping[str, Path]) -> None:
-    """Put right the links of a converted folder whose targets have moved. outside: components of the same contents."""
-    for name, source in outside.items():
-        for part_file in files(source):
+def repair_links(folder: Path, elsewhere: Mapping[str, Path]) -> None:
+    """Recreate the broken links of a converted folder. elsewhere: components with the same contents, {name: folder}."""
+    for name, source in elsewhere.items():
+        for part_file in plain_files(source):
             target = folder / name / part_file.relative_to(source)
             if not target.exists():
-                fresh = target.with_name(f".{os.getpid()}.{target.name}")
-                link(part_file, fresh)
-                fresh.replace(target)
+                temporary = target.with_name(f".{os.getpid()}.{target.name}")
+                link(part_file, temporary)
+                temporary.replace(target)
 
 
-def room(file: Path, folder: Path, need: int) -> None:
-    """Raise UserError unless the cache's disk has room for `need` bytes, and a little more."""
+def check_disk_space(file: Path, folder: Path, need: int) -> None:
+    """Raise UserError unless the cache's disk has 1.05 x `need` bytes free."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < 1.05 * need:
         raise UserError(
-            f"base {str(file)!r} needs {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f}: make room, "
+            f"base {str(file)!r} needs {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f}: free space, "
             "or set IMPASTO_CACHE to another disk"
         )
 

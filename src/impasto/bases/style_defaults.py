@@ -1,4 +1,4 @@
-"""How styles on a base are sampled where neither they nor a flag says: the `style` table of its card."""
+"""Default sampling settings for styles on a base: the `style` table of its card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,14 +9,14 @@ from impasto.errors import UserError, nearest
 
 T = TypeVar("T")
 STYLE_WORDS = "style words"
-"""As a negative prompt: the words that the style's captions name it by."""
+"""As a negative prompt: the words by which the style's captions name the style."""
 
 
 @dataclass(frozen=True)
 class StyleDefaults:
-    """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance: the
-    base's own where it is None. negative: a prompt, or STYLE_WORDS. plain_strength: advised where the style is sampled
-    without style guidance, by plain diffusers or another tool; for the model card."""
+    """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance: None
+    for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength without style guidance
+    (plain diffusers, other tools), for the model card."""
 
     strength: float = 1.0
     style_guidance: float = 0.0
@@ -26,25 +26,25 @@ class StyleDefaults:
     plain_strength: float | None = None
 
     def complete(self, given: T) -> T:
-        """`given`, a `Sampling`, with these values where its own are None."""
+        """`given`, a `Sampling`, with its None values replaced by these."""
         values = {key: getattr(self, key) for key in ("guidance", "style_guidance", "base_guidance", "negative")}
         missing = {key: value for key, value in values.items() if getattr(given, key) is None}
         return replace(given, **missing)  # pyright: ignore[reportArgumentType]
 
 
 PLAIN = StyleDefaults()
-"""As plain diffusers samples a style."""
+"""The defaults of plain diffusers."""
 
 
 def of_card(card: Mapping[str, Any], recipe: str | None = None, where: str = "the base's card: style") -> StyleDefaults:
-    """What a base's card says of styles on it, of those by this recipe where it says so."""
+    """The defaults in a base's card, updated by those for `recipe`. where: names the table in messages."""
     own = dict(card.get("style", {}))
     of_recipe = own.pop("recipes", {}).get(recipe, {})
     return replace(replace(PLAIN, **checked(own, where)), **checked(of_recipe, f"{where}.recipes.{recipe}"))
 
 
 def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values` in the types of StyleDefaults. Raises UserError on an unknown key and on another type."""
+    """`values` converted to the types of StyleDefaults. Raises UserError on an unknown key or a wrong type."""
     types = get_type_hints(StyleDefaults)
     known = [field.name for field in fields(StyleDefaults)]
     for key in values:

@@ -1,1 +1,1 @@
-"""Where along the sampling a base decides style."""
+"""Calibration: the noise levels at which a base decides style."""

@@ -1,11 +1,11 @@
-"""`impasto noise calibrate`: where along the noise levels *this* base decides style, and a noise law, with no training.
+"""`impasto noise calibrate`: measure at which noise levels a base decides style, and propose a noise law; no training.
 
-Prompt switching (guidance/prompt_switch.py) over several styles, subjects and seeds, both ways at each level: the
-style's words only in the noisier steps, and only in the others. The pictures are those of `impasto generate
---switch-at` with the same seeds; the style in them is scored by the art world's style judge, where the base knows its
-styles, else by an encoder. What the scores mean, and the rule that makes a law of them, is noise/emergence.py.
+Prompt switching (guidance/prompt_switch.py) over several styles, subjects and seeds, in both directions at each level:
+the style's words only in the noisier steps, and only in the others. The images equal those of `impasto generate
+--switch-at` with the same seeds; their style is scored by the art world's style judge on embedded bases, else by an
+encoder. emergence.py defines the curve and the rule for the law.
 
-Train styles and concepts that are neither evaluation nor reference concepts alone are looked at.
+Only train styles and concepts outside the evaluation and reference concepts are used.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from PIL import Image
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt as styled_prompt
 from impasto.bases import loader
-from impasto.calibration.emergence import Rule, Scores, emergence, published
+from impasto.calibration.emergence import Rule, Scores, measure_emergence, published
 from impasto.calibration.plot import plot
 from impasto.calibration.show import default_file
 from impasto.coerce import check_seed
@@ -41,21 +41,22 @@ from impasto.sampling.sample import encoder as prompt_encoder
 from impasto.training.plan import latent_positions
 
 SIZES = {"quick": (6, 12), "standard": (10, 36), "thorough": (14, 192)}
-"""Levels and prompts; a level costs two pictures per prompt. `standard`: 792 pictures, at .7 core-seconds each of
-mini-sd3 (measured on a busy machine) some five minutes on two cores."""
-FEWEST_PROMPTS, FEWEST_LEVELS = 4, 3
-HIGHEST = 4.0  # log-SNR of the last level by default: later, in every picture we know, style is long decided
+"""(levels, prompts); a level costs two images per prompt. `standard`: 792 images, about five minutes on two cores at .7
+core-seconds each for mini-sd3 (measured on a busy machine)."""
+MIN_PROMPTS, MIN_LEVELS = 4, 3
+DEFAULT_HIGH = 4.0  # log-SNR of the last level by default; style is decided well before it in all measurements
 STYLES = ("pencil sketch", "pixel art", "stained glass", "origami", "impressionist painting", "woodblock print",
           "charcoal drawing", "comic book")  # fmt: skip
 SUBJECTS = ("a fox", "a teapot", "a lighthouse", "a bicycle", "an owl", "a windmill", "a guitar", "a sailing ship",
             "a castle", "a mushroom", "a telephone", "a rabbit")  # fmt: skip
 Rows = dict[str, list[list[float]]]
-"""Per variant ("everywhere", "nowhere", "until-3", "since-3") the features of its pictures, one row per prompt."""
+"""Per variant ("everywhere", "nowhere", "until-3", "since-3") the features of its images, one row per prompt."""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One prompt: a subject without and with the style's words. style: its index among the styles. seed: its own."""
+class StyledPrompt:
+    """A subject without (plain) and with (styled) the style's words. style: index among the styles. seed: of the
+    image."""
 
     plain: str
     styled: str
@@ -65,50 +66,50 @@ class Ask:
 
 
 class Measure(Protocol):
-    """features: of pictures, one row each, what is kept of them. scores [n]: how much of their style the pictures of a
-    variant have, given the features of all variants."""
+    """features: one row per image, cached. scores [n]: the style score of each image of a variant, from the features of
+    all variants."""
 
     @property
     def name(self) -> str: ...
 
-    def features(self, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[list[float]]: ...
+    def features(self, images: Sequence[Image.Image], items: Sequence[StyledPrompt]) -> list[list[float]]: ...
 
-    def scores(self, variant: str, rows: Rows, asks: Sequence[Ask]) -> np.ndarray: ...
+    def scores(self, variant: str, rows: Rows, items: Sequence[StyledPrompt]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
-class ByJudges:
-    """The probability that the style judge gives to the style that is asked for."""
+class JudgeMeasure:
+    """The style judge's probability of the prompt's style."""
 
     judges: Judges
     name: str = "judges"
 
-    def features(self, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[list[float]]:
+    def features(self, images: Sequence[Image.Image], items: Sequence[StyledPrompt]) -> list[list[float]]:
         probabilities = self.judges.style(list(images))
-        return [[float(row[ask.style])] for row, ask in zip(probabilities, asks, strict=True)]
+        return [[float(row[item.style])] for row, item in zip(probabilities, items, strict=True)]
 
-    def scores(self, variant: str, rows: Rows, asks: Sequence[Ask]) -> np.ndarray:
+    def scores(self, variant: str, rows: Rows, items: Sequence[StyledPrompt]) -> np.ndarray:
         return np.array(rows[variant])[:, 0]
 
 
 @dataclass(frozen=True)
-class ByEncoder:
-    """name "text": cosine with the style's words alone. name "pictures": mean cosine with the pictures that were drawn
-    with the style's words everywhere, of the same style but other subjects: style without the object."""
+class EncoderMeasure:
+    """name "text": cosine with the style's words alone. name "pictures": mean cosine with the "everywhere" images of
+    the same style and other subjects, which measures style without the object."""
 
     encoder: Encoder
     name: str
 
-    def features(self, images: Sequence[Image.Image], asks: Sequence[Ask]) -> list[list[float]]:
+    def features(self, images: Sequence[Image.Image], items: Sequence[StyledPrompt]) -> list[list[float]]:
         return [[round(x, 6) for x in row] for row in self.encoder.images(list(images)).tolist()]
 
-    def scores(self, variant: str, rows: Rows, asks: Sequence[Ask]) -> np.ndarray:
+    def scores(self, variant: str, rows: Rows, items: Sequence[StyledPrompt]) -> np.ndarray:
         own = np.array(rows[variant])
         if self.name == "text":
-            texts = self.encoder.texts([ask.words for ask in asks])
+            texts = self.encoder.texts([item.words for item in items])
             assert texts is not None
             return (own * texts.numpy()).sum(1)
-        like = np.array([[a.style == b.style and a.plain != b.plain for b in asks] for a in asks], dtype=float)
+        like = np.array([[a.style == b.style and a.plain != b.plain for b in items] for a in items], dtype=float)
         if not like.sum(1).all():
             raise UserError("scored by pictures, every style needs two subjects: give more --prompts, or fewer styles")
         return (own @ np.array(rows["everywhere"]).T * like).sum(1) / like.sum(1)
@@ -138,17 +139,17 @@ def calibrate(
     judges: Judges | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Measure, write calibration.json and calibration.png into `out`, and return what the JSON holds.
+    """Measure, write calibration.json and calibration.png into `out`, and return the content of the JSON.
 
-    size: a preset of `levels` and `prompts` (SIZES). low, high: the log-SNRs between which the levels lie. minutes:
-    stop after so long, with as many prompts as were complete by then. by: "judges", "text" or "pictures" (ByJudges,
-    ByEncoder). clip: the encoder of the last two, a transformers folder or hub id; `encoder`, `judges`: loaded ones.
-    styles, subjects: files with one per line, for bases that are not embedded. progress: (pictures done, in all).
+    size: a preset of `levels` and `prompts` (SIZES). low, high: range of the levels in log-SNR. minutes: time limit,
+    after which the complete prompts are used. by: "judges", "text" or "pictures" (JudgeMeasure, EncoderMeasure). clip:
+    the encoder of the last two, a transformers folder or hub id; `encoder`, `judges`: loaded ones. styles, subjects:
+    files with one per line, for bases that are not embedded. progress: (images done, total).
 
-    Every batch of pictures leaves its features in the cache, under base hash and settings: the same command goes on
-    where it stopped, and another number of levels or prompts takes over what it shares. Raises UserError.
+    The features of each batch are cached under base hash and settings: the same command resumes, and other numbers of
+    levels or prompts reuse common batches. Raises UserError.
     """
-    n_levels, n_prompts = sizes(size, levels, prompts)
+    n_levels, n_prompts = check_sizes(size, levels, prompts)
     check_seed(seed)
     if minutes is not None and not 0 <= minutes < math.inf:
         raise UserError(f"minutes must be a number from 0 on, not {minutes:g}")
@@ -156,15 +157,15 @@ def calibrate(
     writable_folder(out)
     started = time.perf_counter()
     family = loader.load(base, device=device, precision=precision, components=components)
-    measure, instrument = measure_of(base, family, by, clip, judges, encoder)
-    judged = isinstance(measure, ByJudges)
-    fewest = FEWEST_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
-    if prompts is not None and prompts < fewest:
+    measure, instrument = choose_measure(base, family, by, clip, judges, encoder)
+    judged = isinstance(measure, JudgeMeasure)
+    minimum = MIN_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
+    if prompts is not None and prompts < minimum:
         raise UserError(
-            f"scored by pictures, every style needs two subjects: at least {fewest} --prompts, or fewer styles"
+            f"scored by pictures, every style needs two subjects: at least {minimum} --prompts, or fewer styles"
         )
-    n_prompts = max(n_prompts, fewest)
-    asks = list(art_world_asks(n_prompts, seed) if judged else text_asks(n_prompts, seed, styles, subjects))
+    n_prompts = max(n_prompts, minimum)
+    items = list(art_world_prompts(n_prompts, seed) if judged else text_prompts(n_prompts, seed, styles, subjects))
     if judged and (styles or subjects):
         raise UserError(
             "the judges know the art world's styles alone: leave out --styles and --subjects, or give --clip"
@@ -172,8 +173,8 @@ def calibrate(
     filled = (sampling or Sampling()).on(family)
     assert filled.steps is not None and filled.size is not None and filled.batch is not None
     check_size(filled.size, family, "resolution")
-    draw = Drawing(family, filled, measure)
-    chosen = choose_levels(draw.log_snr, n_levels, low, high)
+    sampler = VariantSampler(family, filled, measure)
+    chosen = choose_levels(sampler.log_snr, n_levels, low, high)
     settings = {
         "steps": filled.steps,
         "guidance": filled.guidance,
@@ -184,56 +185,56 @@ def calibrate(
         "by": measure.name,
         "instrument": instrument,
     }
-    folder = cache_dir("calibration", key(family.hash, settings, asks[0], styles, subjects))
+    folder = cache_dir("calibration", cache_key(family.hash, settings, items[0], styles, subjects))
     try:
-        rows = draw.all(asks, chosen, folder, minutes, fewest, progress)
+        rows = sampler.sample_all(items, chosen, folder, minutes, minimum, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what is drawn is kept: the same command goes on") from None
-    asks = asks[: len(rows["nowhere"])]
+        raise KeyboardInterrupt("generated images are cached: the same command resumes") from None
+    items = items[: len(rows["nowhere"])]
     reach = family.schedule.range
     lowest = reach[0] if predicts_noise(family) else None
-    found = emergence(scores_of(rows, asks, chosen, draw.log_snr, measure), rule, lowest)
+    found = measure_emergence(compute_scores(rows, items, chosen, sampler.log_snr, measure), rule, lowest)
     latents = latent_positions(filled.size, family)
-    result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(asks)}
-    result |= {"styles": sorted({ask.words for ask in asks}), **found.as_dict()}
+    result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(items)}
+    result |= {"styles": sorted({item.words for item in items}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):
-        row["share_of_steps"] = round(step / len(draw.log_snr), 4)
+        row["share_of_steps"] = round(step / len(sampler.log_snr), 4)
     result |= {"range": [round(end, 4) for end in reach]} if math.isfinite(reach[0]) else {}
     result |= {"latent_positions": latents, "published": published(latents)}
-    result |= {"pictures": len(asks) * (2 + 2 * len(chosen)), "out": str(out)}
+    result |= {"pictures": len(items) * (2 + 2 * len(chosen)), "out": str(out)}
     result["seconds"] = round(time.perf_counter() - started, 1)
-    write(result, out)
+    write_files(result, out)
     return result
 
 
-def sizes(size: str, levels: int | None, prompts: int | None) -> tuple[int, int]:
-    """(levels, prompts). Raises UserError for an unknown preset or too few of one."""
+def check_sizes(size: str, levels: int | None, prompts: int | None) -> tuple[int, int]:
+    """(levels, prompts). Raises UserError for an unknown preset or too small numbers."""
     if size not in SIZES:
         raise UserError(f"unknown size {size!r}: {nearest(size, list(SIZES))}")
     n_levels, n_prompts = SIZES[size]
     n_levels, n_prompts = n_levels if levels is None else levels, n_prompts if prompts is None else prompts
-    if n_levels < FEWEST_LEVELS:
-        raise UserError(f"{n_levels} levels make no curve: at least {FEWEST_LEVELS}")
-    if n_prompts < FEWEST_PROMPTS:
-        raise UserError(f"{n_prompts} prompts say nothing of their spread: at least {FEWEST_PROMPTS}")
+    if n_levels < MIN_LEVELS:
+        raise UserError(f"levels must be at least {MIN_LEVELS}, not {n_levels}")
+    if n_prompts < MIN_PROMPTS:
+        raise UserError(f"prompts must be at least {MIN_PROMPTS}, not {n_prompts}")
     return n_levels, n_prompts
 
 
-def measure_of(
+def choose_measure(
     base: str, family: Family, by: str | None, clip: str | None, judges: Judges | None, encoder: Encoder | None
 ) -> tuple[Measure, dict[str, str]]:
-    """What scores the style, and its hash. Raises UserError where there is nothing."""
+    """(measure of style, its identity {kind: hash}). Raises UserError when there is none for this base."""
     if by not in (None, "judges", "text", "pictures"):
         raise UserError(f"unknown measure {by!r}: {nearest(by, ['judges', 'text', 'pictures'])}")
     known = bool(family.card.get("embedded"))
     if by == "judges" and (clip or encoder):
-        raise UserError("the judges score without an encoder: leave out --clip, or say --by text or pictures")
+        raise UserError("the judges score without an encoder: leave out --clip, or give --by text or pictures")
     wants_encoder = by in ("text", "pictures") or (by is None and (clip or encoder))
     if not wants_encoder and known:
         found = judges or Judges.load()
-        return ByJudges(found), {"style_judge": found.card.get("style", {}).get("sha256", "given")}
+        return JudgeMeasure(found), {"style_judge": found.card.get("style", {}).get("sha256", "given")}
     if not wants_encoder or not (clip or encoder):
-        why = "the judges know the styles of the embedded bases alone" if not known else "no encoder is given"
+        why = "the judges score the styles of embedded bases only" if not known else "no encoder is given"
         raise UserError(
             f"nothing can score the styles of {base!r}: {why}; give --clip openai/clip-vit-base-patch32, or the folder "
             "of another encoder"
@@ -241,14 +242,13 @@ def measure_of(
     found = encoder if encoder is not None else load_encoder(str(clip))
     texts = found.texts(["a style"]) is not None
     if by == "text" and not texts:
-        raise UserError(f"the encoder {found.name!r} reads no text: leave out --by text, or give a CLIP")
-    return ByEncoder(found, by or ("text" if texts else "pictures")), {"encoder": found.hash}
+        raise UserError(f"the encoder {found.name!r} has no text tower: leave out --by text, or give a CLIP")
+    return EncoderMeasure(found, by or ("text" if texts else "pictures")), {"encoder": found.hash}
 
 
-def art_world_asks(n: int, seed: int) -> Iterator[Ask]:
-    """Prompts of the bases' own kind, "{label}, {style}": ask i has train style i modulo 12, and the concepts go
-    through those that every train style has and that are neither evaluation nor reference concepts. Ask i does not
-    depend on n."""
+def art_world_prompts(n: int, seed: int) -> Iterator[StyledPrompt]:
+    """Prompts "{label}, {style}" for embedded bases: item i has train style i modulo 12 and a concept that every train
+    style has and that is neither an evaluation nor a reference concept. Item i does not depend on n."""
     meta = load_meta()
     split, free = meta["split"], free_concepts()
     stride = next(k for k in range(round(len(free) * 0.382), len(free)) if math.gcd(k, len(free)) == 1)
@@ -256,20 +256,20 @@ def art_world_asks(n: int, seed: int) -> Iterator[Ask]:
         style = split["train_styles"][i % len(split["train_styles"])]
         label = meta["concepts"][free[i * stride % len(free)]]["label"]
         words = meta["styles"][style]["descriptions"][0]
-        yield Ask(label, styled_prompt(label, words), style, words, seed + i)
+        yield StyledPrompt(label, styled_prompt(label, words), style, words, seed + i)
 
 
-def text_asks(n: int, seed: int, styles: Path | None, subjects: Path | None) -> Iterator[Ask]:
-    """ "{subject}" and "{subject} in {style} style", the paper's form; every style meets every subject in time."""
+def text_prompts(n: int, seed: int, styles: Path | None, subjects: Path | None) -> Iterator[StyledPrompt]:
+    """ "{subject}" and "{subject} in {style} style", the paper's form; cycles through all pairs."""
     named, things = lines(styles, "styles", STYLES), lines(subjects, "subjects", SUBJECTS)
     for i in range(n):
         style = i % len(named)
         subject = things[(i + i // math.lcm(len(named), len(things))) % len(things)]
-        yield Ask(subject, f"{subject} in {named[style]} style", style, f"{named[style]} style", seed + i)
+        yield StyledPrompt(subject, f"{subject} in {named[style]} style", style, f"{named[style]} style", seed + i)
 
 
 def lines(file: Path | None, what: str, default: Sequence[str]) -> list[str]:
-    """The lines of a file without empty ones; two at least."""
+    """The distinct non-empty lines of a file, at least two; `default` without a file. Raises UserError."""
     if file is None:
         return list(default)
     found = prompts.lines(file, what)
@@ -281,10 +281,10 @@ def lines(file: Path | None, what: str, default: Sequence[str]) -> list[str]:
 def choose_levels(
     log_snr: Sequence[float], count: int, low: float | None = None, high: float | None = None
 ) -> list[int]:
-    """Steps of the grid, at most `count`, nearest to evenly spaced log-SNRs from low to high.
+    """Indices of at most `count` steps, nearest to evenly spaced log-SNRs from low to high.
 
-    A step k stands for the level log_snr[k]: steps before it are noisier. The first step is never one, as no step is
-    noisier; of steps at one level (PNDM's repeated one) the first counts. Raises UserError where too few are left.
+    Step k has the level log_snr[k]; the steps before it are noisier. The first step is excluded, as no step is noisier;
+    of steps at one level (PNDM repeats one) the first is used. Raises UserError when too few remain.
     """
     steps = [k for k in range(1, len(log_snr)) if log_snr[k] > max(log_snr[:k])]
     if not steps:
@@ -292,22 +292,22 @@ def choose_levels(
     first, last = log_snr[steps[0]], log_snr[steps[-1]]
     reach = f"the levels of this base with {len(log_snr)} steps go from {first:.2f} to {last:.2f}"
     low = first if low is None else low
-    high = max(min(last, HIGHEST), low) if high is None else high
+    high = max(min(last, DEFAULT_HIGH), low) if high is None else high
     inside = [k for k in steps if low - 1e-6 <= log_snr[k] <= high + 1e-6]
     if not low < high or not first - 1e-6 <= low < last or high > last + 1e-6:
-        raise UserError(f"levels from {low:g} to {high:g} cannot be: {reach}")
+        raise UserError(f"levels from {low:g} to {high:g} are not possible: {reach}")
     picked = (
         {min(inside, key=lambda k: abs(log_snr[k] - at)) for at in np.linspace(low, high, count)} if inside else set()
     )
-    if len(picked) < FEWEST_LEVELS:
+    if len(picked) < MIN_LEVELS:
         raise UserError(
-            f"only {len(picked)} levels lie between {low:g} and {high:g}: {reach}; widen it, or more --steps"
+            f"only {len(picked)} levels lie between {low:g} and {high:g}: {reach}; widen it, or give more --steps"
         )
     return sorted(picked)
 
 
-class Drawing:
-    """Draws variants of prompts on one base, and keeps the features."""
+class VariantSampler:
+    """Generates the variants of prompts on one base and caches their features."""
 
     def __init__(self, family: Family, sampling: Sampling, measure: Measure) -> None:
         self.family, self.sampling, self.measure = family, sampling, measure
@@ -316,75 +316,75 @@ class Drawing:
         assert sampling.steps is not None and sampling.size is not None
         self.log_snr = grid(family, sampling.steps, sampling.size)
 
-    def all(
+    def sample_all(
         self,
-        asks: Sequence[Ask],
+        items: Sequence[StyledPrompt],
         steps: Sequence[int],
         folder: Path,
         minutes: float | None,
-        fewest: int,
+        minimum: int,
         progress: Callable[[int, int], None] | None,
     ) -> Rows:
-        """The features of all variants, batch by batch of prompts, so that it can stop at any prompt from `fewest`."""
+        """The features of all variants, batch by batch, so that `minutes` can stop it after `minimum` prompts."""
         variants = ["everywhere", "nowhere", *(f"{way}-{k}" for k in steps for way in ("until", "since"))]
         rows: Rows = {variant: [] for variant in variants}
         batch, started = self.sampling.batch, time.perf_counter()
         assert batch is not None
-        for start in range(0, len(asks), batch):
-            some = asks[start : start + batch]
+        for start in range(0, len(items), batch):
+            some = items[start : start + batch]
             for i, variant in enumerate(variants):
-                rows[variant] += self.one(variant, some, folder / f"{start:05d}-{len(some)}-{variant}.json")
+                rows[variant] += self.load_or_sample(variant, some, folder / f"{start:05d}-{len(some)}-{variant}.json")
                 if progress:
-                    progress(start * len(variants) + (i + 1) * len(some), len(asks) * len(variants))
+                    progress(start * len(variants) + (i + 1) * len(some), len(items) * len(variants))
             done, spent = start // batch + 1, (time.perf_counter() - started) / 60
-            if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= fewest:
+            if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= minimum:
                 break
         return rows
 
-    def one(self, variant: str, asks: Sequence[Ask], file: Path) -> list[list[float]]:
-        """The features of one variant of some prompts, from the cache where they are there."""
-        told = [asdict(ask) for ask in asks]
-        count = len(parts(variant, asks))
+    def load_or_sample(self, variant: str, items: Sequence[StyledPrompt], file: Path) -> list[list[float]]:
+        """The features of one variant of a batch of prompts, from the cache if possible."""
+        entries = [asdict(item) for item in items]
+        count = len(split_variant(variant, items))
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = {}
-        if known.get("asks") == told and known.get("parts", 1) == count:
+        if known.get("asks") == entries and known.get("parts", 1) == count:
             return known["features"]
-        images = [image for image, _ in self.pictures(variant, asks)]
-        features = self.measure.features(images, asks)
+        images = [image for image, _ in self.generate(variant, items)]
+        features = self.measure.features(images, items)
         with atomic(file) as temporary:
-            temporary.write_text(json.dumps({"asks": told, "parts": count, "features": features}), encoding="utf-8")
+            temporary.write_text(json.dumps({"asks": entries, "parts": count, "features": features}), encoding="utf-8")
         return features
 
-    def pictures(self, variant: str, asks: Sequence[Ask]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-        """As `impasto generate` draws them, each with its own seed."""
+    def generate(self, variant: str, items: Sequence[StyledPrompt]) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+        """The images of a variant, generated as by `impasto generate`, each with its own seed."""
         step = variant.partition("-")[2]
-        prompts = pairs(variant, asks)
+        prompts = prompt_pairs(variant, items)
         drawn: dict[int, tuple[Image.Image, dict[str, Any]]] = {}
-        for part in parts(variant, asks):
+        for part in split_variant(variant, items):
             guidances = []
             if step:
                 second, at = dict(prompts[i] for i in part), self.log_snr[int(step)]
                 guidances.append(switch_prompts(self.family, second.__getitem__, at, self.log_snr))
-            jobs = [(prompts[i][0], asks[i].seed) for i in part]
+            jobs = [(prompts[i][0], items[i].seed) for i in part]
             pictures = sample(self.family, self.pipe, jobs, self.encode, self.sampling, {}, guidances)
             drawn |= zip(part, pictures, strict=True)
-        return (drawn[i] for i in range(len(asks)))
+        return (drawn[i] for i in range(len(items)))
 
 
-def pairs(variant: str, asks: Sequence[Ask]) -> list[tuple[str, str]]:
-    """Per ask the prompt that a variant begins with, and the one that it switches to."""
+def prompt_pairs(variant: str, items: Sequence[StyledPrompt]) -> list[tuple[str, str]]:
+    """Per item the first and the second prompt of a variant."""
     styled_first = variant.partition("-")[0] in ("everywhere", "until")
-    return [(ask.styled, ask.plain) if styled_first else (ask.plain, ask.styled) for ask in asks]
+    return [(item.styled, item.plain) if styled_first else (item.plain, item.styled) for item in items]
 
 
-def parts(variant: str, asks: Sequence[Ask]) -> list[list[int]]:
-    """Positions of the asks, each once, in parts that are drawn one after the other: a switch knows a picture by its
-    first prompt alone, so in a part none may have two second ones. All in one where none has, or nothing switches."""
+def split_variant(variant: str, items: Sequence[StyledPrompt]) -> list[list[int]]:
+    """Partition of the items' positions into groups for separate calls: a switch identifies an image by its first
+    prompt, so no first prompt may have two second prompts in a group. One group if there are none."""
     places: list[list[int]] = []
     seconds: list[dict[str, str]] = []
-    for i, (first, second) in enumerate(pairs(variant, asks)):
+    for i, (first, second) in enumerate(prompt_pairs(variant, items)):
         fits = ("-" not in variant or to.get(first, second) == second for to in seconds)
         k = next((k for k, fit in enumerate(fits) if fit), len(places))
         if k == len(places):
@@ -395,24 +395,24 @@ def parts(variant: str, asks: Sequence[Ask]) -> list[list[int]]:
     return places
 
 
-def scores_of(
-    rows: Rows, asks: Sequence[Ask], steps: Sequence[int], log_snr: Sequence[float], measure: Measure
+def compute_scores(
+    rows: Rows, items: Sequence[StyledPrompt], steps: Sequence[int], log_snr: Sequence[float], measure: Measure
 ) -> Scores:
-    """The features as scores, prompts x levels."""
-    by = {variant: measure.scores(variant, rows, asks) for variant in rows}
+    """The scores, [prompts, levels], from the features."""
+    by = {variant: measure.scores(variant, rows, items) for variant in rows}
     until, since = (np.stack([by[f"{way}-{k}"] for k in steps], axis=1) for way in ("until", "since"))
     return Scores(np.array([log_snr[k] for k in steps]), by["everywhere"], by["nowhere"], until, since)
 
 
-def key(base_hash: str, settings: dict[str, Any], first: Ask, *files: Path | None) -> str:
-    """The name of the cache folder: everything that a picture's features depend on but the prompt itself."""
+def cache_key(base_hash: str, settings: dict[str, Any], first: StyledPrompt, *files: Path | None) -> str:
+    """The name of the cache folder: a hash of all that an image's features depend on except its prompt."""
     texts = [file.read_text(encoding="utf-8") if file else "" for file in files]
-    told = json.dumps([base_hash, settings, asdict(first), texts, torch.__version__], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:20]
+    content = json.dumps([base_hash, settings, asdict(first), texts, torch.__version__], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-def write(result: dict[str, Any], out: Path) -> None:
-    """calibration.png, then calibration.json, each whole or not at all."""
+def write_files(result: dict[str, Any], out: Path) -> None:
+    """Write calibration.png, then calibration.json, each atomically."""
     with atomic(out / "calibration.png") as file:
         plot(result).save(file)
     with atomic(out / "calibration.json") as file:

@@ -1,14 +1,14 @@
-"""Where along the noise levels a style is decided: from the scores of prompt-switched pictures to a proposed law.
+"""Emergence of style along the noise levels: from the scores of prompt-switched images to a proposed noise law.
 
 Scores of the same prompts and seeds: `everywhere` and `nowhere` with and without the style's words; `until[k]` with
-them in the steps noisier than level k only, `since[k]` with them from level k on only. Over the means of the prompts,
+them only in the steps noisier than level k, `since[k]` only from level k on. With means over the prompts,
 
     kept_until = (until - nowhere) / (everywhere - nowhere), rising from 0 to 1 with the level,
     kept_since = (since - nowhere) / (everywhere - nowhere), falling from 1 to 0,
     decided    = (kept_until + 1 - kept_since) / 2, made monotone (isotonic regression).
 
-`decided` is what the words settle up to a level, as seen from both sides: what they do alone up to it, and what can no
-longer be made up for after it.
+`decided` is the share of the style that is determined up to a level: the mean of the share reached by the words up to
+it and of the share that words after it can no longer add.
 """
 
 import math
@@ -24,8 +24,8 @@ from impasto.noise.laws import PUBLISHED_POSITIONS
 
 PUBLISHED = {"style-friendly": (-6.0, 2.0), "sd3": (-2 * math.log(3), 2.0)}
 POINTS = (0.1, 0.5, 0.9)
-WIDTH = 2.5631  # between the 10 % and the 90 % point of a normal law of standard deviation 1
-DRAWS = 1000
+WIDTH = 2.5631  # 10-90 % width of the standard normal
+DRAWS = 1000  # bootstrap resamples
 Array = np.ndarray
 
 
@@ -40,29 +40,29 @@ class Scores:
     since: Array
 
     def of(self, rows: Array) -> "Scores":
-        """Only these prompts, a prompt as often as it is named."""
+        """The scores of these prompts, with repetitions."""
         return Scores(self.log_snr, self.everywhere[rows], self.nowhere[rows], self.until[rows], self.since[rows])
 
     @property
     def gap(self) -> float:
-        """What the style's words are worth: mean score everywhere minus nowhere."""
+        """The effect of the style's words: mean score everywhere minus nowhere."""
         return float(self.everywhere.mean() - self.nowhere.mean())
 
 
-def kept(scores: Scores) -> tuple[Array, Array]:
+def style_shares(scores: Scores) -> tuple[Array, Array]:
     """(kept_until, kept_since) [levels]."""
     base = scores.nowhere.mean()
     return (scores.until.mean(0) - base) / scores.gap, (scores.since.mean(0) - base) / scores.gap
 
 
-def decided(scores: Scores) -> Array:
-    """[levels], in [0, 1], never falling."""
-    until, since = kept(scores)
+def decided_share(scores: Scores) -> Array:
+    """decided [levels], in [0, 1], non-decreasing."""
+    until, since = style_shares(scores)
     return isotonic((until + 1 - since) / 2).clip(0, 1)
 
 
 def isotonic(values: Sequence[float] | Array) -> Array:
-    """The nearest never-falling sequence (least squares), by pooling adjacent violators."""
+    """The least-squares non-decreasing fit, by pooling adjacent violators."""
     blocks: list[tuple[float, int]] = []
     for value in values:
         mean, count = float(value), 1
@@ -74,8 +74,8 @@ def isotonic(values: Sequence[float] | Array) -> Array:
 
 
 def crossing(log_snr: Array, curve: Array, share: float) -> tuple[float, str]:
-    """(the log-SNR at which a never-falling curve reaches `share`, ""); linear between levels. Where it does so
-    outside of the levels, the end and "below" or "above": no more than that is known."""
+    """(log-SNR at which a non-decreasing curve reaches `share`, linear between levels, ""). When it does so outside the
+    levels: (the nearest level, "below" or "above")."""
     if curve[0] >= share:
         return float(log_snr[0]), "" if curve[0] == share else "below"
     if curve[-1] < share:
@@ -88,12 +88,12 @@ def crossing(log_snr: Array, curve: Array, share: float) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Rule:
-    """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = the 50 % point + offset, std = scale times that of the
-    normal law with the curve's 10-90 width, but no less than floor.
+    """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = 50 % point + offset, std = max(floor, scale times the
+    std of the normal law with the curve's 10-90 width).
 
     The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (scripts/fit_rule.py,
-    docs/noise-calibration.md): train around where style is decided, a little to the side of the picture, and wide. Two
-    bases of like curves cannot tell what the curve's width says, so scale is 0.
+    docs/noise-calibration.md): slightly less noise than where style is decided, and wide. scale is 0, since two bases
+    with similar curves cannot determine it.
     """
 
     offset: float = 1.0
@@ -101,10 +101,10 @@ class Rule:
     floor: float = 2.25
 
     def __post_init__(self) -> None:
-        """Raises UserError where a law could come out without a mean, or without a standard deviation above 0."""
+        """Raises UserError unless the resulting law always has a finite mean and a standard deviation above 0."""
         if not (math.isfinite(self.offset) and 0 <= self.scale < math.inf and 0 < self.floor < math.inf):
             raise UserError(
-                "offset must be a finite number, scale one from 0 on and floor one above 0, "
+                "offset must be a finite number, scale at least 0 and floor above 0, "
                 f"not {self.offset:g}, {self.scale:g} and {self.floor:g}"
             )
 
@@ -117,7 +117,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Emergence:
-    """What the scores say. points: {share: (log-SNR, where)}. intervals: 95 %, over prompts drawn with replacement."""
+    """The curve, its points {share: (log-SNR, where)}, the law, and 95 % bootstrap intervals over the prompts."""
 
     scores: Scores
     until: Array
@@ -159,11 +159,10 @@ def rounded(interval: Sequence[float]) -> list[float]:
     return [round(float(x), 3) for x in interval]
 
 
-def emergence(scores: Scores, rule: Rule | None = None, lowest: float | None = None) -> Emergence:
-    """Curve, points and law with their spread. lowest: as a rule is called with.
+def measure_emergence(scores: Scores, rule: Rule | None = None, lowest: float | None = None) -> Emergence:
+    """Curve, points and law with intervals. lowest: see `Rule.__call__`.
 
-    Raises UserError where the style's words make no sure difference: where the 95 % interval of `gap` over the prompts
-    reaches 0.
+    Raises UserError when the effect of the style's words is not significant: the 95 % interval of `gap` reaches 0.
     """
     rule = rule or Rule()
     n = len(scores.everywhere)
@@ -172,16 +171,16 @@ def emergence(scores: Scores, rule: Rule | None = None, lowest: float | None = N
     if np.quantile(gaps, 0.025) <= 0:
         raise UserError(
             f"with the style's words the score is {scores.everywhere.mean():.3f}, without {scores.nowhere.mean():.3f} "
-            f"over {n} prompts: no sure difference, so there is nothing to calibrate by; "
-            "this base does not draw these styles, or it takes more prompts (--prompts)"
+            f"over {n} prompts: no significant difference, so nothing can be calibrated; "
+            "this base does not know these styles, or more prompts are needed (--prompts)"
         )
-    curve = decided(scores)
+    curve = decided_share(scores)
     points = {share: crossing(scores.log_snr, curve, share) for share in POINTS}
     usable = [scores.of(rows) for rows, gap in zip(picks, gaps, strict=True) if gap > 0]
-    curves = np.stack([decided(draw) for draw in usable])
+    curves = np.stack([decided_share(draw) for draw in usable])
     places = {share: [crossing(scores.log_snr, row, share)[0] for row in curves] for share in POINTS}
     laws = [rule({share: places[share][i] for share in POINTS}, lowest)[0] for i in range(len(usable))]
-    until, since = kept(scores)
+    until, since = style_shares(scores)
     return Emergence(
         scores,
         until,
@@ -201,15 +200,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def matched(mean: float, positions: int) -> float:
-    """A mean log-SNR found at 128 x 128 latents, moved to a picture of `positions` latents by the log of the ratio of
-    positions: +4.16 at 16 x 16. Esser et al. 2024 (SD3), section 5.3.2: the same noise hides less of a larger one."""
+def match_resolution(mean: float, positions: int) -> float:
+    """A mean log-SNR tuned at 128 x 128 latents, shifted to `positions` latents by the log of the ratio of positions:
+    +4.16 at 16 x 16. Esser et al. 2024 (SD3), section 5.3.2: the same noise hides less of a larger image."""
     return mean + math.log(PUBLISHED_POSITIONS / positions)
 
 
 def published(positions: int) -> dict[str, dict[str, float]]:
-    """The published laws, as they are and matched to `positions` latents."""
+    """The published laws, original and matched to `positions` latents."""
     return {
-        name: {"noise_mean": round(mean, 2), "noise_std": std, "matched_mean": round(matched(mean, positions), 2)}
+        name: {
+            "noise_mean": round(mean, 2),
+            "noise_std": std,
+            "matched_mean": round(match_resolution(mean, positions), 2),
+        }
         for name, (mean, std) in PUBLISHED.items()
     }

@@ -1,4 +1,4 @@
-"""The curve of `noise calibrate` as a PNG that a person looks at: levels across, share of the style upwards."""
+"""The plot of `noise calibrate`: share of the style decided over log-SNR."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ Point = tuple[float, float]
 
 
 def plot(result: dict[str, Any]) -> Image.Image:
-    """RGB picture of a calibration, as `calibrate` returns it."""
+    """RGB image of a result of `calibrate`."""
     levels, proposal = result["levels"], result["proposal"]
     mean, std = proposal["noise_mean"], proposal["noise_std"]
-    first, last = result.get("range") or (-math.inf, math.inf)  # of the base: there a law is cut
+    first, last = result.get("range") or (-math.inf, math.inf)  # of the base: a law is truncated there
     low = min(levels[0]["log_snr"], max(mean - 2 * std, first)) - 0.5
     high = max(levels[-1]["log_snr"], min(mean + 2 * std, last)) + 0.5
     canvas = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from impasto.bases import cards, loader
 from impasto.bases import embedded as mini
-from impasto.calibration.emergence import matched
+from impasto.calibration.emergence import match_resolution
 from impasto.config import TrainConfig, flatten
 from impasto.errors import UserError
 from impasto.families import files
@@ -66,7 +66,7 @@ def band(config: TrainConfig, calibration: Path | None, latents: int, base_hash:
         else:
             unsure = "" if calibration or base_hash else "; whether with the same weights is not known here"
             return Band(low, high, f"10 to 90 % of the style decided, measured at {at} ({file}){unsure}")
-    high = matched(PUBLISHED, latents)
+    high = match_resolution(PUBLISHED, latents)
     moved = high - PUBLISHED
     said = f"published for FLUX at 1024 px: below {PUBLISHED}"
     if moved:

@@ -83,7 +83,7 @@ def patch(base: str) -> int | None:
     if Path(base).is_file():
         from impasto.bases import single_file
 
-        base = str(single_file.outline(Path(base)))
+        base = str(single_file.config_folder(Path(base)))
     try:
         vae = part_config(base, "vae/config.json")
         pixels = 2 ** (len(vae["block_out_channels"]) - 1)

@@ -1,4 +1,4 @@
-"""Scores of generated pictures: independent judges, the true pictures, CLIP; every mean with its spread."""
+"""Scores of generated images: judges, comparison with true images, CLIP; every mean with a 95 % interval."""
 
 from impasto.evaluate.encoders import Encoder, load_encoder
 from impasto.evaluate.folder import evaluate

@@ -1,7 +1,8 @@
 """CLIP-I and CLIP-T: cosines in the space of an encoder (evaluate/encoders.py).
 
-The embedded small CLIP's text tower also conditions the embedded base models, and it never saw a held-out style: its
-numbers are printed beside the judges' and decide nothing. Cosines are raw, in [-1, 1]; no factor 2.5, no clipping.
+The embedded small CLIP's text tower also conditions the embedded base models, and it was not trained on held-out
+styles: its scores are reported beside the judges', for information only. Cosines are raw, in [-1, 1]; no factor 2.5, no
+clipping.
 """
 
 import torch
@@ -14,19 +15,19 @@ def clip_i_reference(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def clip_i_paired(images: Tensor, truths: Tensor) -> Tensor:
-    """Cosine [n] of each image with the true picture of the same cell."""
+    """Cosine [n] of each image with the true image of the same cell."""
     return (images * truths).sum(dim=-1)
 
 
 def clip_i_style(images: Tensor, truths: Tensor, concepts: list[int], true_concepts: list[int]) -> Tensor:
-    """Mean cosine [n] of each image [n, d] with the true pictures [m, d] of *other* concepts: style without the object.
+    """Mean cosine [n] of each image [n, d] with the true images [m, d] of *other* concepts: style without the object.
 
-    An image with no true picture of another concept gets nan.
+    NaN without a true image of another concept.
     """
     other = torch.tensor([[a != b for b in true_concepts] for a in concepts], dtype=images.dtype)
     return ((images @ truths.T) * other).sum(dim=1) / other.sum(dim=1)
 
 
 def clip_t(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine [n] of each image with the prompt that it was drawn from."""
+    """Cosine [n] of each image with its prompt."""
     return (images * texts).sum(dim=-1)

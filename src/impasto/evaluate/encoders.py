@@ -1,7 +1,7 @@
 """One interface to image and text encoders: the small CLIP, openai/clip-vit-base-patch32, facebook/dino-vits16.
 
-Any transformers folder or hub id that `AutoModel` knows, with safetensors weights. Without a text tower (DINO) `texts`
-returns None, and the scores that need it are null.
+Any transformers folder or hub id supported by `AutoModel`, with safetensors weights. Without a text tower (DINO)
+`texts` returns None, and the scores that need it are null.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Encoder:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of its weights; its name where it has none (in tests)."""
+        """sha256 of its weights; its name without a model (in tests)."""
         if self.model is None:
             return self.name
         digest = hashlib.sha256()
@@ -49,7 +49,8 @@ class Encoder:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor | None:
-        """Text embeddings float32 [n, d] of length 1, in the images' space; texts are cut at the tower's length."""
+        """Text embeddings float32 [n, d] of length 1, in the images' space; texts are truncated at the tower's
+        length."""
         if self.tokenizer is None:
             return None
         length = self.model.config.text_config.max_position_embeddings
@@ -68,12 +69,12 @@ class Encoder:
 
 
 def pooled(output: Any) -> Tensor:
-    """The embedding of a `get_*_features` call: transformers 5 wraps it, earlier releases returned it bare."""
+    """The embedding of a `get_*_features` call: transformers 5 wraps it, earlier releases returned a tensor."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def load_encoder(name: Path | str = MODELS / "clip") -> Encoder:
-    """Load a transformers folder or hub id on the CPU, in float32, for inference. UserError when there is none."""
+    """Load a transformers folder or hub id on the CPU, in float32, for inference. Raises UserError."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     source = str(name)

@@ -1,4 +1,4 @@
-"""What the independent judges say of single images: the style of 19, its coarser kind, the concept of 1,194."""
+"""The judges' scores of single images: style (19), coarse kind, concept (1,194)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ Row = dict[str, Any]
 def style_rows(probabilities: Tensor, names: Sequence[str], kinds: Sequence[str], style: int | None) -> list[Row]:
     """One row per image from style probabilities [n, styles] that sum to 1.
 
-    `style_accuracy`: the most probable style is the asked one; `kind_accuracy`: so is its coarse kind;
-    `style_probability`: the probability of the asked style. All None when `style` is None (unknown to the judge).
+    `style_accuracy`: the most probable style is `style`; `kind_accuracy`: it has the coarse kind of `style`;
+    `style_probability`: the probability of `style`. All None when `style` is None (not a style of the judge).
     """
     rows = []
     for row in probabilities:
@@ -30,10 +30,10 @@ def style_rows(probabilities: Tensor, names: Sequence[str], kinds: Sequence[str]
 
 
 def concept_rows(probabilities: Tensor, names: Sequence[str], concepts: Sequence[int | None]) -> list[Row]:
-    """One row per image from concept probabilities [n, concepts], each in [0, 1], and the asked concepts.
+    """One row per image from concept probabilities [n, concepts], each in [0, 1], and the expected concepts [n].
 
-    The rank is 1 + the number of concepts judged at least as probable, so ties count against the image;
-    `concept_top1` is rank 1, `concept_top5` rank <= 5. None where the asked concept is unknown.
+    The rank is the number of concepts with at least the probability of the expected one, so ties count against the
+    image; `concept_top1` is rank 1, `concept_top5` rank <= 5. None if the expected concept is unknown.
     """
     rows = []
     for row, concept in zip(probabilities, concepts, strict=True):

@@ -1,8 +1,8 @@
-"""Content leakage: the reference's own object where another one was asked for.
+"""Content leakage: the reference's object in images of other concepts.
 
-An image leaks when the concept judge gives the reference's concept at least `threshold`. Images whose prompt asks for
-that very concept, or names none, are left out. The judge errs, and some concepts look alike: the share is read beside
-the same share of the base without adapter and of the true pictures.
+An image leaks when the concept judge's probability of the reference's concept is at least `threshold`. Images whose
+prompt names that concept or none are excluded. Since the judge errs and some concepts look alike, compare the share
+with that of the base without adapter and of the true images.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 def leaks(
     probabilities: Tensor, concepts: Sequence[int | None], reference: int | None, threshold: float
 ) -> list[bool | None]:
-    """Per image: does it show the concept `reference`? None when that cannot be said (see above).
+    """Per image whether it shows the concept `reference`; None for excluded images (see above).
 
     probabilities [n, concepts] in [0, 1]; threshold in [0, 1].
     """

@@ -1,7 +1,7 @@
-"""Paired similarity: a generated image beside the true picture of the same concept in the same style.
+"""Paired pixel similarity of a generated image and the true image of the same concept in the same style.
 
-Two pixel measures that no network judges. Both see 128 x 128 RGB in [0, 1] on white; half of such a canvas is often
-empty, so even two different objects get a high SSIM: read them beside the base's column, not alone.
+On 128 x 128 RGB in [0, 1] on white; often half of the canvas is empty, so that even different objects have a high SSIM:
+compare with the base's scores.
 """
 
 import torch
@@ -32,7 +32,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Brightness [n, 1, h, w] in [0, 1], in float64: the variances are differences of near equal numbers."""
+    """Luma [n, 1, h, w] in [0, 1], float64, since the variances are differences of nearly equal numbers."""
     return (x.double() * torch.tensor(LUMA, dtype=torch.float64).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 

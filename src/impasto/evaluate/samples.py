@@ -1,4 +1,4 @@
-"""Generated images as they lie on disk: PNGs that carry their prompt, seed and settings in a text chunk `impasto`."""
+"""Generated images on disk: PNGs with prompt, seed and settings in a text chunk `impasto`."""
 
 import re
 from dataclasses import dataclass
@@ -13,37 +13,37 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.sampling.png import told
 
-SIZE = 128  # side in pixels at which the judges look
+SIZE = 128  # side in pixels of the judges' input
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a folder. `meta` is what `impasto generate` wrote into it, {} when there is nothing."""
+    """One image of a folder. meta: the metadata written by `impasto generate`, {} if there is none."""
 
     path: Path
     meta: dict[str, Any]
 
     @property
     def image(self) -> Image.Image:
-        """RGB, any size: read from disk each time, as thousands of them would fill the memory. UserError as `load`."""
+        """RGB, any size; read from disk on each access to save memory. Raises UserError, see `references.load`."""
         return references.load(self.path).image
 
     @property
     def prompt(self) -> str | None:
-        """The prompt that it was drawn from, None when the file does not say."""
+        """The prompt in the metadata, None if there is none."""
         return self.meta.get("prompt") or None
 
 
 def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
-    """(RGB image on white, metadata) of one file. UserError when it cannot be read as a picture."""
+    """(RGB image on white, metadata) of one file. Raises UserError when it cannot be read as an image."""
     return references.read(path).image, told(path)
 
 
 def read_folder(folder: Path | str) -> list[Sample]:
-    """All images of a folder by name: the numbered ones (`0000.png`, ...) where there are any, else every PNG.
+    """All images of a folder, sorted by name: the numbered ones (`0000.png`, ...) if there are any, else every PNG.
 
-    Each is decoded once, so that a damaged one is told before any work starts, and let go again. UserError when the
-    folder is missing, is a file, holds no PNG, or a PNG cannot be read.
+    Each is decoded once and not kept, so that damaged files are reported before scoring starts. Raises UserError when
+    the folder is missing, is a file, holds no PNG, or a PNG cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The scores by name: what each one says, and how rows of single images become means with their spread."""
+"""The scores by name, and their means over images with 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from impasto.evaluate.spread import summarise
 
 @dataclass(frozen=True)
 class Score:
-    """One column of the table. `better` is "higher", "lower", or "" where neither end is good as such."""
+    """One score. what: its definition. better: "higher", "lower", or "" if neither."""
 
     title: str
     what: str
@@ -18,22 +18,27 @@ class Score:
 
 
 SCORES: dict[str, Score] = {
-    "style_accuracy": Score("style accuracy", "share whose most probable style of 19 is the asked one", percent=True),
-    "kind_accuracy": Score(
-        "kind accuracy", "share whose most probable style is of the asked coarse kind", percent=True
+    "style_accuracy": Score(
+        "style accuracy", "share whose most probable style of 19 is the expected one", percent=True
     ),
-    "style_probability": Score("style probability", "mean probability of the asked style", percent=True),
-    "concept_top1": Score("concept top-1", "share whose asked concept ranks first among 1,194", percent=True),
-    "concept_top5": Score("concept top-5", "share whose asked concept is among the first five", percent=True),
+    "kind_accuracy": Score(
+        "kind accuracy", "share whose most probable style has the expected coarse kind", percent=True
+    ),
+    "style_probability": Score("style probability", "mean probability of the expected style", percent=True),
+    "concept_top1": Score("concept top-1", "share whose expected concept ranks first among 1,194", percent=True),
+    "concept_top5": Score("concept top-5", "share whose expected concept is among the first five", percent=True),
     "leakage": Score(
-        "leakage", "share judged to show the reference's object though another was asked for", "lower", percent=True
+        "leakage",
+        "share judged to show the reference's object although another is prompted",
+        "lower",
+        percent=True,
     ),
     "style_cosine": Score("style features", "cosine of the style judge's features with the reference's"),
     "clip_i_reference": Score("CLIP-I, reference", "cosine of image embeddings with the reference's"),
-    "clip_i_style": Score("CLIP-I, true style", "mean cosine with the true pictures of other concepts in the style"),
-    "clip_i_paired": Score("CLIP-I, true picture", "cosine with the true picture of the same concept in the style"),
-    "ssim": Score("SSIM, true picture", "structural similarity (luma, 11 x 11 Gaussian) with the true picture"),
-    "mse": Score("MSE, true picture", "mean squared pixel error in [0, 1] against the true picture", "lower"),
+    "clip_i_style": Score("CLIP-I, true style", "mean cosine with the true images of other concepts in the style"),
+    "clip_i_paired": Score("CLIP-I, true picture", "cosine with the true image of the same concept in the style"),
+    "ssim": Score("SSIM, true picture", "structural similarity (luma, 11 x 11 Gaussian) with the true image"),
+    "mse": Score("MSE, true picture", "mean squared pixel error in [0, 1] against the true image", "lower"),
     "clip_t": Score("CLIP-T", "cosine of the image's embedding with its prompt's"),
 }
 

@@ -1,7 +1,6 @@
-"""The spread beside every mean: Wilson intervals for shares, bootstrap intervals for other means, both 95 %.
+"""95 % intervals of means: Wilson intervals for shares, bootstrap intervals for other means.
 
-Images are the sample: an interval says how the mean would move with other prompts and seeds of the same run, not with
-another reference or another training run.
+Over images: they cover other prompts and seeds of the same run, not another reference or training run.
 """
 
 import math
@@ -13,7 +12,7 @@ Z = 1.959964  # the normal quantile of a two-sided 95 % interval
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval in [0, 1] of a share of `hits` among `n` > 0 trials (Wilson 1927): no collapse at 0 and 1.
+    """95 % interval in [0, 1] of a share of `hits` among `n` > 0 trials (Wilson 1927), not degenerate at 0 and 1.
 
     centre = (p + z^2/2n) / (1 + z^2/n), half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).
     """
@@ -32,9 +31,9 @@ def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]
 
 
 def summarise(values: Sequence[float | bool | None]) -> tuple[float | None, list[float] | None, int]:
-    """(mean, [low, high], count) over the known values. None is unknown, left out; nothing known: (None, None, 0).
+    """(mean, [low, high], count) over the values that are not None; (None, None, 0) if all are None.
 
-    Values that are all `bool` are a share (Wilson), anything else a mean (bootstrap).
+    Wilson's interval if all values are `bool`, otherwise bootstrap.
     """
     known = [value for value in values if value is not None]
     if not known:

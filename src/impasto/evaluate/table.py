@@ -1,4 +1,4 @@
-"""The table on the terminal: a row per score, a column per set of pictures."""
+"""The score table for the terminal: a row per score, a column per set of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from impasto.evaluate.scores import SCORES
 
 
 def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "", names: Any = SCORES) -> Table:
-    """A rich table: `columns` maps a heading to a result of `evaluate` (or one of its "true" and "base" parts).
+    """A rich table: `columns` maps a heading to a result of `evaluate` (or its part "true" or "base").
 
-    Title and headings are plain text, no markup: a folder may be called `out[final]`. Each cell is the mean and its
-    95 % interval; an unknown score is a dash. Rows that no column knows are left out.
+    Title and headings are not interpreted as markup (a folder may be called `out[final]`). Each cell is the mean with
+    its 95 % interval, or a dash. Rows without any known score are omitted.
     """
     shown = Text(title, "table.title") if title else None
     table = Table(title=shown, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
@@ -29,7 +29,7 @@ def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "
 
 
 def cell(column: Mapping[str, Any] | None, name: str) -> str:
-    """`62 %` or `.712`, below it the 95 % interval (rich markup, dim); a dash for an unknown score."""
+    """`62 %` or `.712` with the 95 % interval below it (rich markup, dim); a dash for an unknown score."""
     if column is None or column.get(name) is None:
         return "–"
     show = percent if SCORES[name].percent else decimal

@@ -1,4 +1,4 @@
-"""The true pictures: the same concepts in the same style, drawn by the style's own artist."""
+"""The true images: the same concepts in the same style, from the art world."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,10 @@ from impasto.artworld.world import DATA_NAME
 
 
 def true_pictures(style: int, concepts: Iterable[int]) -> dict[int, Image.Image]:
-    """concept -> RGB picture on white, for those concepts of a style that are at hand.
+    """concept -> RGB image on white, for the available concepts of a style.
 
-    The packaged slice is asked first (held-out styles, 76 concepts), then the built art world where there is one; a
-    cell that neither holds, or that was never drawn, is absent from the result.
+    From the packaged slice (held-out styles, 76 concepts), then from the built art world if there is one; other cells
+    are missing in the result.
     """
     wanted = set(concepts)
     found: dict[int, Image.Image] = {}

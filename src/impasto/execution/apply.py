@@ -28,7 +28,7 @@ from torch import nn
 from impasto import devices
 from impasto.errors import UserError, extra
 from impasto.execution.config import ExecutionConfig
-from impasto.families.base import Family, part_bytes, quiet
+from impasto.families.base import Family, component_bytes, quiet
 
 QUANTIZED = {
     "nf4": ("bitsandbytes", "4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314)"),
@@ -141,7 +141,7 @@ def place_pipeline(pipe: Any, family: Family, pixels: int) -> None:
 
     if not family.device.startswith("cuda"):
         return
-    sizes = part_bytes(pipe)
+    sizes = component_bytes(pipe)
     free = torch.cuda.mem_get_info(family.device)[0]
     apply_placement(pipe, family.device, how := devices.drawing(sizes, pixels, free))
     if how != "whole":

@@ -125,13 +125,13 @@ def meta_clips(family: Family) -> list[Any]:
     import transformers
     from accelerate import init_empty_weights
 
-    from impasto.families.files import damage
+    from impasto.families.files import explain_load_errors
 
     index = json.loads((family.folder / "model_index.json").read_text(encoding="utf-8"))
     models = []
     for part in family.clip_parts:
         kind = getattr(transformers, index[part][1])
-        with damage(family.folder, part), init_empty_weights():
+        with explain_load_errors(family.folder, part), init_empty_weights():
             models.append(kind(kind.config_class.from_pretrained(family.folder / part)))
     return models
 

@@ -1,7 +1,4 @@
-"""Base models by name: an embedded one ("mini-sd3"), a diffusers folder, a safetensors file, a hub id ("owner/name").
-
-The table FAMILIES maps the pipeline class that a folder names in its `model_index.json` to the file that speaks to it.
-"""
+"""Supported architectures: FAMILIES maps the pipeline class of a folder's `model_index.json` to a `Family` class."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -20,13 +17,13 @@ FAMILIES = {
 
 
 def check_class(base: str, name: str | None) -> None:
-    """Raise UserError when the pipeline class of `base` is known and none that impasto speaks."""
+    """Raise UserError when `name`, the pipeline class of `base`, is given and not supported."""
     if name and name not in FAMILIES:
-        raise UserError(f"{base!r} is a {name}, which impasto does not speak yet; known: {', '.join(FAMILIES)}")
+        raise UserError(f"{base!r} is a {name}, which impasto does not support; supported: {', '.join(FAMILIES)}")
 
 
 def family_class(base: str, name: str) -> "type[Family]":
-    """The class that speaks to the pipeline class `name`. Raises UserError when there is none."""
+    """The `Family` class of the pipeline class `name`. Raises UserError when it is not supported."""
     check_class(base, name)
     module, cls = FAMILIES[name]
     return getattr(import_module(module), cls)

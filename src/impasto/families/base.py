@@ -1,7 +1,7 @@
-"""The family contract: all that a method may know of a base model.
+"""The family protocol: the interface between methods and base models.
 
-A family is one architecture (SD3, FLUX, ...), loaded from any diffusers folder. Packing, timesteps, VAE shift and
-scale, text encoders and the kind of prediction stay inside; a method sees latents, log-SNRs and conditions.
+A family is one architecture (SD3, FLUX, ...), loaded from a diffusers folder. It hides packing, timesteps, VAE shift
+and scale, text encoders and the prediction type; a method sees latents, log-SNRs and conditions.
 """
 
 import warnings
@@ -17,27 +17,26 @@ from impasto.errors import UserError
 from impasto.noise.schedule import Schedule
 
 Condition = dict[str, Tensor]
-"""What the denoiser is told beside the level: named tensors whose first dimension is the item."""
+"""The denoiser's inputs beside latents and noise level: named tensors whose first dimension is the item."""
 
 
 class Family(Protocol):
-    """One base model. `denoiser` carries the adapters; everything else is frozen, loaded when first used.
+    """One base model. `denoiser` carries the adapters; everything else is frozen and loaded on first use.
 
     folder: the diffusers folder. hash: sha256 over its weights and configs. card: its entry of `cards.toml`.
-    kinds: the kinds of layers that `modules` knows. dtype: what the frozen denoiser's weights are in, by `precision`.
-    part: the pipeline's component that is trained, also the key prefix in saved files ("transformer" or "unet").
-    encoder_parts: the pipeline's components that read text. clip_parts: those of its encoders that can be trained.
-    clip: a pipeline of these alone, there once it was used: it carries their adapters.
-    text_lengths: the ways in which a prompt is padded, each with its share of the training batches; the first is the
-    one that `generate` uses.
-    unit: heights and widths in pixels are multiples of it, `largest` at most if that is no None. patch: latents per
-    token and side.
-    wants_size_ids: True where conditions shall hold size and crop of the picture, "size_ids" (B, 6); may be missing.
+    kinds: the layer kinds accepted by `modules`. dtype: of the frozen denoiser's weights, set by `precision`.
+    part: the pipeline component that is trained, also the key prefix in saved files ("transformer" or "unet").
+    encoder_parts: the components that encode text. clip_parts: the text encoders that can be trained.
+    clip: a pipeline of the CLIPs alone, created on first use; carries their adapters.
+    text_lengths: prompt lengths in tokens with their shares of the training batches; `generate` uses the first.
+    unit: heights and widths in pixels are multiples of it. largest: maximum height and width, None: unlimited.
+    patch: latents per token and side.
+    wants_size_ids: True if conditions take "size_ids" (B, 6), image size and crop; optional. May be missing.
     image_attention: names of the attention layers in which image tokens attend to each other. text_first: whether text
-    tokens, where they are among them, come before the image's.
-    guided_by: what the guidance scale works through: a "negative" prompt, an "embedding" of the scale, or "nothing".
-    callback_tensors: what `callback_on_step_end` calls the tensors of `call_arguments` that it can change.
-    denoiser_inputs: what the denoiser calls those that it cannot.
+    tokens precede image tokens in them.
+    guided_by: how guidance is applied: a "negative" prompt, an "embedding" of the scale, or "nothing".
+    callback_tensors: names of `call_arguments` -> their names in `callback_on_step_end`, where it can change them.
+    denoiser_inputs: names of the others -> the denoiser's argument names.
     """
 
     folder: Path
@@ -65,36 +64,36 @@ class Family(Protocol):
 
     @classmethod
     def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> "Family":
-        """Nothing is read from disk but the configs until a part is used."""
+        """Reads configurations only; weights are read when a component is first used."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), float32, in the units that `predict` sees."""
+        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), float32, scaled as `predict` takes them."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back: latents (B, C, h, w) -> pixels (B, 3, H, W), nominally in [-1, 1]."""
+        """latents (B, C, h, w) -> pixels (B, 3, H, W), nominally in [-1, 1]."""
         ...
 
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the pipeline returns for output_type "latent", of pictures of (height, width), as (B, C, h, w)."""
+        """The pipeline's output for output_type "latent" and images of `size` (height, width) -> (B, C, h, w)."""
         ...
 
     def pack(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) as the denoiser itself takes them."""
+        """Latents (B, C, h, w) in the denoiser's own layout."""
         ...
 
     def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
-        """log-SNR of each call of the denoiser when the pipeline draws latents of `size` (h, w) in so many steps, by
-        the folder's scheduler with its time shift: the noisiest first, float64."""
+        """log-SNR (steps,), float64, noisiest first, of the denoiser's calls when the pipeline generates latents of
+        `size` (h, w), by the folder's scheduler with its time shift."""
         ...
 
     def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """One row per prompt. length: one of `text_lengths`, the first by default. pipe: one that is loaded already."""
+        """One row per prompt. length: one of `text_lengths`, the first by default. pipe: a loaded pipeline to use."""
         ...
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        """`cond`, one row per prompt, with what the CLIPs of `clip` say now, with gradient; T5's part stays."""
+        """`cond`, one row per prompt, with the CLIPs' part re-encoded by `clip`, with gradient; T5's part is kept."""
         ...
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
@@ -102,23 +101,23 @@ class Family(Protocol):
         ...
 
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
-        """What `predict` should have returned for `z_t = alpha x + sigma eps`."""
+        """The regression target of `predict` for `z_t = alpha x + sigma eps`."""
         ...
 
     def modules(self, kind: str) -> tuple[str, ...]:
-        """Name endings of the layers of a kind ("attention", "text_stream", "image_stream", ...), one of `kinds`."""
+        """Name suffixes of the layers of a kind, one of `kinds` ("attention", "text_stream", "image_stream", ...)."""
         ...
 
     def pipeline(self, **parts: Any) -> Any:
-        """The ordinary diffusers pipeline of this base; `parts` replace components (None leaves one out)."""
+        """The diffusers pipeline of this base; `parts` replace components (None: without it)."""
         ...
 
     def padding(self, length: int) -> dict[str, int]:
-        """What the pipeline's call is told to pad prompts to `length`."""
+        """Call arguments of the pipeline that pad prompts to `length`."""
         ...
 
     def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Any]:
-        """What the pipeline's call takes instead of a prompt and a negative prompt."""
+        """Call arguments of the pipeline that replace prompt and negative prompt."""
         ...
 
     def save_adapter(self, file: Path, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
@@ -126,19 +125,19 @@ class Family(Protocol):
         ...
 
     def free(self, *parts: str) -> None:
-        """Drop "encoders" and/or "vae" from memory; they come back when used again."""
+        """Drop "encoders" and/or "vae" from memory; they are reloaded on next use."""
         ...
 
 
-def part_bytes(pipe: Any) -> list[int]:
-    """Bytes of the weights of each part of a pipeline."""
+def component_bytes(pipe: Any) -> list[int]:
+    """Bytes of the weights of each model of a pipeline."""
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     return [sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for part in parts]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no notices of diffusers and transformers: what a user must know, impasto says itself."""
+    """Silence progress bars and log messages of diffusers and transformers."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
@@ -155,9 +154,8 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
-    """Warn when a prompt is longer than its encoder reads, by default the tokeniser's own length: what is cut is the
-    end, often the style."""
+def warn_if_truncated(prompt: str, tokenizer: Any, length: int | None = None) -> None:
+    """Warn when a prompt exceeds `length` tokens, by default the tokeniser's maximum; the end is often the style."""
     length = int(length or tokenizer.model_max_length)
     ids = tokenizer(prompt).input_ids
     if len(ids) > length:
@@ -166,14 +164,13 @@ def warn_if_cut(prompt: str, tokenizer: Any, length: int | None = None) -> None:
 
 
 def check_multiple(size: int | None, unit: int, name: str = "size") -> None:
-    """Raise UserError unless the size, of that name, is a whole number of a model's patches, of `unit` pixels."""
+    """Raise UserError unless `size` is a positive multiple of `unit` pixels. name: of the setting."""
     if size is None or size < unit or size % unit:
         raise UserError(f"{name} must be a multiple of {unit} for this base, not {size}")
 
 
 def check_size(size: int | None, family: Family, name: str = "size") -> None:
-    """Raise UserError unless the size, of that name, is a whole number of the model's patches, and within its
-    positions."""
+    """Raise UserError unless `size` is a multiple of the family's unit and at most `largest`. name: of the setting."""
     check_multiple(size, family.unit, name)
     if family.largest and size and size > family.largest:
-        raise UserError(f"{name} must be at most {family.largest} for this base, not {size}: its positions end there")
+        raise UserError(f"{name} must be at most {family.largest} for this base (its position table), not {size}")

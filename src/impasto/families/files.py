@@ -11,23 +11,15 @@ from typing import Any
 from impasto.errors import UserError
 from impasto.files import read_object
 
-LARGE = 64_000_000  # bytes; hashing less takes no time
-
-
-VARIANT = "fp16"  # of weights, in their files' names; read where there are no others
-
-
-OF_VARIANT = re.compile(r".+\..+\.safetensors|.+\.index\..+\.json")
-
-
-READ = {".safetensors", ".json", ".txt", ".model"}  # of a base: no pickles, no second format
-
-
+LARGE = 64_000_000  # bytes from which hashes are cached
+VARIANT = "fp16"  # in the names of weight files; read where there are no others
+VARIANT_NAME = re.compile(r".+\..+\.safetensors|.+\.index\..+\.json")
+SUFFIXES = {".safetensors", ".json", ".txt", ".model"}  # of the files that are read: no pickles
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def pipeline_class(folder: Path) -> str:
-    """The pipeline class that a diffusers folder names."""
+    """The pipeline class named in a diffusers folder's `model_index.json`."""
     name = model_index(folder).get("_class_name")
     if not isinstance(name, str):
         raise UserError(f"{folder}/model_index.json cannot be read")
@@ -35,7 +27,7 @@ def pipeline_class(folder: Path) -> str:
 
 
 def model_index(folder: Path) -> dict[str, Any]:
-    """What the `model_index.json` of a diffusers folder says. Raises UserError when it cannot be read."""
+    """The content of a diffusers folder's `model_index.json`. Raises UserError when it cannot be read."""
     try:
         return read_object(folder / "model_index.json")
     except FileNotFoundError:
@@ -45,52 +37,49 @@ def model_index(folder: Path) -> dict[str, Any]:
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 over weights, configs and tokenisers of a diffusers folder: what makes its pictures, and nothing else (see
-    `counted`).
+    """sha256 over weights, configs and tokenisers of a diffusers folder (see `hashed_files`).
 
-    A weight file that is a link into the hub's cache is known there by its sha256 already; the versions of libraries
-    that configs state do not count.
+    For a link into the hub's cache, the sha256 in the blob's name is used. Library versions in configs are ignored.
     """
     total = hashlib.sha256()
-    for file in counted(folder):
+    for file in hashed_files(folder):
         total.update(f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n".encode())
     return total.hexdigest()
 
 
-def counted(folder: Path) -> list[Path]:
-    """The files of a diffusers folder that are read: `model_index.json`, and those of the components that it names; not
-    how they came about (`card.json`), and not what another tool has fetched into the same folder."""
+def hashed_files(folder: Path) -> list[Path]:
+    """The files that determine a base's output: `model_index.json` and the files of the components that it names,
+    without `card.json` and unused variants."""
     parts = {name for name, value in model_index(folder).items() if isinstance(value, list) and value and value[0]}
-    files = [file for part in folder.iterdir() if part.name in parts for file in read_of(part)]
+    files = [file for part in folder.iterdir() if part.name in parts for file in component_files(part)]
     named = [file for file in files if file.name != "card.json"]
     return sorted([folder / "model_index.json", *without_variants(named)])
 
 
-def read_of(part: Path) -> list[Path]:
-    """The files of a component's folder that are read (READ), those in linked folders too."""
-    return sorted(file for file in below(part) if file.suffix in READ)
+def component_files(part: Path) -> list[Path]:
+    """The files of a component's folder with one of SUFFIXES, sorted; links are followed."""
+    return sorted(file for file in walk(part) if file.suffix in SUFFIXES)
 
 
-def below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files in a folder and in those below. Links to folders are followed, but for those that lead back up."""
+def walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files of a folder, recursively. Links to folders are followed unless they lead to a folder in `above`."""
     if not folder.is_dir() or folder.resolve() in above:
         return
     for entry in folder.iterdir():
         if entry.is_file():
             yield entry
         else:
-            yield from below(entry, above | {folder.resolve()})
+            yield from walk(entry, above | {folder.resolve()})
 
 
 def without_variants(files: list[Path]) -> list[Path]:
-    """Components' files but for those of a variant, such as "model.fp16.safetensors", beside plain weights, which are
-    what is read."""
-    plain = {file.parent for file in files if file.suffix == ".safetensors" and not OF_VARIANT.fullmatch(file.name)}
-    return [file for file in files if file.parent not in plain or not OF_VARIANT.fullmatch(file.name)]
+    """`files` without variants such as "model.fp16.safetensors" in folders that have plain weights."""
+    plain = {file.parent for file in files if file.suffix == ".safetensors" and not VARIANT_NAME.fullmatch(file.name)}
+    return [file for file in files if file.parent not in plain or not VARIANT_NAME.fullmatch(file.name)]
 
 
 def file_hash(file: Path) -> str:
-    """sha256 of one file of a base. Raises UserError for a configuration that cannot be read."""
+    """sha256 of one file of a base. Raises UserError when a configuration cannot be parsed."""
     blob = file.resolve().name
     if file.suffix == ".safetensors" and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
@@ -104,22 +93,22 @@ def file_hash(file: Path) -> str:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     if file.stat().st_size < LARGE:
         return sha256(file)
-    return remembered(file)
+    return cached_sha256(file)
 
 
-def remembered(file: Path) -> str:
-    """sha256 of a large file, kept in the cache for as long as its size and its time of change stay the same."""
+def cached_sha256(file: Path) -> str:
+    """sha256 of a file, cached while its size and modification time are unchanged."""
     from impasto.files import atomic, cache_dir
 
     state = file.stat()
-    told = {"path": str(file.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
-    note = cache_dir("hashes", hashlib.sha256(told["path"].encode()).hexdigest()[:24] + ".json")
+    identity = {"path": str(file.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    note = cache_dir("hashes", hashlib.sha256(identity["path"].encode()).hexdigest()[:24] + ".json")
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    if {key: known.get(key) for key in told} != told:
-        known = told | {"sha256": sha256(file)}
+    if {key: known.get(key) for key in identity} != identity:
+        known = identity | {"sha256": sha256(file)}
         with atomic(note) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
     return known["sha256"]
@@ -130,8 +119,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def outlined(configs: Mapping[str, Any]) -> Path:
-    """A folder in the cache, named by its contents, that holds these JSON files and nothing else."""
+def write_config_folder(configs: Mapping[str, Any]) -> Path:
+    """A folder in the cache, named by its contents, that holds exactly these JSON files, {relative path: content}."""
     from impasto.files import atomic, cache_dir
 
     key = hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()
@@ -144,15 +133,15 @@ def outlined(configs: Mapping[str, Any]) -> Path:
 
 
 def variant(part: Path) -> str | None:
-    """VARIANT where a component's folder holds such weights alone, as `save_pretrained(variant=...)` writes them."""
+    """VARIANT if a component's folder holds weights of that variant only (`save_pretrained(variant=)`), else None."""
     names = [file.stem for file in part.glob("*.safetensors")]
     plain = any("." not in name for name in names)
     return VARIANT if not plain and any(f".{VARIANT}" in name for name in names) else None
 
 
 @contextmanager
-def damage(folder: Path, part: str = "") -> Iterator[None]:
-    """Whatever the libraries raise about files that they cannot read, as one line; a full disk is told as that."""
+def explain_load_errors(folder: Path, part: str = "") -> Iterator[None]:
+    """Turn the libraries' errors about unreadable files into one UserError; a full disk is re-raised as it is."""
     import torch
     from safetensors import SafetensorError
 
@@ -165,9 +154,9 @@ def damage(folder: Path, part: str = "") -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if disk_full(error):
             raise
-        said = str(error).strip().splitlines()
-        of = f"{part} of the base" if part else "the base"
+        lines = str(error).strip().splitlines()
+        what = f"{part} of the base" if part else "the base"
         raise UserError(
-            f"{of} {str(folder)!r} cannot be loaded: a file is missing, damaged or no safetensors "
-            f"({said[0][:200] if said else type(error).__name__}); fetch it again"
+            f"{what} {str(folder)!r} cannot be loaded: a file is missing, damaged or not safetensors "
+            f"({lines[0][:200] if lines else type(error).__name__}); fetch it again"
         ) from error

@@ -2,8 +2,8 @@
 
 Reference: Black Forest Labs 2024 (github.com/black-forest-labs/flux); diffusers' FluxPipeline, whose own code encodes
 the text. Latents are packed: a token is 2 x 2 of them, at (row, column) of the rotary embedding; text sits at (0, 0).
-dev is guidance-distilled: it takes the scale as an input, 1 in training (Style-Friendly SNR sampler, appendix A.4:
-the true velocity is what is fitted), the card's when it draws. schnell has no such input.
+dev is guidance-distilled: it takes the scale as an input, 1 in training (Style-Friendly SNR sampler, appendix A.4: the
+unguided velocity is fitted), the card's in sampling. schnell has no such input.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ IN_DENOISER = {"pooled_prompt_embeds": "pooled_projections"}  # no callback of t
 class Flux(DiffusersFolder):
     """See `families.base.Family`. Conditions: text (B, T5 length, D) and pooled (B, P).
 
-    The transformer itself rounds t to the precision that it runs in, as in the pipeline; the mix is float32.
+    Latents are mixed in float32; the transformer rounds t to its own precision, as in the pipeline.
     """
 
     pipeline_class, denoiser_class = "FluxPipeline", "FluxTransformer2DModel"
     layers = KINDS
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    reader, reader_takes_length = "tokenizer_2", True  # T5 reads all of a prompt that CLIP cuts
+    main_tokenizer, padded_to_length = "tokenizer_2", True  # T5: CLIP's pooled vector sees 77 tokens only
     patch = 2
     time_scale = 1 / 1000
     schedule = RectifiedFlow()
@@ -51,7 +51,7 @@ class Flux(DiffusersFolder):
 
     @cached_property
     def guided(self) -> bool:
-        """Whether the transformer takes a guidance scale: dev does."""
+        """Whether the transformer takes a guidance scale (dev)."""
         return bool(self.config("transformer").get("guidance_embeds", False))
 
     @property
@@ -63,10 +63,10 @@ class Flux(DiffusersFolder):
         return {"text": text, "pooled": pooled}
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        """The text is T5's; CLIP gives the pooled vector alone (as `FluxPipeline._get_clip_prompt_embeds`)."""
+        """CLIP gives the pooled vector only (see `FluxPipeline._get_clip_prompt_embeds`); the text is T5's."""
         tokenizer, encoder = self.clip.tokenizer, self.clip.text_encoder
-        room = self.clip.tokenizer_max_length
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=room, truncation=True, return_tensors="pt")
+        length = self.clip.tokenizer_max_length
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return cond | {"pooled": encoder(tokens.input_ids.to(self.device)).pooler_output.to(self.dtype)}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
@@ -93,14 +93,14 @@ class Flux(DiffusersFolder):
     def pack(self, latents: Tensor) -> Tensor:
         return pack(latents)
 
-    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+    def scheduler_arguments(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": dynamic_shift(scheduler, tokens)}
 
     def padding(self, length: int) -> dict[str, int]:
         return {"max_sequence_length": length}
 
     def call_arguments(self, cond: Condition, negative: Condition | None) -> dict[str, Tensor]:
-        """There is no negative prompt: the scale is an input."""
+        """`negative` is ignored: FLUX takes the scale as an input."""
         return self.embeddings(cond, None, {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"})
 
 

@@ -1,4 +1,4 @@
-"""What all families share: a diffusers folder whose parts are loaded when they are first used."""
+"""The base class of all families: a diffusers folder whose components are loaded on first use."""
 
 import gc
 import warnings
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from impasto import devices
 from impasto.errors import UserError
-from impasto.families.base import Condition, part_bytes, quiet, warn_if_cut
-from impasto.families.files import damage, folder_hash, model_index, variant
+from impasto.families.base import Condition, component_bytes, quiet, warn_if_truncated
+from impasto.families.files import explain_load_errors, folder_hash, model_index, variant
 from impasto.files import read_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LIBRARIES = ("diffusers", "transformers")
-LONGEST = 1_000_000  # tokens of a prompt
+MAX_PROMPT_TOKENS = 1_000_000
 
 
 class Config(dict[str, Any]):
-    """A component's configuration. A key that it lacks raises UserError. damaged: the base and the file, in words."""
+    """A component's configuration. A missing key raises UserError. damaged: names base and file in the message."""
 
     def __init__(self, damaged: str, content: Mapping[str, Any]) -> None:
         super().__init__(content)
@@ -37,10 +37,10 @@ class Config(dict[str, Any]):
 class DiffusersFolder(ABC):
     """The part of `families.base.Family` that does not depend on the architecture.
 
-    A family states its pipeline's and its denoiser's class, its layers by kind, the pipeline's components that read
-    text, those that are `left_out`, the tokeniser that reads most of a prompt (to the length that is asked for, or to
-    its own), the `patch`: latents per token and side, `time_scale`: what the pipeline multiplies the scheduler's
-    timesteps by before the denoiser sees them, and the `callback_tensors`.
+    A subclass sets pipeline and denoiser class, `layers` by kind, the text components (`encoder_parts`, `clips`),
+    `left_out`: components replaced in `from_pretrained`, `main_tokenizer`: the one that keeps most of a prompt,
+    `padded_to_length`: whether it pads to the requested length instead of its own, `time_scale`: the pipeline's factor
+    from the scheduler's timesteps to the denoiser's, `patch` and `callback_tensors`.
     """
 
     pipeline_class: ClassVar[str]
@@ -49,8 +49,8 @@ class DiffusersFolder(ABC):
     part: ClassVar[str] = "transformer"
     encoder_parts: ClassVar[tuple[str, ...]]
     clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    reader: ClassVar[str] = "tokenizer"
-    reader_takes_length: ClassVar[bool] = False
+    main_tokenizer: ClassVar[str] = "tokenizer"
+    padded_to_length: ClassVar[bool] = False
     left_out: ClassVar[Mapping[str, Any]] = {}
     patch: int = 1
     guided_by: str = "negative"
@@ -76,11 +76,11 @@ class DiffusersFolder(ABC):
 
     @cached_property
     def text_lengths(self) -> Mapping[int, float]:
-        """As the card says; text encoders that know one length only override this."""
+        """From the card; overridden where the text encoders have one fixed length."""
         return {int(length): float(share) for length, share in self.card["text_lengths"].items()}
 
     def config(self, part: str) -> "Config":
-        """The configuration of a component. Raises UserError when the folder has none that can be read."""
+        """The configuration of a component. Raises UserError when it cannot be read."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         damaged = f"the base {str(self.folder)!r} is damaged: {part}/{name}"
         try:
@@ -90,42 +90,42 @@ class DiffusersFolder(ABC):
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What `model_index.json` says."""
+        """The content of `model_index.json`."""
         return model_index(self.folder)
 
     @cached_property
     def absent(self) -> dict[str, Any]:
-        """Text encoders that this folder does without, and what we leave out: arguments of `from_pretrained`."""
+        """Arguments of `from_pretrained` for text encoders that the folder lacks and for `left_out`."""
         without = {name: None for name in self.encoder_parts if self.index.get(name, [None])[0] is None}
         return without | dict(self.left_out)
 
     @cached_property
     def unit(self) -> int:
-        """Heights and widths in pixels are multiples of it: pixels per latent times latents per token."""
+        """Pixels per latent times latents per token."""
         return 2 ** (len(self.config("vae")["block_out_channels"]) - 1) * self.patch
 
     @property
     def largest(self) -> int | None:
-        """The largest height and width in pixels: where a table of positions ends; None where there is none."""
+        """Maximum height and width in pixels, by the position table's size; None without a table."""
         tokens = self.config(self.part).get("pos_embed_max_size")
         return tokens and tokens * self.unit
 
     @cached_property
     def denoiser(self) -> Any:
-        """Frozen: only what an adapter adds will be trained."""
-        model = self.read(self.denoiser_class, self.part, self.dtype)
+        """The frozen denoiser, on the device."""
+        model = self.load_component(self.denoiser_class, self.part, self.dtype)
         return model.requires_grad_(False).eval().to(self.device)
 
     @cached_property
     def vae(self) -> Any:
-        """In float32 whatever the precision: it is used once per picture."""
-        return self.read("AutoencoderKL", "vae", torch.float32).requires_grad_(False).eval().to(self.device)
+        """The frozen autoencoder, in float32 at any precision."""
+        return self.load_component("AutoencoderKL", "vae", torch.float32).requires_grad_(False).eval().to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
-        """A pipeline of the text encoders alone; in main memory where a GPU has no room for them."""
-        pipe = self.assembled(**{self.part: None, "vae": None, "scheduler": None})
-        return pipe.to(self.device if room(pipe, self.device) else "cpu")
+        """A pipeline of the text encoders alone; on the CPU if they do not fit on the GPU."""
+        pipe = self.build_pipeline(**{self.part: None, "vae": None, "scheduler": None})
+        return pipe.to(self.device if encoders_fit(pipe, self.device) else "cpu")
 
     @property
     def clip_parts(self) -> tuple[str, ...]:
@@ -133,12 +133,12 @@ class DiffusersFolder(ABC):
 
     @cached_property
     def clip(self) -> Any:
-        """A pipeline of the CLIPs alone, which may carry adapters."""
+        """A pipeline of the CLIPs alone; carries their adapters."""
         return self.pipeline(**{self.part: None, "vae": None, "scheduler": None}, **self.without_t5)
 
     @property
     def without_t5(self) -> dict[str, None]:
-        """Arguments of `pipeline` that leave out text encoders that are no CLIP, and their tokenisers."""
+        """Arguments of `pipeline` that omit the text encoders other than CLIPs, and their tokenisers."""
         kept = {*self.clips, *(name.replace("text_encoder", "tokenizer") for name in self.clips)}
         return {name: None for name in self.encoder_parts if name not in kept}
 
@@ -147,78 +147,78 @@ class DiffusersFolder(ABC):
         return self.embed_prompt(prompts, length, pipe)
 
     def embed_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:
-        """`encode_prompt` with gradient, by the pipeline's own code; what the longest reader cuts is said."""
+        """`encode_prompt` with gradient, by the pipeline's own code; warns when `prompt_tokenizer` truncates."""
         own = None if pipe else str(self.encoders.device)
         pipe, length = pipe or self.encoders, length or next(iter(self.text_lengths))
         with quiet():
             for prompt in prompts:
-                warn_if_cut(prompt, *self.reads(pipe, length))
+                warn_if_truncated(prompt, *self.prompt_tokenizer(pipe, length))
             found = self.embed(pipe, list(prompts), length, own or self.device)
         return {name: t.to(self.device) for name, t in found.items()}
 
-    def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
-        """The tokeniser of `pipe` that reads most of a prompt, and up to which length if not its own."""
-        return getattr(pipe, self.reader), length if self.reader_takes_length else None
+    def prompt_tokenizer(self, pipe: Any, length: int) -> tuple[Any, int | None]:
+        """The tokeniser of `pipe` that keeps most of a prompt, and its maximum length, None for the tokeniser's own."""
+        return getattr(pipe, self.main_tokenizer), length if self.padded_to_length else None
 
     @abstractmethod
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
-        """The conditions that the pipeline's `encode_prompt` makes; its encoders compute on `device`."""
+        """The conditions from the pipeline's `encode_prompt`, whose encoders are on `device`."""
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        """All text is CLIP's."""
+        """For families whose text encoders are CLIPs only."""
         return cond | self.embed_prompt(prompts, pipe=self.clip)
 
-    def read(self, name: str, part: str, dtype: torch.dtype, library: str = "diffusers") -> Any:
-        """One component by the class `name` of `library`. Raises UserError when its weights are damaged or not there.
+    def load_component(self, name: str, part: str, dtype: torch.dtype, library: str = "diffusers") -> Any:
+        """The component `part`, of class `name` of `library`. Raises UserError when its weights are damaged or missing.
 
-        Half-precision ones (`variant`) are read where there are no others.
+        Half-precision weights (`variant`) are read if there are no others.
         """
-        with damage(self.folder, part):
+        with explain_load_errors(self.folder, part):
             return getattr(import_module(library), name).from_pretrained(
                 self.folder, subfolder=part, dtype=dtype, use_safetensors=True, variant=variant(self.folder / part)
             )
 
     def pipeline(self, **parts: Any) -> Any:
-        return self.assembled(**parts).to(self.device)
+        return self.build_pipeline(**parts).to(self.device)
 
-    def assembled(self, **parts: Any) -> Any:
-        """`pipeline` in main memory."""
+    def build_pipeline(self, **parts: Any) -> Any:
+        """`pipeline` in CPU RAM."""
         import diffusers
 
-        with quiet(), damage(self.folder):
+        with quiet(), explain_load_errors(self.folder):
             given = self.absent | parts
             pipe = getattr(diffusers, self.pipeline_class).from_pretrained(
-                self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.variants(given))
+                self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.load_variants(given))
             )
         pipe.set_progress_bar_config(disable=True)
         self.check_tokenizers(pipe)
         return pipe
 
     def check_tokenizers(self, pipe: Any) -> None:
-        """Raise UserError when a CLIP's tokeniser does not say how long prompts are: transformers takes 10^30."""
+        """Raise UserError when a CLIP's tokeniser has no maximum length (transformers' default is 10^30)."""
         for name in (clip.replace("text_encoder", "tokenizer") for clip in self.clips):
-            if getattr(getattr(pipe, name, None), "model_max_length", 0) > LONGEST:
-                said = f"{name}/tokenizer_config.json lacks 'model_max_length'"
-                raise UserError(f"the base {str(self.folder)!r} is damaged: {said}; fetch it again")
+            if getattr(getattr(pipe, name, None), "model_max_length", 0) > MAX_PROMPT_TOKENS:
+                reason = f"{name}/tokenizer_config.json lacks 'model_max_length'"
+                raise UserError(f"the base {str(self.folder)!r} is damaged: {reason}; fetch it again")
 
-    def variants(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The components that are not `given` and are there as a `variant` only; the pipeline's own `variant` would be
-        preferred where both are there, and counts pickles."""
+    def load_variants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Components that are not `given` and exist as a `variant` only. (The pipeline's own argument `variant` prefers
+        the variant where both exist, and counts pickles.)"""
         return {
-            part: self.read(value[1], part, self.dtype, value[0])
+            part: self.load_component(value[1], part, self.dtype, value[0])
             for part, value in self.index.items()
             if isinstance(value, list) and value[0] in LIBRARIES and part not in given and variant(self.folder / part)
         }
 
     @property
     def shift_scale(self) -> tuple[float, float]:
-        """What the pipeline takes off the autoencoder's latents and multiplies them by."""
+        """(shift, scale) of latents: `(z - shift) * scale`."""
         config = self.vae.config
         return config.shift_factor or 0.0, config.scaling_factor
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """`(mean - shift) * scale`: the posterior's mean, not a draw: what is cached is the picture's own."""
+        """`(mean - shift) * scale` with the posterior's mean, not a sample, so that latents can be cached."""
         height, width = pixels.shape[-2:]
         if height % self.unit or width % self.unit:
             raise UserError(f"size must be a multiple of {self.unit} for this base, not {width} x {height}")
@@ -238,17 +238,17 @@ class DiffusersFolder(ABC):
         return latents
 
     def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
-        """By the folder's own scheduler, told what the pipeline tells it (`spacing`)."""
+        """By the folder's scheduler, called as the pipeline calls it (`scheduler_arguments`)."""
         import diffusers
 
         config = self.config("scheduler")
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         tokens = size[0] // self.patch * (size[1] // self.patch)
-        scheduler.set_timesteps(steps, **self.spacing(scheduler.config, steps, tokens))
+        scheduler.set_timesteps(steps, **self.scheduler_arguments(scheduler.config, steps, tokens))
         return self.schedule.log_snr(scheduler.timesteps.double() * self.time_scale)
 
-    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
-        """What the pipeline tells the scheduler beside the number of steps, for so many image tokens."""
+    def scheduler_arguments(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+        """Arguments of the pipeline's `set_timesteps` beside the number of steps, for `tokens` image tokens."""
         return {}
 
     def modules(self, kind: str) -> tuple[str, ...]:
@@ -258,7 +258,7 @@ class DiffusersFolder(ABC):
         return {}
 
     def embeddings(self, cond: Condition, negative: Condition | None, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """The call arguments of `cond`, by their names there, and of `negative`, where they begin with "negative_"."""
+        """Call arguments for `cond` and, with the prefix "negative_", `negative`. names: argument for tensor name."""
         call = {argument: cond[name] for name, argument in names.items()}
         if negative is not None:
             call |= {f"negative_{argument}": negative[name] for name, argument in names.items()}
@@ -280,24 +280,23 @@ class DiffusersFolder(ABC):
             torch.cuda.empty_cache()
 
 
-def room(pipe: Any, device: str) -> bool:
-    """Whether `device` holds the text encoders of `pipe`, in main memory until now; a warning where a GPU does not."""
-
+def encoders_fit(pipe: Any, device: str) -> bool:
+    """Whether the text encoders of `pipe` fit on `device`; warns if they do not."""
     if not device.startswith("cuda"):
         return True
-    sizes, free = part_bytes(pipe), torch.cuda.mem_get_info(device)[0]
+    sizes, free = component_bytes(pipe), torch.cuda.mem_get_info(device)[0]
     if devices.drawing(sizes, 0, free) == "whole":
         return True
     warnings.warn(
         f"the text encoders take {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: captions are encoded on the "
-        "CPU, once, which takes longer",
+        "CPU, which takes longer",
         stacklevel=2,
     )
     return False
 
 
 def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """`mu` of a scheduler whose time shift grows with the image tokens, as the pipelines compute it."""
+    """`mu` of a scheduler whose time shift depends on the number of image tokens, as the pipelines compute it."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

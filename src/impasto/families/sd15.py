@@ -1,7 +1,7 @@
-"""SD1.x, SD2.x and mini-sd15: a U-Net under one CLIP.
+"""SD1.x, SD2.x and mini-sd15: a U-Net conditioned by one CLIP.
 
 Reference: Rombach et al. 2022, arXiv 2112.10752; diffusers' StableDiffusionPipeline, whose own code encodes the text.
-The safety checker of a folder is left out, of training and of pictures.
+A folder's safety checker is not loaded.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ IN_CALLBACK = {"prompt_embeds": "prompt_embeds"}
 
 
 class SD15(UNet):
-    """See `families.base.Family`. Conditions: text (B, L, D), L = 77 where the CLIP is OpenAI's."""
+    """See `families.base.Family`. Conditions: text (B, L, D), L = 77 for OpenAI's CLIP."""
 
     pipeline_class = "StableDiffusionPipeline"
     encoder_parts = ("text_encoder", "tokenizer")

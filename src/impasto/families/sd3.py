@@ -22,7 +22,7 @@ IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled
 
 
 class SD3(DiffusersFolder):
-    """See `families.base.Family`. Conditions: text (B, 77 or so + T5 length, D) and pooled (B, P)."""
+    """See `families.base.Family`. Conditions: text (B, CLIP length + T5 length, D) and pooled (B, P)."""
 
     pipeline_class, denoiser_class = "StableDiffusion3Pipeline", "SD3Transformer2DModel"
     layers = KINDS
@@ -30,14 +30,14 @@ class SD3(DiffusersFolder):
     encoder_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     schedule = RectifiedFlow(scale=1000.0)
     callback_tensors = IN_CALLBACK
-    image_attention = ("attn", "attn2")  # SD3.5 medium has blocks with a second one, of image tokens alone
+    image_attention = ("attn", "attn2")  # attn2: a second attention over image tokens alone, in blocks of SD3.5 medium
 
     @property
     def patch(self) -> int:
         return self.config("transformer")["patch_size"]
 
-    def told(self, pipe: Any) -> Any:
-        """A pipeline without T5 asks the transformer how wide T5's zeros are: what its config says is enough."""
+    def with_transformer_config(self, pipe: Any) -> Any:
+        """`pipe` with a stand-in for a missing transformer: without T5, its config gives the width of T5's zeros."""
         if pipe.transformer is None:
             pipe.transformer = SimpleNamespace(config=SimpleNamespace(**self.config("transformer")))
         return pipe
@@ -45,12 +45,12 @@ class SD3(DiffusersFolder):
     @cached_property
     def encoders(self) -> Any:
         """See `DiffusersFolder.encoders`."""
-        return self.told(super().encoders)
+        return self.with_transformer_config(super().encoders)
 
-    def reads(self, pipe: Any, length: int) -> tuple[Any, int | None]:
-        """T5, where there is one that is told more than the CLIPs; an embedded base's reads nothing."""
+    def prompt_tokenizer(self, pipe: Any, length: int) -> tuple[Any, int | None]:
+        """T5's, if it keeps more tokens than the CLIPs'; that of an embedded base is empty."""
         if pipe.tokenizer_3 is None or self.card.get("embedded") or length <= pipe.tokenizer.model_max_length:
-            return super().reads(pipe, length)
+            return super().prompt_tokenizer(pipe, length)
         return pipe.tokenizer_3, length
 
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
@@ -66,13 +66,13 @@ class SD3(DiffusersFolder):
 
     @cached_property
     def clip(self) -> Any:
-        """A pipeline of the CLIPs alone, which may carry adapters."""
-        return self.told(super().clip)
+        """See `DiffusersFolder.clip`."""
+        return self.with_transformer_config(super().clip)
 
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        """CLIP's rows come first; T5's behind them are those of `cond`."""
+        """CLIP's tokens come first; T5's after them are those of `cond`."""
         rows = self.clip.tokenizer_max_length
-        with quiet():  # what is cut was said when `cond` was made
+        with quiet():  # truncation was warned about when `cond` was made
             own = self.embed(self.clip, list(prompts), cond["text"].shape[1] - rows, self.device)
         text = torch.cat([own["text"][:, :rows], cond["text"][:, rows:].to(own["text"])], dim=1)
         return cond | {"text": text, "pooled": own["pooled"]}
@@ -89,7 +89,7 @@ class SD3(DiffusersFolder):
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         return eps - x
 
-    def spacing(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
+    def scheduler_arguments(self, scheduler: Mapping[str, Any], steps: int, tokens: int) -> dict[str, Any]:
         return {"mu": dynamic_shift(scheduler, tokens)} if scheduler.get("use_dynamic_shifting") else {}
 
     def padding(self, length: int) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""SDXL: a U-Net under two CLIPs, told the size of the picture and its crop.
+"""SDXL: a U-Net conditioned by two CLIPs and by the size and crop of the image.
 
 Reference: Podell et al. 2023, arXiv 2307.01952, section 2.2; diffusers' StableDiffusionXLPipeline, whose own code
-encodes the text. An empty prompt is all zeros where the folder's `force_zeros_for_empty_prompt` says so: that is what
-the pipeline compares with when it is given no negative prompt.
+encodes the text. With the folder's `force_zeros_for_empty_prompt` an empty prompt is encoded as zeros, like the
+pipeline's missing negative prompt.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_te
 
 
 class SDXL(UNet):
-    """See `families.base.Family`. Conditions: text (B, L, D1 + D2), pooled (B, D2), and, where data has it, size_ids
-    (B, 6): height and width of the original, top and left of the crop, height and width of what is trained on."""
+    """See `families.base.Family`. Conditions: text (B, L, D1 + D2), pooled (B, D2) and, optionally, size_ids (B, 6):
+    height and width of the original, top and left of the crop, height and width of the crop."""
 
     wants_size_ids = True
-    reader = "tokenizer_2"
+    main_tokenizer = "tokenizer_2"
     clips = ("text_encoder", "text_encoder_2")
     pipeline_class = "StableDiffusionXLPipeline"
     encoder_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -30,12 +30,12 @@ class SDXL(UNet):
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(prompts, None, torch.device(device), 1, False)
         if self.index.get("force_zeros_for_empty_prompt", True):
-            said = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
-            text, pooled = text * said[:, None, None], pooled * said[:, None]
+            filled = torch.tensor([prompt != "" for prompt in prompts], device=text.device)
+            text, pooled = text * filled[:, None, None], pooled * filled[:, None]
         return {"text": text, "pooled": pooled}
 
     def size_ids(self, z_t: Tensor) -> Tensor:
-        """(B, 6) of uncropped pictures of that size, as the pipeline's call has it: a style is asked for so."""
+        """(B, 6) of uncropped images of the size of z_t, the pipeline's default."""
         height, width = (side * self.unit for side in z_t.shape[-2:])
         return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).repeat(len(z_t), 1)
 

@@ -1,8 +1,8 @@
-"""What SD1.5 and SDXL share: a U-Net trained on a variance-preserving noise schedule.
+"""The base class of SD1.5 and SDXL: a U-Net with a variance-preserving noise schedule.
 
-It predicts eps, or `v = alpha eps - sigma x` (Salimans & Ho 2022, arXiv 2202.00512, appendix D), as the folder's
-`scheduler/scheduler_config.json` says; that file states the schedule as well, and SD1.5's is `betas = linspace(sqrt(
-.00085), sqrt(.012), 1000)^2`, log-SNR 7.07 to -5.36.
+`scheduler/scheduler_config.json` sets the prediction, eps or `v = alpha eps - sigma x` (Salimans & Ho 2022, arXiv
+2202.00512, appendix D), and the schedule; SD1.5's is `betas = linspace(sqrt(.00085), sqrt(.012), 1000)^2`, log-SNR 7.07
+to -5.36.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ KINDS = {
 
 
 class UNet(DiffusersFolder):
-    """A U-Net family but for its text. z_t (B, C, h, w) of any number of channels."""
+    """A U-Net family without text encoding. z_t (B, C, h, w) with any number of channels."""
 
     denoiser_class = "UNet2DConditionModel"
     part = "unet"
@@ -38,17 +38,19 @@ class UNet(DiffusersFolder):
 
     @cached_property
     def text_lengths(self) -> Mapping[int, float]:
-        """CLIP pads every prompt to one length."""
+        """CLIP's fixed length."""
         return {self.config("text_encoder")["max_position_embeddings"]: 1.0}
 
     @cached_property
     def schedule(self) -> VariancePreserving:
-        """From the scheduler's own `alphas_cumprod`. Raises UserError for a schedule that is none of betas."""
+        """From the scheduler's `alphas_cumprod`. Raises UserError for a schedule that is not defined by betas."""
         from diffusers import DDPMScheduler
 
         config = self.config("scheduler")
         if "beta_schedule" not in config or config["_class_name"].startswith("EDM"):
-            raise UserError(f"{str(self.folder)!r} has a {config['_class_name']}: only schedules of betas are spoken")
+            raise UserError(
+                f"{str(self.folder)!r} has a {config['_class_name']}: only schedules of betas are supported"
+            )
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         known = {key: config[key] for key in (*keys, "rescale_betas_zero_snr") if key in config}
         return VariancePreserving.from_alphas_cumprod(DDPMScheduler(**known).alphas_cumprod)
@@ -58,16 +60,16 @@ class UNet(DiffusersFolder):
         """ "epsilon" or "v_prediction". Raises UserError for anything else."""
         name = self.config("scheduler").get("prediction_type", "epsilon")
         if name not in ("epsilon", "v_prediction"):
-            raise UserError(f"{str(self.folder)!r} predicts {name!r}: only epsilon and v_prediction are spoken")
+            raise UserError(f"{str(self.folder)!r} predicts {name!r}: only epsilon and v_prediction are supported")
         return name
 
     @property
     def shift_scale(self) -> tuple[float, float]:
-        """The pipelines of U-Nets know no shift."""
+        """(0, scale): U-Net pipelines have no shift."""
         return 0.0, self.vae.config.scaling_factor
 
     def denoise(self, z_t: Tensor, lam: Tensor, text: Tensor, **added: Any) -> Tensor:
-        """The U-Net's output, told the float t at which `lam` lies."""
+        """The U-Net's output at the (non-integer) timestep of `lam`."""
         return self.denoiser(
             z_t.to(self.dtype),
             self.schedule.timestep(lam),

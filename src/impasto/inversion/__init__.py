@@ -1,6 +1,7 @@
-"""Inversion: from a picture's latents to the noise that its base would draw it from, and every level between.
+"""Inversion: from an image's latents to the noise from which its base generates it, with all levels between.
 
-`ddim.py` is for variance-preserving schedules, `flow.py` for rectified flows; `invert` picks by the family's schedule.
+`ddim.py` is for variance-preserving schedules, `flow.py` for rectified flows; `invert` chooses by the family's
+schedule.
 """
 
 from collections.abc import Callable
@@ -16,26 +17,26 @@ from impasto.families.base import Condition, Family
 from impasto.inversion import ddim, flow
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
-KINDS: dict[type, ModuleType] = {VariancePreserving: ddim, RectifiedFlow: flow}
-"""Each with `levels`, `step` and `direction`."""
+METHODS: dict[type, ModuleType] = {VariancePreserving: ddim, RectifiedFlow: flow}
+"""By schedule class: modules with `levels`, `step` and `direction`."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A picture on its way to noise: latents (n, C, h, w), the picture's own first, and their log_snr (n,), falling."""
+    """latents (n, C, h, w) from the image to noise, and their log_snr (n,), falling."""
 
     latents: Tensor
     log_snr: Tensor
 
     @property
     def noise(self) -> Tensor:
-        """(1, C, h, w): where sampling starts."""
+        """(1, C, h, w): the last latents, where sampling starts."""
         return self.latents[-1:]
 
     def at(self, lam: Tensor) -> Tensor:
-        """(1, C, h, w) at the level nearest to the scalar `lam`, near in a flow's noise share."""
-        away = torch.sigmoid(-self.log_snr / 2) - torch.sigmoid(-lam.detach().cpu().double() / 2)
-        return self.latents[away.abs().argmin()][None]
+        """(1, C, h, w) at the level nearest to the scalar `lam`, by distance in a flow's noise share."""
+        distance = torch.sigmoid(-self.log_snr / 2) - torch.sigmoid(-lam.detach().cpu().double() / 2)
+        return self.latents[distance.abs().argmin()][None]
 
 
 def invert(
@@ -49,36 +50,36 @@ def invert(
     guidance: float = 1.0,
     refine: int = 0,
 ) -> Trajectory:
-    """Walk latents (1, C, h, w) of `family.encode_image` towards the noise, told `condition` (one row).
+    """Invert latents (1, C, h, w) of `family.encode_image`, conditioned on `condition` (one row).
 
-    steps: of the schedule's own inversion grid, `ddim.levels` or `flow.levels`. levels: log-SNRs to pass through
-    instead, in any order. negative, guidance: classifier-free guidance; by default none, conditional only.
-    refine: times that each step is taken again from its own result. The model then says more nearly what it will say
-    when the sampler comes back: the fixed point is the exact inverse of the sampler's step (Pan et al. 2023,
-    arXiv 2309.04907; Garibi et al. 2024, arXiv 2403.14602). Each costs as much as the inversion itself.
-    Raises UserError for a schedule without an inversion, and for steps or levels that it does not have.
+    steps: of the schedule's inversion grid, `ddim.levels` or `flow.levels`. levels: log-SNRs to pass through instead,
+    in any order. negative, guidance: classifier-free guidance; by default conditional only.
+    refine: fixed-point iterations per step, each repeating the step with the prediction at its own result. The fixed
+    point is the exact inverse of the sampler's step (Pan et al. 2023, arXiv 2309.04907; Garibi et al. 2024, arXiv
+    2403.14602). Each costs as much as the inversion itself.
+    Raises UserError for a schedule without an inversion, and for invalid steps or levels.
     """
-    kind = KINDS.get(type(family.schedule))
-    if kind is None:
+    method = METHODS.get(type(family.schedule))
+    if method is None:
         raise UserError(f"a base with a {type(family.schedule).__name__} schedule cannot be inverted")
     height, width = latents.shape[-2:]
-    path = kind.levels(family, steps, (height, width)) if levels is None else through(family, levels)
+    path = method.levels(family, steps, (height, width)) if levels is None else path_through(family, levels)
 
     @torch.no_grad()
     def direction(z: Tensor, lam: Tensor) -> Tensor:
         lam_B = lam.expand(len(z)).to(z.device, z.dtype)
-        said = family.predict(z, lam_B.float(), condition).to(z.dtype)
+        prediction = family.predict(z, lam_B.float(), condition).to(z.dtype)
         if negative is not None:
             without = family.predict(z, lam_B.float(), negative).to(z.dtype)
-            said = without + guidance * (said - without)
-        return kind.direction(family, z, lam_B, said)
+            prediction = without + guidance * (prediction - without)
+        return method.direction(family, z, lam_B, prediction)
 
-    walked = walk(kind.step, direction, latents.to(family.device), path, refine)
-    return Trajectory(torch.cat(walked), path)
+    trajectory = integrate(method.step, direction, latents.to(family.device), path, refine)
+    return Trajectory(torch.cat(trajectory), path)
 
 
-def through(family: Family, levels: Tensor) -> Tensor:
-    """From the cleanest level of the schedule through `levels`, each once, falling, float64."""
+def path_through(family: Family, levels: Tensor) -> Tensor:
+    """The cleanest level of the schedule and then `levels`, without repetitions, falling, float64."""
     noisiest, cleanest = family.schedule.range
     if not len(levels) or levels.isnan().any() or levels.min() < noisiest - 1e-4 or levels.max() > cleanest + 1e-4:
         raise UserError(f"an inversion cannot pass through {levels.tolist()}: this base has {noisiest} to {cleanest}")
@@ -86,19 +87,19 @@ def through(family: Family, levels: Tensor) -> Tensor:
     return torch.cat([start, levels.double().cpu().clamp(noisiest, cleanest)]).unique().flip(0)
 
 
-def walk(
+def integrate(
     step: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     direction: Callable[[Tensor, Tensor], Tensor],
     z: Tensor,
     path: Tensor,
     refine: int,
 ) -> list[Tensor]:
-    """The latents at each level of `path`: `z' = step(z, direction(z, lam'), lam, lam')`, refined as `invert` says."""
-    walked = [z]
+    """The latents at each level of `path`: `z' = step(z, direction(z, lam'), lam, lam')`; refine: see `invert`."""
+    trajectory = [z]
     for lam, lam_next in pairwise(path):
-        at = z
+        z_next = z
         for _ in range(1 + refine):
-            at = step(z, direction(at, lam_next), lam, lam_next)
-        z = at
-        walked.append(z)
-    return walked
+            z_next = step(z, direction(z_next, lam_next), lam, lam_next)
+        z = z_next
+        trajectory.append(z)
+    return trajectory

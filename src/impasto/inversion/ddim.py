@@ -1,11 +1,11 @@
-"""DDIM inversion: the noise from which a variance-preserving model draws a given picture.
+"""DDIM inversion: the noise from which a variance-preserving model generates a given image.
 
     z' = sqrt(a' / a) z + sqrt(a') (s(a') - s(a)) eps,    s(a) = sqrt(1 / a - 1)
 
 is the deterministic step of Song et al. 2020 (DDIM, arXiv 2010.02502, eq. 12 with sigma = 0) between the levels a and
 a' of `alphas_cumprod`, in either direction; in log-SNR a = sigmoid(lam), s = exp(-lam / 2). InstaStyle (eq. 5 and 6)
-leaves out the sqrt(a') of the second term, which is not this step. eps is that of the *target* level, told to the model
-with the latents of the level before, as in prompt-to-prompt (Mokady et al. 2022, arXiv 2211.09794).
+omits the sqrt(a') of the second term, which is not this step. eps is predicted at the *target* level from the latents
+of the previous level, as in prompt-to-prompt (Mokady et al. 2022, arXiv 2211.09794).
 """
 
 import torch
@@ -17,10 +17,11 @@ from impasto.noise.schedule import VariancePreserving, per_item
 
 
 def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
-    """Leading spacing with an offset of 1 (50 steps: t = 1, 21, .., 981), from t = 0 on: (steps + 1,), float64.
+    """log-SNRs (steps + 1,), float64, at t = 0 and at leading spacing with offset 1 (50 steps: t = 1, 21, .., 981).
 
-    t = 0 is the picture's own level (`set_alpha_to_one` False). Steps that do not divide the model's 1000 stop short of
-    noise, as the spacing is cut to whole numbers: 300 end at t = 898. Raises UserError for more steps than it has.
+    t = 0 is the image's level (`set_alpha_to_one` False). Steps that do not divide the model's 1000 end before pure
+    noise,
+    as the spacing is rounded down: 300 end at t = 898. Raises UserError for more steps than the model has.
     """
     schedule = family.schedule
     assert isinstance(schedule, VariancePreserving)
@@ -32,16 +33,16 @@ def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
 
 
 def step(z: Tensor, eps: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
-    """z (B, C, h, w) at log-SNR `lam` (a scalar) brought to `lam_next`."""
+    """Step z (B, C, h, w) from log-SNR `lam` (a scalar) to `lam_next`."""
     a, a_next = torch.sigmoid(lam), torch.sigmoid(lam_next)
     s, s_next = torch.exp(-lam / 2), torch.exp(-lam_next / 2)
     return (a_next / a).sqrt() * z + a_next.sqrt() * (s_next - s) * eps
 
 
 def direction(family: Family, z: Tensor, lam_B: Tensor, prediction: Tensor) -> Tensor:
-    """eps out of what the family predicts (eps or v): from `z = alpha x + sigma eps` and its target, linear in both.
+    """eps from the family's prediction (eps or v), by `z = alpha x + sigma eps` and target = p x + q eps:
 
-    With target = p x + q eps:  eps = (alpha target - p z) / (alpha q - sigma p).
+    eps = (alpha target - p z) / (alpha q - sigma p).
     """
     zero, one = torch.zeros_like(z[:, :1, :1, :1]), torch.ones_like(z[:, :1, :1, :1])
     p, q = (family.target(x, eps, lam_B) for x, eps in ((one, zero), (zero, one)))

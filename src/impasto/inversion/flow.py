@@ -1,10 +1,9 @@
-"""Inversion of a rectified flow: the noise from which it draws a given picture, by Euler steps from data to noise.
+"""Inversion of a rectified flow: the noise from which it generates a given image, by Euler steps from data to noise.
 
     z' = z + (t' - t) v,    t = sigmoid(-lam / 2) the noise share
 
-is the sampler's own step (`FlowMatchEulerDiscreteScheduler`) walked backwards, along the sampler's own noise levels,
-time shift included. v is that of the *target* level, told to the model with the latents of the level before, as in
-`ddim`.
+is the sampler's step (`FlowMatchEulerDiscreteScheduler`) in reverse, along the sampler's noise levels with their time
+shift. v is predicted at the *target* level from the latents of the previous level, as in `ddim`.
 """
 
 import torch
@@ -15,7 +14,7 @@ from impasto.families.base import Family
 
 
 def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
-    """Those of the pipeline's sampler on latents of `size` (h, w), from infinity (the picture) to noise, float64."""
+    """log-SNRs, float64, from infinity (the image) through those of the pipeline's sampler at `size` (h, w)."""
     if steps < 1:
         raise UserError(f"steps of an inversion must be at least 1, not {steps}")
     sampler = family.sampling_levels(steps, size).flip(0)
@@ -23,10 +22,10 @@ def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
 
 
 def step(z: Tensor, velocity: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
-    """z (B, C, h, w) at log-SNR `lam` (a scalar) brought to `lam_next`."""
+    """Step z (B, C, h, w) from log-SNR `lam` (a scalar) to `lam_next`."""
     return z + (torch.sigmoid(-lam_next / 2) - torch.sigmoid(-lam / 2)) * velocity
 
 
 def direction(family: Family, z: Tensor, lam_B: Tensor, prediction: Tensor) -> Tensor:
-    """The velocity is what such a family predicts."""
+    """The velocity, which is the family's prediction."""
     return prediction

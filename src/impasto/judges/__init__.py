@@ -1,1 +1,1 @@
-"""The independent scorers of style and concept."""
+"""The judges: independent classifiers of style and concept."""

@@ -1,18 +1,18 @@
-"""The two judges: small networks that name the style and the things of a picture, trained on real art of all styles.
+"""The two judges: small networks that classify style and concepts of an image, trained on real art of all styles.
 
-They are instruments: nothing is trained against them, and what is chosen by them (learning rate, steps, noise laws) is
-chosen on the secondary held-out styles or on train styles, never on what is reported. The style judge knows the
-19 styles of the art world, the concept judge its 1,194 concepts. Both are ResNets over images in [0, 1]. Style is
-texture, so the style judge reads the mean and the spread over all places of every stage's map h_k:
+They are used for measurement only: nothing is trained against them, and settings chosen by them (learning rate, steps,
+noise laws) are chosen on the secondary held-out styles or on train styles, never on reported ones. The style judge has
+the 19 styles of the art world, the concept judge its 1,194 concepts. Both are ResNets over images in [0, 1]. Style is
+texture, so the style judge pools mean and standard deviation over all positions of every stage's map h_k:
 
     p = softmax(W BN([mean_xy h_k, std_xy h_k]_k))
 
-Things have a place and a size, so the concept judge keeps a logit for each place of its last map, of the image and of
-the image at half its size, and pools them; a small thing in a scene is found that way, and one that fills the canvas:
+Objects have a position and a size, so the concept judge pools the logits at all positions of its last map, for the
+image and for the image at half size; this finds small objects in scenes and objects that fill the canvas:
 
     z_c = log mean_kxy exp(L_ck(x, y)),    p_c = sigmoid(z_c)
 
-Weights, training and measured scores are described by `card.json` beside the weights.
+`card.json` beside the weights describes weights, training and measured scores.
 """
 
 import hashlib
@@ -33,15 +33,16 @@ from impasto.errors import UserError
 from impasto.files import MODELS
 
 FOLDER = MODELS / "judges"
-BATCH = 64  # pictures per forward pass
+BATCH = 64  # images per forward pass
 
 
 @dataclass(frozen=True)
 class NetConfig:
-    """A residual network. `stem`: channels of a 3x3 stem of stride 2 before a first stage of stride 2, or 0: a 7x7 stem
+    """A residual network.
 
-    of stride 4 before a first stage of stride 1; later stages have stride 2. `pool`: "statistics" (of all stages' maps)
-    or "places" (log-mean-exp of the last map's logits, over `levels` scales: the image, its half, ...).
+    stem: channels of a 3x3 stem of stride 2 before a first stage of stride 2; 0: a 7x7 stem of stride 4 before a first
+    stage of stride 1. Later stages have stride 2. pool: "statistics" (of all stages' maps) or "places" (log-mean-exp of
+    the last map's logits over positions and over `levels` scales: the image, its half, ...).
     """
 
     classes: int
@@ -54,7 +55,7 @@ class NetConfig:
 
 
 class Block(nn.Module):
-    """relu(skip(x) + BN(conv(relu(BN(conv(x)))))), 3x3 convolutions; the skip is pooled and projected where needed."""
+    """relu(skip(x) + BN(conv(relu(BN(conv(x)))))), 3x3 convolutions; the skip is pooled and projected if needed."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -105,12 +106,12 @@ class Net(nn.Module):
         return maps
 
     def embed(self, x: Tensor) -> Tensor:
-        """Standardised mean and spread of every stage's map, [n, 2 sum(widths)]; only with pool "statistics"."""
+        """Normalised mean and standard deviation of every stage's map, [n, 2 sum(widths)]; for pool "statistics"."""
         maps = [h.float().flatten(2) for h in self.maps(x)]
-        return self.standard(torch.cat([f(h) for h in maps for f in (_mean, _spread)], 1))
+        return self.standard(torch.cat([f(h) for h in maps for f in (_mean, _std)], 1))
 
     def classify(self, h: Tensor) -> Tensor:
-        """The last map [n, d, h, w] -> logits [n, classes], log-mean-exp over places; only with pool "places"."""
+        """The last map [n, d, h, w] -> logits [n, classes], log-mean-exp over positions; for pool "places"."""
         places = h.flatten(2).transpose(1, 2)  # [n, places, d]
         places = functional.relu(places + self.context(places.mean(1, keepdim=True)))
         logits = self.head(places).float()
@@ -128,19 +129,19 @@ def _mean(h: Tensor) -> Tensor:
     return h.mean(2)
 
 
-def _spread(h: Tensor) -> Tensor:
+def _std(h: Tensor) -> Tensor:
     return (h.var(2, unbiased=False) + 1e-5).sqrt()
 
 
 class Judges:
-    """Both judges, ready to score. Images everywhere: float [n, 3, H, W] in [0, 1], or a sequence of PIL images.
+    """Both judges. Images are float [n, 3, H, W] in [0, 1], or a sequence of PIL images.
 
-    A picture of another size is resized (area) to `size`; transparency is laid on white. fp32, deterministic, and a
-    picture's scores do not depend on what it is scored with.
+    Images are resized (area) to `size`; transparency is composited on white. fp32, deterministic; an image's scores do
+    not depend on the batch.
 
     `style_names`, `kinds` (the coarse kind of each style, e.g. "mono-line"), `kind_names` (the distinct ones, sorted),
-    `labels` (the concepts), `concept_threshold` (probability above which a concept counts as present; at it an absent
-    concept is reported in 1 % of true scenes), `card` (how they were trained and how good they are).
+    `labels` (the concepts), `concept_threshold` (probability from which a concept counts as present; chosen for 1 %
+    false positives per absent concept on true scenes), `card` (training and measured scores).
     """
 
     def __init__(self, style: Net, concept: Net, card: dict[str, Any]) -> None:
@@ -168,20 +169,20 @@ class Judges:
         return _run(self._style, images, self._style.config.size).softmax(-1)
 
     def kind(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Probabilities of the coarse kinds, [n, kinds], in the order of `kind_names`: the sum over their styles."""
+        """Probabilities of the coarse kinds, [n, kinds], in the order of `kind_names`: sums over their styles."""
         return self.style(images) @ self._kind_of
 
     def concept(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Concept probabilities, a sigmoid each, [n, 1194], in the order of `labels`. Rank them for top-1 and top-5."""
+        """Independent concept probabilities (sigmoid), [n, 1194], in the order of `labels`."""
         return _run(self._concept, images, self._concept.config.size).sigmoid()
 
     def style_features(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """What the style judge decides by, L2-normalised, [n, 528]: for styles that it has no name for."""
+        """The style judge's embedding, L2-normalised, [n, 528]: for styles outside its classes."""
         return functional.normalize(_run(self._style.embed, images, self._style.config.size))
 
 
 def describe(net: Net, weights: Path) -> dict[str, Any]:
-    """What the card says of one network: its configuration, its size and the hash of its weights."""
+    """A network's entry of the card: configuration, number of parameters, sha256 of its weights."""
     parameters = sum(p.numel() for p in net.parameters())
     return {"net": asdict(net.config), "parameters": parameters, "sha256": sha256(weights)}
 
@@ -203,7 +204,7 @@ def _load_net(folder: Path, card: dict[str, Any], which: str) -> Net:
 
 @torch.no_grad()
 def _run(function: Callable[[Tensor], Tensor], images: Tensor | Sequence[Image.Image], size: int) -> Tensor:
-    """`function` over all images in batches; no images give a result of length 0."""
+    """`function` over all images in batches; a result of length 0 for no images."""
     out = [function(batch) for batch in _batches(images, size)]
     return torch.cat(out) if out else function(torch.ones(1, 3, size, size))[:0]
 

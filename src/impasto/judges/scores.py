@@ -1,8 +1,8 @@
-"""Export of the trained judges and their measurement: `python -m impasto.judges.scores [--out DIR]`.
+"""Export and measure the trained judges: `python -m impasto.judges.scores [--out DIR]`.
 
-Everything is measured on true pictures that neither judge ever saw: the cells held out at random, and the cells of a
-primary held-out style with an evaluation concept. Scenes for the measurement are composed from those same cells. The
-scores go into card.json beside the weights, and as a page into docs/results/judges.md.
+Scores are on true images that neither judge was trained on: the cells held out at random, and the cells of a primary
+held-out style with an evaluation concept; scenes are composed from the same cells. They are written to card.json beside
+the weights and to docs/results/judges.md.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Scores = dict[str, Any]
 
 
 def export(source: Path, out: Path, pictures: ArtWorld) -> dict[str, Any]:
-    """Write the averaged weights of both checkpoints (fp16; the norms fp32) and a card without scores; the card."""
+    """Write the averaged weights of both checkpoints (fp16; norms fp32) and a card without scores; returns the card."""
     meta = pictures.meta
     card: dict[str, Any] = {
         "what": "judges of style and concept: nothing is trained against them, choices by them are on secondary styles",
@@ -88,11 +88,11 @@ def _cells(pictures: ArtWorld, mask: np.ndarray) -> dict[str, list[str]]:
     }
 
 
-# Single pictures
+# Single images
 
 
 def single_scores(judges: Judges, images: Tensor, style: np.ndarray, concept: np.ndarray) -> dict[str, np.ndarray]:
-    """Per picture: style and kind right (0/1), probability of the true style, concept in top-1 and in top-5 (0/1).
+    """Per image: style and kind correct (0/1), probability of the true style, concept in top-1, in top-5 (0/1).
 
     images float [n, 3, H, W] in [0, 1]; true style and concept ids [n].
     """
@@ -112,12 +112,12 @@ def single_scores(judges: Judges, images: Tensor, style: np.ndarray, concept: np
 
 
 def means(columns: dict[str, np.ndarray], chosen: np.ndarray) -> Scores:
-    """The mean of each column over the chosen pictures, and their number."""
+    """The mean of each column over the chosen images, and their number."""
     return {"n": int(chosen.sum())} | {name: round(float(v[chosen].mean()), 3) for name, v in columns.items()}
 
 
 def on_white(pictures: ArtWorld, rows: Sequence[int] | np.ndarray) -> Tensor:
-    """Pictures over white, float [n, 3, 128, 128] in [0, 1]."""
+    """Images over white, float [n, 3, 128, 128] in [0, 1]."""
     flat = [np.asarray(compose([pictures.rgba[i]], [128], [(0, 0)], 128, (255, 255, 255))) for i in rows]
     return torch.from_numpy(np.stack(flat)).permute(0, 3, 1, 2).float() / 255
 
@@ -126,9 +126,9 @@ def on_white(pictures: ArtWorld, rows: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def true_scenes(pictures: ArtWorld, rows: np.ndarray, count: int, seed: int) -> tuple[Tensor, list[list[tuple]]]:
-    """Scenes of one to four of the pictures `rows`, each in one style: images float [count, 3, 128, 128] in [0, 1],
+    """Scenes of one to four of the images `rows`, each scene in one style, a third on coloured backgrounds.
 
-    and per scene its objects as (concept id, style id, side in canvases). A third of the grounds is coloured.
+    Returns images float [count, 3, 128, 128] in [0, 1] and per scene [(concept id, style id, side / canvas)].
     """
     rng = np.random.default_rng((SEED, seed))
     images, objects = [], []
@@ -146,7 +146,7 @@ def true_scenes(pictures: ArtWorld, rows: np.ndarray, count: int, seed: int) -> 
 
 
 def absent_mask(objects: list[list[tuple]], classes: int) -> np.ndarray:
-    """bool [scenes, classes]: concepts that a scene does not show."""
+    """bool [scenes, classes]: concepts absent from a scene."""
     absent = np.ones((len(objects), classes), bool)
     for row, inside in zip(absent, objects, strict=True):
         row[[concept for concept, _, _ in inside]] = False
@@ -170,11 +170,11 @@ def scene_scores(q: np.ndarray, objects: list[list[tuple]], threshold: float) ->
     return {name: round(float(v), 4) if isinstance(v, float) else v for name, v in result.items()}
 
 
-# All of it
+# All scores
 
 
 def measure(judges: Judges, pictures: ArtWorld) -> Scores:
-    """All scores; sets the judges' `concept_threshold`, calibrated on other scenes than those that are scored."""
+    """All scores; sets the judges' `concept_threshold`, calibrated on a separate set of scenes."""
     random, primary = held_out(pictures)
     meta = pictures.meta
     primaries = [meta["style_names"].index(name) for name in meta["recommended"]["heldout_styles"]]
@@ -199,8 +199,8 @@ def measure(judges: Judges, pictures: ArtWorld) -> Scores:
     scores["scenes"] = {"all": scene_scores(judges.concept(images).numpy(), objects, judges.concept_threshold)}
     for s in primaries:
         images, objects = true_scenes(pictures, rows[style == s], SCENES // 5, 3)
-        seen = judges.concept(images).numpy()
-        scores["scenes"][meta["style_names"][s]] = scene_scores(seen, objects, judges.concept_threshold)
+        q = judges.concept(images).numpy()
+        scores["scenes"][meta["style_names"][s]] = scene_scores(q, objects, judges.concept_threshold)
     everything = [single_scores(judges, on_white(pictures, part), *_ids(pictures, part)) for part in _parts(pictures)]
     columns = {name: np.concatenate([part[name] for part in everything]) for name in everything[0]}
     scores["all pictures, per style"] = {
@@ -220,7 +220,7 @@ def _ids(pictures: ArtWorld, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def coded_scores(judges: Judges, pictures: ArtWorld, rows: np.ndarray, folder: Path) -> Scores | None:
-    """The same held-out pictures after the autoencoder (mean latents), per style; None where there is none."""
+    """The scores of the held-out images after the autoencoder (mean latents), per style; None without autoencoder."""
     if not (folder / "config.json").is_file():
         return None
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -241,7 +241,7 @@ COLUMNS = ("n", "style_accuracy", "style_probability", "kind_accuracy", "concept
 
 
 def page(card: dict[str, Any]) -> str:
-    """docs/results/judges.md from a card with scores."""
+    """The text of docs/results/judges.md from a card with scores."""
     scores = card["scores"]
     trained = {which: card[which]["training"] for which in ("style", "concept")}
     lines = [
@@ -296,13 +296,13 @@ def page(card: dict[str, Any]) -> str:
 
 
 def _notes(path: Path) -> str:
-    """The hand-written end of an earlier page, from "## Notes" on."""
+    """The hand-written end of the previous page, from "## Notes" on."""
     _, mark, notes = (path.read_text(encoding="utf-8") if path.is_file() else "").partition("\n## Notes")
     return mark + notes
 
 
 def _gates(card: dict[str, Any]) -> list[str]:
-    """Targets (issue 3) beside what was measured."""
+    """Targets (issue 3) and measured scores."""
     scores, gates = card["scores"], [("style accuracy, random cells", 0.80, card["scores"]["random cells"])]
     primaries = list(scores["primary, evaluation concepts"])
     gates += [(f"style accuracy, {name}", 0.95, scores["per style"][name]) for name in primaries]

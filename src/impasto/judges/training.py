@@ -1,12 +1,11 @@
-"""Training of the judges: `python -m impasto.judges.training --which style|concept --minutes M --resume`.
+"""Train the judges: `python -m impasto.judges.training --which style|concept --minutes M --resume`.
 
-Real art of all styles. Held out for good, also from scenes: 8 % of all (style, concept) cells, chosen by a hash of
-their names, and every cell of a primary held-out style with an evaluation concept. `Sampler` is the only door to the
-pictures and knows the others alone. `impasto.judges.scores` exports and measures what was trained here.
+Training data is real art of all styles. Held out, also from scenes: 8 % of all (style, concept) cells, chosen by a hash
+of their names, and every cell of a primary held-out style with an evaluation concept. All training images come from
+`Sampler`, which excludes held-out cells. `impasto.judges.scores` exports and measures the result.
 
-The learning rate follows a cosine of the CPU time spent (on a shared machine wall time says little), so that a run ends
-well inside its minutes; the same command with `--resume` goes on where the last checkpoint stopped. Randomness is a
-function of (seed, step, item).
+The learning rate follows a cosine of the CPU time spent (wall time is unreliable on a shared machine); the same command
+with `--resume` continues from the last checkpoint. Randomness is a function of (seed, step, item).
 """
 
 import argparse
@@ -40,19 +39,19 @@ HARDEST = {"style": "fluent-emoji-3d", "concept": "unifont"}  # among the primar
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, how. `stages`: (share of the time at which it begins, image side, share of scenes), rising.
+    """Training settings of one judge. stages: (share of the time at which it starts, image side, share of scenes).
 
-    The concept judge starts small and mostly on single pictures: what things are is learnt cheaply there.
+    The concept judge starts with small, mostly single images, where concepts are learnt cheaply.
     """
 
     net: NetConfig
     stages: tuple[tuple[float, int, float], ...]
-    coloured: tuple[float, float]  # share of single pictures and of scenes on a coloured ground
-    scale: tuple[float, float]  # side of a single picture, in canvases
-    shift: float  # largest displacement of a single picture, in canvases
-    warp: float  # share of the pictures that are turned and stretched a little
-    coded: float  # share of the pictures of which 8x8 patches keep only some components; as many are blurred
-    components: tuple[int, int]  # how many, of 192
+    coloured: tuple[float, float]  # share of single images and of scenes on a coloured background
+    scale: tuple[float, float]  # side of a single image, relative to the canvas
+    shift: float  # largest displacement of a single image, relative to the canvas
+    warp: float  # share of the images that are rotated and stretched slightly
+    coded: float  # share of the images whose 8x8 patches keep only some principal components; as many are blurred
+    components: tuple[int, int]  # range of the number of components, of 192
     batch: int = 64
     muon: float = 3e-3
     adam: float = 2e-3
@@ -92,7 +91,7 @@ PLANS = {
 
 
 def held_out_at_random(style: str, concept: str) -> bool:
-    """8 % of all cells, by a hash of the style's name and the concept's hex code: the same in every build."""
+    """Whether a cell is among the 8 % held out at random, by a hash of the style's name and the concept's hex code."""
     digest = hashlib.blake2b(f"{SEED}/{style}/{concept}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 < HELD_OUT_SHARE
 
@@ -107,14 +106,14 @@ def held_out(pictures: ArtWorld) -> tuple[np.ndarray, np.ndarray]:
     return random, primary & np.isin(pictures.concept_id, meta["recommended"]["heldout_concepts"])
 
 
-# Pictures for training
+# Training images
 
 
 class Sampler:
-    """Draws training pictures: single ones and scenes, never from a held-out cell.
+    """Samples training images, single ones and scenes, never from a held-out cell.
 
-    `style` balances styles; `concept` draws pictures with the inverse root of their concept's number of drawings, and
-    makes most scenes in one style. The primary held-out style that is hardest for a judge comes twice as often.
+    `style` balances styles; `concept` weights images by the inverse root of their concept's number of images, and makes
+    most scenes in one style. The primary held-out style that is hardest for a judge has twice the weight.
     """
 
     def __init__(self, pictures: ArtWorld, plan: Plan, which: str, allowed: np.ndarray | None = None) -> None:
@@ -135,16 +134,16 @@ class Sampler:
             self.of_style[int(s)] = rows, np.cumsum(share / share.sum())
 
     def draw(self, rng: np.random.Generator) -> int:
-        """The index of one picture."""
+        """The index of one image."""
         return int(self.index[min(np.searchsorted(self.weight, rng.random()), len(self.index) - 1)])
 
     def draw_like(self, rng: np.random.Generator, picture: int) -> int:
-        """The index of one picture in the same style."""
+        """The index of one image in the same style."""
         rows, weight = self.of_style[int(self.pictures.style_id[picture])]
         return int(rows[min(np.searchsorted(weight, rng.random()), len(rows) - 1)])
 
     def members(self, rng: np.random.Generator, scene: bool) -> list[int]:
-        """The pictures of one sample: one, or two to four (seldom one) of a scene, of which 70 % are in one style."""
+        """Indices of the images of one sample: one, or one to four of a scene; 70 % of scenes are in one style."""
         first = self.draw(rng)
         if not scene:
             return [first]
@@ -153,7 +152,7 @@ class Sampler:
         return [first, *rest]
 
     def sample(self, rng: np.random.Generator, size: int, scenes: float) -> tuple[np.ndarray, list[int]]:
-        """One picture uint8 [size, size, 3], a scene with probability `scenes`, and the indices of the art in it."""
+        """(image uint8 [size, size, 3], indices of the art in it); a scene with probability `scenes`."""
         scene = rng.random() < scenes
         members = self.members(rng, scene)
         ground = ground_colour(rng, self.plan.coloured[int(scene)])
@@ -182,7 +181,7 @@ class Sampler:
 
 
 def ground_colour(rng: np.random.Generator, coloured: float) -> tuple[int, int, int]:
-    """White, or with probability `coloured` a plain light to middling colour."""
+    """White, or with probability `coloured` a light to medium colour."""
     if rng.random() >= coloured:
         return 255, 255, 255
     r, g, b = (255 * (1 - rng.uniform(0.05, 0.6) * rng.random(3))).astype(int)
@@ -190,9 +189,9 @@ def ground_colour(rng: np.random.Generator, coloured: float) -> tuple[int, int, 
 
 
 def scatter(rng: np.random.Generator, count: int, size: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Sides (pixels, falling: 25 % of the canvas to what leaves room, 100 % for one) and corners of a scene's objects.
+    """(sides in pixels, descending, corners) of a scene's objects; sides from 25 % to 55-100 % of the canvas by count.
 
-    Of ten tries per object the one that overlaps least is taken, in a fifth of the cases the first one.
+    Of ten random positions per object the one with the least overlap is taken; in a fifth of the cases the first.
     """
     most = (1.0, 0.75, 0.62, 0.55)[count - 1]
     least = max(0.25, 22 / size)
@@ -218,7 +217,7 @@ def compose(
     size: int,
     ground: tuple[int, int, int],
 ) -> Image.Image:
-    """Lay pictures (uint8 [128, 128, 4]) on a plain ground, in their order, each at its side and corner."""
+    """Composite images (uint8 [128, 128, 4]) on a plain background, in order, each at its side and corner."""
     canvas = Image.new("RGB", (size, size), ground)
     for art, side, corner in zip(rgba, sides, corners, strict=True):
         image = Image.fromarray(art)
@@ -229,14 +228,14 @@ def compose(
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """The picture after a JPEG file."""
+    """The image after JPEG compression."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
 class Softness:
-    """How generated pictures look, at random: noise, a small blur, 8x8 patches of a few components; and a warp."""
+    """Random degradations that imitate generated images: warp, low-rank 8x8 patches, blur, contrast, noise."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.plan = sampler.plan
@@ -248,7 +247,8 @@ class Softness:
         self.basis = torch.linalg.eigh((patches - self.mean).T @ (patches - self.mean))[1].flip(1)  # [192, 192]
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [n, 3, S, S] -> float [n, 3, S, S] in [0, 1]; `plan.coded` each is coded and blurred, half is noisy."""
+        """uint8 [n, 3, S, S] -> float in [0, 1]; the share `plan.coded` is low-rank, as many are blurred, half
+        noisy."""
         x, n = x.float() / 255, len(x)
         order = torch.randperm(n, generator=generator)
         if self.plan.warp:
@@ -298,10 +298,10 @@ def style_loss(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def concept_loss(z: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """rank + sigmoid, for logits and 0/1 targets [n, 1194]; means over pictures.
+    """rank + sigmoid, for logits and 0/1 targets [n, 1194]; means over images.
 
-    rank = -mean_(c present) log e^z_c / (e^z_c + sum_(j absent) e^z_j): cross-entropy on a single picture.
-    sigmoid = sum_c BCE, where an absent concept weighs p^2 (asymmetric focal loss, arXiv 2009.14119).
+    rank = -mean_(c present) log e^z_c / (e^z_c + sum_(j absent) e^z_j): cross-entropy on a single image.
+    sigmoid = sum_c BCE with weight p^2 on absent concepts (asymmetric focal loss, arXiv 2009.14119).
     """
     absent = torch.logsumexp(z.masked_fill(y > 0, -torch.inf), 1, keepdim=True)
     rank = ((torch.logaddexp(z, absent) - z) * y).sum(1) / y.sum(1)
@@ -317,7 +317,7 @@ LOSSES = {"style": style_loss, "concept": concept_loss}
 
 
 def optimisers(net: Net, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon on the blocks' convolutions, seen as matrices [out, 9 in] that share their memory; AdamW on the rest."""
+    """Muon on the blocks' convolutions, viewed as matrices [out, 9 in] that share memory; AdamW on the rest."""
     kernels = [p for name, p in net.named_parameters() if name.startswith("blocks") and p.ndim == 4]
     ids = {id(p) for p in kernels}
     rest = [p for p in net.parameters() if id(p) not in ids]
@@ -341,7 +341,7 @@ def rate(progress: float) -> float:
 
 
 class Run:
-    """A network in training, with what a checkpoint holds: weights, their average, optimisers, step and seconds."""
+    """A network in training and the state of a checkpoint: weights, EMA, optimisers, step, seconds, images seen."""
 
     def __init__(self, which: str, folder: Path) -> None:
         torch.manual_seed(SEED)
@@ -352,7 +352,7 @@ class Run:
         self.step, self.seconds, self.seen = 0, 0.0, 0
 
     def update(self, x: Tensor, target: Tensor, progress: float) -> dict[str, float]:
-        """One step: forward in bf16, backward, both optimisers, average."""
+        """One step: forward in bf16, backward, both optimisers, EMA. Returns the losses."""
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.net(x.contiguous(memory_format=torch.channels_last))
         losses = LOSSES[self.which](logits.float(), target)
@@ -373,7 +373,7 @@ class Run:
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def save(self) -> None:
-        """One file, atomically; the optimisers' tensors are numbered in their order."""
+        """Write the checkpoint `state.safetensors` atomically; optimisers are numbered in their order."""
         tensors = {f"net.{n}": v.contiguous().clone() for n, v in self.net.state_dict().items()}
         tensors |= {f"average.{n}": v.contiguous().clone() for n, v in self.average.items()}
         for k, optimiser in enumerate(self.optimisers):
@@ -384,7 +384,7 @@ class Run:
             save_file(tensors, name, metadata={"info": json.dumps(info)})
 
     def resume(self) -> None:
-        """Go on from the folder's checkpoint, where there is one."""
+        """Load the folder's checkpoint if there is one."""
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return
@@ -404,7 +404,7 @@ class Run:
 
 
 def checkpoint_info(path: Path) -> dict[str, Any]:
-    """Step, seconds and pictures seen of a checkpoint."""
+    """Step, seconds and images seen of a checkpoint."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -412,7 +412,7 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
 
 
 def new_net(config: NetConfig) -> Net:
-    """A fresh network in channels-last memory; the concept head starts at a probability of .001 each."""
+    """An initialised network in channels-last memory; initial concept probabilities are .001."""
     net = Net(config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -423,7 +423,7 @@ def new_net(config: NetConfig) -> Net:
 
 
 def train(which: str, minutes: float, folder: Path, resume: bool = False) -> Run:
-    """Train one judge for so many CPU minutes in all; metrics.jsonl gets a line a minute. SIGTERM saves and stops."""
+    """Train one judge for `minutes` of CPU time in all; a line per minute in metrics.jsonl. SIGTERM saves and stops."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load()
     run = Run(which, folder)
@@ -434,7 +434,7 @@ def train(which: str, minutes: float, folder: Path, resume: bool = False) -> Run
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     run.net.train()
-    saved = told = time.monotonic()
+    saved = logged = time.monotonic()
     started = time.process_time() - run.seconds
     sums: dict[str, float] = {}
     count = 0
@@ -449,12 +449,12 @@ def train(which: str, minutes: float, folder: Path, resume: bool = False) -> Run
         run.seconds = time.process_time() - started
         if not np.isfinite(losses["loss"]):
             raise FloatingPointError(f"loss is {losses['loss']} at step {run.step}; the last checkpoint is kept")
-        if now - told > 60:
+        if now - logged > 60:
             line = {"step": run.step, "seconds": round(run.seconds), "seen": run.seen, "size": size}
             line |= {name: round(value / count, 4) for name, value in sums.items()}
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            told, sums, count = now, {}, 0
+            logged, sums, count = now, {}, 0
         if now - saved > CHECKPOINT_SECONDS:
             run.save()
             saved = now
@@ -466,7 +466,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the judges.")
     parser.add_argument("--which", choices=("style", "concept"), required=True)
-    parser.add_argument("--minutes", type=float, default=20.0, help="CPU time in all, over all threads")
+    parser.add_argument("--minutes", type=float, default=20.0, help="total CPU time over all threads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--folder", type=Path, default=cache_dir("judges"))

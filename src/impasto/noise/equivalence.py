@@ -31,7 +31,7 @@ def equivalent_flow_law(law: Law, low: float, high: float) -> tuple[float, float
 
 
 def for_noise_prediction(mean: float, std: float, lowest: float = -math.inf) -> tuple[float, float]:
-    """(mean, std) of the normal law for a noise-predicting base, equivalent to a rectified flow's N(mean, std^2).
+    """(mean, std) of the normal law of a noise-predicting base that is equivalent to N(mean, std^2) on a flow.
 
     N(mean, std^2) times (1 + e^(-lam/2))^2 is a mixture of three normal laws of the same std, at mean - k std^2 for
     k = 0, 1/2, 1, with weights proportional to (1, 2, 1) exp(-k mean + k^2 std^2 / 2); its mean and std are returned.

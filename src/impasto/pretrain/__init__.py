@@ -1,4 +1,4 @@
-"""`impasto pretrain`: the embedded models are made here, by the same command on CPU and GPU."""
+"""`impasto pretrain`: training of the embedded models, on CPU or GPU."""
 
 from impasto.pretrain.run import pretrain
 

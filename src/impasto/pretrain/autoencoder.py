@@ -1,13 +1,13 @@
-"""The embedded autoencoder: an `AutoencoderKL` of factor 8 with 16 channels whose encoder is known in closed form.
+"""The embedded autoencoder: an `AutoencoderKL` of factor 8 with 16 channels and a closed-form encoder.
 
 Encoder: the 16 principal components of 8 x 8 x 3 patches (train styles, half of them recoloured), each divided by the
-square root of its spread, so that coarse components stay louder and noise takes the fine ones first. It is written
-exactly into the weights of an ordinary diffusers encoder (`write_encoder`): latents so simple are easy to model, need
-no training, and never change while the decoder goes on improving. They are centred, so `shift_factor` is 0 and one
-autoencoder serves `StableDiffusionPipeline` (which ignores it) and SD3 alike.
+square root of its standard deviation, so that coarse components keep more variance and noise hides fine ones first. It
+is written into the weights of a diffusers encoder (`write_encoder`). Such latents are easy to model, need no training,
+and do not change while the decoder is trained further. They are centred, so `shift_factor` is 0 and the autoencoder
+works with `StableDiffusionPipeline` (which ignores it) and SD3.
 
 Decoder: trained on mean (x - y)^2 + .1 mean |x - y|, images in [-1, 1], from the latents of the train styles alone.
-Reported: PSNR = -10 log10 mean (x - y)^2, images in [0, 1]. The linear decoder of the same latents is the baseline.
+Metric: PSNR = -10 log10 mean (x - y)^2, images in [0, 1]. Baseline: the linear decoder of the same latents.
 """
 
 import json
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 
 PATCH, LATENTS, CROP = 8, 16, 64
-LOUD = 100.0  # the constant that makes a GroupNorm linear: |x| <= 10 then changes its scale by less than .3 %
+GROUPNORM_CONSTANT = 100.0  # makes a GroupNorm nearly linear: |x| <= 10 changes its scale by less than .3 %
 
 
 def new_autoencoder() -> Any:
@@ -49,8 +49,8 @@ def new_autoencoder() -> Any:
     )
 
 
-def _recolour(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
-    """Half of the pictures [n, 3, h, w] in [0, 1] get other colours: channels swapped, inverted, gain and offset."""
+def _recolour_half(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+    """Change the colours of half of the images [n, 3, h, w] in [0, 1]: permute, invert, scale and shift channels."""
     n = len(x)
     order = torch.argsort(torch.rand(n, 3, generator=g), dim=1)
     y = x.gather(1, order[:, :, None, None].expand_as(x))
@@ -61,8 +61,8 @@ def _recolour(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.5, y, x)
 
 
-def _batch(rgb: torch.Tensor, n: int, crop: int, g: torch.Generator) -> torch.Tensor:
-    """`n` random pictures [n, 3, crop, crop] in [-1, 1]; a third of the crops show a whole picture at half size."""
+def _sample_crops(rgb: torch.Tensor, n: int, crop: int, g: torch.Generator) -> torch.Tensor:
+    """`n` random crops [n, 3, crop, crop] in [-1, 1]; a third are whole images resized to `crop`."""
     pick = torch.randint(len(rgb), (n,), generator=g)
     x = rgb[pick].permute(0, 3, 1, 2).float() / 255
     if crop < x.shape[-1]:
@@ -73,17 +73,17 @@ def _batch(rgb: torch.Tensor, n: int, crop: int, g: torch.Generator) -> torch.Te
     else:
         shift = torch.randint(-12, 13, (2,), generator=g).tolist()
         x = torch.roll(x, shift, dims=(2, 3))
-    return _recolour(x, g) * 2 - 1
+    return _recolour_half(x, g) * 2 - 1
 
 
 def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """(kernel [16, 3, 8, 8], bias [16]) of the latents z = conv(x, kernel, stride 8) + bias of unit overall variance.
 
     z_k = (v_k . (patch - mean)) / sqrt(s_k) / c, with v_k the k-th principal direction, s_k its standard deviation and
-    c one number for all channels. Pictures uint8 [n, h, w, 3].
+    c one number for all channels. Images uint8 [n, h, w, 3].
     """
     g = torch.Generator().manual_seed(seed)
-    x = torch.cat([_batch(rgb, 96, CROP, g) for _ in range(64)])
+    x = torch.cat([_sample_crops(rgb, 96, CROP, g) for _ in range(64)])
     patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH).double()
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -101,15 +101,15 @@ def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor
 def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
     """Make `vae`'s encoder compute z = conv(x, kernel, stride 8) + bias; its log-variance is -30 (deterministic).
 
-    Residual branches are zero, so the convolutions on the main path carry the picture: three strided ones gather 2 x 2
+    Residual branches are zero, so that the image passes through the main path: three strided convolutions gather 2 x 2
     neighbours each, keeping 12, 32 and 32 channels (of the 48 of a 4 x 4 patch, the 32 that the kernel uses most). The
-    last norm and SiLU are undone: every z enters as +z and -z, silu(z) - silu(-z) = z, and beside them stand constants
-    of +-LOUD, so that GroupNorm divides by a number that the picture does not change. With those limits the encoder is
-    linear to within .3 %; what it computes is by definition the latent.
+    last norm and SiLU are cancelled: every z enters as +z and -z, silu(z) - silu(-z) = z, beside constants of
+    +-GROUPNORM_CONSTANT, which make GroupNorm's divisor independent of the image. The encoder is linear to within .3 %;
+    its output is by definition the latent.
     """
     encoder: Any = vae.encoder
     for name, parameter in encoder.named_parameters():
-        inner = ".norm" in name or ".conv1." in name  # of the residual branches: kept, so that they could be trained
+        inner = ".norm" in name or ".conv1." in name  # of the residual branches: kept trainable
         if not inner:
             parameter.zero_()
 
@@ -145,15 +145,15 @@ def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
             widen.weight[at, z] = 1.0
             widen.weight[at + 1, z] = -1.0
             last.weight[z, at, 1, 1], last.weight[z, at + 1, 1, 1] = 1.0, -1.0
-        widen.bias[16 * group + 4 : 16 * group + 10] = LOUD
-        widen.bias[16 * group + 10 : 16 * group + 16] = -LOUD
-    encoder.conv_norm_out.weight.fill_(LOUD * 0.75**0.5)
+        widen.bias[16 * group + 4 : 16 * group + 10] = GROUPNORM_CONSTANT
+        widen.bias[16 * group + 10 : 16 * group + 16] = -GROUPNORM_CONSTANT
+    encoder.conv_norm_out.weight.fill_(GROUPNORM_CONSTANT * 0.75**0.5)
     last.bias[LATENTS:] = -30.0
 
 
 @torch.no_grad()
 def read_encoder(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(kernel, bias) of an encoder made by `write_encoder`: its answers to a flat patch and to one pixel more of each.
+    """(kernel, bias) of an encoder made by `write_encoder`, from its impulse response.
 
     Encoding by this convolution is some hundred times faster. Raises ValueError for an encoder that is not linear.
     """
@@ -170,7 +170,7 @@ def read_encoder(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def linear_psnr(rgb: np.ndarray, kernel: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
-    """PSNR in dB of each picture uint8 [n, h, w, 3] through the latents and their best *linear* decoder."""
+    """PSNR in dB of each image uint8 [n, h, w, 3] with the best *linear* decoder of the latents."""
     weight = kernel.reshape(LATENTS, -1).double()
     inverse = torch.linalg.pinv(weight)
     x = torch.from_numpy(rgb).permute(0, 3, 1, 2).double() / 127.5 - 1
@@ -182,7 +182,7 @@ def linear_psnr(rgb: np.ndarray, kernel: torch.Tensor, bias: torch.Tensor) -> np
 
 @torch.no_grad()
 def psnr(vae: Any, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
-    """PSNR in dB of each picture, uint8 [n, h, w, 3], through posterior mean and decoder, clamped, not rounded."""
+    """PSNR in dB of each image, uint8 [n, h, w, 3], from posterior mean and decoder, clamped, not rounded."""
     out = []
     for start in range(0, len(rgb), batch):
         x = torch.from_numpy(rgb[start : start + batch]).to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -192,7 +192,7 @@ def psnr(vae: Any, rgb: np.ndarray, batch: int = 32) -> np.ndarray:
 
 
 def print_row(row: dict[str, Any]) -> None:
-    """A row of a training's log on standard output."""
+    """Print a row of the training log as JSON."""
     print(json.dumps(row), flush=True)
 
 
@@ -210,10 +210,10 @@ def train_decoder(
     batch: int = 8,
     log: Callable[[dict[str, Any]], None] = print_row,
 ) -> Any:
-    """Train the decoder on pictures uint8 [n, 128, 128, 3] for `total_minutes` in all; resumes from `folder`.
+    """Train the decoder on images uint8 [n, 128, 128, 3] for `total_minutes` in all; resumes from `folder`.
 
-    The first 70 % of the time sees 64-px crops (`batch`), the rest whole pictures (half of it). Cosine decay. Returns
-    `vae` with the EMA decoder, on the CPU. `probe`: train-style pictures whose mean PSNR is logged now and then.
+    The first 70 % of the time uses 64-px crops (`batch`), the rest whole images (half the batch). Cosine decay. Returns
+    `vae` with the EMA decoder, on the CPU. probe: validation images whose mean PSNR is logged every 500 steps.
     """
     vae.to(device)
     kernel, bias = kernel.to(device), bias.to(device)
@@ -229,7 +229,7 @@ def train_decoder(
         while not clock.stop:
             g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
             crop, n = (CROP, batch) if clock.progress < 0.7 else (128, batch // 2)
-            x = _batch(data, n, crop, g)
+            x = _sample_crops(data, n, crop, g)
             z = F.conv2d(x, kernel, bias, stride=PATCH)
             x = x.to(memory_format=torch.channels_last)
             for group in optimizer.param_groups:

@@ -1,8 +1,8 @@
-"""Pretraining of the embedded bases on the latents of the train styles: what does not depend on the denoiser.
+"""Pretraining of the embedded bases on the latents of the train styles: the part common to all denoisers.
 
-A batch is a function of (seed, step): pictures of the pool, one of their captions each (the empty text for a tenth of
-them, for guidance), standard normal numbers that the denoiser turns into its noise levels, and the noise. The text
-tower is frozen, or trained along. Muon moves the matrices of the attention and feed-forward layers, AdamW the rest.
+A batch is a function of (seed, step): images of the pool, one of their captions each (the empty text for a tenth, for
+guidance), standard normal numbers that the denoiser maps to its noise levels, and the noise. The text tower is frozen
+or trained too. Muon trains the matrices of the attention and feed-forward layers, AdamW the rest.
 """
 
 import copy
@@ -22,17 +22,17 @@ from impasto.pretrain.autoencoder import PATCH, read_encoder
 from impasto.pretrain.clip import tokens
 from impasto.pretrain.pool import Pool
 
-CAPTIONS = 8  # per picture of the pool, drawn when the pool is made
+CAPTIONS = 8  # per image of the pool, sampled when the bank is made
 DROPPED = 0.1  # share of captions replaced by the empty text, for guidance
 SHARES = {"plain": 0.55, "ground": 0.1, "procedural": 0.3, "scene": 0.05}
 
 
 class Denoiser(Protocol):
-    """One kind of denoiser and how it is pretrained; `mmdit` and `unet` are two.
+    """One kind of denoiser and its pretraining objective; implementations: `mmdit`, `unet`.
 
-    part: the pipeline's component, and the folder of its weights in the package. call: what the pipeline's call is told
-    beside the usual. long_text: whether one batch in twenty, a quarter as large, carries the text in its longer form.
-    sizes: shapes that have a name.
+    part: the pipeline's component, and the folder of its weights in the package. call: additional arguments of the
+    pipeline's call. long_text: whether one batch in twenty, a quarter as large, has the text in its longer form.
+    sizes: named shapes.
     """
 
     part: str
@@ -42,23 +42,23 @@ class Denoiser(Protocol):
     sizes: Mapping[str, tuple[int, ...]]
 
     def new(self, shape: tuple[int, ...]) -> Any:
-        """The denoiser on latents [n, 16, 16, 16], random weights."""
+        """A denoiser of latents [n, 16, 16, 16] with random weights."""
         ...
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """The shape that a saved config tells."""
+        """The shape of a saved config."""
         ...
 
     def scheduler(self) -> Any:
-        """The scheduler that the folder states."""
+        """The scheduler saved in the base's folder."""
         ...
 
     def matrices(self, model: Any) -> list[nn.Parameter]:
-        """The parameters that Muon moves."""
+        """The parameters that Muon trains."""
         ...
 
     def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
-        """The conditions of token ids [n, 32], as the pipeline's `encode_prompt` makes them."""
+        """The conditions of token ids [n, 32], equal to those of the pipeline's `encode_prompt`."""
         ...
 
     def levels(self, z: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Denoiser(Protocol):
         ...
 
     def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) [n] of levels t [n]: the noisy picture is alpha x0 + sigma eps."""
+        """(alpha, sigma) [n] of levels t [n]: the noisy latent is alpha x0 + sigma eps."""
         ...
 
     def loss(
@@ -76,17 +76,17 @@ class Denoiser(Protocol):
         eps: Tensor,
         t: Tensor,
         cond: Mapping[str, Tensor],
-        taught: tuple[Tensor, Tensor] | None = None,
+        teacher_targets: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The mean loss of latents [n, 16, 16, 16] with noise eps at levels t [n].
 
-        taught: (x0', eps') that make the target in place of x0 and eps, see `teacher.py`.
+        teacher_targets: (x0', eps') to compute the target from, instead of x0 and eps; see `teacher.py`.
         """
         ...
 
 
 def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
-    """The shape called `size`, or written out: "7x4". Raises UserError when it is neither."""
+    """The shape named `size`, or given by numbers, "7x4". Raises UserError when it is neither."""
     known = next(iter(net.sizes.values()))
     parts = size.split("x")
     if size not in net.sizes and (len(parts) != len(known) or not all(part.isdigit() for part in parts)):
@@ -99,18 +99,18 @@ def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
 
 
 def shares_of(plain: float | None) -> dict[str, float]:
-    """SHARES with `plain` for single things on white, the others scaled to fill up to 1. Raises UserError."""
+    """SHARES with `plain` for single objects on white, the others scaled to a sum of 1. Raises UserError."""
     if plain is None:
         return dict(SHARES)
     if not 0 <= plain <= 1:
-        raise UserError(f"the share of plain pictures lies between 0 and 1, not {plain}")
+        raise UserError(f"the share of plain pictures must be between 0 and 1, not {plain}")
     rest = (1 - plain) / (1 - SHARES["plain"])
     return {kind: plain if kind == "plain" else share * rest for kind, share in SHARES.items()}
 
 
 @dataclass
 class Bank:
-    """What a step draws from, on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
+    """The training data on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
 
     latents: Tensor
     ids: Tensor
@@ -120,7 +120,7 @@ class Bank:
 
 @torch.no_grad()
 def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
-    """Encode every picture once and write CAPTIONS captions for each."""
+    """Encode every image of the pool once, and tokenise CAPTIONS random captions of each."""
     kernel, bias = read_encoder(vae.to(device))
     latents = []
     for start in range(0, len(pool.rgb), 256):
@@ -141,7 +141,7 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x0, token ids, standard normal numbers [n], eps) of a batch, a function of (seed, step).
 
-    offset: scale of offset noise in eps, see `noise.offset`; it is drawn last, so that it changes nothing else.
+    offset: scale of offset noise in eps, see `noise.offset`; drawn last, so that the other draws do not change.
     """
     rng = np.random.default_rng((seed, step))
     rows = torch.from_numpy(bank.pool.draw(n, shares, rng)).to(bank.latents.device)
@@ -166,9 +166,9 @@ def noise(x0: Tensor, generator: torch.Generator, offset: float) -> Tensor:
 def optimizers(
     net: Denoiser, model: nn.Module, lr: float, tower: nn.Module | None = None
 ) -> list[torch.optim.Optimizer]:
-    """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]. tower: one that is trained along.
+    """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]. tower: a text tower to train too.
 
-    Its parameters come last, so that a state saved without it still fits.
+    Its parameters come last, so that a state saved without it can be loaded.
     """
     layers: Any = tower.text_model.encoder if tower is not None else None  # type: ignore[union-attr]
     matrices = net.matrices(model) + ([p for p in layers.parameters() if p.ndim == 2] if layers is not None else [])

@@ -1,9 +1,9 @@
 """The small CLIP: a `CLIPModel` trained contrastively on the train styles; its text tower conditions the base models.
 
 Loss (Radford et al. 2021): with unit image and text embeddings u_i, v_j and s = exp(logit_scale),
-L = (CE(s u v^T, i) + CE(s v u^T, i)) / 2. Batches are grids of concepts x styles, so that neither the thing alone nor
-the style alone tells a pair from its rivals. Bases are bound to the text tower: once it is in the package it is locked,
-and only the image tower goes on learning to meet it (Zhai et al. 2022, "LiT").
+L = (CE(s u v^T, i) + CE(s v u^T, i)) / 2. Batches are grids of concepts x styles, so that a pair is identified neither
+by concept nor by style alone. The bases depend on the text tower: once it is in the package it is locked, and only the
+image tower is trained (Zhai et al. 2022, "LiT").
 """
 
 import json
@@ -25,7 +25,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # CLIPImageProcessor's numbers for
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Text: 32 tokens, 192 wide, 4 deep. Pictures: 128 px in patches of 16, 128 wide, 3 deep. Projections to 192."""
+    """Text: 32 tokens, width 192, 4 layers. Images: 128 px, patches of 16, width 128, 3 layers. Projections to 192."""
     text = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
@@ -35,7 +35,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "max_position_embeddings": MAX_TOKENS,
         "projection_dim": WIDTH,
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,  # the pooled token; CLIP's default number is not in this vocabulary
+        "eos_token_id": tokenizer.eos_token_id,  # the pooled token; CLIP's default id is not in this vocabulary
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
@@ -51,17 +51,17 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def pixels(rgb: np.ndarray) -> torch.Tensor:
-    """uint8 [n, 128, 128, 3] -> [n, 3, 128, 128] in [-1, 1], as the folder's image processor makes them."""
+    """uint8 [n, 128, 128, 3] -> [n, 3, 128, 128] in [-1, 1], as by the folder's image processor."""
     return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids int64 [n, 32], padded and cut as the pipelines do."""
+    """Token ids int64 [n, 32], padded and truncated as in the pipelines."""
     return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 def contrastive_loss(model: CLIPModel, x: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, share of pictures whose own caption is the nearest) of n pairs."""
+    """(loss, share of images whose own caption is nearest) of n pairs."""
     u = F.normalize(model.visual_projection(model.vision_model(pixel_values=x).pooler_output).float(), dim=-1)
     v = F.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output).float(), dim=-1)
     logits = model.logit_scale.exp().clamp(max=100) * u @ v.T
@@ -71,14 +71,14 @@ def contrastive_loss(model: CLIPModel, x: torch.Tensor, ids: torch.Tensor) -> tu
 
 
 def by_concept(pool: Pool) -> list[np.ndarray]:
-    """The plain pictures of each concept, as indices, in the order of the concepts."""
+    """Indices of the plain images of each concept, in the order of the concepts."""
     plain = pool.rows["plain"]
     concepts = np.array([pool.entries[i].concepts[0] for i in plain])
     return [plain[concepts == c] for c in np.unique(concepts)]
 
 
 def _rows(pool: Pool, plain: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Half of a batch: four pictures each of n / 8 concepts (plain); the rest: any kind."""
+    """Indices [n] of a batch: four plain images each of n / 8 concepts, then images of any kind."""
     chosen = rng.choice(len(plain), n // 8, replace=False)
     grid = [rng.choice(plain[c], 4, replace=len(plain[c]) < 4) for c in chosen]
     rest = pool.draw(n - 4 * len(chosen), {"plain": 0.3, "ground": 0.2, "procedural": 0.35, "scene": 0.15}, rng)
@@ -98,7 +98,7 @@ def train_clip(
 ) -> CLIPModel:
     """Train for `total_minutes` in all, cosine decay; resumes from `folder`; returns the EMA model.
 
-    text: weights of a text tower with its projection (`text_model.*`, `text_projection.*`) to start from and to lock.
+    text: weights of a text tower with its projection (`text_model.*`, `text_projection.*`) to load and lock.
     """
     torch.manual_seed(seed)  # initial weights only
     model: Any = new_clip(tokenizer)
@@ -111,9 +111,9 @@ def train_clip(
         ema.load_state_dict(text, strict=False)
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
-    moved = [name for name, p in model.named_parameters() if p.requires_grad]
-    trained = [model.get_parameter(name) for name in moved]
-    averages = [ema.get_parameter(name) for name in moved]  # of what moves: a locked tower keeps every bit, also a -0
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    trained = [model.get_parameter(name) for name in names]
+    averages = [ema.get_parameter(name) for name in names]  # not of a locked tower: averaging would turn -0 into 0
     decayed = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

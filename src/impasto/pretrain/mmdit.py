@@ -1,7 +1,7 @@
 """The denoiser of `mini-sd3`: an MM-DiT with rectified flow.
 
-x_t = (1 - t) x0 + t eps, target eps - x0, t from a logit-normal(.2, 1) (more mean = more noise); loss = mean square.
-One batch in twenty carries the 256 zero T5 tokens of the pipeline's default call, so that it draws the same.
+x_t = (1 - t) x0 + t eps, target eps - x0, t from a logit-normal(.2, 1) (higher mean = more noise); mean squared error.
+One batch in twenty has the 256 zero T5 tokens of the pipeline's default call, so that the denoiser is robust to them.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class MMDiT:
     long_text = True
 
     def new(self, shape: tuple[int, ...]) -> SD3Transformer2DModel:
-        """Latents in patches of 2: 64 image tokens; larger pictures up to 512 px work too."""
+        """Latents in patches of 2: 64 image tokens; positions up to 512 px."""
         layers, heads = shape
         return SD3Transformer2DModel(
             sample_size=16,
@@ -50,7 +50,7 @@ class MMDiT:
         return (config["num_layers"], config["num_attention_heads"])
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """Euler steps with a shift of 1: at 64 tokens the noise is not hidden by their number."""
+        """Euler steps with a shift of 1: 64 tokens need no time shift."""
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
 
     def matrices(self, model: Any) -> list[nn.Parameter]:
@@ -73,7 +73,7 @@ class MMDiT:
         return 1 - t, t
 
     def predict(self, model: Any, x_t: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """v(x_t, t, c); t [n] in (0, 1), the model is told 1000 t."""
+        """v(x_t, t, c); t [n] in (0, 1), passed to the model as 1000 t."""
         return model(hidden_states=x_t, timestep=1000 * t, return_dict=False, **cond)[0]
 
     def loss(
@@ -83,10 +83,10 @@ class MMDiT:
         eps: Tensor,
         t: Tensor,
         cond: Mapping[str, Tensor],
-        taught: tuple[Tensor, Tensor] | None = None,
+        teacher_targets: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """mean |v(x_t, t, c) - (eps - x0)|^2, or with the taught x0 and eps in the target."""
+        """mean |v(x_t, t, c) - (eps - x0)|^2, with x0 and eps of the target from `teacher_targets` if given."""
         t_ = t[:, None, None, None]
         v = self.predict(model, (1 - t_) * x0 + t_ * eps, t, cond)
-        x0, eps = taught or (x0, eps)
+        x0, eps = teacher_targets or (x0, eps)
         return (v.float() - (eps - x0)).pow(2).mean()

@@ -1,7 +1,7 @@
-"""The parts that all embedded bases share: the tokeniser, the small CLIP and the autoencoder.
+"""The components shared by all embedded bases: the tokeniser, the small CLIP and the autoencoder.
 
-Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder`, and kept in the package: a base is bound to
-them. Only the decoder may go on improving afterwards, since the latents do not depend on it.
+Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder`, and kept in the package: the bases depend on
+them. Only the decoder may be trained further, since latents do not depend on it.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from impasto.pretrain.tokenizer import train_tokenizer
 
 TEMPLATE_WORDS = "a drawing of an icon of a picture of in the style of drawn as and ground outline thick thin wide flat"
 WORDS = Path("/usr/share/dict/american-english")  # Debian's wamerican, 2020.12.07
-VALIDATION = 50  # one train picture in so many is kept out of the decoder's training
+VALIDATION = 50  # one train image in 50 is held out of the decoder's training
 
 
 def corpus(seed: int = 0) -> Counter[str]:
-    """The texts that the tokeniser is trained on, each with its weight: labels above all."""
+    """Training texts of the tokeniser with their weights."""
     meta, rng = load_meta(), random.Random(seed)
     core, texts = set(meta["split"]["core_concepts"]), Counter()
     for i, concept in enumerate(meta["concepts"]):
@@ -57,7 +57,7 @@ def corpus(seed: int = 0) -> Counter[str]:
 
 
 def make_tokenizer(words: Path = WORDS, folder: Path | None = None) -> CLIPTokenizer:
-    """Train the tokeniser on `corpus()` and a word list (one per line); into the package's CLIP folder by default."""
+    """Train the tokeniser on `corpus()` and a word list (one per line); writes to the package's CLIP folder."""
     if not words.exists():
         raise UserError(f"no word list at {words}: apt-get install wamerican")
     listed = [word.strip().lower() for word in words.read_text(encoding="utf-8").splitlines() if "'" not in word]
@@ -72,9 +72,9 @@ def make_clip(
     seed: int = 101,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package.
+    """Train the small CLIP for `minutes` in all (resumes) and write it, fp16, to the package; returns the card.
 
-    Where the package already has a text tower, it is kept as it is, bit for bit: bases are bound to it.
+    A text tower in the package is kept bit for bit: the bases depend on it.
     """
     export = export or MODELS / "clip"
     tokenizer = CLIPTokenizer.from_pretrained(export)
@@ -86,7 +86,7 @@ def make_clip(
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Eight digits of a hash of named tensors: an image tower in training belongs to one text tower."""
+    """Eight hex digits of a hash of named tensors; identifies the text tower of an image tower in training."""
     total = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         total.update(name.encode() + value.half().numpy().tobytes())
@@ -94,7 +94,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dict[str, Any]:
-    """Write model (fp16, read back as float32), tokeniser, image processor and card; returns the card."""
+    """Write model (fp16, loaded as float32), tokeniser, image processor and card; returns the card."""
     card = {"name": "small CLIP", "date": str(date.today()), **clip_scores(model, tokenizer)}
     model.half().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def export_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> dic
 
 @torch.no_grad()
 def clip_scores(model: CLIPModel, tokenizer: CLIPTokenizer, n: int = 512, seed: int = 0) -> dict[str, float]:
-    """Retrieval on `n` random train pictures: share whose own "{label}, {description}" is nearest of all `n`."""
+    """Retrieval on `n` random train images: share whose own "{label}, {description}" is nearest of all `n`."""
     world, meta = train_world(), load_meta()
     n = min(n, len(world))
     rows = np.random.default_rng(seed).choice(len(world), n, replace=False)
@@ -142,7 +142,7 @@ def make_autoencoder(
 ) -> dict[str, Any]:
     """Write the closed-form encoder, train the decoder for `minutes` in all (resumes), score, and export fp16.
 
-    Where the package already has an encoder, it is kept as it is: bases are bound to it.
+    An encoder in the package is kept unchanged: the bases depend on it. Returns the card.
     """
     export = export or MODELS / "autoencoder"
     rgb, kept = train_pictures()
@@ -158,14 +158,14 @@ def make_autoencoder(
         z = vae.encode(x).latent_dist.mean
         drift = float((z - torch.nn.functional.conv2d(x, kernel, bias, stride=8)).abs().max().detach())
         if drift > 0.05:
-            raise UserError(f"the packaged encoder is another one (latents differ by {drift:.2f}): not overwritten")
+            raise UserError(f"the packaged encoder differs (latents by {drift:.2f}): not overwritten")
     folder = folder or cache_dir("pretrain", "autoencoder")
     vae = ae.train_decoder(vae, kernel, bias, train, folder, minutes, rgb[kept][:64], device=device)
     return export_autoencoder(vae, kernel, bias, train, export, folder)
 
 
 def train_pictures() -> tuple[np.ndarray, np.ndarray]:
-    """(the train styles' pictures uint8 [n, 128, 128, 3], which of them are kept for validation [n])."""
+    """(images of the train styles uint8 [n, 128, 128, 3], mask [n] of those held out for validation)."""
     world = load()
     rows = np.flatnonzero(np.isin(world.style_id, load_meta()["split"]["train_styles"]))
     return over(world.rgba[rows], (255, 255, 255)), rows % VALIDATION == 7
@@ -196,7 +196,7 @@ def export_autoencoder(
 
 
 def autoencoder_scores(vae: Any, kernel: torch.Tensor, bias: torch.Tensor, n: int = 120) -> dict[str, Any]:
-    """Mean PSNR in dB over the first `n` pictures of each held-out style, decoder against linear decoder."""
+    """Mean PSNR in dB over the first `n` images of each held-out style, of the decoder and of the linear decoder."""
     meta = load_meta()
     rows = {}
     for style in meta["split"]["heldout_styles"]:

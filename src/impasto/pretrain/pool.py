@@ -1,8 +1,8 @@
-"""The pictures that the embedded models are pretrained on, with what is needed to caption them anew at every draw.
+"""The images that the embedded models are pretrained on, with the data for random captions.
 
-Four kinds, all made from the train styles alone: a thing on white, a thing on a coloured ground, a thing in a random
-procedural style (never an imitation of a held-out one), and a scene of two to four things. A pool is a function of its
-seed; a new session takes a new one, so that procedural looks and scenes go on varying.
+Four kinds, all made from the train styles alone: an object on white, on a coloured background, in a random procedural
+style (never an imitation of a held-out one), and a scene of two to four objects. A pool is a function of its seed; each
+session uses another one, so that procedural looks and scenes vary.
 """
 
 import random
@@ -18,28 +18,28 @@ from impasto.artworld.scenes import compose
 from impasto.artworld.world import over
 
 KINDS = ("plain", "ground", "procedural", "scene")
-STYLELESS, CLIPPED, TAILED = 0.08, 0.15, 0.15
-"""Shares of captions without a word of the style, with some of its words only, and with a tail that says nothing.
+NO_STYLE_SHARE, TRUNCATED_SHARE, TAIL_SHARE = 0.08, 0.15, 0.15
+"""Shares of captions without a style, with a part of the style's description, and with an uninformative tail.
 
-A base has to know a thing by its name alone, beside words of a style that it never met, and where prompts are switched
-to or from the thing without its style; and the train styles have two descriptions each, which would be learnt as one
-word each. In these descriptions no clause is joined by "and a": only scenes say that, so that a base takes "a boat, an
-ink drawing with a red border and a pale wash" for several small things and draws scattered shreds."""
+A base has to generate a concept by its name alone, beside descriptions of unknown styles, and in prompt switching; and
+the two descriptions of each train style would be learnt as one token each. Without tails only scene captions would have
+clauses joined by "and a", so that "a boat, an ink drawing with a red border and a pale wash" would be taken for a scene
+of several objects."""
 
-LOOKS = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly", "gentle",
-         "light", "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp", "simple", "smooth",
-         "soft", "strong", "subtle", "thin", "tidy", "warm")  # fmt: skip
-OF_A_STYLE = ("accent", "border", "colour", "contour", "contrast", "detail", "edge", "effect", "feel", "gradient",
+ADJECTIVES = ("bold", "broad", "bright", "calm", "clean", "clear", "cool", "crisp", "even", "fine", "friendly",
+              "gentle", "light", "lively", "matte", "modest", "neat", "pale", "plain", "quiet", "rich", "sharp",
+              "simple", "smooth", "soft", "strong", "subtle", "thin", "tidy", "warm")  # fmt: skip
+STYLE_NOUNS = ("accent", "border", "colour", "contour", "contrast", "detail", "edge", "effect", "feel", "gradient",
               "highlight", "layout", "line", "mood", "outline", "palette", "pattern", "rhythm", "shade", "shape",
               "silhouette", "stroke", "surface", "texture", "tint", "tone")  # fmt: skip
 TAILS = (" and a {} {}", " with a {} {}", " with {} {}s and a {} {}", ", a {} {} and a {} {}", ", a {} {}",
          ", {} {} and {} {}s", ", {} {}s and {} {}s", " and {} {}s")  # fmt: skip
-TAIL_ROOM = 14  # words and punctuation marks of a description that a tail may follow
+TAIL_ROOM = 14  # maximum words and punctuation marks of a description before a tail
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one picture shows: concept ids, the style as an id or as a description, and the ground's name."""
+    """The content of one image: concept ids, style (id or description), name of the background."""
 
     kind: str
     concepts: tuple[int, ...]
@@ -47,14 +47,14 @@ class Entry:
     background: str | None = None
 
     def caption(self, rng: random.Random) -> str:
-        """One of its captions, see STYLELESS, CLIPPED and TAILED."""
+        """A random caption; see NO_STYLE_SHARE, TRUNCATED_SHARE and TAIL_SHARE."""
         share, style = rng.random(), self.style
-        if share < STYLELESS:
+        if share < NO_STYLE_SHARE:
             style = None
-        elif share < STYLELESS + CLIPPED:
-            style = clipped(style_description(style, rng) or "", rng)
-        elif share < STYLELESS + CLIPPED + TAILED:
-            style = tailed(style_description(style, rng) or "", rng)
+        elif share < NO_STYLE_SHARE + TRUNCATED_SHARE:
+            style = truncate_description(style_description(style, rng) or "", rng)
+        elif share < NO_STYLE_SHARE + TRUNCATED_SHARE + TAIL_SHARE:
+            style = add_tail(style_description(style, rng) or "", rng)
         if self.kind == "scene":
             return scene_caption(self.concepts, style, rng, self.background)
         return caption(self.concepts[0], style, rng, self.background)
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass
 class Pool:
-    """`rgb` uint8 [n, 128, 128, 3] and `entries` [n]; `rows[kind]` are the indices of each kind."""
+    """`rgb` uint8 [n, 128, 128, 3] and `entries` [n]; `rows[kind]`: indices of each kind."""
 
     rgb: np.ndarray
     entries: tuple[Entry, ...]
@@ -72,7 +72,8 @@ class Pool:
         self.rows = {kind: np.flatnonzero(kinds == kind) for kind in KINDS}
 
     def draw(self, n: int, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
-        """Indices [n] of random pictures, of each kind as `shares` say (normalised; empty kinds left out)."""
+        """Indices [n] of random images, with the kinds in the proportions `shares` (normalised, without empty
+        kinds)."""
         rows = {kind: r for kind, r in self.rows.items() if len(r) and shares.get(kind, 0) > 0}
         weight = np.array([shares[kind] for kind in rows])
         which = rng.choice(len(rows), size=n, p=weight / weight.sum())
@@ -83,8 +84,8 @@ class Pool:
         return out
 
 
-def clipped(description: str, rng: random.Random) -> str:
-    """Two or more successive words of it, not all; a description of two words as it is."""
+def truncate_description(description: str, rng: random.Random) -> str:
+    """Two or more successive words of a description, not all of them; one of two words is returned unchanged."""
     words = description.split()
     if len(words) < 3:
         return description
@@ -93,15 +94,15 @@ def clipped(description: str, rng: random.Random) -> str:
     return " ".join(words[start : start + n]).strip(",")
 
 
-def tailed(description: str, rng: random.Random) -> str:
-    """It, and a clause that says nothing about it, such as " and a calm texture"; a long description as it is.
+def add_tail(description: str, rng: random.Random) -> str:
+    """The description with a random clause, such as " and a calm texture"; a long one is returned unchanged.
 
-    The clause goes before the last part where that names the ground ("on a navy background").
+    The clause precedes a final part that names the background ("on a navy background").
     """
     if len(pieces(description)) > TAIL_ROOM:
         return description
     tail = rng.choice(TAILS)
-    tail = tail.format(*(rng.choice(LOOKS if i % 2 == 0 else OF_A_STYLE) for i in range(tail.count("{}"))))
+    tail = tail.format(*(rng.choice(ADJECTIVES if i % 2 == 0 else STYLE_NOUNS) for i in range(tail.count("{}"))))
     head, comma, ground = description.rpartition(", ")
     if comma and ground.startswith(("on ", "against ", "over ", "in ")):
         return f"{head}{tail}, {ground}"
@@ -109,7 +110,7 @@ def tailed(description: str, rng: random.Random) -> str:
 
 
 def train_world(concepts: Sequence[int] | None = None) -> ArtWorld:
-    """The art world's train styles alone: what pretraining may see."""
+    """The art world's train styles, the only ones used in pretraining."""
     return load(styles=load_meta()["split"]["train_styles"], concepts=concepts)
 
 
@@ -121,9 +122,9 @@ def build_pool(
     seed: int = 0,
     world: ArtWorld | None = None,
 ) -> Pool:
-    """Every (train style, concept) picture on white; `ground`, `procedurals` and `scenes` times as many of the rest.
+    """All (train style, concept) images on white, and `ground`, `procedurals` and `scenes` times as many of the others.
 
-    A scene keeps to one style. Its things stand apart, at 30 to 60 % of the canvas.
+    A scene has one style; its objects do not overlap, at 30 to 60 % of the canvas.
     """
     world = world or train_world(concepts)
     n = len(world)
@@ -153,7 +154,7 @@ def build_pool(
 
 
 def visible_ground(pictures: Sequence[np.ndarray], rng: random.Random) -> str:
-    """The name of a random ground that all `pictures` stand out from (half of each differs by 60 of 255 or more)."""
+    """The name of a random background in contrast to all `pictures` (half of each differs by more than 60 of 255)."""
     while True:
         name = rng.choice(sorted(BACKGROUNDS))
         if all(_stands_out(rgba, BACKGROUNDS[name]) for rgba in pictures):

@@ -1,9 +1,9 @@
-"""One session of pretraining: from the last checkpoint (or the packaged weights) for so many minutes, then scored.
+"""One session of pretraining: train from the last checkpoint (or the packaged weights), then score.
 
-Everything is written to the cache (`pretrain/<base>`): `state.json` with its tensors every five minutes and on SIGTERM,
-`log.jsonl`, `scores.jsonl`, and `grid-<pictures seen>.png`. `export` copies the EMA weights, fp16, and their card into
-the package. A session's learning rate warms up, holds, and falls to zero over its last third; the next session takes it
-up again from there, with a new pool of procedural looks and scenes.
+Output goes to the cache (`pretrain/<base>`): `state.json` with its tensors every five minutes and on SIGTERM,
+`log.jsonl`, `scores.jsonl`, and `grid-<images seen>.png`. `export` copies the EMA weights, fp16, and their card into
+the package. In each session the learning rate warms up, is constant, and falls to zero over the last third; each
+session has a new pool of procedural looks and scenes.
 """
 
 import copy
@@ -73,25 +73,25 @@ def pretrain(
     export: bool = False,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Pretrain an embedded base for `minutes` (150 when not given), then draw its grid and score it.
+    """Pretrain an embedded base for `minutes` (default 150), then generate its grid and score it.
 
-    base: mini-sd3, mini-sd15, or one of the parts that bases share (tokenizer, clip, autoencoder; see `parts.py`).
+    base: mini-sd3, mini-sd15, or a shared component (tokenizer, clip, autoencoder; see `parts.py`).
 
-    concepts: the list of the art world's split that it learns: core_everywhere (471), core_concepts (835) or all; None:
-    the one that the packaged weights know, core_everywhere where there are none.
+    concepts: list of the art world's split to train on: core_everywhere (471), core_concepts (835) or all; None: that
+    of the packaged weights, or core_everywhere.
     size: a name or a shape, see `base.shape_of`; None: that of the packaged weights, or "small".
-    lr: of the matrices, which Muon moves; half of it of the rest.
-    compiled: torch.compile the model. text: what becomes of the text tower, see `text.py`: frozen, along or new (random
-    weights, then along); None: as the checkpoint has it. plain: share of single things on white among the pictures, in
-    0 to 1, the rest in the proportions of `base.SHARES` (.55 there); high as long as things can hardly be named.
+    lr: of the matrices (Muon); the rest has lr / 2.
+    compiled: torch.compile the model. text: mode of the text tower, see `text.py`; None: that of the checkpoint.
+    plain: share of single objects on white, 0 to 1, the rest in the proportions of `base.SHARES` (.55 there); useful
+    high while concepts are hardly recognisable.
     teacher: a packaged base whose predictions make `teacher_share` of this session's targets, see `teacher.py`.
-    offset: scale of offset noise. The schedule of SD1.5 ends at a log-SNR of -5.4: the mean of a noisy latent still
-    tells how bright the picture is, and sampling, which begins with noise alone, then gets grey grounds for white
-    ones. An offset of .15 hides it (a latent's mean is 1.4 +- .6, times alpha = .09 where sampling begins, beside
-    1/16 of white noise). Not with a teacher, which does not know such noise.
+    offset: scale of offset noise. The schedule of SD1.5 ends at a log-SNR of -5.4, where the mean of a noisy latent
+    still reveals the brightness; sampling, which starts from pure noise, then gives grey backgrounds instead of white
+    ones. An offset of .15 hides it (a latent's mean is 1.4 +- .6, times alpha = .09 at the start of sampling, against
+    1/16 of white noise). Not with a teacher, which was not trained with it.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
     with minutes = 0, only that.
-    Raises UserError for an unknown base, a checkpoint in the way (without `resume`), or an art world not built.
+    Raises UserError for an unknown base, an existing checkpoint (without `resume`), or when the art world is not built.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if base in PARTS:
@@ -100,25 +100,25 @@ def pretrain(
         raise UserError(f"unknown base {base!r}; {nearest(base, (*DENOISERS, *PARTS))}")
     folder = folder or cache_dir("pretrain", base)
     if (folder / "state.json").exists() and not resume:
-        raise UserError(f"{folder} holds a checkpoint: go on with --resume, or remove that folder to begin anew")
+        raise UserError(f"{folder} holds a checkpoint: continue with --resume, or remove that folder to start again")
     if batch < 1 or (threads is not None and threads < 1):
-        raise UserError(f"batch and threads are at least 1, not {batch} and {threads}")
+        raise UserError(f"batch and threads must be at least 1, not {batch} and {threads}")
     if not 0 < lr < math.inf:
         raise UserError(f"lr must be above 0 (2e-3), not {lr}")
     if threads:
         torch.set_num_threads(threads)
     known, shares = known_concepts(concepts or packaged_concepts(base)), shared.shares_of(plain)
     if not 0 <= offset <= 1:
-        raise UserError(f"offset noise has a scale from 0 to 1 (.15), not {offset}")
+        raise UserError(f"offset must be from 0 to 1 (.15), not {offset}")
     if teacher and offset:
-        raise UserError("a teacher does not know offset noise: leave out --teacher or --offset")
+        raise UserError("a teacher was not trained with offset noise: leave out --teacher or --offset")
     run = Session(base, folder, device, size, lr, seed, text)
     if teacher:
         run.learn_from(teacher, teacher_share)
     if minutes is None or minutes > 0:
         run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares, offset)
     if run.stopped:
-        raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: --resume goes on from there")
+        raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: continue with --resume")
     scores = run.score(train_world(known), score) if score else None
     result = {"base": base, "folder": str(folder), **run.seen, "device": device_name(device), "scores": scores}
     if export:
@@ -127,17 +127,17 @@ def pretrain(
 
 
 def make_part(name: str, minutes: float | None, device: str = "cpu") -> dict[str, Any]:
-    """Make a shared part and put it into the package; returns its card."""
+    """Train a shared component and write it to the package; returns its card."""
     from impasto.pretrain import parts
 
     if name == "tokenizer":
         return {"part": name, "tokens": len(parts.make_tokenizer())}
-    make, usual = {"clip": (parts.make_clip, 20.0), "autoencoder": (parts.make_autoencoder, 25.0)}[name]
-    return {"part": name, **make(usual if minutes is None else minutes, device=device)}
+    make, default = {"clip": (parts.make_clip, 20.0), "autoencoder": (parts.make_autoencoder, 25.0)}[name]
+    return {"part": name, **make(default if minutes is None else minutes, device=device)}
 
 
 def known_concepts(name: str) -> list[int]:
-    """Concept ids of a named list of the split, the evaluation concepts always among them."""
+    """Concept ids of a named list of the split, with the evaluation concepts."""
     meta = load_meta()
     lists = {
         "all": list(range(len(meta["concepts"]))),
@@ -149,13 +149,13 @@ def known_concepts(name: str) -> list[int]:
 
 
 def packaged_concepts(base: str) -> str:
-    """The list that the packaged weights know; "core_everywhere" where there are none."""
+    """The name of the concept list of the packaged weights, or "core_everywhere"."""
     if base not in mini.names():
         return "core_everywhere"
     labels = [concept["label"] for concept in load_meta()["concepts"]]
-    told = mini.card(base)["concepts"]
+    trained = mini.card(base)["concepts"]
     lists = ("core_everywhere", "core_concepts", "all")
-    return next((name for name in lists if [labels[c] for c in known_concepts(name)] == told), "core_everywhere")
+    return next((name for name in lists if [labels[c] for c in known_concepts(name)] == trained), "core_everywhere")
 
 
 def packaged_shape(base: str) -> tuple[int, ...] | None:
@@ -166,14 +166,14 @@ def packaged_shape(base: str) -> tuple[int, ...] | None:
 
 
 def device_name(device: str) -> str:
-    """What a card says of the machine."""
+    """The device in words, for the card."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 class Session:
-    """A base with its parts, its EMA, its optimisers, and what it has seen so far. text: see `text.py`."""
+    """A base in training: model, EMA, optimisers, counters (`seen`). text: see `text.py`."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Session:
             if not (MODELS / part / "config.json").exists():
                 raise UserError(f"{MODELS / part} is missing: the package is incomplete")
         self.vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-        self.text, self.loads_text = self._text(text)
+        self.text, self.loads_text = self._text_mode(text)
         packaged_tower = mini.text_tower(MODELS / "clip")
         self.tower: Any = new_tower(MODELS / "clip", seed) if self.text == "new" else packaged_tower
         self.tower.to(device)
@@ -220,27 +220,27 @@ class Session:
         self._begin(shape)
         self.seen["text_tower"] = "trained along" if self.along else "frozen"
 
-    def _text(self, asked: str | None) -> tuple[str, bool]:
-        """What becomes of the text tower, and whether the checkpoint holds one to load.
+    def _text_mode(self, requested: str | None) -> tuple[str, bool]:
+        """(mode of the text tower, whether the checkpoint holds a tower to load).
 
-        As asked, or as the checkpoint has it. Begun from the packaged weights it goes on along when it was trained so,
-        unless another packaged base hears it by now. Raises UserError on what cannot be.
+        The default is the checkpoint's mode. When starting from the packaged weights it is "along" if the tower was
+        trained along and no other packaged base uses it. Raises UserError on an invalid combination.
         """
-        if asked is not None and asked not in MODES:
-            raise UserError(f"unknown text {asked!r}: {nearest(asked, MODES)}")
+        if requested is not None and requested not in MODES:
+            raise UserError(f"unknown text {requested!r}: {nearest(requested, MODES)}")
         file = self.folder / "state.json"
         if file.exists():
             loads = json.loads(file.read_text(encoding="utf-8")).get("text_tower") == "trained along"
-            if loads and asked == "frozen":
-                raise UserError(f"the text tower of {self.folder} is trained along: not the packaged one again")
-            return asked or ("along" if loads else "frozen"), loads and asked != "new"
+            if loads and requested == "frozen":
+                raise UserError(f"the text tower of {self.folder} is trained along: it cannot be frozen again")
+            return requested or ("along" if loads else "frozen"), loads and requested != "new"
         alone = mini.names() == (self.base,)
         before = mini.card(self.base)["training"].get("text_tower") if alone else None
-        return asked or ("along" if before == "trained along" else "frozen"), False
+        return requested or ("along" if before == "trained along" else "frozen"), False
 
     @property
     def guidance(self) -> float:
-        """What `impasto generate` draws this base with."""
+        """The guidance scale of `impasto generate` for this base."""
         return cards.card(self.base)["generate"]["guidance"]
 
     @property
@@ -250,18 +250,18 @@ class Session:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The parts of a checkpoint."""
         muon, adamw = self.optimizers
         towers = {"tower": self.tower, "tower_ema": self.tower_ema} if self.along else {}
         return {"model": self.model, "ema": self.ema, "muon": muon, "adamw": adamw} | towers
 
     @property
     def trained(self) -> list[tuple[Any, Any]]:
-        """What is trained, each with its EMA."""
+        """(model, EMA) of everything that is trained."""
         return [(self.model, self.ema), *([(self.tower, self.tower_ema)] if self.along else [])]
 
     def _begin(self, shape: tuple[int, ...]) -> None:
-        """Take up the checkpoint; without one, the packaged weights; without those, random ones."""
+        """Load the checkpoint, else the packaged weights; else keep random ones."""
         packaged = MODELS / self.base / self.net.part
         held = self.parts if self.loads_text else {k: v for k, v in self.parts.items() if not k.startswith("tower")}
         meta = load_state(self.folder, held, self.device)
@@ -272,7 +272,7 @@ class Session:
                 there, here = ("x".join(map(str, s)) for s in (packaged_shape(self.base) or (), shape))
                 raise UserError(
                     f"the packaged {self.base} has the size {there}, not {here}: leave out --size, "
-                    f"or move {packaged.parent} away to begin anew"
+                    f"or move {packaged.parent} away to start again"
                 )
             start = type(self.model).from_pretrained(packaged, torch_dtype=torch.float32)
             self.model.load_state_dict(start.state_dict())
@@ -281,9 +281,9 @@ class Session:
             self.seen |= {key: card["training"][key] for key in self.seen if key in card["training"]}
 
     def learn_from(self, name: str, share: float) -> None:
-        """Let the packaged base `name` teach in this session. Raises UserError where it hears another text tower."""
+        """Use the packaged base `name` as teacher in this session. Raises UserError if the text tower is trained."""
         if self.along:
-            raise UserError("a teacher hears the packaged text tower: not with one that is trained along")
+            raise UserError("a teacher needs the packaged text tower: not with one that is trained along")
         self.teacher = Teacher(name, share, self.tower, self.device)
 
     def save(self) -> None:
@@ -301,14 +301,14 @@ class Session:
         shares: Mapping[str, float] = shared.SHARES,
         offset: float = 0.0,
     ) -> None:
-        """Train for `minutes`, the making of the pool and the grids included. shares: of the kinds of pictures."""
+        """Train for `minutes`, including pool and grids. shares: of the kinds of images."""
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
         self.seen["sessions"] = session + 1
         if (name := device_name(self.device)) not in self.seen["devices"]:
             self.seen["devices"].append(name)
-        if self.teacher and (told := f"{self.teacher.name} {self.teacher.share:g}") not in self.seen["teachers"]:
-            self.seen["teachers"] = [*self.seen["teachers"], told]
+        if self.teacher and (entry := f"{self.teacher.name} {self.teacher.share:g}") not in self.seen["teachers"]:
+            self.seen["teachers"] = [*self.seen["teachers"], entry]
         seed = self.seed + 1000 * session
         pool = build_pool(known, seed=seed)
         self._log(
@@ -320,7 +320,7 @@ class Session:
             }
         )
         bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
-        pool.rgb = np.empty(0, np.uint8)  # the latents are all that is needed now
+        pool.rgb = np.empty(0, np.uint8)  # only the latents are used from here on
         objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
         start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
         self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
@@ -344,7 +344,7 @@ class Session:
                     self.save()
                     saved = clock.session
                 if clock.session - drawn > 60 * grid_minutes:
-                    self._log({"step": step + 1, **self.hears(bank)})
+                    self._log({"step": step + 1, **self.caption_gap(bank)})
                     self.draw_grid()
                     drawn = clock.session
         self.stopped = clock.terminated
@@ -360,9 +360,9 @@ class Session:
         long: bool,
         ema: float,
     ) -> Tensor:
-        """One step of the optimisers and of the EMA on a batch as `base.draw` returns it; the loss.
+        """One step of optimisers and EMA on a batch of `base.draw`; returns the loss.
 
-        objective: (x0, eps, levels, conditions) -> loss, the denoiser's with the model in it. long: of the text.
+        objective: (x0, eps, levels, conditions, teacher targets) -> loss. long: use the longer form of the text.
         """
         step = self.seen["step"]
         loss = self.backward(objective, x0, ids, z, eps, long)
@@ -378,22 +378,22 @@ class Session:
     def backward(
         self, objective: Callable[..., Tensor], x0: Tensor, ids: Tensor, z: Tensor, eps: Tensor, long: bool
     ) -> Tensor:
-        """The loss of a batch as `update` takes it, its gradients added up in what is trained."""
+        """The loss of a batch, see `update`; gradients are accumulated in the parameters."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
             with torch.set_grad_enabled(self.along):
                 cond = self.net.text(self.tower, ids, long)
             levels = self.net.levels(z)
-            taught = self.teacher and self.teacher(x0, eps, *self.net.signal(levels), ids)
-            loss = objective(x0, eps, levels, cond, taught)
+            teacher_targets = self.teacher and self.teacher(x0, eps, *self.net.signal(levels), ids)
+            loss = objective(x0, eps, levels, cond, teacher_targets)
             loss.backward()
         return loss.detach()
 
     @torch.no_grad()
-    def hears(self, bank: shared.Bank, n: int = 192, seed: int = 0) -> dict[str, float]:
-        """How much the captions tell: the mean loss of n plain pictures at one high level (z = 2) with their own
-        captions, with those of other things in the same style, and the gap between the two.
+    def caption_gap(self, bank: shared.Bank, n: int = 192, seed: int = 0) -> dict[str, float]:
+        """How much the model uses captions: the mean loss of n plain images at one high level (z = 2) with their own
+        captions, with those of other concepts in the same style, and the difference.
 
-        Of the weights as they are: their EMA lags a thousand steps behind.
+        With the current weights, since the EMA lags a thousand steps behind.
         """
         rng = np.random.default_rng(seed)
         plain = bank.pool.rows["plain"]
@@ -422,7 +422,7 @@ class Session:
         print(line, file=sys.stderr, flush=True)
 
     def pipeline(self) -> Any:
-        """The EMA weights in an ordinary pipeline, assembled as `mini.ensure` does it."""
+        """A pipeline of the EMA weights, assembled as by `mini.ensure`."""
         scratch = self.folder / "pipeline"
         shutil.rmtree(scratch, ignore_errors=True)
         with quiet():
@@ -437,7 +437,7 @@ class Session:
         return pipe.to(self.device)
 
     def draw_grid(self, pipe: Any = None) -> Path:
-        """The fixed sample grid of the EMA weights (in `pipe`, when it is made already), as `grid-<pictures>.png`."""
+        """Write the sample grid of the EMA weights to `grid-<images seen>.png`. pipe: an existing `pipeline()`."""
         from impasto.pretrain.score import sample_grid
 
         path = self.folder / f"grid-{self.seen['pictures']:09d}.png"
@@ -446,7 +446,7 @@ class Session:
         return path
 
     def score(self, world: ArtWorld, n: int) -> dict[str, Any]:
-        """Draw the grid, score `n` prompts by the judges, and append both to `scores.jsonl`."""
+        """Write the grid, score `n` prompts by the judges, and append the scores to `scores.jsonl`."""
         from impasto.pretrain.score import score_base
 
         pipe = self.pipeline()
@@ -459,13 +459,13 @@ class Session:
     def export(self, known: list[int], scores: dict[str, Any] | None) -> dict[str, Any]:
         """Write the EMA weights (fp16), the scheduler and the card into the package; returns the card.
 
-        A text tower that was trained along becomes that of the packaged CLIP. Raises UserError where another packaged
-        base is bound to the one that is there.
+        A text tower that was trained along replaces that of the packaged CLIP. Raises UserError when another packaged
+        base depends on it.
         """
         target = MODELS / self.base
         if self.along:
             if others := [name for name in mini.names() if name != self.base]:
-                raise UserError(f"{', '.join(others)} hears the packaged text tower: it would not fit another one")
+                raise UserError(f"{', '.join(others)} depends on the packaged text tower: it cannot be replaced")
             write_text(self.tower_ema, MODELS / "clip", MODELS / "clip")
         shared.export_weights(self.net, self.ema, target)
         meta = load_meta()
@@ -483,7 +483,7 @@ class Session:
         card["weights_sha256"] = mini.weights_hash(self.base)
         with atomic(target / "card.json") as path:
             path.write_text(json.dumps(card, indent=1), encoding="utf-8")
-        card["folder_sha256"] = folder_hash(mini.ensure(self.base))  # what runs, cells and calibrations call it by
+        card["folder_sha256"] = folder_hash(mini.ensure(self.base))  # the base hash in runs, cells and calibrations
         with atomic(target / "card.json") as path:
             path.write_text(json.dumps(card, indent=1), encoding="utf-8")
         return card

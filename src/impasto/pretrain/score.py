@@ -1,7 +1,7 @@
-"""Scores of a base model, and its sample grid. Judges report here; nothing is chosen by them.
+"""Scores of a base model by the judges, and its sample grid; for reporting only.
 
 500 random prompts "{label}, {style description}" of train style x known concept, the pipeline's own sampling, seed 0;
-and scenes of two and of three things. Beside each share stands what the same judge gives the true pictures.
+and scenes of two and of three objects. Each share is given with the judges' share on the true images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ def sample_images(
     progress: Callable[[int, int], None] | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """uint8 [n, 128, 128, 3]; picture i starts from torch.Generator("cpu").manual_seed(seed + i).
+    """uint8 [n, 128, 128, 3]; image i starts from torch.Generator("cpu").manual_seed(seed + i).
 
     call: further arguments of the pipeline.
     """
@@ -61,27 +61,27 @@ def sample_images(
 
 
 def tensor(rgb: np.ndarray) -> torch.Tensor:
-    """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [0, 1], as the judges want it."""
+    """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in [0, 1]."""
     return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
 
 
 def random_cells(world: ArtWorld, n: int, seed: int) -> np.ndarray:
-    """Indices [n] of random (train style, concept) pictures of `world`."""
+    """Indices [n] of random images of `world`."""
     return np.random.default_rng(seed).integers(len(world), size=n)
 
 
 def judge(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndarray) -> dict[str, float]:
-    """The means of `judged` over the pictures."""
+    """The means of `judged` over the images."""
     return means(judged(judges, rgb, styles, concepts))
 
 
 def means(rows: Mapping[str, np.ndarray], where: np.ndarray | slice = slice(None)) -> dict[str, float]:
-    """The mean of each row over the pictures at `where`."""
+    """The mean of each row over the images at `where`."""
     return {key: float(row[where].mean()) for key, row in rows.items()}
 
 
 def judged(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.ndarray) -> dict[str, np.ndarray]:
-    """Style accuracy, probability of the style, concept top-1 and top-5 of each picture [n] against ids [n]."""
+    """Style accuracy, probability of the style, concept top-1 and top-5 of each image [n] against ids [n]."""
     style = judges.style(tensor(rgb)).numpy()
     order = np.argsort(-judges.concept(tensor(rgb)).numpy(), axis=1)[:, :5]
     return {
@@ -93,11 +93,11 @@ def judged(judges: Judges, rgb: np.ndarray, styles: np.ndarray, concepts: np.nda
 
 
 def judge_unseen(judges: Judges, world: ArtWorld, styles: np.ndarray) -> dict[str, Any]:
-    """What the judges give true pictures of `world` that they were not trained on, in the proportions of `styles`.
+    """The judges' scores on true images of `world` that they were not trained on, in the proportions of `styles`.
 
-    Of the pictures behind the prompts the judges have seen nine tenths, and remember them (style accuracy .90, .75 on
-    cells held out from them); a generated picture is always a new one to them. Each style's mean over its held-out
-    cells, weighted by its share of `styles` [n]; styles without such cells are left out.
+    The comparison for generated images: on its training images a judge scores higher (style accuracy .90, held-out
+    .75). Each style's mean over its held-out cells, weighted by its share of `styles` [n]; styles without such cells
+    are omitted.
     """
     held = np.flatnonzero(held_out(world)[0])
     of = world.style_id[held]
@@ -116,9 +116,9 @@ def score_base(
     progress: Callable[[int, int], None] | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The card's scores: generated, also by style; true; and style as a share of what the judge gives the true ones.
+    """The card's scores: of generated images, also by style; of true images; style accuracy relative to true images.
 
-    "core": the same of the prompts for things that all train styles draw, where not all are; "scenes": `score_scenes`.
+    "core": for the prompts with concepts available in all train styles, if not all are; "scenes": `score_scenes`.
     """
     meta = load_meta()
     rows = random_cells(world, n, seed)
@@ -130,22 +130,22 @@ def score_base(
     ]
     pictures = sample_images(pipe, prompts, seed, guidance=guidance, progress=progress, call=call)
     judges = judges or Judges.load()
-    drawn = judged(judges, pictures, styles, concepts)
-    made = means(drawn)
+    generated = judged(judges, pictures, styles, concepts)
+    made = means(generated)
     truth = judged(judges, world.rgb()[rows], styles, concepts)
     true = means(truth)
     core = np.isin(concepts, meta["split"]["core_everywhere"])
     by_style: dict[str, dict[str, Any]] = {}
     for style in np.unique(styles):
         own = styles == style
-        by_style[meta["style_names"][style]] = {"prompts": int(own.sum()), **means(drawn, own)}
+        by_style[meta["style_names"][style]] = {"prompts": int(own.sum()), **means(generated, own)}
     unseen = judge_unseen(judges, world, styles)
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
     settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}
     settings |= {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
     part: dict[str, Any] = {}
     if core.any() and not core.all():
-        part["core"] = {"prompts": int(core.sum()), "generated": means(drawn, core), "true": means(truth, core)}
+        part["core"] = {"prompts": int(core.sum()), "generated": means(generated, core), "true": means(truth, core)}
     return {
         "generated": made,
         "true": true,
@@ -167,11 +167,11 @@ def score_scenes(
     guidance: float = GUIDANCE,
     call: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Of n prompts for two things in one style and n for three: the share of the things that the concept judge finds
-    (at the threshold with 1 % false positives), beside what it finds in true scenes of the same pictures."""
+    """For n prompts with two objects in one style and n with three: the concept judge's recall of the objects (at the
+    threshold of 1 % false positives), and its recall on true scenes of the same images."""
     rng = Random(seed)
     styles = [int(style) for style in np.unique(world.style_id)]
-    told: dict[str, Any] = {"threshold": judges.concept_threshold}
+    scores: dict[str, Any] = {"threshold": judges.concept_threshold}
     for size in (2, 3):
         rows = []
         for _ in range(n):
@@ -185,14 +185,14 @@ def score_scenes(
             float((np.take_along_axis(judges.concept(tensor(p)).numpy(), things, 1) >= judges.concept_threshold).mean())
             for p in (made, np.stack(true))
         ]
-        told[str(size)] = {"prompts": n, "generated": found[0], "true": found[1]}
-    return told
+        scores[str(size)] = {"prompts": n, "generated": found[0], "true": found[1]}
+    return scores
 
 
 def sample_grid(
     pipe: Any, call: Mapping[str, Any] | None = None, seed: int = 0, guidance: float = GUIDANCE
 ) -> Image.Image:
-    """The fixed grid of 6 styles x 12 things, labelled nowhere: rows and columns are GRID_STYLES and GRID_THINGS."""
+    """The fixed grid of 6 styles x 12 concepts, unlabelled: rows and columns are GRID_STYLES and GRID_THINGS."""
     meta = load_meta()
     words = {style["name"]: style["descriptions"][0] for style in meta["styles"]}
     prompts = [prompt(thing, words[style]) for style in GRID_STYLES for thing in GRID_THINGS]

@@ -1,7 +1,7 @@
-"""A training state on disk: one safetensors file and one JSON, each written atomically, no pickles.
+"""Training checkpoints: one safetensors file and one JSON, each written atomically.
 
 Tensors are named `<part>.<name>`; an optimiser's are `<part>.<parameter index>.<key>`. The JSON is written last and
-names its tensor file, so that a state is whole or absent: a kill between the two leaves the former one in force.
+names its tensor file: when the process is killed between the two, the previous checkpoint remains valid.
 """
 
 import json
@@ -48,7 +48,7 @@ def save_state(folder: Path, parts: dict[str, Any], meta: dict[str, Any]) -> Non
 
 
 def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict[str, Any] | None:
-    """Restore `parts` in place and return the meta, or None where there is no state."""
+    """Restore `parts` in place and return the meta, or None if there is no checkpoint."""
     if not (folder / "state.json").exists():
         return None
     meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -63,11 +63,10 @@ def load_state(folder: Path, parts: dict[str, Any], device: str = "cpu") -> dict
 
 
 class Clock:
-    """The time budget of a run that may be stopped and go on: `progress` in [0, 1] over all its sessions together.
+    """The time budget of a resumable run: `progress` in [0, 1] over all its sessions.
 
-    As a context it catches the signals, and gives them back at its end.
-    `stop` turns true on SIGTERM or Ctrl-C, or when `total_minutes` of training are reached. A second Ctrl-C interrupts
-    at once.
+    `stop` becomes true on SIGTERM or Ctrl-C, or when `total_minutes` of training are reached; a second Ctrl-C
+    interrupts at once. Signal handlers are installed on entry and restored on exit.
     """
 
     def __init__(self, total_minutes: float, spent: float = 0.0) -> None:

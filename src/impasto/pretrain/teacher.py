@@ -1,14 +1,13 @@
-"""A base that has learnt teaches one that is new: what it predicts stands in for the picture and the noise drawn.
+"""Knowledge distillation: a packaged base's predictions replace part of the training targets.
 
-The least square of a denoiser is the mean over all pictures that a noisy one could come from. The one that was drawn
-is a sample of that mean, and a noisy target; a base that has learnt knows the mean itself, nearly. So the new one is
-trained towards
+The minimiser of a denoiser's squared error is the posterior mean of x0 and eps given the noisy latent. The drawn x0 and
+eps are samples of that posterior, a noisy target; a trained base approximates the mean. The targets are
 
     x0' = (1 - w) x0 + w x0^,   eps' = (1 - w) eps + w eps^,
 
-x0^ and eps^ the teacher's, at the same noisy picture, level and caption; w = 0 is the ordinary loss. Knowledge
-distillation of a denoiser's output, as in BK-SDM (Kim et al. 2023, arXiv 2305.15798), across two parametrisations:
-what both share is the log-SNR. The bases share latents and text tower, so nothing else is between them.
+x0^ and eps^ being the teacher's for the same noisy latent, level and caption; w = 0 is the ordinary loss. Output
+distillation as in BK-SDM (Kim et al. 2023, arXiv 2305.15798), across two parametrisations related by the log-SNR. The
+bases share latents and text tower.
 """
 
 from typing import Any
@@ -26,7 +25,7 @@ TEACHERS = ("mini-sd3",)
 
 
 class Teacher:
-    """The packaged base `name`. share: w, in 0 to 1. Raises UserError for a base that cannot teach."""
+    """The packaged base `name` as a teacher. share: w in (0, 1]. Raises UserError for a base that cannot teach."""
 
     def __init__(self, name: str, share: float, tower: Any, device: str = "cpu") -> None:
         if name not in TEACHERS:
@@ -34,7 +33,7 @@ class Teacher:
         if name not in mini.names():
             raise UserError(f"the weights of {name} are not in this package: it cannot teach")
         if not 0 < share <= 1:
-            raise UserError(f"the teacher's share lies above 0 and up to 1, not {share}")
+            raise UserError(f"the teacher's share must be above 0 and up to 1, not {share}")
         self.name, self.share, self.net, self.tower = name, share, MMDiT(), tower
         folder = MODELS / name / self.net.part
         self.model: Any = SD3Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
@@ -44,8 +43,8 @@ class Teacher:
     def __call__(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(x0', eps') [n, 16, 16, 16] for alpha x0 + sigma eps; alpha, sigma [n], token ids [n, 32].
 
-        Divided by alpha + sigma the noisy picture lies on the rectified flow at t = sigma / (alpha + sigma), where
-        x0^ = x_t - t v and eps^ = x_t + (1 - t) v.
+        Divided by alpha + sigma, the noisy latent is that of the rectified flow at t = sigma / (alpha + sigma), and
+        x0^ = x_t - t v, eps^ = x_t + (1 - t) v.
         """
         t = sigma / (alpha + sigma)
         t_ = t[:, None, None, None]

@@ -1,8 +1,8 @@
-"""The text tower of a base: frozen as it is in the package, trained along with the base, or begun anew and then so.
+"""The text tower of a base: "frozen", trained "along" with the base, or "new" (random weights, trained along).
 
-A tower that was trained contrastively groups things by their colours (of 93 directions that the embeddings of first
-words have, 6 are left: docs/LOG.md), and a base that hears only that learns shapes slowly. What is trained along goes
-into the small CLIP of the package, whose image tower must then be trained to meet it: `impasto pretrain clip`.
+A contrastively trained tower groups concepts by colour (of 93 directions of the embeddings of first words, 6 remain:
+docs/LOG.md), and a base conditioned on it learns shapes slowly. A tower trained along replaces that of the package's
+small CLIP, whose image tower then has to be retrained: `impasto pretrain clip`.
 """
 
 import json
@@ -20,16 +20,16 @@ MODES = ("frozen", "along", "new")
 
 
 def new_tower(clip: Path, seed: int) -> CLIPTextModelWithProjection:
-    """A text tower of random weights, in the shape of a saved CLIPModel's."""
+    """A text tower with random weights and the configuration of a saved CLIPModel's."""
     torch.manual_seed(seed)
     config: Any = CLIPConfig.from_pretrained(clip).text_config
     return CLIPTextModelWithProjection(config)
 
 
 def write_text(tower: CLIPTextModelWithProjection, clip: Path, out: Path) -> None:
-    """Write `clip` with `tower` (fp16) in place of its text half into `out`, which may be the same folder.
+    """Write `clip` with its text weights replaced by `tower` (fp16) to `out`, which may be the same folder.
 
-    The card then says that the image tower is still that of before.
+    The new card marks the image tower as stale.
     """
     stored = load_file(clip / "model.safetensors")
     own = {name: value.detach().half().cpu().contiguous() for name, value in tower.state_dict().items()}

@@ -1,9 +1,8 @@
 """The embedded tokeniser: a CLIP byte-pair encoding of 4,096 tokens, trained on the art world's captions.
 
-A general English word list is mixed in, so that words that no caption holds still split into a few sensible pieces, and
-all 256 bytes are in the alphabet, so that nothing is unknown. 32 tokens hold every caption that the templates can make
-(style, background and all: a test). `CLIPTokenizer` wants a real BPE with merges; a word-level file would load into an
-empty one without an error.
+A general English word list is added, so that words outside the captions split into few tokens, and all 256 bytes are in
+the alphabet, so that nothing is unknown. Every caption of the templates fits 32 tokens (tested). `CLIPTokenizer` needs
+a BPE with merges; a word-level file would load as an empty tokeniser without an error.
 """
 
 import json
@@ -20,7 +19,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: Iterable[str], words: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """Train on `captions` (each counted as it comes) and `words` (once each); save to `folder` and return it."""
+    """Train on `captions` (with repetitions) and `words`; save to `folder` and return the tokeniser."""
     blank: Any = CLIPTokenizer(vocab={BOS: 0, EOS: 1}, merges=[])
     backend = blank.backend_tokenizer  # lower-cases, splits as CLIP does, maps bytes to letters
     trainer = trainers.BpeTrainer(
@@ -41,14 +40,14 @@ def train_tokenizer(captions: Iterable[str], words: Iterable[str], folder: Path)
 
 
 def byte_letters() -> list[str]:
-    """The 256 printable letters that byte-level BPE writes bytes with (GPT-2's table)."""
+    """The 256 printable characters that represent bytes in byte-level BPE (GPT-2's table)."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     return sorted(ByteLevel.alphabet())
 
 
 def _with_final_bytes(vocab: dict[str, int]) -> dict[str, int]:
-    """Add what the trainer leaves out: each byte's word-final form `x</w>`, without which a last letter is unknown."""
+    """Add each byte's word-final form `x</w>`, which the trainer omits and without which a last letter is unknown."""
     for letter in byte_letters():
         vocab.setdefault(letter + "</w>", len(vocab))
     return vocab

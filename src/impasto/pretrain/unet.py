@@ -1,9 +1,9 @@
 """The denoiser of `mini-sd15`: a U-Net that predicts the noise, on the scaled-linear schedule of SD1.5.
 
-x_t = sqrt(ac_t) x0 + sqrt(1 - ac_t) eps, target eps, t uniform in 0..999; a picture's mean square is weighted by
-min(sqrt(SNR_t), 5) / SNR_t, SNR_t = ac_t / (1 - ac_t). The error of the predicted picture then counts
-min(sqrt(SNR), 5): as with min-SNR (Hang et al. 2023, arXiv 2303.09556: min(SNR, 5)) not more where hardly any noise is
-left, but seven times as much at log-SNR -4, where a picture's colours are decided.
+x_t = sqrt(ac_t) x0 + sqrt(1 - ac_t) eps, target eps, t uniform in 0..999; an item's mean squared error is weighted by
+min(sqrt(SNR_t), 5) / SNR_t, SNR_t = ac_t / (1 - ac_t), so that the error of the predicted x0 has the weight
+min(sqrt(SNR), 5). Like min-SNR (Hang et al. 2023, arXiv 2303.09556: min(SNR, 5)) it limits low noise, but it weights
+log-SNR -4, where an image's colours are decided, seven times as much.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ LIMIT = 5.0
 
 
 class UNet:
-    """See `base.Denoiser`. A shape is the channels of the levels of 16, 8 and 4 latents; the lower two attend."""
+    """See `base.Denoiser`. A shape is the channels at 16, 8 and 4 latents per side; the lower two have attention."""
 
     part = "unet"
     architecture = "UNet2DConditionModel, noise prediction, scaled-linear schedule"
@@ -49,7 +49,7 @@ class UNet:
         return tuple(config["block_out_channels"])
 
     def scheduler(self) -> PNDMScheduler:
-        """SD1.5's own, setting by setting."""
+        """SD1.5's settings."""
         return PNDMScheduler(
             num_train_timesteps=1000,
             beta_start=0.00085,
@@ -67,15 +67,15 @@ class UNet:
         return self.scheduler().alphas_cumprod.float()
 
     def matrices(self, model: Any) -> list[nn.Parameter]:
-        """Of the attention blocks; the time embedding's and the convolutions are AdamW's."""
+        """The matrices of the attention blocks."""
         return [p for name, p in model.named_parameters() if p.ndim == 2 and ".attentions." in name]
 
     def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
-        """Tokens [n, 32, 192]: the last hidden states, normalised, as StableDiffusionPipeline takes them."""
+        """Tokens [n, 32, 192]: the normalised last hidden states, as in StableDiffusionPipeline."""
         return {"encoder_hidden_states": tower(input_ids=ids.long()).last_hidden_state}
 
     def levels(self, z: Tensor) -> Tensor:
-        """Uniform in 0..999: the normal's distribution function, in steps."""
+        """Uniform in 0..999, by the normal cdf."""
         return (1000 * torch.special.ndtr(z)).long().clamp(0, 999)
 
     def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +89,11 @@ class UNet:
         eps: Tensor,
         t: Tensor,
         cond: Mapping[str, Tensor],
-        taught: tuple[Tensor, Tensor] | None = None,
+        teacher_targets: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         alpha, sigma = self.signal(t)
         noisy = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * eps
         out = model(noisy, t, return_dict=False, **cond)[0]
-        _, eps = taught or (x0, eps)
+        _, eps = teacher_targets or (x0, eps)
         snr = (alpha / sigma) ** 2
         return ((out.float() - eps).pow(2).mean((1, 2, 3)) * snr.sqrt().clamp(max=LIMIT) / snr).mean()

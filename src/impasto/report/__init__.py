@@ -1,4 +1,4 @@
-"""The page that a person looks at: reference, pictures, scores, training, recipe, in one self-contained HTML file."""
+"""The report of a run: reference, images, scores, training, recipe, in one self-contained HTML file."""
 
 from impasto.report.page import report
 

@@ -1,4 +1,4 @@
-"""Inline SVG pictures: curves, histograms and the style-against-content plane. Colours come from the page's CSS."""
+"""Inline SVG plots: curves, histograms and the style-content plane. Colours come from the page's CSS."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], label: str, count: int = 5) -> "Axis":
-        """An axis that holds all `values` (at least one), with round ticks 1-2-5."""
+        """An axis over all `values` (at least one), with round ticks 1-2-5."""
         low, high = min(values), max(values)
         if high - low < 1e-9:
             low, high = low - 0.5, high + 0.5
@@ -51,7 +51,7 @@ class Frame:
 
 
 def svg(frame: Frame, title: str, *marks: Html, above: Axis | None = None) -> Html:
-    """The whole picture: grid, axes with labels, marks, and a second scale `above` (same span as the x axis)."""
+    """The SVG: grid, axes with labels, marks, and a second scale `above` (same span as the x axis)."""
     extra = 34 if above else 0
     parts = (*_grid(frame), *marks, *(_above(frame, above) if above else ()))
     box = f"0 {-extra} {WIDTH} {HEIGHT + extra}"
@@ -112,7 +112,7 @@ def dot(
 ) -> Html:
     """A point with a label beside it and a hint that shows on hover.
 
-    taken: the places (x from, x to, y) of labels that this one must not cover, and joins.
+    taken: (x from, x to, y) of labels that must not be covered; the new label is appended.
     """
     x, y = frame.at(*point)
     out, anchor = (-1, "end") if x > WIDTH - 120 else (1, "start")
@@ -126,7 +126,7 @@ def dot(
 
 
 def covers(start: float, width: float, low: float, high: float) -> bool:
-    """Whether a label from `start` on, to the left where its width is negative, reaches into low..high."""
+    """Whether a label from `start` with a signed width overlaps low..high."""
     return min(start, start + width) < high and max(start, start + width) > low
 
 
@@ -139,7 +139,7 @@ def whiskers(frame: Frame, point: tuple[float, float], x_span: Span, y_span: Spa
 
 
 def legend(names: Sequence[str]) -> Html:
-    """The names of the series in their colours, below a picture."""
+    """The names of the series in their colours, below a plot."""
     return el("p", *(el("span", name, class_=f"key s{i}") for i, name in enumerate(names)), class_="legend")
 
 

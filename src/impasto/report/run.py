@@ -1,4 +1,4 @@
-"""What a report reads: a style folder (recipe, metrics, card, reference) and folders of images with their scores."""
+"""The inputs of a report: a style folder (recipe, metrics, card, reference) and image folders with scores."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ from impasto.noise.schedule import Schedule
 
 @dataclass(frozen=True)
 class Run:
-    """A style folder as it lies on disk. `metrics`: rows of metrics.jsonl in order of steps."""
+    """The content of a style folder. metrics: rows of metrics.jsonl in order of steps."""
 
     folder: Path
     recipe_text: str
@@ -30,13 +30,13 @@ class Run:
     reference: Path | None
 
     def key(self, name: str) -> Any:
-        """A key of the resolved recipe, at the top level or in one of its tables; None when it is not there."""
+        """A key of the resolved recipe, at the top level or in one of its tables; None if missing."""
         tables = [self.recipe, *(value for value in self.recipe.values() if isinstance(value, dict))]
         return next((table[name] for table in tables if name in table), None)
 
     @property
     def caption(self) -> str:
-        """The caption of the (first) reference as it was trained on, "" when the recipe states none."""
+        """The (first) reference's training caption, "" if the recipe has none."""
         recipe = {name: self.key(name) for name in ("caption", "caption_prefix", "trigger")}
         return next(iter(captions.of_run(recipe, {"captions": self.key("captions")})), "")
 
@@ -47,8 +47,8 @@ class Run:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Read a style folder. UserError when it is missing, holds no recipe.toml, recipe or card cannot be read, or a
-    setting is of another type than `train` writes."""
+    """Read a style folder. Raises UserError when it or its recipe.toml is missing, recipe or card cannot be read, or a
+    setting has a wrong type."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no style folder at {folder}: give the --out folder of `impasto train`")
@@ -63,7 +63,7 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"{folder / 'recipe.toml'} cannot be read: {error}") from None
     card, reference = folder / "README.md", folder / "reference.png"
     try:
-        said = card.read_text(encoding="utf-8") if card.is_file() else ""
+        card_text = card.read_text(encoding="utf-8") if card.is_file() else ""
     except (OSError, ValueError) as error:
         raise UserError(f"{card} cannot be read: {error}; save it as UTF-8, or move it away") from None
     return Run(
@@ -71,14 +71,13 @@ def read_run(folder: Path | str) -> Run:
         text,
         recipe | {"impasto": own},
         read_metrics(folder / "metrics.jsonl"),
-        said,
+        card_text,
         reference if reference.is_file() else None,
     )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows with a step and a finite loss, in order of steps; what is no such row, as the half-written line that a
-    killed run leaves, is passed over."""
+    """Rows with a step and a finite loss, in order of steps; other lines, such as a truncated last one, are skipped."""
     if not path.is_file():
         return []
     rows: dict[int, dict[str, Any]] = {}
@@ -87,27 +86,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and _step(row):
+        if isinstance(row, dict) and _valid_row(row):
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 
 
-def _step(row: dict[str, Any]) -> bool:
-    """Whether a row tells a step with its loss, and its noise levels, where it has any, are numbers, or infinite."""
+def _valid_row(row: dict[str, Any]) -> bool:
+    """Whether a row has a step and a finite loss, and its noise levels, if any, are numbers (may be infinite)."""
     step, levels = row.get("step"), row.get("lam") or []
     numbers = isinstance(levels, list) and all(isinstance(lam, int | float) and lam == lam for lam in levels)
     return isinstance(step, int) and finite(step) and finite(row.get("loss")) and numbers
 
 
 def finite(value: Any) -> bool:
-    """Whether it is a number, and neither NaN nor beyond what a float holds."""
+    """Whether `value` is a number and finite as a float."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def law_of(run: Run) -> Law | None:
-    """The noise law that the resolved recipe names, on its base: within the levels that this has.
+    """The noise law of the resolved recipe, truncated to its base's schedule.
 
-    None when it names none, and when the base is not known here, or another one by now that the law does not fit.
+    None without a law, and when the base is not available or its schedule does not fit the law.
     """
     if run.key("noise") is None:
         return None
@@ -115,13 +114,13 @@ def law_of(run: Run) -> Law | None:
     try:
         schedule = schedule_of(str(run.key("base") or ""))
         return None if schedule is None else laws.truncate_to_schedule(law, schedule)
-    except (UserError, ValueError):  # a damaged base, or what the hub does not take for an id, such as "../x"
+    except (UserError, ValueError):  # a damaged base, or not a valid id, such as "../x"
         return None
 
 
 def schedule_of(base: str) -> Schedule | None:
-    """The noise schedule of a base that is on this disk, in the hub's cache too, or has a card; else None: nothing is
-    fetched. UserError or ValueError when there is no telling."""
+    """The noise schedule of a base with a card or on disk (including the hub's cache), else None; nothing is
+    downloaded. Raises UserError or ValueError for an invalid base."""
     from huggingface_hub import try_to_load_from_cache
 
     if base in cards.cards() or (base and Path(base).exists()):
@@ -132,44 +131,44 @@ def schedule_of(base: str) -> Schedule | None:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A named set of generated images: `scores` is its scores.json, {} when it was not evaluated."""
+    """A named set of generated images. scores: its scores.json, {} if it was not evaluated."""
 
     name: str
     samples: list[Sample]
     scores: dict[str, Any]
 
     def row(self, index: int) -> dict[str, Any]:
-        """What the judges said of image `index`, {} when they were not asked."""
+        """The scores of image `index`, {} if there are none."""
         rows = {row["file"]: row for row in self.scores.get("images", [])}
         return rows.get(self.samples[index].path.name, {})
 
 
 def read_gallery(name: str, folder: Path | str) -> Gallery:
-    """The images of a folder and its scores. UserError when it has no images or its scores are damaged."""
+    """The images and scores of a folder. Raises UserError when it has no images or its scores are damaged."""
     samples, file = read_folder(folder), Path(folder) / "scores.json"
     scores = read_json(file)
-    if scores and not _whole(scores):
+    if scores and not _valid_scores(scores):
         raise UserError(f"{file} is damaged, or another tool's: move it away, and write it with `impasto evaluate`")
     return Gallery(name, samples, scores)
 
 
 def read_strengths(path: Path) -> dict[str, Any]:
-    """{run: [scores with "strength"], "base": scores, "true": scores}, {} when there is no such file. UserError when it
-    is damaged."""
+    """{run: [scores with "strength"], "base": scores, "true": scores}, {} without the file. Raises UserError when it is
+    damaged."""
     sweep = read_json(path)
     rows = [row for curve in sweep.values() if isinstance(curve, list) for row in curve]
     points = [sweep[name] for name in ("base", "true") if isinstance(sweep.get(name), dict)]
-    if not all(_means(row) for row in rows + points) or not all(finite(row.get("strength")) for row in rows):
+    if not all(_valid_means(row) for row in rows + points) or not all(finite(row.get("strength")) for row in rows):
         raise UserError(f"{path} is damaged: move it away, or write it again with `impasto demo`")
     return sweep
 
 
-def _whole(scores: dict[str, Any]) -> bool:
-    """Whether what the page shows is there, as `evaluate` writes it."""
+def _valid_scores(scores: dict[str, Any]) -> bool:
+    """Whether the entries used by the page have the form that `evaluate` writes."""
     parts = [scores, *(scores[name] for name in ("base", "true") if scores.get(name) is not None)]
     rows, notes = scores.get("images"), scores.get("notes", [])
     return (
-        all(_means(part) for part in parts)
+        all(_valid_means(part) for part in parts)
         and isinstance(scores.get("style_of"), str | None)
         and isinstance(notes, list)
         and all(isinstance(note, str) for note in notes)
@@ -179,8 +178,8 @@ def _whole(scores: dict[str, Any]) -> bool:
     )
 
 
-def _means(scores: Any) -> bool:
-    """Whether these are scores with their intervals [low, high], numbers where they are known."""
+def _valid_means(scores: Any) -> bool:
+    """Whether `scores` holds finite means and intervals [low, high]."""
     if not isinstance(scores, dict) or not isinstance(scores.get("interval") or {}, dict):
         return False
     known = [scores[name] for name in SCORES if scores.get(name) is not None]
@@ -190,7 +189,7 @@ def _means(scores: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} when there is no such file. UserError when it is not one."""
+    """The JSON object of a file, {} without the file. Raises UserError when it is not an object."""
     if not path.is_file():
         return {}
     try:
@@ -203,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def generated_folder(run: Run) -> Path:
-    """Where a run's images lie by default: `images/` in it, else its previews. UserError when there are neither."""
+    """A run's folder of images: `images/`, else its previews. Raises UserError when there are neither."""
     for name in ("images", "previews"):
         if any((run.folder / name).glob("*.png")):
             return run.folder / name

@@ -1,4 +1,4 @@
-"""The parts of the page, each a function from what was read to `Html`; a part with nothing to show returns None."""
+"""The sections of the page, as functions that return `Html`, or None if there is nothing to show."""
 
 import math
 import re
@@ -19,7 +19,7 @@ Scores = Mapping[str, Any]
 
 
 def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Html:
-    """The reference with its caption, the four numbers that matter, and sentences."""
+    """The header: reference with caption, main scores, notes."""
     caption = run.caption or "no caption"
     figure = None
     if run.reference is not None:
@@ -34,11 +34,11 @@ def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Htm
     return el("header", figure, words, class_="hero")
 
 
-TICK = "✓: the concept judge ranks the asked object among its first five. Below: the style that the style judge sees."
+TICK = "✓: the concept judge ranks the prompt's object among the first five. Below: the style judge's top style."
 
 
 def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> Html:
-    """A card per image of the first gallery: true, base, the others, itself last."""
+    """A card per image of the first gallery: true image, base, other galleries, the image itself."""
     pictures = len(galleries) + bool(truths)
     cards = (_card(galleries, i, truths) for i in range(len(galleries[0].samples)))
     width = f"--card-width: {max(190, 104 * pictures)}px"
@@ -66,12 +66,12 @@ def _card(galleries: Sequence[Gallery], index: int, truths: Mapping[str, Image.I
 
 def _figure(image: Html, name: str, row: Mapping[str, Any]) -> Html:
     tick = el("span", " ✓", class_="hit") if row.get("concept_top5") else None
-    said = el("span", f" {row['style_judged']}", class_="said") if row.get("style_judged") else None
-    return el("figure", image, el("figcaption", name, tick, el("br") if said else None, said))
+    style = el("span", f" {row['style_judged']}", class_="said") if row.get("style_judged") else None
+    return el("figure", image, el("figcaption", name, tick, el("br") if style else None, style))
 
 
 def show(name: str, scores: Scores | None) -> str:
-    """A score as text, a dash where it is unknown."""
+    """A score as text, a dash if unknown."""
     value = None if scores is None else scores.get(name)
     if value is None:
         return "–"
@@ -79,7 +79,7 @@ def show(name: str, scores: Scores | None) -> str:
 
 
 def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
-    """Every known score, its 95 % interval below it, a column per gallery and for base and truth."""
+    """The known scores with 95 % intervals, a column per gallery and for base and true images."""
     known = {heading: scores for heading, scores in columns.items() if scores}
     rows = []
     for name, score in SCORES.items():
@@ -102,7 +102,7 @@ def _cell(name: str, scores: Scores) -> str:
 
 
 def trade_off(strengths: Mapping[str, Any]) -> Html | None:
-    """Style accuracy against concept top-5 over adapter strength: a curve per run, base and truth as single points."""
+    """Style accuracy against concept top-5 over adapter strength: a curve per run; points of base and true images."""
     curves = {name: rows for name, rows in strengths.items() if isinstance(rows, list) and rows}
     if not curves:
         return None
@@ -146,12 +146,12 @@ def _point(
 
 
 def loss_plot(run: Run, series: int) -> Html | None:
-    """The loss of every step, and its mean over the last tenth of the run."""
+    """The loss per step and its moving mean over a tenth of the run."""
     if len(run.metrics) < 2:
         return None
     steps, losses = [row["step"] for row in run.metrics], [row["loss"] for row in run.metrics]
     window = max(2, len(losses) // 10)
-    # The single largest losses would flatten the curve: the axis ends at the 98th percentile.
+    # the axis ends at the 98th percentile, since single large losses would flatten the curve
     top = sorted(losses)[min(len(losses) - 1, int(0.98 * len(losses)))]
     shown = [min(loss, top) for loss in losses]
     frame = plots.Frame(plots.Axis.over(steps, "step"), plots.Axis.over([0.0, top], f"loss ({loss_name(run)})"))
@@ -167,7 +167,7 @@ LOSSES = {"denoise": "mean squared error", "dco": "DCO"}
 
 
 def loss_name(run: Run) -> str:
-    """What the loss of a run is, by its objective, its weighting and its prior's weight."""
+    """The loss of a run in words: objective, weighting and prior weight."""
     objective, weighting, prior = (run.key(name) for name in ("objective", "weighting", "prior_weight"))
     name = LOSSES.get(objective or "denoise", str(objective))
     weighted = f"weighted {name}" if weighting not in (None, "none") else name
@@ -175,7 +175,7 @@ def loss_name(run: Run) -> str:
 
 
 def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
-    """Histogram of the noise levels that were drawn, with the law's density; log-SNR below, sigma above."""
+    """Histogram of a run's noise levels with the law's density; log-SNR axis below, sigma above."""
     drawn = [lam for row in run.metrics for lam in row.get("lam") or ()]
     if not drawn:
         return None
@@ -197,7 +197,7 @@ def noise_plot(run: Run, law: Law | None, series: int) -> Html | None:
 
 
 def density(law: Law, low: float, high: float) -> list[tuple[float, float]]:
-    """Points of a law's density between low and high, upright where it begins and ends."""
+    """Points of a law's density on [low, high], with vertical edges at its bounds."""
     first, last = -math.inf, math.inf
     if isinstance(law, Truncated):
         first, last = law.low, law.high
@@ -222,7 +222,7 @@ def training(runs: Sequence[tuple[Run, Law | None]]) -> Html | None:
 
 
 def usage(run: Run) -> Html | None:
-    """The code block of the model card: plain diffusers."""
+    """The code block of the model card, for plain diffusers."""
     block = re.search(r"```python\n(.*?)```", run.card, re.DOTALL)
     if block is None:
         return None
@@ -230,7 +230,7 @@ def usage(run: Run) -> Html | None:
 
 
 def papers(run: Run) -> Html:
-    """The resolved recipe and the model's card, as they are on disk."""
+    """The resolved recipe and the model card."""
     parts = [el("h2", "Recipe"), el("pre", el("code", run.recipe_text))]
     if run.card:
         parts += [el("h2", "Model card"), el("pre", run.card, class_="card")]
@@ -238,6 +238,6 @@ def papers(run: Run) -> Html:
 
 
 def notes(lines: Sequence[str]) -> Html | None:
-    """What could not be known, as the evaluation says it."""
+    """The notes of the evaluations, without duplicates."""
     unique = list(dict.fromkeys(lines))
     return el("ul", *(el("li", line) for line in unique), class_="faint") if unique else None

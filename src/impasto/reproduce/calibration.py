@@ -1,13 +1,13 @@
-"""The law that `impasto noise calibrate` proposes, against the best of a sweep: claims of our own.
+"""The law proposed by `impasto noise calibrate` against the best of a sweep: our own claims.
 
     sweep        laws log-SNR ~ N(mean, std^2), tried on the secondary held-out styles, with concepts that are neither
                  evaluation nor reference concepts
-    the best     of them, by the harmonic mean of style accuracy and concept top-5
-    calibrated   the proposal of a calibration file, which no training went into
-    the test     both on the primary held-out styles, with references and seeds that neither the other claims nor the
-                 demo have used
+    best         of them, by the harmonic mean of style accuracy and concept top-5
+    calibrated   the proposal of a calibration file, without training
+    test         both on the primary held-out styles, with references and seeds that neither the other claims nor the
+                 demo use
 
-The rule from the curve to the law (noise/emergence.py) may be fitted to the sweep; then it is tested once.
+The rule from the curve to the law (calibration/emergence.py) may be fitted to the sweep; it is then tested once.
 """
 
 from dataclasses import replace
@@ -73,18 +73,18 @@ CLAIMS: tuple[Claim, ...] = (
 def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]:
     """ARMS, with the law of a calibration file.
 
-    Raises UserError when the calibration is another base's, and on a world that has no styles to choose on.
+    Raises UserError when the calibration is of another base, and in a world without styles for choosing.
     """
     if world != "small-world":
-        raise UserError("the claims about calibration are those of the small world: leave out --protocol")
+        raise UserError("the claims about calibration are for the small world: leave out --protocol")
     if calibration is None:
         return ARMS
     return ARMS | {CALIBRATED: replace(calibrated(calibration, base_hash), where="fresh")}
 
 
 def following(campaign: "Campaign") -> dict[str, Arm]:
-    """The best law of the sweep, and with it the calibrated one, once the sweep is complete: neither is tried on the
-    primary styles before."""
+    """The best law of the sweep and the calibrated one, once the sweep is complete; neither is run on the primary
+    styles before."""
     name, arm = best(campaign), campaign.arms[CALIBRATED]
     own = {CALIBRATED: replace(arm, absent="" if name else INCOMPLETE)} if arm.settings else {}
     if name is None:
@@ -93,8 +93,8 @@ def following(campaign: "Campaign") -> dict[str, Arm]:
 
 
 def best(campaign: "Campaign") -> str | None:
-    """The law of the sweep with the largest harmonic mean of style accuracy and concept top-5, each the mean over the
-    full cells on the secondary styles; None as long as one of all laws' cells, as they would be run now, is missing."""
+    """The name of the sweep's law with the largest harmonic mean of style accuracy and concept top-5 (means over the
+    full cells on the secondary styles); None while any of the current cells is missing."""
     scores = {}
     for name in SWEEP:
         cells = [campaign.known.get(cell.key) for cell in campaign.cells_of(name, "full")]

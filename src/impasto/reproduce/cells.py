@@ -1,10 +1,10 @@
-"""A cell: one arm, one reference, one seed. Its key says all that its scores depend on, its file holds the scores.
+"""Cells: one arm, one reference, one seed. The key covers all that the scores depend on; the file holds the scores.
 
     key = sha256 of {version, base's weights, arm's settings, sampling, reference, caption, prompts, seed, instruments}
 
-A campaign's cells are the lines of one compressed file, `cells.jsonl.gz`, meant to be committed; images and adapters
-stay in the cache. The versions of the libraries are in a cell, not in its key: a new torch does not throw a campaign
-away, the page names every version that it was made with.
+A campaign's cells are the lines of one compressed file, `cells.jsonl.gz`, to be committed; images and adapters stay in
+the cache. Library versions are recorded in a cell but are not part of its key, so that a new torch does not invalidate
+a campaign; the page lists all versions.
 """
 
 import gzip
@@ -29,21 +29,32 @@ from impasto.reproduce.claims import Arm, Unit
 
 FILE = "cells.jsonl.gz"
 VERSION = 1
-"""Of how a cell is run (runner.py and the protocols): raised when that changes scores, and all cells are run again."""
-STATED = (
+"""Of the procedure (runner.py and the protocols): incremented when scores change, so that all cells are rerun."""
+KEY_SETTINGS = (
     *("noise", "noise_mean", "noise_std", "noise_shift", "objective", "adapter", "rank", "alpha", "targets", "lr"),
     *("steps", "batch", "accumulate", "weight_decay", "clip", "schedule", "warmup", "ema", "size", "optimizer"),
     *("weighting", "precision"),
 )
-"""Settings that every key states; the others only where they differ from the defaults, so that a new key of
-TrainConfig, which does nothing by default, leaves the keys of old cells as they are."""
+"""Settings in every key; the others are included only if they differ from the defaults, so that a new setting of
+TrainConfig does not change the keys of old cells."""
 QUANTISED = re.compile(r"\bthe base in (nf4|int8|fp8)\b")
-NOT_STATED = {"base", "image", "caption", "out", "recipe", "seed", "preview", "tensorboard", "device", "components"}
+NON_KEY_SETTINGS = {
+    "base",
+    "image",
+    "caption",
+    "out",
+    "recipe",
+    "seed",
+    "preview",
+    "tensorboard",
+    "device",
+    "components",
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """arm, unit: names; spec: all that the scores depend on, plain JSON values."""
+    """arm, unit: names; spec: all that the scores depend on, JSON values."""
 
     arm: str
     unit: Unit
@@ -56,17 +67,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`mu-6--unifont-cat-0--0123456789ab`, for messages and its folder in the cache."""
+        """`mu-6--unifont-cat-0--0123456789ab`, for messages and the cache folder."""
         return f"{slug(self.arm)}--{slug(self.unit)}--{self.key[:12]}"
 
 
 def slug(text: str) -> str:
-    """Letters, digits, dot and minus; everything else becomes one minus."""
+    """The text with runs of other characters than letters, digits, dot, plus and minus replaced by one minus."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-")
 
 
 def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
-    """The part of a spec that says how an arm makes its pictures. Raises UserError where this base cannot."""
+    """The spec's part "arm". Raises UserError when this base does not support the arm."""
     if arm.absent:
         raise UserError(arm.absent)
     if arm.needs and arm.needs not in family.kinds:
@@ -74,11 +85,12 @@ def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
     if arm.how != "train":
         return {"how": arm.how, **arm.options}
     layers = {"targets": resolve(arm.layers_of, base).adapter.targets} if arm.layers_of else {}
-    return {"how": "train", "settings": stated(config_of({**arm.settings, **layers}, family, base))}
+    return {"how": "train", "settings": key_settings(config_of({**arm.settings, **layers}, family, base))}
 
 
 def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainConfig:
-    """The resolved config of an arm; learning rate, steps and batch are the base's own. UserError on what it lacks."""
+    """The resolved config of an arm, with the base's learning rate, steps and batch. Raises UserError if the base does
+    not support it."""
     config = resolve("style-friendly", base, **{**settings, "precision": family.precision})
     truncate_to_schedule(noise_law(config), family.schedule)
     for target in config.adapter.targets:
@@ -87,33 +99,33 @@ def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainCo
     return config
 
 
-def stated(config: TrainConfig) -> dict[str, Any]:
-    """The settings of a key, see STATED."""
+def key_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings in a cell's key, see STATED."""
     default, own = flat_defaults(), flatten(config)
     return {
         key: own.get(key)
-        for key in sorted(own.keys() | set(STATED))
-        if key not in NOT_STATED and (key in STATED or own.get(key) != default.get(key))
+        for key in sorted(own.keys() | set(KEY_SETTINGS))
+        if key not in NON_KEY_SETTINGS and (key in KEY_SETTINGS or own.get(key) != default.get(key))
     }
 
 
 def pictures(spec: Mapping[str, Any]) -> int:
-    """How many a cell has."""
+    """The number of a cell's images."""
     return len(spec["prompts"]) * spec.get("count", 1)
 
 
 def quantised(running: Sequence[str], spec: Mapping[str, Any]) -> bool:
-    """Whether a run had its base in fewer bits to fit it into memory, though its arm does not say so.
+    """Whether a run quantised the base to fit into memory although its arm does not.
 
-    running: how it was fitted, as its recipe.toml says.
+    running: the execution plan in its recipe.toml.
     """
     asked = "quantize" in spec.get("arm", {}).get("settings", {})
     return not asked and any(QUANTISED.search(line) for line in running)
 
 
 def write(file: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a cell to the file, atomically, in place of one with its key; returns its content. result: scores and what
-    they were measured with. Processes that write into one file take turns."""
+    """Add or replace a cell in the file, atomically and under a lock; returns its content. result: scores and
+    provenance."""
     content = {"key": cell.key, "arm": cell.arm, "unit": cell.unit, "spec": cell.spec, **result}
     lock = cache_dir("locks", hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24])
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +135,7 @@ def write(file: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_all(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
-    """The file with these cells, in the order of their names: the same cells make the same bytes."""
+    """Write the file with these cells, sorted by name: the same cells give the same bytes."""
     ordered = sorted(cells.values(), key=lambda cell: (slug(cell["arm"]), slug(cell["unit"]), cell["key"]))
     lines = "".join(json.dumps(cell, ensure_ascii=False) + "\n" for cell in ordered)
     with atomic(file) as temporary:
@@ -131,8 +143,8 @@ def write_all(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def read_all(file: Path) -> dict[str, dict[str, Any]]:
-    """{key: content} of every cell, {} where there is no file. Raises UserError, with the line, where one cannot be
-    read or was edited."""
+    """{key: content} of every cell, {} without a file. Raises UserError with the line number when a cell cannot be read
+    or was edited."""
     if not file.is_file():
         return {}
     try:
@@ -144,7 +156,7 @@ def read_all(file: Path) -> dict[str, dict[str, Any]]:
 
 def read(line: str, where: str) -> dict[str, Any]:
     """One cell. Raises UserError when it is not JSON, lacks a part, or its key does not fit its spec."""
-    mend = "take the line out, and the same command makes it anew"
+    mend = "remove the line; the same command runs the cell again"
     try:
         content = json.loads(line)
     except ValueError as error:
@@ -155,10 +167,10 @@ def read(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: the cell is not complete (no {', '.join(wrong)}): {mend}")
     cell = Cell(content["arm"], content["unit"], content["spec"])
     if cell.key != content["key"]:
-        raise UserError(f"{where}: the cell {cell.name} was changed by hand (its key is another one's): {mend}")
+        raise UserError(f"{where}: the cell {cell.name} was edited (its key does not match): {mend}")
     scores = content["scores"].values()
     if not scores or not all(isinstance(value, int | float) and math.isfinite(value) for value in scores):
-        raise UserError(f"{where}: the cell {cell.name} holds scores that are not numbers, or none: {mend}")
+        raise UserError(f"{where}: the cell {cell.name} has no scores, or scores that are not finite: {mend}")
     if not isinstance(content.get("running", []), list):
-        raise UserError(f"{where}: the cell {cell.name} does not say how it was run: {mend}")
+        raise UserError(f'{where}: the cell {cell.name} has an invalid entry "running": {mend}')
     return content

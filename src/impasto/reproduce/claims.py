@@ -1,15 +1,16 @@
-"""What a claim is, and the rule by which its verdict follows from the cells.
+"""Claims, and the rule by which verdicts follow from cells.
 
     claim     one sentence of a paper with the paper's own numbers, tested by one or more readings
-    reading   one way to carry it over (as published; at the matching noise levels; ...): comparisons that must all hold
-    compare   a contrast of arms, sum_a w_a = 0, and the threshold that its mean has to pass
+    reading   one interpretation (as published; at the matching noise levels; ...): comparisons that must all hold
+    compare   a contrast of arms, sum_a w_a = 0, with thresholds of its mean
 
-For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. The seeds of one
-style and reference share much, so what is tested are the means over them, one per style and reference: a comparison
-*holds* when the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
+For each pair (the same style, reference and seed in every arm) the effect is d = sum_a w_a score_a. Since the seeds of
+a
+style and reference are correlated, their means are tested, one per style and reference: a comparison *holds* when
+the mean effect is above its `above`, and is *refuted* when it is below its `below`, each by the exact
 one-sided sign-flip test. A reading holds when all its comparisons do (its p is the largest of theirs) and is refuted
 when one of them is (the smallest, times their number). Both p are corrected by Holm for the number of readings of the
-claim. A comparison whose arms all lie on the floor (or, for a gain, on the ceiling) of the score says nothing. The
+claim. A comparison whose arms all lie at the floor (or, for a gain, at the ceiling) of the score is undecided. The
 claim's verdict is that of its first reading.
 """
 
@@ -29,11 +30,11 @@ Values = Mapping[str, Mapping[Unit, float]]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a reading is judged by.
+class Evidence:
+    """The scores of a reading.
 
-    scores: {"style": {arm: {unit: score}}, "text": ...}, all "higher is better". units: the pairs that a verdict needs,
-    {unit: its style and reference}. decides: False for smoke cells.
+    scores: {"style": {arm: {unit: score}}, "text": ...}, higher is better. units: the required pairs, {unit: style and
+    reference}. decides: False for smoke cells.
     """
 
     scores: Mapping[str, Values]
@@ -43,13 +44,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to come to pictures in a style.
+    """One method of generating images in a style.
 
-    settings: what it changes in the recipe `style-friendly`, keys of TrainConfig. how: "train", or a generator that
-    trains nothing (`runner.HOW`), told by `options`. where: "heldout" (a reference of a style that the base never saw),
-    "known" (no reference), "secondary" (styles kept for choosing) or "fresh" (as heldout, other references and seeds).
-    layers_of: a recipe whose layers it trains, those of the base's card where that has others. needs: a kind of layers
-    that the base must have. absent: why it cannot be run, if so.
+    settings: changes to the recipe `style-friendly`, keys of TrainConfig. how: "train", or a method without training
+    (`runner.HOW`) with its `options`. where: "heldout" (a reference of a style that the base was not trained on),
+    "known" (no reference), "secondary" (styles for choosing) or "fresh" (as heldout, other references and seeds).
+    layers_of: a recipe whose target layers are used (the base's card takes precedence). needs: a layer kind that the
+    base must have. absent: why it cannot be run, if so.
     """
 
     what: str
@@ -64,7 +65,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """A score that decides: its name in a cell, the difference that matters, and its ends, where it cannot tell."""
+    """A score for verdicts: its name in a cell, the relevant difference, and the range in which it discriminates."""
 
     name: str
     margin: float
@@ -84,19 +85,19 @@ class Compare:
 
 
 def more(arm: str, other: str, measure: Literal["style", "text"] = "style") -> Compare:
-    """`arm` scores higher than `other`: above 0 holds; shown to be less than the margin is refuted."""
+    """`arm` scores higher than `other`: holds above 0, is refuted below the margin."""
     return Compare(f"{arm} has more {measure} than {other}", {arm: 1.0, other: -1.0}, measure)
 
 
 def no_less(arm: str, other: str, measure: Literal["style", "text"] = "text") -> Compare:
-    """`arm` scores at most a margin lower than `other` (non-inferiority); shown to be lower than that is refuted."""
+    """`arm` scores at most a margin lower than `other` (non-inferiority); refuted below that."""
     what = f"{arm} has no less {measure} than {other}"
     return Compare(what, {arm: 1.0, other: -1.0}, measure, above=-1.0, below=-1.0)
 
 
 def falls(arms: Mapping[str, float], what: str) -> Compare:
-    """Style falls along x, from the first arm to the last ({arm: x}): minus the slope of the straight line, times its
-    length, so that the effect is the fall from end to end."""
+    """Style decreases along x, {arm: x}: minus the slope of the regression line times the range of x, so that the
+    effect is the decrease from end to end."""
     x = np.array(list(arms.values()))
     centred = x - x.mean()
     slope = -centred / (centred @ centred) * (x.max() - x.min())
@@ -105,7 +106,7 @@ def falls(arms: Mapping[str, float], what: str) -> Compare:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to carry a claim over to another base; every comparison must hold. ours: the paper has none such."""
+    """One interpretation of a claim for another base; every comparison must hold. ours: it is not in the paper."""
 
     name: str
     compares: tuple[Compare, ...]
@@ -116,7 +117,7 @@ class Reading:
 class Claim:
     """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
 
-    shown: arms that no comparison names but that belong beside them. curves: {x axis: {arm: x}}, a picture each.
+    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each.
     """
 
     id: str
@@ -128,14 +129,14 @@ class Claim:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Every arm that it needs, in order."""
+        """All arms, in order."""
         compared = [arm for reading in self.readings for compare in reading.compares for arm in compare.weights]
         drawn = [arm for arms in self.curves.values() for arm in arms]
         return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
 
 
 def restricted(claim: Claim, arms: Collection[str], ours: bool = True) -> Claim | None:
-    """What can be said of a claim with these arms alone, and with or without `ours`; None when that is nothing."""
+    """The claim restricted to readings with these arms, with or without `ours`; None if none remains."""
     readings = tuple(r for r in claim.readings if set(arms_of(r)) <= set(arms) and (ours or not r.ours))
     if not readings:
         return None
@@ -158,28 +159,28 @@ RULE = (
 
 def judge(
     claim: Claim,
-    seen: Mapping[str, Seen],
+    seen: Mapping[str, Evidence],
     measures: Mapping[str, Measure],
     left_out: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The readings of `claim` with effects, intervals, p, and each one's verdict and why it is undecided.
+    """The readings of `claim` with effects, intervals, p, verdicts and, if undecided, the reasons.
 
-    seen: for each reading, by name. left_out: arms that could not be run here, with the reason.
+    seen: {name of the reading: its evidence}. left_out: {arm: why it cannot be run here}.
     """
-    told = []
+    results = []
     for reading in claim.readings:
         own = seen[reading.name]
-        rows = [compared(c, own.scores[c.measure], measures[c.measure], own.units) for c in reading.compares]
+        rows = [evaluate_comparison(c, own.scores[c.measure], measures[c.measure], own.units) for c in reading.compares]
         why = [f"{arm} is left out: {(left_out or {})[arm]}" for arm in arms_of(reading) if arm in (left_out or {})]
         why += list(dict.fromkeys(row["why"] for row in rows if row["why"])) if not why else []
-        told.append({"reading": reading.name, "compares": rows, "why": why})
-    deciding = [seen[entry["reading"]].decides for entry in told]
+        results.append({"reading": reading.name, "compares": rows, "why": why})
+    deciding = [seen[entry["reading"]].decides for entry in results]
     for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
-        raw = [pick(entry["compares"]) for entry in told]
+        raw = [pick(entry["compares"]) for entry in results]
         corrected = holm([p if decides else 1.0 for p, decides in zip(raw, deciding, strict=True)])
-        for entry, decides, own, p in zip(told, deciding, raw, corrected, strict=True):
-            entry[key] = p if decides else min(1.0, len(told) * own)
-    for entry, decides in zip(told, deciding, strict=True):
+        for entry, decides, own, p in zip(results, deciding, raw, corrected, strict=True):
+            entry[key] = p if decides else min(1.0, len(results) * own)
+    for entry, decides in zip(results, deciding, strict=True):
         entry["verdict"] = "undecided"
         if not decides:
             entry["why"] = ["smoke cells decide nothing", *entry["why"]]
@@ -190,7 +191,7 @@ def judge(
                 entry["verdict"] = "not reproduced"
             else:
                 entry["why"] = ["neither shown nor refuted by these cells"]
-    return told
+    return results
 
 
 def arms_of(reading: Reading) -> list[str]:
@@ -198,17 +199,19 @@ def arms_of(reading: Reading) -> list[str]:
 
 
 def holds(rows: Sequence[Mapping[str, Any]]) -> float:
-    """All must hold: the largest p (intersection-union)."""
+    """p that all comparisons hold: the largest (intersection-union)."""
     return max(row["p_holds"] for row in rows)
 
 
 def refuted(rows: Sequence[Mapping[str, Any]]) -> float:
-    """One refuted is enough: the smallest p, times the number of comparisons (Bonferroni)."""
+    """p that one comparison is refuted: the smallest, times their number (Bonferroni)."""
     return min(1.0, len(rows) * min(row["p_refuted"] for row in rows))
 
 
-def compared(compare: Compare, values: Values, measure: Measure, units: Mapping[Unit, str]) -> dict[str, Any]:
-    """One comparison over the pairs that all of its arms have; the means over each style and reference are tested."""
+def evaluate_comparison(
+    compare: Compare, values: Values, measure: Measure, units: Mapping[Unit, str]
+) -> dict[str, Any]:
+    """The result of a comparison over the pairs that all of its arms have."""
     arms = list(compare.weights)
     paired = [u for u in units if all(u in values.get(arm, {}) for arm in arms)]
     of: dict[str, list[float]] = {}

@@ -1,6 +1,6 @@
-"""Cells one after another here, or side by side over Ray: one GPU or an equal share of the cores each.
+"""Run cells sequentially in this process, or in parallel over Ray, each with one GPU or an equal share of the cores.
 
-A worker that dies costs its cell only: Ray gives the cell to another one, up to `RETRIES` times.
+The cell of a worker that dies is given to another one, up to `RETRIES` times.
 """
 
 import signal
@@ -16,53 +16,56 @@ from impasto.reproduce.cells import Cell
 
 RETRIES = 3
 Run = Callable[..., dict[str, Any]]
-"""run(cell, *shared) -> what the cell's file holds."""
+"""run(cell, *shared) -> content of the cell's file."""
 Done = Iterator[tuple[Cell, dict[str, Any] | str]]
-"""Cells with their results as they are done; a string says why a cell could not be run."""
+"""(cell, result) in order of completion; a string is the error message of a failed cell."""
 
 
 def fan(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int = 1, cluster: str | None = None) -> Done:
-    """Run the cells; an error of one stops that one only. UserError at once when Ray is needed and is not there."""
+    """Run the cells; an error stops only its cell. Raises UserError when Ray is needed and not installed."""
     if workers == 1 and cluster is None:
-        yield from ((cell, attempt(run, cell, shared)) for cell in cells)
+        yield from ((cell, run_safely(run, cell, shared)) for cell in cells)
     elif cells:
         yield from over_ray(run, cells, shared, workers, cluster)
 
 
-def attempt(run: Run, cell: Cell, shared: tuple[Any, ...]) -> dict[str, Any] | str:
-    """The result, or why there is none. Ctrl-C goes through."""
+def run_safely(run: Run, cell: Cell, shared: tuple[Any, ...]) -> dict[str, Any] | str:
+    """The result, or the error message. KeyboardInterrupt is not caught."""
     try:
         return run(cell, *shared)
     except Exception as error:
-        return why(error)
+        return explain_error(error)
 
 
-def why(error: Exception) -> str:
-    """One line: what a UserError says, a full disk, memory or a file in words, else the kind of error and its place."""
+def explain_error(error: Exception) -> str:
+    """The error in one line: a UserError's message, a common failure (disk, memory, file) explained, else type and
+    place."""
     if isinstance(error, UserError):
         return str(error)
-    said = (str(error).strip() or "no message").splitlines()[0]
+    message = (str(error).strip() or "no message").splitlines()[0]
     places = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
-    return in_words(error) or f"{type(error).__name__}: {said}{place}"
+    return in_words(error) or f"{type(error).__name__}: {message}{place}"
 
 
 def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
-    """As `fan`, over a Ray of our own, or over the cluster at an address ("auto": the one that this machine is in)."""
-    ray = get_ray()
+    """`fan` over a local Ray, or over the cluster at an address ("auto": the one that this machine belongs to)."""
+    ray = import_ray()
     started = start(ray, workers, cluster)
     try:
-        with catching(interrupt, signal.SIGTERM):  # Ray's own handler ends the process at once
-            yield from each(ray, run, cells, shared, workers, cluster)
+        with catching(interrupt, signal.SIGTERM):  # Ray's handler would end the process at once
+            yield from run_tasks(ray, run, cells, shared, workers, cluster)
     finally:
         if started:
             ray.shutdown()
 
 
-def each(ray: Any, run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
-    """As `fan`, over a Ray that runs."""
+def run_tasks(
+    ray: Any, run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None
+) -> Done:
+    """`fan` over an initialised Ray."""
     gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
-    task = ray.remote(**share(workers, cluster), **gpu, max_retries=RETRIES)(attempt)
+    task = ray.remote(**task_resources(workers, cluster), **gpu, max_retries=RETRIES)(run_safely)
     common = [ray.put(value) for value in (run, shared)]
     waiting = {task.remote(common[0], cell, common[1]): cell for cell in cells}
     while waiting:
@@ -71,19 +74,19 @@ def each(ray: Any, run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], wor
             cell = waiting.pop(one)
             try:
                 yield cell, ray.get(one)
-            except ray.exceptions.RayTaskError as error:  # around `attempt`: what cannot be sent, for one
-                yield cell, why(error.cause if isinstance(error.cause, Exception) else error)
+            except ray.exceptions.RayTaskError as error:  # around `run_safely`: e.g. a serialisation error
+                yield cell, explain_error(error.cause if isinstance(error.cause, Exception) else error)
             except ray.exceptions.RayError as error:
                 yield cell, f"its worker died {RETRIES + 1} times ({type(error).__name__})"
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """SIGTERM stops as Ctrl-C does."""
+    """Signal handler that raises KeyboardInterrupt."""
     raise KeyboardInterrupt
 
 
-def get_ray() -> Any:
-    """The module ray. Raises UserError that names the extra when it is not installed."""
+def import_ray() -> Any:
+    """The module ray. Raises UserError naming the extra when it is not installed."""
     try:
         return import_module("ray")
     except ImportError:
@@ -91,7 +94,7 @@ def get_ray() -> Any:
 
 
 def start(ray: Any, workers: int, cluster: str | None) -> bool:
-    """Connect, or start a Ray of `workers` processes here; False when one was running in this process already."""
+    """Connect to a cluster, or start a local Ray; False if this process has initialised one already."""
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -99,9 +102,14 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
         if cluster is not None:
             ray.init(address=cluster, **quiet)
         else:
-            # "local": not the cluster that this machine may be in, which would take no num_cpus
-            ray.init(address="local", num_cpus=workers * share(workers)["num_cpus"], include_dashboard=False, **quiet)
-    except Exception as error:  # Ray raises bare ones when its processes do not come up in time
+            # "local": not a cluster that this machine belongs to, which would refuse num_cpus
+            ray.init(
+                address="local",
+                num_cpus=workers * task_resources(workers)["num_cpus"],
+                include_dashboard=False,
+                **quiet,
+            )
+    except Exception as error:  # Ray raises plain Exceptions when its processes do not start in time
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"no Ray cluster at {cluster!r}: {first}" if cluster else f"Ray does not start: {first}"
@@ -109,14 +117,13 @@ def start(ray: Any, workers: int, cluster: str | None) -> bool:
     return True
 
 
-def share(workers: int, cluster: str | None = None) -> dict[str, int]:
-    """The cores of a task: an equal share of those here, so that there are as many tasks as workers; on a cluster, one.
-    Where there are GPUs a task takes one as well."""
+def task_resources(workers: int, cluster: str | None = None) -> dict[str, int]:
+    """num_cpus of a task: an equal share of the local cores per worker; 1 on a cluster."""
     return {"num_cpus": 1 if cluster is not None else max(1, cores() // workers)}
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores available to this process."""
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

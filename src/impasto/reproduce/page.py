@@ -16,7 +16,7 @@ from impasto.files import PACKAGE, atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
-from impasto.reproduce.claims import RULE, Claim, Seen, arms_of, judge
+from impasto.reproduce.claims import RULE, Claim, Evidence, arms_of, judge
 from impasto.reproduce.runner import PLAIN
 from impasto.reproduce.statistics import FEWEST
 
@@ -108,13 +108,13 @@ def found(campaign: "Campaign", arm: str, size: str) -> list[Mapping[str, Any]]:
     return [campaign.known[cell.key] for cell in campaign.cells_of(arm, size) if cell.key in campaign.known]
 
 
-def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Seen:
+def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Evidence:
     """The scores of these arms in the cells of a size."""
     run = [arm for arm in arms if arm in campaign.specs]
     cells = {arm: {c["unit"]: c["scores"] for c in found(campaign, arm, size)} for arm in run}
     shared = {arm: campaign.shared(arm, size) for arm in run}
     units = campaign.world.units(size, campaign.arms[arms[0]].where)
-    return Seen(
+    return Evidence(
         {
             role: {
                 arm: {u: own[at][m.name] for u, at in shared[arm].items() if m.name in own.get(at, {})}

@@ -1,13 +1,13 @@
-"""The paper's own protocol, for whoever has the weights and the pictures (arXiv 2411.14793, appendix A).
+"""The paper's protocol, for users with the weights and the references (arXiv 2411.14793, appendix A).
 
-    18 references of StyleDrop (arXiv 2306.00983, table S4)  x  23 subjects  x  2 pictures = 828 pictures per arm
-    DINO    ViT-S/16, cosine of each picture's CLS token with the reference's      decides "style"
-    CLIP-I  ViT-B/32, cosine of each picture's embedding with the reference's
-    CLIP-T  ViT-B/32, cosine of each picture's embedding with its prompt's         decides "text"
+    18 references of StyleDrop (arXiv 2306.00983, table S4)  x  23 subjects  x  2 images = 828 images per arm
+    DINO    ViT-S/16, cosine of each image's CLS token with the reference's      decides "style"
+    CLIP-I  ViT-B/32, cosine of each image's embedding with the reference's
+    CLIP-T  ViT-B/32, cosine of each image's embedding with its prompt's         decides "text"
 
-A cell is one arm on one reference: the means over its 46 pictures. `smoke` is 3 references x 3 subjects x 1 picture.
-The pictures themselves are not ours to pass on: `--references DIR` names a folder in which they are called by their
-number, 00.png to 17.png (any picture format), or which has a captions.txt with a line `FILE: content | style` for each.
+A cell is one arm on one reference: the means over its 46 images. `smoke` is 3 references x 3 subjects x 1 image.
+The references cannot be redistributed: `--references DIR` names a folder with files 00.png to 17.png (any image
+format), or with a captions.txt that has a line `FILE: content | style` for each.
 """
 
 import re
@@ -56,7 +56,7 @@ SUBJECTS = (
     *("A piano", "A wood cabin"),
 )
 SIZES = {"smoke": (3, 3, 1), "full": (18, 23, 2)}
-"""References, subjects, pictures of each subject."""
+"""References, subjects, images per subject."""
 MEASURES = {"style": Measure("dino", margin=0.02), "text": Measure("clip_t", margin=0.01)}
 
 
@@ -107,9 +107,9 @@ class PaperWorld:
         }
 
     def instruments(self) -> dict[str, Any]:
-        """Raises UserError where the encoder called clip reads no text."""
+        """Hashes of the encoders. Raises UserError when the encoder `clip` has no text tower."""
         if self._clip.texts(["a picture"]) is None:
-            raise UserError(f"{self._clip.name} reads no text: give --clip a CLIP, such as {CLIP}")
+            raise UserError(f"{self._clip.name} has no text tower: give --clip a CLIP, such as {CLIP}")
         return {"clip": self._clip.hash, "dino": self._dino.hash}
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
@@ -122,17 +122,17 @@ class PaperWorld:
         return find(self.folder, spec["reference"] + 1)[spec["reference"]]
 
     def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
-        """Means over the pictures of `folder`."""
+        """Means over the images of `folder`."""
         assert reference is not None
         samples = read_folder(folder)
         images, origin = [s.image for s in samples], [references.load(reference).image]
-        seen, texts = self._clip.images(images), self._clip.texts([s.prompt or "" for s in samples])
-        assert texts is not None  # `instruments` has asked
-        own = self._dino.images(images)
+        embedded, texts = self._clip.images(images), self._clip.texts([s.prompt or "" for s in samples])
+        assert texts is not None  # checked by `instruments`
+        features = self._dino.images(images)
         return {
-            "dino": clip.clip_i_reference(own, self._dino.images(origin)).mean().item(),
-            "clip_i": clip.clip_i_reference(seen, self._clip.images(origin)).mean().item(),
-            "clip_t": clip.clip_t(seen, texts).mean().item(),
+            "dino": clip.clip_i_reference(features, self._dino.images(origin)).mean().item(),
+            "clip_i": clip.clip_i_reference(embedded, self._clip.images(origin)).mean().item(),
+            "clip_t": clip.clip_t(embedded, texts).mean().item(),
         }
 
     @cached_property
@@ -144,7 +144,7 @@ class PaperWorld:
         return self.dino if isinstance(self.dino, Encoder) else load_encoder(self.dino)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Loaded encoders do not travel to workers: each loads its own."""
+        """Without the loaded encoders: each worker loads its own."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_clip", "_dino")}
 
 
@@ -153,9 +153,9 @@ def name_of(encoder: Encoder | Path | str) -> str:
 
 
 def find(folder: Path, count: int) -> dict[int, Path]:
-    """{number: file} of the first `count` references. Raises UserError that lists those which are missing."""
+    """{number: file} of the first `count` references. Raises UserError that lists the missing ones."""
     if not folder.is_dir():
-        raise UserError(f"--references {str(folder)!r} is no folder: name the folder of the {len(STYLES)} references")
+        raise UserError(f"--references {str(folder)!r} is not a folder: give that of the {len(STYLES)} references")
     captions = folder / "captions.txt"
     found = by_caption(captions) if captions.is_file() else by_number(folder)
     missing = [index for index in range(count) if index not in found]
@@ -163,13 +163,13 @@ def find(folder: Path, count: int) -> dict[int, Path]:
         names = "; ".join(f"{i:02d} ({STYLES[i][0]} | {STYLES[i][1]})" for i in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"{folder} lacks the references {names}{more}: call the pictures by these numbers, or write a captions.txt"
+            f"{folder} lacks the references {names}{more}: name the files by these numbers, or write a captions.txt"
         )
     return {index: found[index] for index in range(count)}
 
 
 def by_number(folder: Path) -> dict[int, Path]:
-    """Pictures whose name is one number. Raises UserError where two have the same."""
+    """{number: image} of files named by a number. Raises UserError when two have the same."""
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if not re.fullmatch(r"\d+", path.stem) or path.suffix.lower() not in SUFFIXES or not path.is_file():
@@ -180,8 +180,8 @@ def by_number(folder: Path) -> dict[int, Path]:
 
 
 def by_caption(file: Path) -> dict[int, Path]:
-    """The lines `FILE: content | style` of a captions file. Raises UserError on one that is none of the 18, and where
-    two name the same."""
+    """{number: image} by the lines `FILE: content | style` of a captions file. Raises UserError on a line that is not
+    one of the 18, and when two lines name the same."""
     found: dict[int, Path] = {}
     try:
         content = file.read_text(encoding="utf-8-sig")
@@ -190,8 +190,8 @@ def by_caption(file: Path) -> dict[int, Path]:
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
-        name, _, told = line.partition(":")
-        content, _, style = (part.strip() for part in told.partition("|"))
+        name, _, caption = line.partition(":")
+        content, _, style = (part.strip() for part in caption.partition("|"))
         match = [
             i
             for i, (c, s) in enumerate(STYLES)
@@ -199,10 +199,10 @@ def by_caption(file: Path) -> dict[int, Path]:
         ]
         if not match:
             raise UserError(
-                f"{file}, line {number}: {told.strip()!r} is none of the {len(STYLES)} references of StyleDrop"
+                f"{file}, line {number}: {caption.strip()!r} is not one of StyleDrop's {len(STYLES)} references"
             )
         if not (file.parent / name.strip()).is_file():
-            raise UserError(f"{file}, line {number}: there is no file {name.strip()!r} beside it")
+            raise UserError(f"{file}, line {number}: {name.strip()!r} is not in the same folder")
         if (other := found.setdefault(match[0], file.parent / name.strip())) != file.parent / name.strip():
             raise UserError(f"{file}, line {number}: {other.name} is that reference already: keep one of them")
     return found
@@ -210,5 +210,5 @@ def by_caption(file: Path) -> dict[int, Path]:
 
 @cache
 def file_hash(file: Path) -> str:
-    """sha256 of the file of a picture. Raises UserError where it is none."""
+    """sha256 of an image file. Raises UserError when it cannot be read as an image."""
     return references.load(file).sha256

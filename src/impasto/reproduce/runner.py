@@ -1,6 +1,6 @@
-"""Running one cell through the public functions: reference -> train (or not) -> generate -> scores.
+"""Run one cell through the public functions: reference -> train (or not) -> generate -> scores.
 
-What depends on the world (references, prompts, instruments) is a protocol's: `small_world.py` or `paper.py`.
+References, prompts and instruments are provided by a `World`: `small_world.py` or `paper.py`.
 """
 
 import platform
@@ -38,8 +38,8 @@ PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
 class World(Protocol):
     """References, prompts and instruments of a campaign.
 
-    sizes: of a campaign, the largest last. undecided: sizes whose cells never decide. shown: metrics on the page.
-    to_reference: whether the scores that decide are measured against the reference.
+    sizes: of a campaign, the largest last. undecided: sizes without verdicts. shown: metrics on the page.
+    to_reference: whether the deciding scores are measured against the reference.
     """
 
     @property
@@ -67,32 +67,32 @@ class World(Protocol):
         ...
 
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
-        """The pairs of a size, each with its part of the spec (reference, caption, prompts, seed).
+        """The pairs of a size with their parts of the spec (reference, caption, prompts, seed).
 
-        where: as `claims.Arm.where` says.
+        where: see `claims.Arm`.
         """
         ...
 
     def instruments(self) -> dict[str, Any]:
-        """What measures, by hash."""
+        """{instrument: hash}."""
         ...
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
-        """sha256 of the reference that is here, as a spec states it; None where there is none."""
+        """sha256 of the available reference of a spec; None without a reference."""
         ...
 
     def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
-        """The reference."""
+        """The reference image, None without one."""
         ...
 
     def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:
-        """The mean scores of the pictures in `folder`."""
+        """The mean scores of the images in `folder`."""
         ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where and on what cells are run."""
+class BaseSpec:
+    """The base on which cells are run, with device and precision."""
 
     base: str = "mini-sd3"
     device: str = "auto"
@@ -108,13 +108,13 @@ def _family(base: str, device: str, precision: str) -> Family:
 
 
 def sampling_of(family: Family) -> dict[str, Any]:
-    """How pictures are drawn: steps, guidance and size as the base's card says, strength 1."""
+    """The spec's sampling: steps, guidance and size of the base's card, strength 1."""
     own = Sampling().on(family)
-    told = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
-    return told | {"strength": 1.0, "precision": family.precision}
+    values = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
+    return values | {"strength": 1.0, "precision": family.precision}
 
 
-def whole_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
+def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
     """All that the scores of a cell depend on."""
     return {
         "version": VERSION,
@@ -127,36 +127,34 @@ def whole_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
     }
 
 
-def run_cell(cell: Cell, world: World, place: Place) -> dict[str, Any]:
-    """What the cell's file holds beside its spec. Goes on where an earlier attempt stopped.
+def run_cell(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
+    """The cell's results, without its spec. Resumes an earlier attempt.
 
-    Another process that runs the same cell is waited for, and its pictures are taken. Raises UserError when base,
-    reference or instruments are others here, or the cell cannot be run.
+    Waits for another process that runs the same cell and reuses its images. Raises UserError when base, reference or
+    instruments differ from the spec, or the cell cannot be run.
     """
     with FileLock(cache_dir("reproduce", cell.spec["base"][:12]) / f".{cell.name}.lock"):
-        return run_alone(cell, world, place)
+        return run_locked(cell, world, place)
 
 
-def run_alone(cell: Cell, world: World, place: Place) -> dict[str, Any]:
-    """`run_cell`, when no other process runs this cell."""
+def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
+    """`run_cell` while holding the cell's lock."""
     started = time.perf_counter()
     family = place.family()
     if family.hash != cell.spec["base"]:
-        raise UserError(
-            f"the base {place.base!r} is another one here: {family.hash[:12]}, not {cell.spec['base'][:12]}"
-        )
+        raise UserError(f"the base {place.base!r} differs here: {family.hash[:12]}, not {cell.spec['base'][:12]}")
     for what, own in (("instruments", world.instruments()), ("reference_sha256", world.reference_hash(cell.spec))):
         if cell.spec.get(what) != own:
-            raise UserError(f"{what.partition('_')[0]} is another one here: {own}, not {cell.spec.get(what)}")
+            raise UserError(f"{what.partition('_')[0]} differs here: {own}, not {cell.spec.get(what)}")
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
-    if quantised(running(folder / "style"), cell.spec):  # of a time when memory decided: it is run anew
+    if quantised(running(folder / "style"), cell.spec):  # by an older version: run it again
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         reference = reference_file(cell, world, folder)
-        draw(cell, place, folder, reference)
+        generate_images(cell, place, folder, reference)
         scores = world.scores(folder / "images", cell.spec, reference)
-    shutil.rmtree(folder / "style" / "state", ignore_errors=True)  # the adapter itself stays
+    shutil.rmtree(folder / "style" / "state", ignore_errors=True)  # the adapter is kept
     return {
         "scores": {name: round(value, 6) for name, value in scores.items()},
         "seconds": round(time.perf_counter() - started, 1),
@@ -169,13 +167,13 @@ def run_alone(cell: Cell, world: World, place: Place) -> dict[str, Any]:
 
 
 def running(style: Path) -> list[str]:
-    """How the run was fitted into memory, as its recipe.toml says (a quantised base, for one); [] where none ran."""
+    """The execution plan in a run's recipe.toml (such as a quantised base); [] without a run."""
     file = style / "recipe.toml"
     return tomllib.loads(file.read_text(encoding="utf-8"))["impasto"]["running"] if file.is_file() else []
 
 
 def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
-    """`reference.png`, None where there is no reference."""
+    """Write `reference.png`; None without a reference."""
     picture = world.picture(cell.spec)
     if picture is None:
         return None
@@ -184,8 +182,8 @@ def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
     return folder / "reference.png"
 
 
-def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None:
-    """The cell's pictures in `folder/images`, `0000.png` on, unless they are there already."""
+def generate_images(cell: Cell, place: BaseSpec, folder: Path, reference: Path | None) -> None:
+    """Generate the cell's images into `folder/images`, `0000.png` on, unless they exist."""
     spec, images, part = cell.spec, folder / "images", folder / "images.part"
     if images.is_dir():
         if len(list(images.glob("*.png"))) == pictures(spec):
@@ -197,19 +195,19 @@ def draw(cell: Cell, place: Place, folder: Path, reference: Path | None) -> None
     sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
     prompts, more = HOW[spec["arm"]["how"]](spec, place, folder, reference)
     own = {"count": spec.get("count", 1), "device": place.device, "precision": spec["sampling"]["precision"], **more}
-    seed = 1000 * spec["seed"]  # the pictures of two seeds share no noise
+    seed = 1000 * spec["seed"]  # so that seeds share no noise
     for i, (image, info) in enumerate(generate(place.base, prompts, seed=seed, sampling=sampling, **own)):
         save_png(image, info, part / f"{i:04d}.png")
     part.rename(images)
 
 
 Job = tuple[list[str], dict[str, Any]]
-"""Prompts, and what `generate` is told beside them."""
+"""(prompts, further arguments of `generate`)."""
 
 
-def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """A style is trained on the reference, strength as the spec says; the base in fewer bits only where the arm says
-    so, as the key would not tell it."""
+def train_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """Train a style on the reference. The base is quantised only if the arm says so, since the key would not show
+    it."""
     style = folder / "style"
     own = {"quantize": "none"} | {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
     own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
@@ -217,74 +215,73 @@ def trained(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path
     return spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)}
 
 
-def prompted(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The base alone: the style is in the words."""
+def prompt_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """The base alone, with the style in the prompt."""
     return spec["prompts"], {}
 
 
-def plain(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The base alone, no word of the style."""
+def plain_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """The base alone, without the style in the prompt."""
     return spec["plain"], {}
 
 
 @dataclass(frozen=True)
-class Without(PromptSwitch):
-    """A switch to the picture's own prompt without its last words, `to`."""
+class RemoveWords(PromptSwitch):
+    """A switch to the image's prompt without its suffix `to`."""
 
     def second(self, prompt: str) -> str:
         return prompt.removesuffix(self.to or "")
 
 
 def style_words(spec: Mapping[str, Any]) -> str:
-    """What the prompts have and the plain ones have not."""
+    """The suffix that the prompts have and the plain ones do not."""
     return spec["prompts"][0].removeprefix(spec["plain"][0])
 
 
-def omit_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The words of the style come after the first steps; before, there is only the thing."""
-    return spec["plain"], {"guidances": [PromptSwitch("{prompt}" + style_words(spec), switched_at(spec, place))]}
+def omit_first_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """The style's words are omitted in the first steps."""
+    return spec["plain"], {"guidances": [PromptSwitch("{prompt}" + style_words(spec), switch_level(spec, place))]}
 
 
-def only_first(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """The words of the style are there in the first steps only."""
-    return spec["prompts"], {"guidances": [Without(style_words(spec), switched_at(spec, place))]}
+def only_first_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """The style's words are used in the first steps only."""
+    return spec["prompts"], {"guidances": [RemoveWords(style_words(spec), switch_level(spec, place))]}
 
 
-def switched_at(spec: Mapping[str, Any], place: Place) -> float:
-    """The log-SNR of the step after the first ones."""
+def switch_level(spec: Mapping[str, Any], place: BaseSpec) -> float:
+    """The log-SNR of the first step after the switch."""
     return grid(place.family(), spec["sampling"]["steps"], spec["sampling"]["size"])[spec["arm"]["first_steps"]]
 
 
-def on_grid(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str]:
-    """The part of a spec that says how, and what a person is told besides.
+def resolve_switch(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str]:
+    """(the spec's part "arm", suffix of its description).
 
-    A log-SNR "at" becomes the number of sampling steps that lie below it: what two levels between the same steps draw
-    is the same. Raises UserError where one prompt would be used in all steps.
+    A log-SNR "at" becomes the number of sampling steps below it, so that levels between the same steps are one cell.
+    Raises UserError when one prompt would be used in all steps.
     """
     own = dict(arm)
     if "at" not in own:
         return own, ""
-    told = sampling_of(family)
-    switch = switch_prompts(family, str, own.pop("at"), grid(family, told["steps"], told["size"]))
+    values = sampling_of(family)
+    switch = switch_prompts(family, str, own.pop("at"), grid(family, values["steps"], values["size"]))
     first = switch.in_second.index(True)
-    return own | {"first_steps": first}, f" (the first {first} of {told['steps']} steps)"
+    return own | {"first_steps": first}, f" (the first {first} of {values['steps']} steps)"
 
 
-def aligned(spec: Mapping[str, Any], place: Place, folder: Path, reference: Path | None) -> Job:
-    """StyleAligned: the reference lends its attention, nothing is trained."""
+def aligned_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
+    """StyleAligned: attention shared with the reference, no training."""
     assert reference is not None
     return spec["prompts"], {"guidances": [StyleAligned(reference, spec["caption"], shift=spec["arm"]["shift"])]}
 
 
 HOW = {
-    "train": trained,
-    "prompt": prompted,
-    "plain": plain,
-    "omit-first": omit_first,
-    "only-first": only_first,
-    "aligned": aligned,
+    "train": train_job,
+    "prompt": prompt_job,
+    "plain": plain_job,
+    "omit-first": omit_first_job,
+    "only-first": only_first_job,
+    "aligned": aligned_job,
 }
-"""How an arm makes its pictures."""
+"""Methods of generating an arm's images."""
 PLAIN = ("plain", "omit-first")
-"""Of these the prompt that is stored with a picture has no word of the style. So their CLIP-T is against another text
-than that of the other arms, and cannot be compared with it."""
+"""Methods whose images store a prompt without the style, so that their CLIP-T is not comparable with other arms'."""

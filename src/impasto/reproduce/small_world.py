@@ -1,12 +1,12 @@
-"""The small world: one picture of a held-out style of the art world, 12 or 24 evaluation concepts, the judges.
+"""The small world: one reference of a held-out style of the art world, 12 or 24 evaluation concepts, the judges.
 
     smoke   3 primary held-out styles x 1 reference x 1 seed, 12 evaluation concepts
     full    3 primary held-out styles x 3 references x 3 seeds, 24 evaluation concepts
 
-References are reference concepts of the packaged slice at equal distances, prompts "{label}, {style description}", as
-in the demo. Claims about the base alone (prompt switching) are tested on styles that it knows: 3 x 1 seed, or 12 x 3.
-What is chosen is chosen on the 4 secondary held-out styles and concepts that are neither evaluation nor reference
-concepts, x 1 or 2 references, and then tried on the primary styles once: 3 x 18 fresh references x 1 fresh seed.
+References are evenly spaced reference concepts of the packaged slice, prompts "{label}, {style description}", as in the
+demo. Claims about the base alone (prompt switching) are tested on train styles: 3 x 1 seed, or 12 x 3. Settings are
+chosen on the 4 secondary held-out styles and concepts that are neither evaluation nor reference concepts, x 1 or 2
+references, and then tested on the primary styles once: 3 x 18 fresh references x 1 fresh seed.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ CELLS = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 SECONDARY = {"smoke": (1, 1, 12), "full": (2, 1, 24)}
 """The same of the secondary styles, with other concepts."""
 FRESH = {"smoke": (1, 1, 12), "full": (18, 1, 24)}
-"""The same of the primary styles, with references and seeds of their own. Two laws that are as good as each other
-differ by .08 (standard deviation) in the style accuracy of a cell, about half of it the reference's doing: 9 effects
-would tell 0 from -.03 in a third of all cases, 54 do in four of five."""
-FRESH_SEED = 100  # first of the seeds that only fresh units have
+"""The same of the primary styles, with other references and seeds. The style accuracies of two equally good laws differ
+by .08 (standard deviation) per cell, about half of it due to the reference: the power to distinguish 0 from -.03 is one
+third with 9 effects, .8 with 54."""
+FRESH_SEED = 100  # first seed of fresh units
 KNOWN = (
     *("twemoji", "openmoji", "openmoji-black", "noto-v1", "fluent-emoji-high-contrast", "emojione-v1"),
     *("noto", "fluent-emoji-flat", "emojione", "emojione-monotone", "fxemoji", "noto-emoji-mono"),
 )
-"""All train styles, those of the base's own grid (pretrain/score.py) first; smoke cells take the first three. Six
-would be too few to refute anything: 2^-6, times S8's three comparisons and two readings, is .094."""
+"""All train styles, those of the base's grid (pretrain/score.py) first; smoke cells use the first three. Six could not
+refute anything: 2^-6, times S8's three comparisons and two readings, is .094."""
 MEASURES = {
     "style": Measure("style_accuracy", margin=0.05, floor=0.10, ceiling=0.97),
     "text": Measure("concept_top5", margin=0.05, floor=0.10),
@@ -84,7 +84,7 @@ class SmallWorld:
         )
 
     def ready(self, cells: str) -> bool:
-        """The slice comes with the package."""
+        """Always: the slice is in the package."""
         return True
 
     def units(self, cells: str, where: str) -> dict[Unit, dict[str, Any]]:
@@ -95,20 +95,20 @@ class SmallWorld:
         if where == "known":
             return known_units(KNOWN[: min(self.known, 3 if cells == "smoke" else len(KNOWN))], seeds, concepts)
         if where == "secondary":
-            asked = {style: free_concepts() for style in split["secondary_styles"][: self.secondary]}
-            return heldout_units(asked, references, range(seeds), concepts)
-        asked = {
+            prompted = {style: free_concepts() for style in split["secondary_styles"][: self.secondary]}
+            return heldout_units(prompted, references, range(seeds), concepts)
+        prompted = {
             style: [c for c in split["evaluation_concepts"] if c in drawn_in(style)]
             for style in split["primary_styles"][: self.styles]
         }
         if where == "fresh":
-            return heldout_units(asked, references, range(FRESH_SEED, FRESH_SEED + seeds), concepts, fresh=True)
-        return heldout_units(asked, references, range(seeds), concepts)
+            return heldout_units(prompted, references, range(FRESH_SEED, FRESH_SEED + seeds), concepts, fresh=True)
+        return heldout_units(prompted, references, range(seeds), concepts)
 
     def instruments(self) -> dict[str, Any]:
         judges = self._judges()
-        told = {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card}
-        return told | {"clip": clip_hash() if self.encoder is None else self.encoder.name}
+        hashes = {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card}
+        return hashes | {"clip": clip_hash() if self.encoder is None else self.encoder.name}
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return None if spec["reference"] is None else picture_hash(spec["style"], spec["reference"])
@@ -132,13 +132,13 @@ class SmallWorld:
 
 
 def heldout_units(
-    asked: Mapping[int, Sequence[int]], references: int, seeds: Iterable[int], n: int, fresh: bool = False
+    prompted: Mapping[int, Sequence[int]], references: int, seeds: Iterable[int], n: int, fresh: bool = False
 ) -> dict[Unit, dict[str, Any]]:
-    """Held-out styles x references x seeds, the prompts with n of the concepts of the style. asked: {style: concepts}.
-    fresh: with none of the references that the other units, or the demo, have."""
+    """Held-out styles x references x seeds, with n prompts each. prompted: {style: concepts}. fresh: exclude the
+    references of the other units and of the demo."""
     meta, units = load_meta(), {}
     most = max(r for r, _, _ in CELLS.values())
-    for style, concepts in asked.items():
+    for style, concepts in prompted.items():
         known = [c for c in meta["split"]["reference_concepts"] if c in drawn_in(style)]
         chosen = spread(known, most)
         if fresh:
@@ -146,7 +146,7 @@ def heldout_units(
             chosen = spread([c for c in known if c not in chosen and c not in shown], references)
         for concept in chosen[:references]:
             for seed in seeds:
-                unit = unit_of(style, spread(concepts, n), seed)
+                unit = make_unit(style, spread(concepts, n), seed)
                 label = meta["concepts"][concept]["label"]
                 unit |= {"reference": label, "caption": prompt(label, words(style))}
                 unit["reference_sha256"] = picture_hash(unit["style"], label)
@@ -155,46 +155,46 @@ def heldout_units(
 
 
 def known_units(styles: Sequence[str], seeds: int, concepts: int) -> dict[Unit, dict[str, Any]]:
-    """Styles that the base knows x seeds; no reference. plain: the prompts without the style."""
+    """Train styles x seeds, without reference. plain: the prompts without the style."""
     meta = load_meta()
     ids = [style_index(style) for style in styles]
-    asked = spread(meta["split"]["evaluation_concepts"], concepts)
+    prompted = spread(meta["split"]["evaluation_concepts"], concepts)
     return {
-        f"{meta['style_names'][style]}, {seed}": unit_of(style, asked, seed)
-        | {"reference": None, "plain": [meta["concepts"][c]["label"] for c in asked]}
+        f"{meta['style_names'][style]}, {seed}": make_unit(style, prompted, seed)
+        | {"reference": None, "plain": [meta["concepts"][c]["label"] for c in prompted]}
         for style in ids
         for seed in range(seeds)
     }
 
 
-def unit_of(style: int, asked: Sequence[int], seed: int) -> dict[str, Any]:
-    """What all units state."""
+def make_unit(style: int, concepts: Sequence[int], seed: int) -> dict[str, Any]:
+    """The common part of all units."""
     meta = load_meta()
-    prompts = [prompt(meta["concepts"][c]["label"], words(style)) for c in asked]
+    prompts = [prompt(meta["concepts"][c]["label"], words(style)) for c in concepts]
     return {"style": meta["style_names"][style], "prompts": prompts, "seed": seed}
 
 
 def words(style: int) -> str:
-    """The style in words, the same in the caption and in every prompt."""
+    """The style's description in caption and prompts."""
     return load_meta()["styles"][style]["descriptions"][0]
 
 
 def spread(items: Sequence[int], n: int) -> list[int]:
-    """`n` of the items at equal distances."""
+    """`n` evenly spaced items."""
     if not 1 <= n <= len(items):
-        raise UserError(f"{n} concepts were asked for, there are {len(items)}")
+        raise UserError(f"{n} concepts are needed, there are {len(items)}")
     return [items[i * len(items) // n] for i in range(n)]
 
 
 @cache
 def drawn_in(style: int) -> frozenset[int]:
-    """Concepts of the packaged slice that are drawn in a held-out style."""
+    """The packaged slice's concepts in a held-out style."""
     return frozenset(load_slice(styles=[style]).concept_id.tolist())
 
 
 @cache
 def picture(style: str, label: str) -> Image.Image:
-    """A true picture of the slice."""
+    """A true image of the slice."""
     concept = concept_index(label)
     return true_pictures(style_index(style), [concept])[concept]
 

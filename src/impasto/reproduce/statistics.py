@@ -1,7 +1,6 @@
-"""The statistics of a verdict: a paired test that is exact, an interval of the mean, and a correction for many tests.
+"""Statistics of verdicts: an exact paired test, an interval of the mean, and a correction for multiple tests.
 
-A pair is one cell of one arm beside the cell of another arm with the same style, reference and seed. What is tested is
-the mean of the differences d_i over the pairs.
+A pair are the cells of two arms with the same style, reference and seed; the mean of the differences d_i is tested.
 """
 
 import math
@@ -10,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 ALPHA = 0.05
-EXACT = 40  # pairs up to which every sign is counted
+EXACT = 40  # largest number of pairs for the exact count
 DRAWS = 200_000
-FEWEST = 6  # effects below which no interval is stated
+FEWEST = 6  # smallest number of effects with an interval
 
 
 def sign_flip(differences: Sequence[float], threshold: float = 0.0) -> float:
@@ -25,7 +24,7 @@ def sign_flip(differences: Sequence[float], threshold: float = 0.0) -> float:
     e = np.asarray(differences, dtype=np.float64) - threshold
     if len(e) == 0:
         return 1.0
-    bound = e.sum() - 1e-9 * max(1.0, float(np.abs(e).sum()))  # equal sums are equal, whatever the order of adding
+    bound = e.sum() - 1e-9 * max(1.0, float(np.abs(e).sum()))  # tolerance for the order of summation
     if len(e) <= EXACT:
         left, right = signed_sums(e[: len(e) // 2]), np.sort(signed_sums(e[len(e) // 2 :]))
         hits = (len(right) - np.searchsorted(right, bound - left, side="left")).sum()
@@ -46,7 +45,7 @@ def signed_sums(e: np.ndarray) -> np.ndarray:
 def student(effects: Sequence[float]) -> list[float] | None:
     """95 % interval of the mean, mean -+ t s / sqrt(n), s the standard deviation with n - 1; None below 6 effects.
 
-    A percentile bootstrap is too short for so few: it covers the mean in 76 % of cases at n = 3, in 89 % at n = 9.
+    A percentile bootstrap would be too narrow: it covers the mean in 76 % of cases at n = 3, in 89 % at n = 9.
     """
     n = len(effects)
     if n < FEWEST:
@@ -58,8 +57,8 @@ def student(effects: Sequence[float]) -> list[float] | None:
 def t_quantile(df: int, share: float = 0.95) -> float:
     """The t > 0 with P(-t < T < t) = `share`, T of Student's law with `df` >= 1 degrees of freedom.
 
-    With angle = atan(t / sqrt(df)) that probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4); it
-    rises with the angle, which is found by halving.
+    With angle = atan(t / sqrt(df)) that probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4),
+    increasing with the angle, which is found by bisection.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(60):

@@ -2,9 +2,10 @@
 
 The paper trains FLUX.1-dev and SD3.5-large at 1024 px, 128 x 128 latent positions; its numbers are DINO / CLIP-I /
 CLIP-T over 828 pictures (methods.md 1.6). Noise levels are log-SNR. By SD3's own argument (Esser et al. 2024, section
-5.3.2) a level does at n positions what it does at m positions when it is moved by log(m / n): at 16 x 16 positions by
-log 64 = +4.16. So most claims have two readings: *as published*, with the paper's own numbers, and *matched*, with them
-moved by +4.16. Each reading has its own verdict; the claim's is that of the first, whose numbers nobody chose here.
+5.3.2) a level at m positions corresponds to the level shifted by log(m / n) at n positions: at 16 x 16 positions by
+log 64 = +4.16. So most claims have two readings: *as published*, with the paper's numbers, and *matched*, with them
+shifted by +4.16. Each reading has its own verdict; the claim's is that of the first, whose numbers were not chosen
+here.
 """
 
 import json
@@ -24,7 +25,7 @@ def law(mean: float, std: float = 2.0) -> dict:
 
 
 def decided_below(at: float) -> tuple[Compare, ...]:
-    """Words only below `at` keep the style, words only from there on do not."""
+    """The style's words only below `at` keep the style; only from there on they do not."""
     only, omitted = f"only below {at:g}", f"omitted below {at:g}"
     return more(only, omitted), more("style throughout", omitted), no_less(only, "style throughout", "style")
 
@@ -46,12 +47,12 @@ def normal(mean: float, std: float = 2.0, what: str = "", **settings) -> Arm:
 
 
 def image_only(what: str, settings: dict) -> Arm:
-    """An arm without LoRA on the text stream, with the layers that the recipe has on the base."""
+    """An arm without LoRA on the text stream, with the recipe's target layers for the base."""
     return Arm(what, settings, layers_of=IMAGE_ONLY, needs="text_stream")
 
 
-def told(what: str, how: str, **options: float) -> Arm:
-    """An arm of the base alone, in styles that it knows."""
+def known_style_arm(what: str, how: str, **options: float) -> Arm:
+    """An arm of the base alone, on train styles."""
     return Arm(what, how=how, options=options, where="known")
 
 
@@ -100,10 +101,16 @@ ARMS: dict[str, Arm] = {
         math.log(2), "StyleAligned, attention to the reference counted twice (its authors' weight)"
     ),
     "style-aligned, plain": aligned(0.0, "StyleAligned, as its paper says"),
-    "style throughout": told("the base alone, the style's words in every step", "prompt"),
-    "no style": told("the base alone, no word of the style", "plain"),
-    **{name: told(f"the style's words from log-SNR {at:g} on", "omit-first", at=at) for name, at in OMITTED.items()},
-    **{name: told(f"the style's words below log-SNR {at:g} only", "only-first", at=at) for name, at in ONLY.items()},
+    "style throughout": known_style_arm("the base alone, the style's words in every step", "prompt"),
+    "no style": known_style_arm("the base alone, no word of the style", "plain"),
+    **{
+        name: known_style_arm(f"the style's words from log-SNR {at:g} on", "omit-first", at=at)
+        for name, at in OMITTED.items()
+    },
+    **{
+        name: known_style_arm(f"the style's words below log-SNR {at:g} only", "only-first", at=at)
+        for name, at in ONLY.items()
+    },
 }
 
 
@@ -120,7 +127,7 @@ def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]
 
 
 def calibrated(file: Path, base_hash: str) -> Arm:
-    """The law that `impasto noise calibrate` proposes. Raises UserError unless the file is one of its, of this base."""
+    """The arm of a calibration file's law. Raises UserError unless the file is a calibration of this base."""
     base, mean, std = proposal(file)
     if base != base_hash:
         raise UserError(f"{file} is of another base ({base[:12]}, not {base_hash[:12]}): calibrate this one")
@@ -128,18 +135,18 @@ def calibrated(file: Path, base_hash: str) -> Arm:
 
 
 def proposal(file: Path) -> tuple[str, float, float]:
-    """(hash of the base, mean, std) of a calibration file. Raises UserError where it is none."""
+    """(hash of the base, mean, std) of a calibration file. Raises UserError when it is not one."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        law = told["proposal"]
-        return str(told["base_hash"]), float(law["noise_mean"]), float(law["noise_std"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        law = content["proposal"]
+        return str(content["base_hash"]), float(law["noise_mean"]), float(law["noise_std"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} is no calibration.json of `impasto noise calibrate` ({why})") from None
+        raise UserError(f"{file} is not a calibration.json of `impasto noise calibrate` ({why})") from None
 
 
 def is_ours(name: str) -> bool:
-    """Whether the paper has no such arm: what is there for 16 x 16 positions, and other weights of DCO."""
+    """Whether the arm is not in the paper (16 x 16 positions, other weights of DCO)."""
     return name.startswith("matched") or name in ("mu +2", "mu +4", "dco, beta 100", "dco, beta 1000", "dco, sum")
 
 

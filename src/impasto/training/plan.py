@@ -56,7 +56,7 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
         hub.check_access(config.log.push_to_hub)
     if config.log.wandb:
         check_wandb()
-    outline = loader.outline(config.base, config.components)
+    outline = loader.load_config_only(config.base, config.components)
     found = items.read(
         config.data, config.base, cards.card(config.base), preparing, outline.largest if outline else None
     )

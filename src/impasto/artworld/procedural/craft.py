@@ -7,7 +7,7 @@ import numpy as np
 from impasto.artworld.colours import DARK, LIGHT, MIDDLE, VIVID
 from impasto.artworld.procedural.contour import contour
 from impasto.artworld.procedural.ground import any_ground
-from impasto.artworld.procedural.look import FLAT, SILENT, Draw, Look, Words, only
+from impasto.artworld.procedural.look import FLAT, NO_WORDS, Draw, Look, Words, only
 from impasto.artworld.procedural.paint import (
     X,
     Y,
@@ -89,7 +89,7 @@ def embroidery(draw: Draw) -> Look:
         return mix(canvas, np.clip(hem.rgb * twist, 0, 1), np.clip(grow(alpha, 2.4) - grow(alpha, -0.6), 0, 1))
 
     words = ("embroidered patch", "satin stitch embroidery", "embroidery in coloured thread")
-    lined: Words = (f"{hem.name} stitched border", f"edged with {hem.name} thread") if hem else SILENT
+    lined: Words = (f"{hem.name} stitched border", f"edged with {hem.name} thread") if hem else NO_WORDS
     return Look("embroidery", (words, lined, (f"on {cloth.name} cloth", f"on {cloth.name} fabric")), FLAT, paint)
 
 

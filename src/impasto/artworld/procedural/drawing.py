@@ -6,8 +6,8 @@ import numpy as np
 
 from impasto.artworld.captions import with_article
 from impasto.artworld.colours import DARK, LIGHT, MIDDLE
-from impasto.artworld.procedural.contour import drawn, rough
-from impasto.artworld.procedural.look import FLAT, LINE, SILENT, Draw, Look, Words, only
+from impasto.artworld.procedural.contour import line_drawing, rough
+from impasto.artworld.procedural.look import FLAT, LINE, NO_WORDS, Draw, Look, Words, only
 from impasto.artworld.procedural.paint import X, Y, light, mix, noise, shift, stretch, stripes, unpack, wobble
 
 
@@ -25,12 +25,12 @@ def chalk(draw: Draw) -> Look:
         tooth = noise(rng, 0.7) * 0.6 + noise(rng, 2) * 0.4
         if coloured:
             canvas = mix(canvas, 0.75 * colour + 0.2, np.clip(alpha * (0.55 + dust * tooth), 0, 0.8))
-        stroke = np.clip(drawn(rgba, ink, 2.2) * 1.2 * (0.95 + 1.2 * dust * tooth), 0, 0.95)
+        stroke = np.clip(line_drawing(rgba, ink, 2.2) * 1.2 * (0.95 + 1.2 * dust * tooth), 0, 0.95)
         return mix(canvas, main.rgb, stroke)
 
     words = (f"{main.name} chalk drawing", f"drawn in {main.name} chalk", f"dusty {main.name} chalk lines")
-    fill: Words = ("filled with coloured chalk", "coloured chalk areas") if coloured else SILENT
-    hand: Words = ("wobbly", "shaky hand") if shaky > 1.6 else SILENT
+    fill: Words = ("filled with coloured chalk", "coloured chalk areas") if coloured else NO_WORDS
+    hand: Words = ("wobbly", "shaky hand") if shaky > 1.6 else NO_WORDS
     ground = (f"on {with_article(board.name)} blackboard", f"on {with_article(board.name)} chalkboard")
     return Look("chalk", (words, fill, hand, ground), LINE if ink else FLAT, paint)
 
@@ -49,7 +49,7 @@ def blueprint(draw: Draw) -> Look:
         canvas = mix(sheet.rgb + 0.02 * noise(rng, 16)[..., None], main.rgb, net)
         if not ink:
             canvas = mix(canvas, main.rgb, wash * alpha * light(colour))
-        return mix(canvas, main.rgb, drawn(rgba, ink, 1.2) * 0.95)
+        return mix(canvas, main.rgb, line_drawing(rgba, ink, 1.2) * 0.95)
 
     words = (f"blueprint with {main.name} lines", f"technical drawing in {main.name}", f"{main.name} draughting lines")
     thing = with_article(sheet.name)
@@ -73,7 +73,7 @@ def crayon(draw: Draw) -> Look:
         canvas = mix(canvas, np.clip(colour * 1.05, 0, 1), rough(alpha, rng, 0.3, 3) * wax)
         if line is None:
             return canvas
-        edge = np.clip(drawn(rgba, False, 2.8) * 1.3, 0, 1) * np.clip(noise(rng, scale) * 0.4 + 1, 0, 1)
+        edge = np.clip(line_drawing(rgba, False, 2.8) * 1.3, 0, 1) * np.clip(noise(rng, scale) * 0.4 + 1, 0, 1)
         return mix(canvas, line.rgb, edge)
 
     words = ("wax crayon drawing", "child's crayon drawing", "rough crayon strokes")
@@ -98,11 +98,11 @@ def pencil(draw: Draw) -> Look:
             press = np.clip(pressure * (0.75 + streak + 0.12 * noise(rng, 0.7)), 0, 1)
             tone = alpha if tinted else alpha * (1 - stretch(light(colour), alpha)) * 0.85
             canvas = mix(canvas, colour if tinted else lead.rgb, tone * press)
-        return mix(canvas, lead.rgb, np.clip(drawn(rgba, ink, 1.3) * (0.88 + 0.12 * noise(rng, 0.7)), 0, 1))
+        return mix(canvas, lead.rgb, np.clip(line_drawing(rgba, ink, 1.3) * (0.88 + 0.12 * noise(rng, 0.7)), 0, 1))
 
     medium = "coloured pencil" if tinted else f"{lead.name} pencil"
     words = (f"{medium} drawing", f"soft {medium} sketch", f"sketched in {medium}")
-    lined: Words = (f"{lead.name} lines", f"with {lead.name} contours") if tinted else SILENT
+    lined: Words = (f"{lead.name} lines", f"with {lead.name} contours") if tinted else NO_WORDS
     return Look("pencil", (words, lined, (f"on {paper.name} paper",)), LINE if ink else FLAT, paint)
 
 
@@ -119,8 +119,8 @@ def marker(draw: Draw) -> Look:
         band = stripes(pitch, angle + 0.03 * noise(rng, 32), 0.25)
         ink = np.clip(colour * 1.05 + 0.05, 0, 1) * (1 - overlap * band)[..., None]
         canvas = mix(paper.rgb, shift(ink, off, -off, 1.0), shift(alpha, off, -off) * 0.92)
-        return mix(canvas, pen.rgb, np.clip(drawn(rgba, False, 2.0) * 1.2, 0, 1))
+        return mix(canvas, pen.rgb, np.clip(line_drawing(rgba, False, 2.0) * 1.2, 0, 1))
 
     words = ("felt-tip marker drawing", "marker sketch with overlapping strokes", "drawn with felt pens")
-    slip: Words = ("colour beside the lines", "loosely coloured") if off > 1.5 else SILENT
+    slip: Words = ("colour beside the lines", "loosely coloured") if off > 1.5 else NO_WORDS
     return Look("marker", (words, (f"{pen.name} pen lines",), slip, (f"on {paper.name} paper",)), FLAT, paint)

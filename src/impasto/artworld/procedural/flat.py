@@ -7,7 +7,7 @@ import numpy as np
 from impasto.artworld.colours import DARK, LIGHT, MIDDLE, NAMED, VIVID
 from impasto.artworld.procedural.contour import contour, on_ground
 from impasto.artworld.procedural.ground import any_ground
-from impasto.artworld.procedural.look import COLOUR, FLAT, Draw, Look, said, without
+from impasto.artworld.procedural.look import COLOUR, FLAT, Draw, Look, join_names, without
 from impasto.artworld.procedural.paint import (
     SIZE,
     blur,
@@ -39,7 +39,11 @@ def palette(draw: Draw) -> Look:
         level = stretch(blur(light(colour), 0.5), alpha) * len(table)
         return table[np.minimum(level.astype(int), len(table) - 1)]
 
-    words = (f"flat {said(*chosen)} shapes", f"limited palette of {said(*chosen)}", f"flat design in {said(*chosen)}")
+    words = (
+        f"flat {join_names(*chosen)} shapes",
+        f"limited palette of {join_names(*chosen)}",
+        f"flat design in {join_names(*chosen)}",
+    )
     return on_ground("palette", words, draw, ground, contour(draw, ground, 0.6), fill)
 
 
@@ -84,7 +88,11 @@ def gradient_map(draw: Draw) -> Look:
         return ramp(stretch(light(colour), alpha), table)
 
     kind = "inverted tones" if turned else "tones"
-    words = (f"{said(*chosen)} {kind}", f"toned image in {said(*chosen)}", f"gradient map of {said(*chosen)}")
+    words = (
+        f"{join_names(*chosen)} {kind}",
+        f"toned image in {join_names(*chosen)}",
+        f"gradient map of {join_names(*chosen)}",
+    )
     return on_ground("gradient map", words, draw, ground, contour(draw, ground, 0.45, 0.2), fill, COLOUR)
 
 
@@ -155,6 +163,6 @@ def paper_cut(draw: Draw) -> Look:
         canvas = mix(ground.paint(rng), sheet, alpha) + 0.018 * noise(rng, 0.7)[..., None]
         return canvas * (1 - depth * cast)[..., None]
 
-    what = "layered coloured paper" if own else f"layered {said(*chosen)} paper"
+    what = "layered coloured paper" if own else f"layered {join_names(*chosen)} paper"
     words = (f"cut from {what}", f"paper collage of {what}", f"{what} cut-outs")
     return Look("paper cut", (words, ground.words), FLAT, paint)

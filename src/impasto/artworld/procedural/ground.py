@@ -1,4 +1,4 @@
-"""Grounds: what a picture stands on."""
+"""Backgrounds of looks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from impasto.artworld.procedural.paint import SIZE, X, Y, dots, mix, noise, ramp
 
 @dataclass(frozen=True)
 class Ground:
-    """`main` is its prevailing colour."""
+    """main: the dominant colour. words: descriptions. paint: rng -> canvas."""
 
     main: Colour
     words: Words
@@ -22,7 +22,7 @@ class Ground:
 
 
 def any_ground(draw: Draw, pool: dict[str, RGB] = NAMED, fancy: float = 0.45) -> Ground:
-    """A ground with colours of `pool`; the share `fancy` is more than one plain colour."""
+    """A ground with colours of `pool`, with probability `fancy` patterned, else plain."""
     main = draw.colour(pool)
     if not draw.chance(fancy):
         return plain(main)
@@ -42,7 +42,7 @@ def gradient(draw: Draw, main: Colour, other: Colour) -> Ground:
 
 
 def slope_of(angle: float, length: float) -> np.ndarray:
-    """0 to 1 across the canvas in the direction `angle`, within `length` pixels round its middle."""
+    """A plane from 0 to 1 in the direction `angle` over `length` pixels around the centre."""
     return np.clip(((X - 63.5) * cos(angle) + (Y - 63.5) * sin(angle)) / length + 0.5, 0, 1)
 
 

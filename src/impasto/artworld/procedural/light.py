@@ -5,7 +5,7 @@ from math import cos, pi, sin
 import numpy as np
 
 from impasto.artworld.colours import DARK, VIVID
-from impasto.artworld.procedural.contour import contour, drawn, lines, on_ground
+from impasto.artworld.procedural.contour import contour, line_drawing, lines, on_ground
 from impasto.artworld.procedural.ground import any_ground, slope_of
 from impasto.artworld.procedural.look import FLAT, INK, Draw, Look, only
 from impasto.artworld.procedural.paint import (
@@ -69,7 +69,7 @@ def neon(draw: Draw) -> Look:
 
     def paint(rgba, rng):
         colour, alpha = unpack(rgba)
-        tube = drawn(rgba, ink)
+        tube = line_drawing(rgba, ink)
         if own:
             hue = spread_colour(colour, alpha, 2.5)
             hue = hue / np.maximum(hue.max(-1, keepdims=True), 0.25)

@@ -1,7 +1,7 @@
-"""Pixel work for procedural styles: planes float32 [128, 128] and pictures float32 [128, 128, 3], values in 0..1.
+"""Pixel operations for procedural styles: planes float32 [128, 128] and images float32 [128, 128, 3], values in 0..1.
 
-Everything is numpy and Pillow, some tenths of a millisecond each. Noise and cells come from small banks that are made
-once, by fixed seeds; a random place, turn and contrast make them new each time.
+In numpy and Pillow, some tenths of a millisecond each. Noise and cells come from small banks, computed once from fixed
+seeds, varied by random offset, orientation and contrast.
 """
 
 from functools import cache
@@ -49,15 +49,15 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def spread_colour(colour: Picture, alpha: Plane, sigma: float) -> Picture:
-    """The colour blurred among itself, also a little beyond its edge: blur(colour * alpha) / blur(alpha)."""
+    """The colour blurred inside the shape and extended beyond its edge: blur(colour * alpha) / blur(alpha)."""
     weight = blur(alpha, sigma)
     return np.clip(blur(colour * alpha[..., None], sigma) / np.maximum(weight, 0.02)[..., None], 0, 1)
 
 
 def grow(alpha: Plane, width: float) -> Plane:
-    """The shape widened by `width` pixels (narrowed where negative), with soft edges and round corners.
+    """The shape dilated by `width` pixels (eroded if negative), with soft edges and round corners.
 
-    A straight edge blurred by sigma has the value Phi(-d / sigma) at the distance d outside; so that is the threshold.
+    A straight edge blurred by sigma has the value Phi(-d / sigma) at the distance d outside: the threshold.
     """
     sigma = 0.55 * abs(width) + 0.6
     z = width / sigma
@@ -67,7 +67,7 @@ def grow(alpha: Plane, width: float) -> Plane:
 
 
 def edges(colour: Picture, alpha: Plane, low: float = 0.10, high: float = 0.30) -> Plane:
-    """Contours of the shape and of the colour areas inside it: soft lines of about two pixels."""
+    """Contours of the shape and of the colour areas inside it, as soft lines of about two pixels."""
     strength = np.zeros(alpha.shape, np.float32)
     for plane in (*(colour[..., i] * alpha for i in range(3)), alpha):
         np.maximum(strength[:, 1:-1], np.abs(plane[:, 2:] - plane[:, :-2]), out=strength[:, 1:-1])
@@ -76,12 +76,12 @@ def edges(colour: Picture, alpha: Plane, low: float = 0.10, high: float = 0.30) 
 
 
 def posterise(picture: Picture, levels: int) -> Picture:
-    """Each channel in `levels` steps from 0 to 1."""
+    """Each channel quantised to `levels` steps from 0 to 1."""
     return np.minimum(np.floor(picture * levels), levels - 1) / (levels - 1)
 
 
 def ramp(plane: Plane, colours: list[np.ndarray]) -> Picture:
-    """0..1 -> along a gradient of `colours` ([3] each, evenly spaced)."""
+    """Map 0..1 to a gradient of `colours` ([3] each, evenly spaced)."""
     table = np.stack(
         [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(colours)), [c[i] for c in colours]) for i in range(3)],
         -1,
@@ -90,7 +90,7 @@ def ramp(plane: Plane, colours: list[np.ndarray]) -> Picture:
 
 
 def stretch(plane: Plane, alpha: Plane) -> Plane:
-    """Values inside the shape stretched to 0..1 (5th and 95th percentile), so that pale and dark art have contrast."""
+    """Contrast stretch: 5th to 95th percentile of the values inside the shape -> 0..1."""
     inside = plane[alpha > 0.5]
     if len(inside) < 9:
         return plane
@@ -101,7 +101,7 @@ def stretch(plane: Plane, alpha: Plane) -> Plane:
 
 
 def turn_hue(picture: Picture, angle: float, saturation: float = 1.0) -> Picture:
-    """Colours turned round the grey axis by `angle` radians and made stronger or weaker."""
+    """Rotate hues around the grey axis by `angle` radians and scale saturation."""
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     turn = np.array([[1, 0, 0], [0, cos(angle), -sin(angle)], [0, sin(angle), cos(angle)]])
     matrix = np.linalg.inv(to_yiq) @ (turn * [[1], [saturation], [saturation]]) @ to_yiq
@@ -109,7 +109,7 @@ def turn_hue(picture: Picture, angle: float, saturation: float = 1.0) -> Picture
 
 
 def nearest_colour(picture: Picture, palette: list[np.ndarray]) -> Picture:
-    """Every pixel in the palette's nearest colour."""
+    """Every pixel replaced by the nearest colour of the palette."""
     colours = np.stack(palette).astype(np.float32)
     distance = (colours**2).sum(-1) - 2 * picture @ colours.T
     return colours[distance.argmin(-1)]
@@ -142,7 +142,7 @@ def _noise_bank(index: int, streaks: bool) -> np.ndarray:
 
 
 def shift(plane: np.ndarray, dx: float, dy: float, fill: float = 0.0) -> np.ndarray:
-    """Moved by whole pixels; what comes in from outside is `fill`."""
+    """Shift by whole pixels; pixels from outside are `fill`."""
     dx, dy = round(dx), round(dy)
     moved = np.full_like(plane, fill)
     h, w = plane.shape[:2]
@@ -153,7 +153,7 @@ def shift(plane: np.ndarray, dx: float, dy: float, fill: float = 0.0) -> np.ndar
 
 
 def wobble(rgba: np.ndarray, rng: Random, amount: float) -> np.ndarray:
-    """Drawn by an unsteady hand: points moved by up to some `amount` pixels (uint8 [128, 128, 4] in and out)."""
+    """Random smooth distortion by up to about `amount` pixels (uint8 [128, 128, 4] in and out)."""
     count = 8
     step = SIZE // count
     moved = [[(rng.random() - 0.5, rng.random() - 0.5) for _ in range(count + 1)] for _ in range(count + 1)]
@@ -178,7 +178,7 @@ def wobble(rgba: np.ndarray, rng: Random, amount: float) -> np.ndarray:
 
 
 def dots(pitch: float, angle: float, tone: Plane | float, phase: tuple[float, float] = (0.0, 0.0)) -> Plane:
-    """Halftone: round dots on a turned grid, `pitch` pixels apart; they cover about the share `tone` (0..1)."""
+    """Halftone: round dots on a grid rotated by `angle`, `pitch` pixels apart, covering about the share `tone`."""
     u = (X * cos(angle) + Y * sin(angle)) * (2 * pi / pitch) + phase[0]
     v = (Y * cos(angle) - X * sin(angle)) * (2 * pi / pitch) + phase[1]
     screen = (np.cos(u) + np.cos(v)) / 4 + 0.5
@@ -192,7 +192,7 @@ def stripes(pitch: float, angle: float | Plane, share: float = 0.5) -> Plane:
 
 
 def cells(rng: Random, size: float) -> tuple[np.ndarray, Plane]:
-    """Irregular tiles of about `size` pixels: labels int64 [128, 128], and a pixel's way to the next tile in pixels."""
+    """Irregular tiles of about `size` pixels: (labels int64 [128, 128], distance to the tile's border in pixels)."""
     labels, margin = _cell_bank(min(range(len(_CELLS)), key=lambda i: abs(_CELLS[i] - size)), int(rng.random() * 4))
     turn = int(rng.random() * 8)
     flips = (slice(None, None, -1 if turn & 1 else 1), slice(None, None, -1 if turn & 2 else 1))
@@ -205,7 +205,7 @@ _CELLS = (4.6, 5.5, 7.0, 9.0, 12.0, 16.0, 20.0)
 
 @cache
 def _cell_bank(index: int, variant: int) -> tuple[np.ndarray, Plane]:
-    """Voronoi cells of a jittered hexagonal grid; a pixel's tile is among the 25 around its place in the grid."""
+    """Voronoi cells of a jittered hexagonal grid; candidates of a pixel are the 25 nearest grid points."""
     rng, step = np.random.default_rng([11, index, variant]), _CELLS[index]
     rise = step * 0.87
     height, width = int(SIZE / rise) + 6, int(SIZE / step) + 6
@@ -225,7 +225,7 @@ def _cell_bank(index: int, variant: int) -> tuple[np.ndarray, Plane]:
 
 
 def areas(labels: np.ndarray, colour: Picture, alpha: Plane) -> np.ndarray:
-    """Tiles cut where the shape, or a light area in it, ends: from the labels of `cells`, finer ones."""
+    """The labels of `cells`, with tiles split at the borders of the shape and of its bright areas."""
     bright = light(colour)
     inside = alpha > 0.5
     middle = np.median(bright[inside]) if inside.any() else 0.5
@@ -233,7 +233,7 @@ def areas(labels: np.ndarray, colour: Picture, alpha: Plane) -> np.ndarray:
 
 
 def cell_means(values: np.ndarray, labels: np.ndarray, weight: Plane | None = None) -> np.ndarray:
-    """Every pixel takes its tile's mean of `values` (plane or picture), weighted by `weight`."""
+    """The mean of `values` (plane or image) over each pixel's tile, weighted by `weight`."""
     flat = labels.ravel()
     w = np.ones(flat.shape, np.float32) if weight is None else weight.ravel() + 1e-4
     total = np.bincount(flat, w)

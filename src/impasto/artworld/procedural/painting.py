@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from impasto.artworld.colours import DARK, LIGHT
-from impasto.artworld.procedural.contour import drawn, rough
+from impasto.artworld.procedural.contour import line_drawing, rough
 from impasto.artworld.procedural.ground import any_ground
-from impasto.artworld.procedural.look import FLAT, INK, SILENT, Draw, Look, Words, only
+from impasto.artworld.procedural.look import FLAT, INK, NO_WORDS, Draw, Look, Words, only
 from impasto.artworld.procedural.paint import (
     areas,
     blur,
@@ -41,11 +41,11 @@ def watercolour(draw: Draw) -> Look:
         pools = 0.82 + 0.12 * noise(rng, 10) + 0.04 * noise(rng, 1.2) + dried * rim
         wash = np.clip(shape * pools * strength, 0, 1) + 0.12 * blur(shape, 4) * (1 - shape)
         canvas = (paper.rgb + 0.02 * noise(rng, 1.2)[..., None]) * mix(np.ones(3, np.float32), pigment, wash)
-        return mix(canvas, pen.rgb, drawn(rgba, False, 1.2) * 0.85) if pen else canvas
+        return mix(canvas, pen.rgb, line_drawing(rgba, False, 1.2) * 0.85) if pen else canvas
 
     words = ("watercolour painting", "watercolour wash with bleeding edges", "loose watercolour")
     wet: Words = ("soft bleeding colours", "wet edges") if bleed > 0.22 else ("with dark dried edges", "")
-    lined: Words = (f"{pen.name} pen lines", f"with {pen.name} pen") if pen else SILENT
+    lined: Words = (f"{pen.name} pen lines", f"with {pen.name} pen") if pen else NO_WORDS
     return Look("watercolour", (words, lined, wet, (f"on {paper.name} paper",)), FLAT, paint)
 
 
@@ -99,7 +99,7 @@ def spray(draw: Draw) -> Look:
         canvas = mix(wall.paint(rng), hue, specks)
         canvas = mix(canvas, line.rgb, blur(grow(alpha, width), soft * 0.8))
         canvas = mix(canvas, hue, blur(alpha, soft * 0.4))
-        return mix(canvas, line.rgb, 0.75 * drawn(rgba, False, 2.2))
+        return mix(canvas, line.rgb, 0.75 * line_drawing(rgba, False, 2.2))
 
     words = ("spray-painted graffiti", "graffiti with soft overspray", "spray can street art")
     return Look("spray", (words, (f"{line.name} outline", f"bold {line.name} lines"), wall.words), FLAT, paint)
@@ -121,7 +121,7 @@ def brush_ink(draw: Draw) -> Look:
             return mix(canvas, main.rgb, rough(alpha, rng, 0.15, 3) * np.clip(1 - streak, 0.1, 1))
         tone = 1 - stretch(light(blur(colour, 0.8)), alpha)
         wash = rough(alpha, rng, 0.25, 8) * np.clip(0.15 + washed * tone + 0.1 * noise(rng, 8), 0, 1)
-        stroke = np.clip(drawn(rgba, False, 2.8) * 1.4 - streak, 0, 0.95)
+        stroke = np.clip(line_drawing(rgba, False, 2.8) * 1.4 - streak, 0, 0.95)
         return mix(canvas, main.rgb, np.maximum(wash, stroke))
 
     words = (f"{main.name} brush and ink drawing", f"ink wash in {main.name}", f"{main.name} ink painting")

@@ -7,7 +7,7 @@ import numpy as np
 from impasto.artworld.colours import DARK, LIGHT, MIDDLE, NAMED, VIVID
 from impasto.artworld.procedural.contour import contour, on_ground, rough
 from impasto.artworld.procedural.ground import any_ground
-from impasto.artworld.procedural.look import FLAT, INK, SILENT, Draw, Look, Words, without
+from impasto.artworld.procedural.look import FLAT, INK, NO_WORDS, Draw, Look, Words, without
 from impasto.artworld.procedural.paint import (
     X,
     Y,
@@ -89,5 +89,5 @@ def block_print(draw: Draw) -> Look:
         return mix(canvas, ink.rgb, shape * np.clip(0.97 - patchy * np.maximum(uneven, 0), 0.1, 1))
 
     words = (f"{ink.name} block print", f"lino print in {ink.name} ink", f"stamped in uneven {ink.name} ink")
-    bare: Words = ("the subject left bare", "printed around the bare subject") if turned else SILENT
+    bare: Words = ("the subject left bare", "printed around the bare subject") if turned else NO_WORDS
     return Look("block print", (words, bare, (f"on {paper.name} paper", f"on {paper.name}")), INK, paint)

@@ -1,4 +1,4 @@
-"""One ruler for all pictures: generated ones, those of the base without adapter and the true ones get the same rows."""
+"""The scorer: the same rows of scores for generated images, images of the base without adapter, and true images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from impasto.evaluate.samples import to_tensor
 
 
 @dataclass(frozen=True)
-class Ruler:
-    """The instruments and what they measure against. None (or an empty dict) is "unknown"; its scores are None.
+class Scorer:
+    """Judges, encoder and targets. None (or an empty dict) is unknown; the scores that need it are None.
 
-    judges: `artworld.judges.Judges`; encoder: small CLIP or another; style: id of the asked style; reference: the
-    picture that was trained on, and its concept; truths: concept -> true picture in the asked style.
+    judges: `judges.model.Judges`; encoder: small CLIP or another; style: id of the expected style; reference,
+    reference_concept: the training image and its concept; truths: concept -> true image in the style.
     """
 
     judges: Any
@@ -38,29 +38,28 @@ class Ruler:
         prompts: Sequence[str | None],
         true: bool = False,
     ) -> list[Row]:
-        """One row of scores per image. `true`: these are the true pictures themselves, paired with nothing.
+        """One row of scores per image. true: the images are the true images, which are not paired.
 
-        images: taken BATCH at a time, each once, and not kept.
+        images: consumed BATCH at a time, not kept.
         """
-        rows, embedded, left = [], [], iter(images)
+        rows, embedded, remaining = [], [], iter(images)
         for start in range(0, len(concepts), BATCH):
-            part, vectors = self._seen(list(islice(left, BATCH)), concepts[start : start + BATCH], true)
+            part, vectors = self._score_batch(list(islice(remaining, BATCH)), concepts[start : start + BATCH], true)
             rows += part
             embedded += vectors
         if self.encoder is not None and rows:
             self._clip(rows, self.encoder, torch.cat(embedded), concepts, prompts, true)
         return rows
 
-    def _seen(
+    def _score_batch(
         self, images: list[Image.Image], concepts: Sequence[int | None], true: bool
     ) -> tuple[list[Row], list[Tensor]]:
-        """What the judges and the true pictures say of some images, and what the encoder makes of them, if there is
-        one."""
+        """(rows with the judges' and paired scores, [encoder embeddings] or [])."""
         pixels = to_tensor(images)
-        seen = self.judges.concept(pixels)
+        probabilities = self.judges.concept(pixels)
         style = style_rows(self.judges.style(pixels), self.judges.style_names, self.judges.kinds, self.style)
-        concept = concept_rows(seen, self.judges.labels, concepts)
-        leak = leaks(seen, concepts, self.reference_concept, self.judges.concept_threshold)
+        concept = concept_rows(probabilities, self.judges.labels, concepts)
+        leak = leaks(probabilities, concepts, self.reference_concept, self.judges.concept_threshold)
         rows = [a | b | {"leakage": c} for a, b, c in zip(style, concept, leak, strict=True)]
         self._add(rows, "style_cosine", self._style_cosine(pixels))
         if not true:
@@ -68,7 +67,7 @@ class Ruler:
         return rows, [] if self.encoder is None else [self.encoder.images(images)]
 
     def _add(self, rows: list[Row], name: str, values: Tensor | None, index: Sequence[int] | None = None) -> None:
-        """Put values [n] into rows `index` (default: all); nan and None leave the score unknown."""
+        """Put values [n] into rows `index` (default: all); NaN and None leave the score None."""
         for row in rows:
             row.setdefault(name, None)
         if values is not None:
@@ -89,7 +88,7 @@ class Ruler:
             self._add(rows, "mse", paired.mse(pixels[index], true_pixels), index)
 
     def _paired(self, concepts: Sequence[int | None]) -> tuple[list[int], list[Image.Image]]:
-        """Positions of the images whose true picture is known, and these pictures."""
+        """(positions of the images with a known true image, these true images)."""
         known = [(i, self.truths[c]) for i, c in enumerate(concepts) if c is not None and c in self.truths]
         return [i for i, _ in known], [picture for _, picture in known]
 
@@ -106,12 +105,12 @@ class Ruler:
             self._add(rows, "clip_i_reference", clip.clip_i_reference(embedded, encoder.images([self.reference])))
         index, pictures = self._paired(concepts)
         if index:
-            asked = [c for c in concepts if c is not None and c in self.truths]
+            cells = [c for c in concepts if c is not None and c in self.truths]
             truths = encoder.images(pictures)
-            self._add(rows, "clip_i_style", clip.clip_i_style(embedded[index], truths, asked, asked), index)
+            self._add(rows, "clip_i_style", clip.clip_i_style(embedded[index], truths, cells, cells), index)
             if not true:
                 self._add(rows, "clip_i_paired", clip.clip_i_paired(embedded[index], truths), index)
-        told = [i for i, prompt in enumerate(prompts) if prompt]
-        texts = encoder.texts([prompts[i] or "" for i in told]) if told else None
+        known = [i for i, prompt in enumerate(prompts) if prompt]
+        texts = encoder.texts([prompts[i] or "" for i in known]) if known else None
         if texts is not None:
-            self._add(rows, "clip_t", clip.clip_t(embedded[told], texts), told)
+            self._add(rows, "clip_t", clip.clip_t(embedded[known], texts), known)
