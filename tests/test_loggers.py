@@ -4,6 +4,7 @@ import pytest
 
 from impasto.config import make_config
 from impasto.errors import UserError
+from impasto.training.plan import dry_run
 from impasto.training.run_folder import RunFolder, check_wandb
 from impasto.training.train import train
 
@@ -35,7 +36,7 @@ def test_wandb_without_a_login_is_told_before_anything_is_read(tmp_path, monkeyp
     wandb.teardown()  # what it knows of the environment
     config = make_config(base="nowhere/at-all", out=tmp_path / "run", wandb=True)
     told = r"--wandb cannot be had \(.*\): `wandb login`, or WANDB_MODE=offline"
-    for begin in (plan, train):
+    for begin in (dry_run, train):
         with pytest.raises(UserError, match=told):
             begin(config)
     assert not config.out.exists()

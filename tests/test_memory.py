@@ -2,7 +2,6 @@
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +55,7 @@ def test_flux_in_numbers(flux):
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "convolution"), ("conv_in", "ff.net.2")])
 def test_the_adapter_that_is_trained_is_the_one_that_is_planned(tiny_sd15, targets):
     family = loader.load(str(tiny_sd15), device="cpu")
-    size = memory.size_of(memory.meta_model(family), family, replace(CONFIG, targets=targets, rank=3))
+    size = memory.size_of(memory.meta_model(family), family, change(CONFIG, targets=targets, rank=3))
     made = lora.add(family, LoRA(rank=3, alpha=None, targets=targets), 0)
     assert size.adapter == sum(p.numel() for p in made.values())
 
@@ -84,9 +83,9 @@ def test_the_fewest_trades_that_fit(flux, every_package):
     for g, how in chosen.items():
         assert memory.memory(flux, CONFIG, how) <= 0.92 * g * GB and not how.offload
         assert "a step takes about" in "; ".join(how.why) and f"of {g} GB (NVIDIA H200)" in how.why[0]
-    assert not choose(replace(CONFIG, steps=100), card(141), flux, "bf16").compile
-    assert choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").compile
-    assert "compiled" in choose(replace(CONFIG, steps=2000), card(141), flux, "bf16").why[-1]
+    assert not choose(change(CONFIG, steps=100), card(141), flux, "bf16").compile
+    assert choose(change(CONFIG, steps=2000), card(141), flux, "bf16").compile
+    assert "compiled" in choose(change(CONFIG, steps=2000), card(141), flux, "bf16").why[-1]
 
 
 def test_without_the_extra_it_offloads_and_says_when_nothing_fits(flux, monkeypatch):
@@ -98,11 +97,11 @@ def test_without_the_extra_it_offloads_and_says_when_nothing_fits(flux, monkeypa
 
 
 def test_flags_are_not_overruled(flux, every_package):
-    kept = choose(replace(CONFIG, checkpointing=0.0, quantize="none", offload="off"), card(24), flux, "bf16")
+    kept = choose(change(CONFIG, checkpointing=0.0, quantize="none", offload="off"), card(24), flux, "bf16")
     assert (kept.checkpointing, kept.quantize, kept.offload) == (0.0, "none", False)
     assert "does not fit" in "; ".join(kept.why)
-    assert choose(replace(CONFIG, checkpointing=1.0), card(141), flux, "bf16").checkpointing == 1.0
-    assert choose(replace(CONFIG, compile="on"), card(141), flux, "bf16").compile
+    assert choose(change(CONFIG, checkpointing=1.0), card(141), flux, "bf16").checkpointing == 1.0
+    assert choose(change(CONFIG, compile="on"), card(141), flux, "bf16").compile
 
 
 def test_each_trade_saves_and_costs(flux):
@@ -112,7 +111,7 @@ def test_each_trade_saves_and_costs(flux):
     assert bytes_ == sorted(bytes_, reverse=True) and bytes_[0] - bytes_[2] > 40 * GB
     times = [memory.seconds(flux, CONFIG, r, of) for r in (plain, half, full, ExecutionPlan(1.0, offload=True))]
     assert times == sorted(times) and times[0] == pytest.approx(4 * 0.34, rel=0.05)  # 4 x market.md's .34 s
-    eight = replace(CONFIG, optimizer="adamw8bit")
+    eight = change(CONFIG, optimizer="adamw8bit")
     assert memory.memory(flux, CONFIG, plain) - memory.memory(flux, eight, plain) == pytest.approx(
         1.03 * 6 * flux.adapter
     )
@@ -124,16 +123,16 @@ def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package
     train = 2 * flux.linear + 3.5 * flux.attention
     once = memory.seconds(flux, CONFIG, plain, of)
     for batch, more in ((1, 1), (4, 2)):
-        prior = replace(CONFIG, batch=batch, prior_weight=1.0)
-        assert memory.memory(flux, prior, plain) == memory.memory(flux, replace(CONFIG, batch=batch + more), plain)
+        prior = change(CONFIG, batch=batch, prior_weight=1.0)
+        assert memory.memory(flux, prior, plain) == memory.memory(flux, change(CONFIG, batch=batch + more), plain)
         cost = (batch + more) * train + more * forward
         assert memory.seconds(flux, prior, plain, of) == pytest.approx(once * cost / train)
-    dco = replace(CONFIG, objective="dco")
+    dco = change(CONFIG, objective="dco")
     assert memory.memory(flux, dco, plain) == memory.memory(flux, CONFIG, plain)
     assert memory.seconds(flux, dco, plain, of) == pytest.approx(once * (1 + forward / train))
     fetched, both = (memory.seconds(flux, c, ExecutionPlan(1.0, offload=True), of) for c in (CONFIG, dco))
     assert both - fetched == pytest.approx(4 * (forward / (0.5 * of.peak) + 4 * flux.block_weights / 20e9))
-    assert choose(replace(CONFIG, prior_weight=1.0), card(80), flux, "bf16").checkpointing > 0.25
+    assert choose(change(CONFIG, prior_weight=1.0), card(80), flux, "bf16").checkpointing > 0.25
 
 
 def test_what_is_not_known_is_said(flux):
@@ -210,13 +209,13 @@ def sdxl_clips():
 
 def test_text_encoders_that_are_trained_are_counted(flux, sdxl_clips):
     """CLIP ViT-L has 123,060,480 weights, bigG's text half 694,659,840 (their published checkpoints)."""
-    size = memory.with_clips(flux, sdxl_clips, CONFIG)
+    size = memory.with_clips(flux, sdxl_clips, CONFIG.adapter.rank)
     assert size.clip_weights == 123_060_480 + 694_659_840
     assert size.adapter - flux.adapter == 32 * 4 * 2 * (12 * 768 + 32 * 1280)
     activations = 34 * 77 * (12 * 768 + 32 * 1280)
     assert size.clip_activations == activations
     for share, batch in ((0.0, 1), (1.0, 3)):  # computing blocks again saves nothing there
-        config = replace(CONFIG, batch=batch)
+        config = change(CONFIG, batch=batch)
         more = memory.memory(size, config, ExecutionPlan(share)) - memory.memory(flux, config, ExecutionPlan(share))
         assert more == pytest.approx(
             1.03 * (2 * size.clip_weights + 20 * (size.adapter - flux.adapter) + batch * activations)
@@ -229,7 +228,7 @@ def test_text_encoders_that_are_trained_are_counted(flux, sdxl_clips):
 
 def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     """What the planner reads from the folder is what is trained."""
-    from impasto.adapters import text_encoder as text
+    from impasto.adapters.text_encoder import build_text
 
     family = loader.load(str(tiny_sdxl), device="cpu")
     sizes = {}
@@ -241,7 +240,7 @@ def test_a_plan_counts_them_when_they_are_trained(tiny_sdxl, monkeypatch):
     assert sizes[8].clip_weights == 0 and "clip" not in vars(family)
     models = [family.clip.text_encoder, family.clip.text_encoder_2]
     assert sizes[4].clip_weights == sum(p.numel() for model in models for p in model.parameters())
-    added = text.add(resolve(base=str(tiny_sdxl), rank=4, text_encoder_lora=True), family)
+    added = build_text(resolve(base=str(tiny_sdxl), rank=4, text_encoder_lora=True)).attach(family)
     plain = memory.size_of(memory.meta_model(family), family, make_config(rank=4, size=16), 4).adapter
     assert sizes[4].adapter - plain == sum(p.numel() for p in added.values())
 
@@ -254,13 +253,13 @@ def test_advice_names_what_is_left_to_try():
     )
     last = change(config, batch=1, optimizer="adamw8bit")
     assert memory.oom_hint_train(last, ExecutionPlan(1.0, quantize="nf4")) == "with another --out try --size 512"
-    assert memory.oom_hint_train(replace(last, size=256), ExecutionPlan(1.0), "cuda").startswith(
+    assert memory.oom_hint_train(change(last, size=256), ExecutionPlan(1.0), "cuda").startswith(
         "the same command with --offload on"
     )
     assert "--offload" not in memory.oom_hint_train(last, ExecutionPlan(1.0), "cpu") + memory.oom_hint_train(
         last, ExecutionPlan(1.0, offload=True), "cuda"
     )
-    small = replace(last, size=256)
+    small = change(last, size=256)
     assert (
         memory.oom_hint_train(small, ExecutionPlan(1.0, offload=True), "cuda")
         == "this device is too small for this base"
@@ -276,7 +275,7 @@ def test_a_sharded_base_is_neither_quantised_nor_offloaded_and_takes_its_share(f
     assert (small.quantize, small.offload) == ("none", False) and "does not fit by the estimate" in "; ".join(small.why)
     for flags in ({"offload": "on"}, {"quantize": "nf4"}):
         with pytest.raises(UserError, match="does not work with a base sharded over processes"):
-            choose(replace(CONFIG, **flags), card(48), flux, "bf16", 4)
+            choose(change(CONFIG, **flags), card(48), flux, "bf16", 4)
 
 
 def test_an_offloaded_base_keeps_what_is_no_block_s_linear_layer(flux):

@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from impasto import objectives
 from impasto.adapters.lora import endings
 from impasto.bases import loader
 from impasto.config import TrainConfig, flatten, read_recipe, recipes, resolve
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.objectives.base import build_objective
+from impasto.objectives.config import DCO, Denoise
 from impasto.training import prior
 
 CANNOT = {("style-friendly-image-stream", name): "target 'image_stream' matches no layer" for name in ("sd15", "sdxl")}
@@ -43,8 +43,8 @@ def test_every_recipe_on_every_family(named):
 
 
 @pytest.fixture(autouse=True)
-def _priors_without_drawing(monkeypatch):
-    """What prior preservation keeps is drawn in tests/objectives: here it is taken for granted."""
+def _priors_without_images(monkeypatch):
+    """Images for prior preservation are tested in tests/objectives."""
     monkeypatch.setattr(prior.PriorSampler, "latent", lambda self, prompt, seed: torch.zeros(1, 4, 8, 8))
 
 
@@ -54,8 +54,8 @@ def test_every_recipe_says_what_it_is():
         comment = [line for line in lines if line.startswith("#")]
         assert lines[0] in comment and len(" ".join(comment)) > 80, name
         assert max(map(len, lines)) <= 120, name
-        assert "noise" in read_recipe(name) and "rank" in read_recipe(name), name
-        assert not {"lr", "steps", "batch", "accumulate", "size"} & read_recipe(name).keys(), name  # the base's own
+        assert {"noise.name", "adapter.rank"} <= read_recipe(name).keys(), name
+        assert not any(path.startswith(("optim.", "data.")) for path in read_recipe(name)), name  # the base's own
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,32 @@ def test_the_matched_means_are_sd3_s_rule():
         assert two - one == pytest.approx(move, abs=2e-3)
 
 
+def differing(one, two):
+    return {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
+
+
 def test_keep_content_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s_law():
     for base in (SD35, FLUX):
         one, two = flatten(resolve("keep-content", base)), flatten(resolve("style-friendly", base))
-        assert {key for key in one if one[key] != two[key]} == {"recipe", "prior_weight", "prior_prompt"}
+        assert differing(one, two) == {"recipe", "prior_weight", "prior_prompt"}
     small, plain = flatten(resolve("keep-content", "mini-sd3")), flatten(resolve("sd3-sampler", "mini-sd3"))
-    assert {k for k in small if small[k] != plain[k]} == {"recipe", "prior_weight", "prior_batch", "lr"}
+    assert differing(small, plain) == {"recipe", "prior_weight", "prior_batch", "lr"}
     one, two = flatten(resolve("keep-content", "mini-sd15")), flatten(resolve("style-friendly", "mini-sd15"))
-    assert {key for key in one if one[key] != two[key]} == {"recipe", "prior_weight", "prior_batch"}
+    assert differing(one, two) == {"recipe", "prior_weight", "prior_batch"}
+
+
+DCO_KEYS = {"dco_beta", "dco_reduction", "weighting", "gamma"}
+"""Of the one and of the other objective."""
 
 
 @pytest.mark.parametrize(
     ("recipe", "of", "differs"),
     [
-        ("dco", "sd3-sampler", {"objective"}),
+        ("dco", "sd3-sampler", {"objective", *DCO_KEYS}),
         ("dco-100", "dco", {"dco_beta"}),
         ("dco-1000", "dco", {"dco_beta"}),
         ("dco-sum", "dco", {"dco_reduction"}),
-        ("dco-style-friendly", "style-friendly", {"objective"}),
+        ("dco-style-friendly", "style-friendly", {"objective", *DCO_KEYS}),
         ("sd3-offset", "sd3-sampler", {"offset_noise"}),
         ("style-friendly-offset", "style-friendly", {"offset_noise"}),
         ("style-friendly-128px", "style-friendly", {"noise_mean"}),
@@ -116,16 +124,16 @@ def test_keep_content_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s
 def test_an_ablation_changes_one_thing(recipe, of, differs):
     for base in ("mini-sd3", SD35, FLUX):
         one, two = flatten(resolve(recipe, base)), flatten(resolve(of, base))
-        assert {key for key in one if one[key] != two[key]} == differs | {"recipe"}
+        assert differing(one, two) == differs | {"recipe"}
 
 
 def test_the_text_stream_ablation_is_the_paper_s(tiny_sd3, tiny_flux):
     """P-SF C.1 on SD3.5: without add_*_proj and to_add_out. On FLUX the paper's list less add_*_proj, by its card."""
     one = loader.load(str(tiny_sd3), device="cpu", precision="fp32")
-    assert endings(one, resolve("style-friendly-image-stream", SD35).targets) == QKVO
+    assert endings(one, resolve("style-friendly-image-stream", SD35).adapter.targets) == QKVO
     two = loader.load(str(tiny_flux), device="cpu", precision="fp32")
     whole, ablated = (
-        set(endings(two, resolve(r, FLUX).targets)) for r in ("style-friendly", "style-friendly-image-stream")
+        set(endings(two, resolve(r, FLUX).adapter.targets)) for r in ("style-friendly", "style-friendly-image-stream")
     )
     assert whole - ablated == {"add_q_proj", "add_k_proj", "add_v_proj"} and ablated == {*QKVO, "proj_mlp", "proj_out"}
 
@@ -137,11 +145,9 @@ def test_flags_and_recipe_of_the_new_keys(tmp_path):
     config = resolve("dco-sum", offset_noise=0.2)
     (tmp_path / "recipe.toml").write_text(recipe_text(config, {}))
     again = resolve(str(tmp_path / "recipe.toml"))
-    keys = ("objective", "dco_beta", "dco_reduction", "offset_noise")
-    assert [getattr(again, key) for key in keys] == ["dco", 1.0, "sum", 0.2]
-    with pytest.raises(UserError, match="have no effect without --objective dco"):
-        objectives.check(resolve("dco-sum", objective="denoise"))
-    assert TrainConfig().offset_noise == 0
+    assert again.objective == config.objective == DCO(beta=1.0, reduction="sum") and again.noise.offset == 0.2
+    assert resolve("dco-sum", objective="denoise").objective == Denoise()
+    assert TrainConfig().noise.offset == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve("dco-1000")

@@ -69,7 +69,7 @@ def test_checkpointing_changes_nothing_but_memory(tiny_sd3, plain, share):
 
 @pytest.mark.parametrize(("share", "n", "chosen"), [(0, 8, 0), (0.25, 8, 2), (0.5, 7, 3), (0.75, 8, 6), (1, 57, 57)])
 def test_a_share_is_spread_evenly(share, n, chosen):
-    blocks = [PartialCheckpointing(share).chosen(i) for i in range(n)]
+    blocks = [running.PartialCheckpointing(share).chosen(i) for i in range(n)]
     assert sum(blocks) == chosen
     if 0 < share <= 0.5:
         assert not any(a and b for a, b in itertools.pairwise(blocks))

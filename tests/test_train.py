@@ -29,7 +29,7 @@ from impasto.noise.laws import noise_law
 from impasto.sampling.sample import Sampling
 from impasto.training import sheet as checkpoints
 from impasto.training.checkpoints import saved_states, states
-from impasto.training.plan import dry_run as dry_run
+from impasto.training.plan import dry_run
 from impasto.training.run_folder import RunFolder, recipe_text
 from impasto.training.train import train
 from impasto.training.trainable import TrainableParameters, learning_rate
@@ -405,9 +405,11 @@ def test_a_name_that_cannot_be_written_is_refused(config, picture, tmp_path):
 def test_the_memory_that_is_free_does_not_change_a_run(config, monkeypatch):
     """What `quantize` came to is the run's, also where more or less is free when it goes on."""
     seen = []
-    plan = memory.choose_execution
+    choose = memory.choose_execution
     monkeypatch.setattr(
-        memory, "plan", lambda config, *more: seen.append(config.execution.quantize) or dry_run(config, *more)
+        memory,
+        "choose_execution",
+        lambda config, *more: seen.append(config.execution.quantize) or choose(config, *more),
     )
     with pytest.raises(StopError):
         train(config, stop_at(3))

@@ -14,7 +14,7 @@ from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives.denoise import denoise
-from impasto.training.plan import data_lines
+from impasto.training.plan import data_lines, dry_run
 from impasto.training.train import train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -173,13 +173,13 @@ def test_what_is_masked_out_has_no_gradient():
 
 
 def test_numbers_out_of_range(config):
-    for change, message in (
+    for wrong, message in (
         ({"caption_dropout": 1.5}, "caption_dropout must be from 0 to 1"),
         ({"crops": 0}, "crops must be above 0"),
         ({"repeats": (0,)}, "repeats must be at least 1"),
     ):
         with pytest.raises(UserError, match=message):
-            train(change(config, **change))
+            train(change(config, **wrong))
 
 
 def test_a_long_picture_stays_within_the_base_s_positions(config, tmp_path):

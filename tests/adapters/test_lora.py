@@ -11,8 +11,8 @@ from impasto.errors import UserError
 
 def lora(folder, **changes):
     family = load(str(folder), device="cpu")
-    settings = {"rank": 4, "alpha": None, "targets": ("attention",), "seed": 0} | changes
-    return family, add(family, **settings)
+    seed = changes.pop("seed", 0)
+    return family, add(family, LoRA(**{"rank": 4} | changes), seed)
 
 
 def predict(family):

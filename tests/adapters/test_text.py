@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from impasto.adapters import text_encoder as text
+from impasto.adapters.text_encoder import build_text
 from impasto.bases import loader
 from impasto.config import change, resolve
 from impasto.data.prepare import text as cached_text
@@ -127,11 +127,12 @@ def test_resumed_is_the_same_run(tiny_sd15, picture, tmp_path):
 def test_adapters_are_float32_on_a_bf16_encoder_and_get_gradients(tiny_sdxl, picture, tmp_path):
     family = loader.load(str(tiny_sdxl), device="cpu", precision="bf16")
     config = config_of(tiny_sdxl, picture, tmp_path)
-    parameters = text.add(config, family)
+    text = build_text(config)
+    parameters = text.attach(family)
     assert {p.dtype for p in parameters.values()} == {torch.float32}
     assert family.clip.text_encoder.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        cond = text.current(family, [CAPTION], {})
+        cond = text.encode([CAPTION], {})
         (cond["text"].float().square().mean() + cond["pooled"].float().square().mean()).backward()
     up = [p for name, p in parameters.items() if "lora_B" in name and name.startswith("text_encoder_2.")]
     assert up and all(p.grad is not None and p.grad.abs().sum() > 0 for p in up)
@@ -142,15 +143,16 @@ def test_adapters_are_float32_on_a_bf16_encoder_and_get_gradients(tiny_sdxl, pic
 def test_off_is_the_cached_condition(tiny_sd15):
     family = loader.load(str(tiny_sd15), device="cpu", precision="fp32")
     cond = cached_text(family, CAPTION, 32)
-    assert text.current(family, [CAPTION], cond) is cond and "clip" not in vars(family)
-    assert text.rates(resolve("style-friendly", str(tiny_sd15))) == {}
+    text = build_text(resolve("style-friendly", str(tiny_sd15)))
+    assert text.encode([CAPTION], cond) is cond and "clip" not in vars(family)
+    assert text.rates == {} and text.attach(family) == {}
 
 
 def test_rates(tiny_sd15):
     config = resolve("style-friendly", str(tiny_sd15), text_encoder_lora=True, lr=2e-4)
-    assert text.rates(config) == {"text_encoder": 1e-4}
-    assert text.rates(change(config, text_encoder_lr=3e-5)) == {"text_encoder": 3e-5}
-    assert text.rates(change(config, optimizer="prodigy", lr=1.0)) == {"text_encoder": 1.0}
+    assert build_text(config).rates == {"text_encoder": 1e-4}
+    assert build_text(change(config, text_encoder_lr=3e-5)).rates == {"text_encoder": 3e-5}
+    assert build_text(change(config, optimizer="prodigy", lr=1.0)).rates == {"text_encoder": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_rates(tiny_sd15):
     [
         ({"prior_weight": 1.0}, "exclude each other"),
         ({"text_encoder_lr": -1.0}, "must be above 0"),
-        ({"text_encoder_lora": False, "text_encoder_lr": 1e-5}, "has no effect"),
+        ({"text_encoder_lora": False, "text_encoder_lr": 1e-5}, "'frozen' has no text.lr"),
     ],
 )
 def test_refused(tiny_sd15, changes, message):
@@ -171,6 +173,6 @@ def test_t5_stays_and_it_is_said(tiny_flux):
     family = loader.load(str(tiny_flux), device="cpu", precision="fp32")
     config = resolve("style-friendly", str(tiny_flux), text_encoder_lora=True)
     with pytest.warns(UserWarning, match="T5 stays as it is"):
-        text.check(config, family, False)
+        build_text(config).check(family, False)
     with pytest.raises(UserError, match="sharded"):
-        text.check(config, family, True)
+        build_text(config).check(family, True)

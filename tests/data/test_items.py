@@ -11,8 +11,9 @@ from PIL import Image
 
 from impasto.config import change, make_config
 from impasto.data import items
-from impasto.data.items import KEPT, hashes, spoken, summary, told
+from impasto.data.items import KEPT, caption_stats, expand_captions, hashes, summary
 from impasto.errors import UserError
+from impasto.training.plan import expand
 
 CARD = {"bucket_step": 8}
 STYLE = "in ink style"
@@ -38,7 +39,7 @@ def config_of(*images, **changes):
 
 
 def read(config):
-    return items.read(config, CARD)
+    return items.read(config.data, config.base, CARD)
 
 
 def quiet(config):
@@ -52,9 +53,9 @@ def test_the_captions_that_are_kept(folder):
     paint(folder / "d.png", colour="white").with_suffix(".txt").write_text("a [trigger] in ink style")
     found = read(config_of(folder, trigger="b", caption_prefix="photo of"))
     texts = [f"photo of a {name} in ink style" for name in "abc"]
-    assert spoken(found) == {"pictures": 4, "captions": texts, "caption_counts": [1, 2, 1]}
+    assert caption_stats(found) == {"pictures": 4, "captions": texts, "caption_counts": [1, 2, 1]}
     many = [replace(found[0], caption=f"{i} {STYLE}") for i in range(1000)] + [found[1]] * 2
-    kept = spoken(many)
+    kept = caption_stats(many)
     assert kept["pictures"] == 1002 and len(kept["captions"]) == KEPT
     assert kept["captions"][-1] == texts[1] and kept["caption_counts"][-1] == 2
 
@@ -77,7 +78,7 @@ def test_a_folder(folder):
 
 
 def test_buckets_end_where_the_base_s_positions_do(folder):
-    found = items.read(config_of(folder), CARD, largest=16)
+    found = items.read(config_of(folder).data, "mini-sd3", CARD, largest=16)
     assert [one.shape for one in found] == [(16, 16), (8, 8), (16, 16)]  # 40 x 14 does not cover a square of 16
 
 
@@ -241,15 +242,15 @@ def test_hashes_see_everything(folder):
     assert hashes(read(change(config, image=(moved,)))) == before
     moved.rename(folder)
     seen = [before["data_sha256"]]
-    for change in (
+    for edit in (
         lambda: (folder / "b.txt").write_text("another in ink style"),
         lambda: paint(folder / "a.mask.png", mode="L", colour=254),
         lambda: paint(folder / "b.png", (40, 14), "yellow"),
         lambda: (folder / "n").rename(folder / "2_n"),
     ):
-        change()
+        edit()
         seen.append(hashes(read(config))["data_sha256"])
-    seen.append(hashes(items.read(change(config, size=8), CARD))["data_sha256"])
+    seen.append(hashes(items.read(change(config, size=8).data, config.base, CARD))["data_sha256"])
     assert len(set(seen)) == 6
 
 
@@ -260,21 +261,20 @@ def test_a_changed_picture_is_seen_while_it_is_read(folder):
         one.picture.load()
 
 
-def test_what_previews_and_the_card_are_told(folder):
+def test_expand_lists_images_and_the_first_captions_and_fills_triggers(folder):
     for i in range(9):
         paint(folder / f"x{i}.png")
         (folder / f"x{i}.txt").write_text(f"{i} {STYLE}")
     config = config_of(folder, trigger="wibble", preview_prompt=("a cat, [trigger]",))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = told(config, read(config))
-    assert len(result.image) == 12 and len(result.caption) == 4 and result.preview_prompt == ("a cat, wibble",)
-    assert result.caption[0] == "a a in ink style"
+        result = expand(config, read(config))
+    assert len(result.data.image) == 12 and len(result.data.caption) == 4
+    assert result.log.preview_prompt == ("a cat, wibble",) and result.data.caption[0] == "a a in ink style"
     by_name = tuple(folder / f"x{i}.png" for i in range(9))
-    config = replace(
-        config, image=by_name, caption=tuple(f"{i} {STYLE}" for i in range(9)), trigger="", preview_prompt=()
-    )
-    assert told(config, read(config)).caption == tuple(f"{i} {STYLE}" for i in range(4))
+    texts = tuple(f"{i} {STYLE}" for i in range(9))
+    config = change(config, image=by_name, caption=texts, trigger="", preview_prompt=())
+    assert expand_captions(config.data, read(config)).caption == texts[:4]
 
 
 def test_the_order_of_files_on_disk_changes_nothing(tmp_path, folder):
@@ -287,4 +287,4 @@ def test_the_order_of_files_on_disk_changes_nothing(tmp_path, folder):
         copy.write_bytes(file.read_bytes())
         os.utime(copy, (i, i))
     one, two = read(config_of(folder)), read(config_of(Path(tmp_path / "copy")))
-    assert [a.told() for a in one] == [b.told() for b in two]
+    assert [a.fingerprint() for a in one] == [b.fingerprint() for b in two]

@@ -140,7 +140,7 @@ def paint(path, size, seed):
 
 def items_of(folder, **changes):
     config = make_config(image=(folder,), **{"size": 16} | changes)
-    return items.read(config, {"bucket_step": 8})
+    return items.read(config.data, config.base, {"bucket_step": 8})
 
 
 @pytest.fixture

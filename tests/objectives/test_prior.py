@@ -143,7 +143,7 @@ def test_more_pictures_than_a_batch_holds_are_told(config):
         warnings.simplefilter("error", UserWarning)
         dry_run(change(config, prior_batch=2))
     config = change(config, prior_batch=3)
-    for begin in (plan, train):
+    for begin in (dry_run, train):
         with pytest.warns(UserWarning, match=told):
             begin(config)
     assert built(config, load(config.base, device="cpu")).count == 1

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from impasto.config import TrainConfig, make_config, resolve
+from impasto.config import resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law
 from impasto.noise.schedule import RectifiedFlow
-from impasto.objectives import build
+from impasto.objectives.base import build_objective
+from impasto.objectives.config import Denoise
 from impasto.objectives.weighting import WEIGHTINGS, predicts_noise
 from impasto.objectives.weighting import build as weighting
 from impasto.training.plan import dry_run
@@ -49,7 +50,7 @@ def family(prediction):
     ],
 )
 def test_the_papers_formulas(name, prediction, expected):
-    weight = weighting(make_config(weighting=name), family(prediction))
+    weight = weighting(Denoise(weighting=name), family(prediction))
     assert weight is not None
     torch.testing.assert_close(weight(LAM).double(), expected, rtol=2e-5, atol=0)
 
@@ -57,7 +58,7 @@ def test_the_papers_formulas(name, prediction, expected):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_the_same_error_of_the_picture_costs_the_same_in_eps_and_v(name):
     """One guess x^ for z_t, written as eps^ and as v^: the weighted losses agree."""
-    config, alpha, sigma = make_config(weighting=name), *Preserving().alpha_sigma(LAM)
+    config, alpha, sigma = Denoise(weighting=name), *Preserving().alpha_sigma(LAM)
     x, guess = torch.tensor(0.7), torch.tensor(0.2)
     of_eps = (alpha * (x - guess) / sigma) ** 2  # eps^ = (z - alpha x^) / sigma
     of_v = (alpha * alpha * (x - guess) / sigma + sigma * (x - guess)) ** 2  # v = alpha eps - sigma x
@@ -72,7 +73,7 @@ def test_what_a_family_predicts():
 
 
 def test_the_loss_is_the_weighted_mean():
-    fit = build(make_config(weighting="min-snr", gamma=2.0), family("eps"))
+    fit = build_objective(Denoise(weighting="min-snr", gamma=2.0), family("eps"))
     lam, eps = torch.tensor([-1.0, 3.0]), torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     parts = fit(family("eps"), Batch(torch.zeros(2, 4, 2, 2), eps, {}), lam, [])
     weight = torch.tensor([1.0, 2 / 20.085537])
@@ -83,10 +84,10 @@ def test_the_loss_is_the_weighted_mean():
 def test_a_rectified_flow_is_refused_and_names_are_checked(tiny_sd3, picture):
     flow = SimpleNamespace(schedule=RectifiedFlow())
     with pytest.raises(UserError, match="rectified flow, where the noise law says what counts"):
-        weighting(make_config(weighting="min-snr"), flow)
-    assert weighting(TrainConfig(), flow) is None
+        weighting(Denoise(weighting="min-snr"), flow)
+    assert weighting(Denoise(), flow) is None
     with pytest.raises(UserError, match="did you mean 'min-snr'"):
-        weighting(make_config(weighting="min_snr"), flow)
+        weighting(Denoise(weighting="min_snr"), flow)
     with pytest.raises(UserError, match="rectified flow"):  # the plan says so too
         dry_run(resolve(base=str(tiny_sd3), image=[str(picture)], caption=["a cat in ink style"], weighting="min-snr"))
 
