@@ -40,7 +40,7 @@ def test_help_lists_the_commands(run):
     assert run("--version")[1] == ["impasto 0.1.0"]
 
 
-@pytest.mark.parametrize(("command", "flag"), [("train", "--noise-mean"), ("noise calibrate", "--floor")])
+@pytest.mark.parametrize(("command", "flag"), [("train", "--noise.mean"), ("noise calibrate", "--floor")])
 def test_help_needs_no_torch(command, flag):
     """What makes it fast: the heavy libraries are not imported for it, nor for the package itself."""
     code = "import sys, impasto, impasto.cli.main; sys.argv = " + repr(["impasto", *command.split(), "--help"])
@@ -62,7 +62,7 @@ def test_train_and_generate_by_json(run, tiny_sd3, picture, tmp_path):
 
 
 def test_every_key_is_a_flag_and_flags_win(run, tiny_sd3, picture, tmp_path):
-    flags = ("--noise-mean", "-2.2", "--targets", "to_q", "to_k", "--schedule", "cosine", "--lr", "3e-4", "--dry-run")
+    flags = ("--noise.mean", "-2.2", "--targets", "to_q", "to_k", "--schedule", "cosine", "--lr", "3e-4", "--dry-run")
     code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x", *flags), "--json")
     settings = json.loads(out[-1])["settings"]
     assert code == 0 and settings["noise_mean"] == -2.2 and settings["targets"] == ["to_q", "to_k"]

@@ -140,7 +140,7 @@ def test_the_shipped_launch(runs, tiny_sd3, picture, tmp_path):
     """`accelerate launch` as docs/training.md has it, with the file for FSDP; only the first process speaks."""
     folder, _ = runs
     flags = {"--base": tiny_sd3, "--image": picture, "--caption": "a rocket in ink style", "--out": tmp_path / "run"}
-    flags |= {"--rank": 2, "--batch": 3, "--steps": 3, "--accumulate": 2, "--prior-weight": 0, "--device": "cpu"}
+    flags |= {"--rank": 2, "--batch": 3, "--steps": 3, "--accumulate": 2, "--prior.weight": 0, "--device": "cpu"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "fsdp.yaml")]
     launch += ["--main_process_port", "0", str(Path(sys.executable).with_name("impasto")), "train"]
     launch += [str(part) for pair in flags.items() for part in pair]

@@ -196,7 +196,7 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(config, tmp_path):
         train(config, stop_at(3))
     with pytest.raises(UserError, match=r"rank: 4 -> 8.*use another --out"):
         train(change(config, rank=8))
-    with pytest.raises(UserError, match=r"noise_std: 2.0 -> None"):
+    with pytest.raises(UserError, match=r"noise\.std: 2.0 -> None"):
         train(change(config, noise_std=None))
     with pytest.raises(UserError, match=r"precision: fp32 -> bf16"):  # as auto on another device would have it
         train(change(config, precision="bf16"))

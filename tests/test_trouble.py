@@ -12,7 +12,7 @@ from impasto.config import change, resolve
 from impasto.errors import UserError
 from impasto.failures import disk_full, in_words, out_of_memory
 from impasto.objectives import denoise as objective
-from impasto.training.checkpoints import told
+from impasto.training.checkpoints import explain_failures
 from impasto.training.train import train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -104,11 +104,11 @@ def test_what_is_known_as_trouble(tmp_path):
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
     assert not out_of_memory(RuntimeError("shapes differ")) and not out_of_memory(ValueError("out of memory"))
     assert disk_full(OSError(errno.EDQUOT, "quota")) and not disk_full(OSError(errno.EACCES, "no"))
-    with pytest.raises(KeyError), told(tmp_path, ""):
+    with pytest.raises(KeyError), explain_failures(tmp_path, ""):
         raise KeyError("a defect stays a defect")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "step-mine.json").touch()  # none of ours
-    with pytest.raises(UserError, match="no state was saved yet; try this"), told(tmp_path, "try this"):
+    with pytest.raises(UserError, match="no state was saved yet; try this"), explain_failures(tmp_path, "try this"):
         raise torch.OutOfMemoryError("x")
 
 

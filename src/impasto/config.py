@@ -272,7 +272,7 @@ def no_such_key(section: str, kind: type, name: str) -> str:
     """The message for a key that the selected class lacks."""
     known = [shown(section, key) for key in hints(kind)]
     if section not in AXES:
-        return f"unknown key {shown(section, name)!r}: {nearest(name, known)}"
+        return f"unknown key {name!r} of {section}: {nearest(name, known)}"
     table, _, what = AXES[section]
     selected = next(key for key, entry in table.items() if entry.settings_class is kind)
     others = [key for key, entry in table.items() if entry.settings_class in classes_with(section, name)]

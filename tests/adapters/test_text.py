@@ -25,7 +25,7 @@ from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
 BASES = ["tiny_sd15", "tiny_sdxl", "tiny_sd3", "tiny_flux"]
-pytestmark = pytest.mark.filterwarnings("ignore:--text-encoder-lora trains the CLIP")
+pytestmark = pytest.mark.filterwarnings("ignore:--text lora trains the CLIP")
 
 
 def config_of(base, picture, out, **changes):

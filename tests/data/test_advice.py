@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from impasto.config import make_config
 from impasto.data.advice import advise, content
+from impasto.data.config import DataConfig
 from impasto.data.items import Item
 from impasto.data.pictures import Picture, difference_hash
 
@@ -21,7 +21,8 @@ def items_of(captions, hashes=None):
 
 
 def said(captions, hashes=None, folder=True, **settings):
-    return advise(items_of(captions, hashes), make_config(image=(Path() if folder else Path("a.png"),), **settings))
+    image = (Path() if folder else Path("a.png"),)
+    return advise(items_of(captions, hashes), DataConfig(image=image, **settings))
 
 
 @pytest.mark.parametrize(
@@ -59,11 +60,11 @@ def test_a_style_that_is_described_away():
 
 def test_the_same_thing_in_all():
     (line,) = said(["a red rocket in ink style", "two rockets and a rocket in ink style", "rocket at night, ink style"])
-    assert line.startswith("all 3 captions say 'rocket'") and "--prior-weight" in line
+    assert line.startswith("all 3 captions say 'rocket'") and "--prior.weight" in line
     (line,) = said(["a rocket in ink style"] * 3)
     assert "'rocket'" in line
     (line,) = said(["a rocket in ink style"] * 3, prior_weight=1.0)
-    assert "'rocket'" in line and "--prior-weight" not in line  # it is on
+    assert "'rocket'" in line and "--prior.weight" not in line  # it is on
     assert said(["a rocket in ink style"] * 2) == []
     assert said(["wibble"] * 5, trigger="wibble") == []
 

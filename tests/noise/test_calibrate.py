@@ -330,7 +330,7 @@ def test_calibrate_command_writes_proposal(base, judges, tmp_path, monkeypatch, 
     half = result["points"]["50%"]["log_snr"]
     assert law["noise_mean"] == pytest.approx(half - 1.5, abs=0.01) and law["rule"]["offset"] == -1.5
     assert (
-        f"--noise-mean {law['noise_mean']} --noise-std {law['noise_std']}" in err and "fitted on two small bases" in err
+        f"--noise.mean {law['noise_mean']} --noise.std {law['noise_std']}" in err and "fitted on two small bases" in err
     )
     with pytest.raises(UserError, match="did you mean 'calibrate'"):
         cli.run(["noise", "calibrat"], True)

@@ -70,7 +70,7 @@ def test_target_uses_offset_noise(tiny_flux):
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
 def test_offset_noise_out_of_range_raises(value):
-    with pytest.raises(UserError, match=r"offset_noise must be from 0 to 1 \(.1 is usual\)"):
+    with pytest.raises(UserError, match=r"noise\.offset must be from 0 to 1 \(.1 is usual\)"):
         resolve(offset_noise=value)
 
 

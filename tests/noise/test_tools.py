@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from impasto.cli import main as cli
-from impasto.config import TrainConfig, make_config, read_recipe
+from impasto.config import TrainConfig, make_config
 from impasto.errors import UserError
 from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
-from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe
+from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe, noise_law
 
 N = 20_000
 
@@ -234,7 +234,7 @@ REFUSED = {
     "kohya sdxl multires_noise_iterations=6": "multires_noise_iterations = 6 has no counterpart",
     "kohya flux timestep_sampling=shift sigmoid_scale=wide": "sigmoid_scale must be a number, not 'wide'",
     "kohya flux timestep_sampling=shift sigmoid_scale=nan": "sigmoid_scale must be a finite number",
-    "kohya flux timestep_sampling=shift sigmoid_scale=0": "noise_std must be above 0",
+    "kohya flux timestep_sampling=shift sigmoid_scale=0": "noise.std must be above 0",
     "ai-toolkit flux content_or_style=style": "it is low noise: the Style-Friendly SNR sampler is",
     "ai-toolkit flux content_or_style=content": "by a cubic law",
     "ai-toolkit flux timestep_type=weighted": "timestep_type = weighted has no counterpart",
@@ -352,13 +352,13 @@ def test_what_cannot_be_exported():
     for tool in TOOLS:
         with pytest.raises(UserError, match=r"lie below log-SNR -13\.81"):
             export_settings(tool, far, "flux")
-        with pytest.raises(UserError, match="noise_std = 1e-300 is nothing to"):
+        with pytest.raises(UserError, match=r"noise_std = 1e-300 is nothing to"):
             export_settings(tool, narrow, "flux")
     large = make_config(noise="uniform", noise_shift=3.0, size=100_000)
     with pytest.raises(UserError, match="size must be from 16 to 16384 pixels"):
         export_settings("ai-toolkit", large, "flux")
     truncated = make_config(noise="truncated-normal", noise_mean=-6.0, noise_low=-8.0)
-    assert isinstance(law_from_recipe(vars(truncated)), Truncated)
+    assert isinstance(noise_law(truncated), Truncated)
     for tool in TOOLS:
         for config, architecture in ((truncated, "flux"), (TrainConfig(), "sdxl")):
             with pytest.raises(UserError, match="counterpart of"):
@@ -554,9 +554,9 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "deep" / "recipe.toml"
     settings = ("kohya", "timestep_sampling=shift", "discrete_flow_shift=20.0855")
     code, out, _ = run(monkeypatch, capsys, "import", *settings, "--out", str(recipe))
-    assert code == 0 and "--noise logit-normal --noise-mean 0 --noise-std 1 --noise-shift 20.0855" in out
+    assert code == 0 and "--noise logit-normal --noise.mean 0 --noise.std 1 --noise.shift 20.0855" in out
     assert "log-SNR ~ N(-6, 2^2)" in out and "kohya-ss/sd-scripts" in out
-    assert law_from_recipe(read_recipe(str(recipe))).log_snr == pytest.approx((-6, 2), abs=1e-4)
+    assert noise_law(resolve(str(recipe))).log_snr == pytest.approx((-6, 2), abs=1e-4)
     code, out, err = run(monkeypatch, capsys, "export", "diffusers", "--architecture", "sd3", "--json")
     told = json.loads(out.splitlines()[-1])
     assert code == 0 and told["settings"]["weighting_scheme"] == "logit_normal" and "logit_mean = -1.9" in err
@@ -573,7 +573,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         (("--base", "mini-sd3", "--architecture", "flux"), "base 'mini-sd3' is sd3, not flux"),
         ((), "say --architecture flux, sd3, sdxl or sd15"),
         (("--architecture", "flux", "--size", "0"), "size must be above 0"),
-        (("--architecture", "flux", "--offset-noise", "5"), "offset_noise must be from 0 to 1"),
+        (("--architecture", "flux", "--noise.offset", "5"), "offset_noise must be from 0 to 1"),
     ):
         code, _, err = run(monkeypatch, capsys, *shift, *flags)
         assert code == 2 and said in err and len(err.splitlines()) == 1

@@ -121,7 +121,7 @@ def test_what_is_learnt_pulls_less(tiny):
     assert abs(parts["pull"].item() - 0.5) > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:--text-encoder-lora trains the CLIP")
+@pytest.mark.filterwarnings("ignore:--text lora trains the CLIP")
 def test_the_reference_reads_the_caption_as_the_base_does(tiny_sd3, picture, tmp_path):
     """With a LoRA on the text encoders: phi gets the base's own condition, theta that of now, with gradient."""
     config = config_of(tiny_sd3, picture, tmp_path, text_encoder_lora=True)
@@ -141,7 +141,7 @@ def test_the_reference_reads_the_caption_as_the_base_does(tiny_sd3, picture, tmp
     assert abs(parts["mse"].item() - base.item()) > 1e-3 and gradients(parts["loss"], read).norm() > 0
 
 
-@pytest.mark.filterwarnings("ignore:--text-encoder-lora trains the CLIP")
+@pytest.mark.filterwarnings("ignore:--text lora trains the CLIP")
 def test_whole_runs(tiny_sd15, tiny_sd3, picture, tmp_path):
     """With EMA, a loss mask, the prior, text encoders: the first loss is log 2, the parts are in metrics.jsonl."""
     Image.linear_gradient("L").resize((40, 40)).save(tmp_path / "a.mask.png")

@@ -16,7 +16,7 @@ from impasto.config import resolve
 from impasto.data import references
 from impasto.data.draws import Draws
 from impasto.noise.laws import noise_law, truncate_to_schedule
-from impasto.objectives import build
+from impasto.objectives.base import build_objective
 
 CAPTION = "a rocket in pixel art style"
 QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -148,7 +148,7 @@ class Step:
                 if "lora_B" in key:
                     p.copy_(0.2 * torch.randn(p.shape, generator=shared))
         batch, self.lam, own = draws(1, 0)
-        loss = build(config, family)(family, batch, self.lam, own)["loss"]
+        loss = build_objective(config.objective, family)(family, batch, self.lam, own)["loss"]
         loss.backward()
         self.loss, self.gradients = loss.item(), {key: p.grad for key, p in parameters.items()}
         self.pixels, self.eps, self.length = reference.pixels(16), batch.eps, draws.length(1)

@@ -19,7 +19,7 @@ from impasto.noise.random import generators
 from impasto.objectives.base import build_objective
 from impasto.training import prior
 from impasto.training.plan import dry_run
-from impasto.training.prior import Artist
+from impasto.training.prior import PriorSampler
 from impasto.training.train import train
 
 CAPTION = "a rocket in pixel art style"
@@ -121,15 +121,15 @@ def test_a_whole_run_with_it(config):
 
 
 def test_no_captions_to_preserve(config):
-    with pytest.raises(UserError, match="prior_weight needs captions"):
+    with pytest.raises(UserError, match=r"prior\.weight needs captions"):
         built(change(config, prior_prompt=()), load(config.base, device="cpu"))
 
 
 def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
     """Nothing is drawn, encoded or looked at yet; afterwards the base's two pictures are in it."""
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "empty"))
-    drawn, draw = [], Artist.draw
-    monkeypatch.setattr(Artist, "draw", lambda self, *asked: drawn.append(asked) or draw(self, *asked))
+    drawn, draw = [], PriorSampler.draw
+    monkeypatch.setattr(PriorSampler, "draw", lambda self, *asked: drawn.append(asked) or draw(self, *asked))
     assert train(change(config, steps=1))["steps"] == 1
     assert drawn == [("a cat", 0), ("a star", 1)]
 
@@ -137,7 +137,7 @@ def test_a_whole_run_from_an_empty_cache(config, tmp_path, monkeypatch):
 def test_more_pictures_than_a_batch_holds_are_told(config):
     """At the planning and at the start; each of the base's pictures has the noise level of one of the batch. Nothing of
     the default, which nobody has asked for."""
-    told = r"prior_batch 3 is more than batch 1, .*: 1 a forward pass"
+    told = r"prior\.batch 3 is more than batch 1, .*: 1 a forward pass"
     config = change(config, batch=1, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

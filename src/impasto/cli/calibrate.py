@@ -114,7 +114,7 @@ def show_calibration(result: Result) -> None:
         low, high = point["interval"]
         console.print(f"{share} decided at log-SNR {point['log_snr']:.2f}, 95 % {low:.2f} to {high:.2f}{outside}")
     law = result["proposal"]
-    console.print(f"proposed: --noise style-friendly --noise-mean {law['noise_mean']} --noise-std {law['noise_std']}")
+    console.print(f"proposed: --noise style-friendly --noise.mean {law['noise_mean']} --noise.std {law['noise_std']}")
     console.print("the rule that made it of the curve was fitted on two small bases: docs/noise-calibration.md")
     for name, known in result["published"].items():
         matched = f"matched to {result['latent_positions']} latents {known['matched_mean']}"

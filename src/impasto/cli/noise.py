@@ -131,14 +131,18 @@ RECIPE = Annotated[
 SIZE = Annotated[int | None, tyro.conf.arg(help="Pixels, square; the base's own when not given.")]
 
 
+def law_config(recipe: str | None = None, base: str | None = None, **keys: Any) -> TrainConfig:
+    """The settings of a recipe: the base's own by default, without a base style-friendly."""
+    return resolve(recipe or (default_recipe(base) if base else TrainConfig.recipe), base, **keys)
+
+
 def parse_law(args: list[str], command: str, doc: str, extra: dict[str, tuple[Any, Any]]) -> tuple[Any, TrainConfig]:
     """(the flags of a command, the config that `train` would make of those of the noise law). Raises UserError."""
     from impasto.cli.settings import translate_flags
 
     args = translate_flags(args)
     base, recipe, noise = (last_value(args, name) for name in ("base", "recipe", "noise"))
-    recipe = recipe or (default_recipe(base) if base else TrainConfig.recipe)
-    config = resolve(recipe, base, **({} if noise is None else {"noise": noise}))
+    config = law_config(recipe, base, **({} if noise is None else {"noise": noise}))
     law = Annotated[str, tyro.conf.arg(name="noise", help=f"Noise law: {', '.join(NOISE_LAWS)}.")]
     fields = {"base": (BASE, None), "recipe": (RECIPE, None), "size": (SIZE, None), **extra}
     fields |= {"noise_name": (law, name_of(NOISE_LAWS, config.noise)), "noise": (type(config.noise), config.noise)}
