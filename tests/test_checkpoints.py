@@ -2,14 +2,13 @@
 
 import json
 import warnings
-from dataclasses import replace
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.bases import loader
-from impasto.config import resolve
+from impasto.config import change, resolve
 from impasto.errors import UserError
 from impasto.generation import generate
 from impasto.sampling.output import drawn_here
@@ -104,15 +103,15 @@ def test_text_encoders_and_captions_are_the_run_s_own(folder_run, monkeypatch):
 
 
 def test_prompts_of_a_run(folder_run, tmp_path):
-    given = replace(folder_run, caption=("a cat in [trigger]",))
+    given = change(folder_run, caption=("a cat in [trigger]",))
     assert checkpoints.own_prompts(tmp_path, given, {}) == ["one, a cat in ink style"]
     kept = {"captions": [f"one, {name} in ink style" for name in "abcdef"]}
     for config in (folder_run, given):  # one that was given is that of pictures without
         assert checkpoints.own_prompts(tmp_path, config, kept) == kept["captions"][:4]
-    given = replace(given, preview_prompt=("a star in [trigger]",))
+    given = change(given, preview_prompt=("a star in [trigger]",))
     assert checkpoints.own_prompts(tmp_path, given, kept) == ["a star in ink style"]
     with pytest.raises(UserError, match="not there any more: give a --prompt"):
-        checkpoints.own_prompts(tmp_path, replace(folder_run, image=(tmp_path / "gone",)), {})
+        checkpoints.own_prompts(tmp_path, change(folder_run, image=(tmp_path / "gone",)), {})
 
 
 def test_what_is_no_sheet_stays_and_a_sheet_is_replaced(run, picture, tmp_path, monkeypatch):

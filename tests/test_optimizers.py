@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from impasto.config import make_config, resolve
+from impasto.config import resolve
 from impasto.errors import UserError
+from impasto.optim.config import OptimConfig
 from impasto.optim.optimizers import OPTIMIZERS, choice
 from impasto.training.trainable import TrainableParameters, group_name
 
@@ -31,8 +32,8 @@ def runs(config):
     """What moved in all steps, and in the first half, a state on disk, the second half."""
     whole, torn = parameters(), parameters()
     one, two = TrainableParameters(config, whole, 0, {}), TrainableParameters(config, torn, 0, {})
-    for step in range(1, config.optim.steps + 1):
-        if step == config.optim.steps // 2 + 1:
+    for step in range(1, config.steps + 1):
+        if step == config.steps // 2 + 1:
             state = load(save({name: t.detach().clone() for name, t in two.tensors().items()}))
             torn = parameters()
             two = TrainableParameters(config, torn, step - 1, state)
@@ -48,7 +49,7 @@ def test_resumed_is_bit_equal(name, schedule):
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     lr = 1.0 if name == "prodigy" else 1e-2
-    config = make_config(optimizer=name, lr=lr, steps=6, schedule=schedule, warmup=2, ema=0.9, weight_decay=0.01)
+    config = OptimConfig(optimizer=name, lr=lr, steps=6, schedule=schedule, warmup=2, ema=0.9, weight_decay=0.01)
     one, two = (moving.tensors() for moving in runs(config))
     assert one.keys() == two.keys() and len(one) >= 3 * len(SHAPES)
     for key in one:
@@ -59,7 +60,7 @@ def test_resumed_is_bit_equal(name, schedule):
 
 def test_a_state_that_lacks_one_tensor_is_another_run():
     """The test above can fail: without its moments Adam goes elsewhere."""
-    config, named = make_config(lr=1e-2, steps=3), parameters()
+    config, named = OptimConfig(lr=1e-2, steps=3), parameters()
     moving = TrainableParameters(config, named, 0, {})
     gradients(named, 1)
     moving.step(1)
@@ -81,7 +82,7 @@ def test_a_state_that_lacks_one_tensor_is_another_run():
 
 def test_muon_steps_have_the_size_of_adam_s():
     """Root mean square of a step: about .2 lr, for A and for B (Moonlight's factor)."""
-    config, named = make_config(optimizer="muon", lr=1e-2, steps=1), parameters()
+    config, named = OptimConfig(optimizer="muon", lr=1e-2, steps=1), parameters()
     before = {name: p.detach().clone() for name, p in named.items()}
     moving = TrainableParameters(config, named, 0, {})
     gradients(named, 1)
@@ -93,7 +94,7 @@ def test_muon_steps_have_the_size_of_adam_s():
 def test_groups_have_their_own_rate():
     named = parameters()
     before = {name: p.detach().clone() for name, p in named.items()}
-    moving = TrainableParameters(make_config(lr=1e-2, steps=9, warmup=2), named, 0, {}, {"te.": 1e-3})
+    moving = TrainableParameters(OptimConfig(lr=1e-2, steps=9, warmup=2), named, 0, {}, {"te.": 1e-3})
     gradients(named, 1)
     moving.step(1)
     steps = {name: (named[name] - before[name]).abs().mean().item() for name in named}
@@ -103,11 +104,11 @@ def test_groups_have_their_own_rate():
 
 def test_prodigy_finds_a_rate_and_takes_one_group():
     pytest.importorskip("prodigyopt")
-    assert resolve(optimizer="prodigy").lr == 1.0 and resolve(optimizer="prodigy", lr=0.5).lr == 0.5
-    assert resolve().lr < 0.1 and resolve(optimizer="muon").lr == resolve().lr
+    assert resolve(optimizer="prodigy").optim.lr == 1.0 and resolve(optimizer="prodigy", lr=0.5).optim.lr == 0.5
+    assert resolve().optim.lr < 0.1 and resolve(optimizer="muon").optim.lr == resolve().optim.lr
     with pytest.raises(UserError, match="one rate for all"):
-        TrainableParameters(make_config(optimizer="prodigy", lr=1.0), parameters(), 0, {}, {"te.": 1e-3})
-    one, two = (moving.tensors() for moving in runs(make_config(optimizer="prodigy", lr=1.0, steps=100)))
+        TrainableParameters(OptimConfig(optimizer="prodigy", lr=1.0), parameters(), 0, {}, {"te.": 1e-3})
+    one, two = (moving.tensors() for moving in runs(OptimConfig(optimizer="prodigy", lr=1.0, steps=100)))
     assert one["group#/0/d"] > 2e-6 and one["group#/0/d_hat"] > 0, "it has left 1e-6, where it begins"
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -116,7 +117,7 @@ def test_refusals(monkeypatch):
     with pytest.raises(UserError, match="did you mean 'adamw8bit'"):
         choice("adamw8bits")
     with pytest.raises(UserError, match="muon steps matrices only"):
-        TrainableParameters(make_config(optimizer="muon"), {"c": torch.nn.Parameter(torch.zeros(4, 4, 3, 3))}, 0, {})
+        TrainableParameters(OptimConfig(optimizer="muon"), {"c": torch.nn.Parameter(torch.zeros(4, 4, 3, 3))}, 0, {})
     real = builtins.__import__
 
     def absent(name, *args, **more):
@@ -126,12 +127,12 @@ def test_refusals(monkeypatch):
 
     monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(UserError, match=r"adamw8bit needs bitsandbytes: pip install 'impasto\[quant\]'"):
-        TrainableParameters(make_config(optimizer="adamw8bit"), parameters(), 0, {})
+        TrainableParameters(OptimConfig(optimizer="adamw8bit"), parameters(), 0, {})
     with pytest.raises(UserError, match=r"pip install 'impasto\[prodigy\]'"):
-        TrainableParameters(make_config(optimizer="prodigy"), parameters(), 0, {})
+        TrainableParameters(OptimConfig(optimizer="prodigy"), parameters(), 0, {})
     meta = {"a": torch.nn.Parameter(torch.zeros(4, 4, device="meta"))}
     with pytest.raises(UserError, match="does not run on meta"):
-        TrainableParameters(make_config(optimizer="adamw8bit"), meta, 0, {})
+        TrainableParameters(OptimConfig(optimizer="adamw8bit"), meta, 0, {})
 
 
 def test_a_group_that_does_not_move_is_named():
@@ -142,7 +143,7 @@ def test_a_group_that_does_not_move_is_named():
         "b.0.attn.to_out.0.lora_B.default.weight": torch.nn.Parameter(torch.ones(8, 8)),
         "b.0.attn.to_k.lora_A.default.weight": torch.nn.Parameter(torch.ones(8, 8, dtype=torch.bfloat16)),
     }
-    config = make_config(lr=1e-4, steps=40)
+    config = OptimConfig(lr=1e-4, steps=40)
     moving = TrainableParameters(config, named, 0, {})
     seen = {}
     with warnings.catch_warnings(record=True) as caught:
@@ -164,7 +165,7 @@ def test_group_names():
 @pytest.mark.parametrize("done", [19, 20, 25])
 def test_what_has_moved_is_seen_after_a_resume_too(done):
     named = parameters()
-    moving = TrainableParameters(make_config(lr=1e-2, steps=40), named, 0, {})
+    moving = TrainableParameters(OptimConfig(lr=1e-2, steps=40), named, 0, {})
     rows = {}
     for step in range(1, 31):
         gradients(named, step)
@@ -172,7 +173,7 @@ def test_what_has_moved_is_seen_after_a_resume_too(done):
         if step == done:
             state = {key: t.detach().clone() for key, t in moving.tensors().items()}
     again = parameters()
-    moving = TrainableParameters(make_config(lr=1e-2, steps=40), again, done, state)
+    moving = TrainableParameters(OptimConfig(lr=1e-2, steps=40), again, done, state)
     for step in range(done + 1, 31):
         gradients(again, step)
         assert moving.step(step) == rows[step]

@@ -225,7 +225,7 @@ def test_a_quantised_base_trains_under_autocast(tiny_sd3, picture, tmp_path, kin
 def test_refusals(tiny_sd3, monkeypatch):
     def refuse(device, message, **keys):
         with pytest.raises(UserError, match=message):
-            running.check(make_config(**keys), device)
+            running.check(make_config(**keys).execution, device)
 
     refuse("cpu", "lies in main memory already", offload="on")
     refuse("cuda", "saves nothing unless", offload="on", checkpointing=0.5)
@@ -274,7 +274,7 @@ def test_a_pipeline_draws_the_same_by_layer(base, request):
     own, pictures = loader.load(folder, device="cpu", precision="fp32"), []
     for how in ("whole", "by layer"):
         pipe = own.pipeline()
-        running.spread(pipe, "cpu", how)
+        running.apply_placement(pipe, "cpu", how)
         jobs, sampling = [("a cat", 3), ("a dog", 4)], Sampling(steps=2, batch=1).on(own)
         pictures.append([image.tobytes() for image, _ in sample(own, pipe, jobs, encoder(own, pipe), sampling, {})])
     assert pictures[0] == pictures[1]

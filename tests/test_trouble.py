@@ -36,7 +36,7 @@ def test_memory_that_runs_out_while_preparing(config, tmp_path, monkeypatch):
 
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("impasto.families.sd3.SD3.embed", embed)
-    told = r"out of memory: no state was saved yet; that was while encoding pictures and captions, not training: "
+    told = r"out of memory: there is no checkpoint yet; that was while encoding pictures and captions, not training: "
     with pytest.raises(UserError, match=told) as caught:
         train(change(config, out=tmp_path / "x"))
     assert "--checkpointing" not in str(caught.value)
@@ -63,7 +63,7 @@ def test_out_of_memory_keeps_the_step_before(config, tmp_path, monkeypatch):
 
     torn = change(config, out=tmp_path / "run")
     monkeypatch.setattr(objective, "denoise", denoise)
-    told = r"out of memory: the state of step 3 stays; the same command with --checkpointing 1 goes on; "
+    told = r"out of memory: the checkpoint of step 3 is kept; the same command with --checkpointing 1 goes on; "
     with pytest.raises(
         UserError, match=told + r"with another --out try --batch 1 .*--optimizer adamw8bit, or --quantize nf4"
     ):
@@ -90,7 +90,9 @@ def test_a_full_disk_keeps_the_last_good_state(config, tmp_path, monkeypatch):
 
     torn = change(config, out=tmp_path / "run")
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    with pytest.raises(UserError, match=r"disk of .*run' is full: the state of step 2 stays; make room and give the"):
+    with pytest.raises(
+        UserError, match=r"disk of .*run' is full: the checkpoint of step 2 is kept; make room and give the"
+    ):
         train(torn)
     monkeypatch.undo()
     assert states(torn) == ["step-000002.json", "step-000002.safetensors"]
@@ -108,7 +110,7 @@ def test_what_is_known_as_trouble(tmp_path):
         raise KeyError("a defect stays a defect")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "step-mine.json").touch()  # none of ours
-    with pytest.raises(UserError, match="no state was saved yet; try this"), explain_failures(tmp_path, "try this"):
+    with pytest.raises(UserError, match="there is no checkpoint yet; try this"), explain_failures(tmp_path, "try this"):
         raise torch.OutOfMemoryError("x")
 
 

@@ -430,6 +430,12 @@ def read_recipe_file(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return flat, own if isinstance(own, dict) else {}
 
 
+def flag_of(key: str) -> str:
+    """The flag of a flat key: "--noise.mean" for "noise_mean"."""
+    path = ALIASES.get(key, key)
+    return f"--{path.removesuffix('.name') if path.endswith('.name') else path.replace('_', '-')}"
+
+
 def kind_of(key: str) -> Any:
     """The type of a flat key, None where it is not known."""
     if key in AXES or key == "text_encoder_lora":

@@ -20,9 +20,9 @@ def items_of(captions, hashes=None):
     return [Item(picture, caption, (16, 16), ()) for picture, caption in zip(pictures, captions, strict=True)]
 
 
-def said(captions, hashes=None, folder=True, **settings):
+def said(captions, hashes=None, folder=True, prior=False, **settings):
     image = (Path() if folder else Path("a.png"),)
-    return advise(items_of(captions, hashes), DataConfig(image=image, **settings))
+    return advise(items_of(captions, hashes), DataConfig(image=image, **settings), prior)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_same_thing_in_all():
     assert line.startswith("all 3 captions say 'rocket'") and "--prior.weight" in line
     (line,) = said(["a rocket in ink style"] * 3)
     assert "'rocket'" in line
-    (line,) = said(["a rocket in ink style"] * 3, prior_weight=1.0)
+    (line,) = said(["a rocket in ink style"] * 3, prior=True)
     assert "'rocket'" in line and "--prior.weight" not in line  # it is on
     assert said(["a rocket in ink style"] * 2) == []
     assert said(["wibble"] * 5, trigger="wibble") == []

@@ -124,11 +124,10 @@ def test_the_command(monkeypatch, capsys):
         (("--noise.mean", "-30"), "of the noise levels lie below log-SNR -13.81"),
         (("--noise.std", "0"), "noise.std must be above 0"),
         (("--noise", "unifrm"), "did you mean 'uniform'"),
-        (("--noise.shift", "3"), "has no noise_shift"),
         (("--size", "0"), "size must be above 0, not 0"),
         (("--size", "-128"), "size must be above 0, not -128"),
         (("--size", "4"), "size must be a multiple of 8 for this base, not 4"),
-        (("--noise.offset", "5"), "offset_noise must be from 0 to 1"),
+        (("--noise.offset", "5"), "noise.offset must be from 0 to 1"),
     ):
         code, _, err = run(monkeypatch, capsys, *args)
         assert code == 2 and said in err and len(err.splitlines()) == 1

@@ -239,7 +239,7 @@ def truncate_to_schedule(law: Law, schedule: Schedule) -> Law:
         law, low, high = law.law, max(low, law.low), min(high, law.high)
         if low == -math.inf and high == math.inf:
             raise UserError(
-                "this base has every noise level, so truncated-normal needs noise_low or noise_high "
+                "this base has every noise level, so truncated-normal needs noise.low or noise.high "
                 "(without them it is style-friendly)"
             )
     return law if low == -math.inf and high == math.inf else Truncated(law, low, high)

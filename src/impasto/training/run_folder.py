@@ -38,8 +38,7 @@ def check_out(config: TrainConfig) -> None:
     if any(place.is_file() for place in (out, *out.parents)):
         raise no_folder(config.out)
     others = [name for name in OWN if (out / name).exists()]
-    recorded = read_recipe_toml(out)
-    if others and not (recorded and recorded[1]):
+    if others and not holds_run(out):
         raise UserError(
             f"--out {str(config.out)!r} holds {others[0]}, but no run: it would be overwritten; use another --out"
         )
@@ -240,6 +239,11 @@ def toml_value(value: Any) -> str:
     """As JSON, but for infinite and NaN floats, and for DEL."""
     special = isinstance(value, float) and not math.isfinite(value)
     return str(value) if special else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def holds_run(out: Path) -> bool:
+    """Whether the recipe.toml in `out` was written by a run. Raises UserError where the file is damaged."""
+    return read_recipe_toml(out) is not None and "[impasto]" in (out / "recipe.toml").read_text(encoding="utf-8")
 
 
 def previous_recipe(out: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:

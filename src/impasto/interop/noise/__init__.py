@@ -25,7 +25,7 @@ import torch
 
 from impasto import families
 from impasto.bases import cards, hub
-from impasto.config import TrainConfig, make_config
+from impasto.config import TrainConfig, flag_of, make_config
 from impasto.errors import UserError, nearest
 from impasto.families import files
 from impasto.files import atomic
@@ -379,7 +379,7 @@ def flat(content: Any) -> dict[str, list[Any]]:
 def shown(result: Mapping[str, Any]) -> str:
     """An import for a person: flags of `impasto train`, the law, the notes."""
     flags = " ".join(
-        f"--{key.replace('_', '-')} {value:g}" if isinstance(value, float) else f"--{key.replace('_', '-')} {value}"
+        f"{flag_of(key)} {value:g}" if isinstance(value, float) else f"{flag_of(key)} {value}"
         for key, value in result["settings"].items()
     )
     return "\n".join(
