@@ -225,7 +225,7 @@ def test_a_strength_is_finite(config, style, strength):
 
 
 def test_what_is_not_finite_is_told(config, style):
-    with pytest.warns(UserWarning, match=r"the picture of seed \d+ came out as numbers that are not finite"):
+    with pytest.warns(UserWarning, match=r"the image of seed \d+ has values that are not finite"):
         generate_folder(replace(config, style=(f"{style}:1e30",)))
     assert not pixels(Image.open(config.out / "0000.png")).any()
 

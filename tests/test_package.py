@@ -10,10 +10,12 @@ import impasto
 
 def test_documented_names():
     from impasto.config import TrainConfig, resolve
+    from impasto.generation import generate
     from impasto.styles.load import load_style
+    from impasto.training.train import train
 
     assert impasto.load_style is load_style and impasto.TrainConfig is TrainConfig and impasto.resolve is resolve
-    assert callable(impasto.train.train) and callable(impasto.generate.generate)
+    assert impasto.train is train and impasto.generate is generate
     assert {"load_style", "train", "generate", "UserError"} <= set(dir(impasto))
     with pytest.raises(AttributeError, match="no attribute 'tarin'"):
         impasto.tarin  # noqa: B018

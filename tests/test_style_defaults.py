@@ -187,4 +187,4 @@ def test_big_bases_keep_strength_1(tmp_path):
         assert of_card(cards()[name]) == PLAIN
     for name in ("mini-sd3", "mini-sd15"):
         own = of_card(load(name).card)
-        assert own.style_guidance > 0 and own.strength < 1 and own.negative == "style words"
+        assert own.strength == 0.7 and own.negative == "style words" and own.plain_strength is not None

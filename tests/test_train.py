@@ -126,9 +126,7 @@ def test_the_recipe_is_kept_resolved_and_is_a_recipe_itself(config):
     assert about["base_sha256"] == loader.load(config.base).hash and len(about["references_sha256"][0]) == 64
     assert {"torch", "diffusers", "peft", "impasto"} <= about.keys()
     again = resolve(str(config.out / "recipe.toml"), config.base, out=str(config.out))
-    assert replace(again, recipe=config.recipe) == replace(
-        config, quantize="none", precision="fp32"
-    )  # what auto came to
+    assert change(again, recipe=config.recipe) == change(config, quantize="none", precision="fp32")  # what auto came to
 
 
 def test_a_recipe_without_an_end_is_toml(config):
@@ -493,7 +491,7 @@ def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("impasto.training.previews.Previews.generate", full)
-    with pytest.warns(UserWarning, match="no previews of step 6: drawing needs more memory"):
+    with pytest.warns(UserWarning, match="no previews of step 6: they need more memory"):
         train(change(config, preview=True))
     assert weights(config)
 

@@ -8,12 +8,13 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from impasto import train as training
+from impasto.bases import loader
 from impasto.config import change, resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives.denoise import denoise
+from impasto.training import fit
 from impasto.training.plan import data_lines, dry_run
 from impasto.training.train import train
 
@@ -68,7 +69,7 @@ def test_a_folder_is_trained_and_goes_on_bit_for_bit(config, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (whole.out / "metrics.jsonl").read_bytes() == (config.out / "metrics.jsonl").read_bytes()
     kept = tomllib.loads((config.out / "recipe.toml").read_text())
-    assert kept["trigger"] == "wibble" and len(kept["impasto"]["references_sha256"]) == 5
+    assert kept["data"]["trigger"] == "wibble" and len(kept["impasto"]["references_sha256"]) == 5
     assert kept["impasto"]["captions"] == [f"{thing}, wibble" for thing in [THINGS[4], *THINGS[:4]]]
     assert kept["impasto"]["caption_counts"] == [1] * 5 and kept["impasto"]["pictures"] == 5
     assert sorted(file.name for file in config.out.glob("reference*.png")) == [
@@ -96,7 +97,7 @@ def test_a_changed_caption_file_is_refused(config, folder):
 def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypatch):
     """As they take memory that training needs: nothing may hold them any more."""
     held, family_of = {}, {}
-    load = training.loader.load
+    load = loader.load
 
     def remembered(*args, **options):
         family_of["it"] = load(*args, **options)
@@ -109,9 +110,9 @@ def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypat
         held.update({name: weakref.ref(part) for name, part in parts.items()})
         return result
 
-    prepare_items = training.prepare_items
-    monkeypatch.setattr(training.loader, "load", remembered)
-    monkeypatch.setattr(training, "prepare_items", prepared)
+    prepare_items = fit.prepare_items
+    monkeypatch.setattr(loader, "load", remembered)
+    monkeypatch.setattr(fit, "prepare_items", prepared)
     alive = []
     train(change(config, steps=1), lambda step, loss: alive.extend(name for name in held if held[name]() is not None))
     assert len(held) == 3 and alive == []

@@ -41,9 +41,9 @@ def test_card_of_hub_id_uses_pipeline_class(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     cached(tmp_path / "hub", "owner/dreamy", model_index={"_class_name": "StableDiffusionPipeline"})
-    assert resolve(base="owner/dreamy").size == 512 and not asked
+    assert resolve(base="owner/dreamy").data.size == 512 and not asked
     assert loader.schedule("owner/dreamy").range[0] == pytest.approx(-5.36, abs=0.01)
-    assert resolve(base="owner/xl").size == 1024 and loader.schedule("owner/xl").range[0] > -6
+    assert resolve(base="owner/xl").data.size == 1024 and loader.schedule("owner/xl").range[0] > -6
     assert asked == [("owner/xl", "model_index.json")]
     assert resolve(base="owner/unknown") == resolve(base="owner/unknown")
     with pytest.warns(UserWarning, match=r"'owner/unknown' is not on disk.*family, its size"):
@@ -96,11 +96,11 @@ def test_load_config_only_of_hub_id_matches_folder(tiny_base, tmp_path, hub, whe
     sizes = []
     for family in (found, whole):
         size = memory.size_of(memory.meta_model(family), family, config, 4)
-        sizes.append(memory.with_clips(size, memory.meta_clips(family), config))
+        sizes.append(memory.with_clips(size, memory.meta_clips(family), 4))
     assert sizes[0] == sizes[1] and sizes[0].clip_weights > 0
     if whole.part == "unet":
         lam = torch.linspace(-4, 4, 5)
-        assert torch.equal(weighting.build(config, found)(lam), weighting.build(config, whole)(lam))
+        assert torch.equal(weighting.build(config.objective, found)(lam), weighting.build(config.objective, whole)(lam))
     assert (not hub.asked) == (where == "cache") and ("model_index.json" in hub.asked) == (where == "hub")
     assert len(hub.asked) == len(set(hub.asked))
 
@@ -156,10 +156,8 @@ def test_card_of_folder_merges_partial_tables(tmp_path):
         ({"generate": {"guidance": "7"}}, "generate.guidance must be float, not '7'"),
         ({"generate": {"steps": True}}, "generate.steps must be int, not True"),
         ({"train": [1]}, r"train must be a table, not \[1\]"),
-        ({"train": {"lr": "x"}}, "train: lr must be float, not 'x'"),
         ({"recipes": []}, r"recipes must be a table, not \[\]"),
         ({"recipes": {"style-friendly": 1}}, "recipes.style-friendly must be a table, not 1"),
-        ({"recipes": {"style-friendly": {"steps": "x"}}}, "recipes.style-friendly: steps must be int"),
         ({"size": "512"}, "size must be int, not '512'"),
         ({"betas": 1}, "betas must be a list, not 1"),
         ({"prior_prompts": "a cat"}, "prior_prompts must be a list"),
@@ -181,3 +179,17 @@ def test_folder_card_accepts_all_known_cards(tmp_path):
     """The cards of all bases; unknown keys are ignored."""
     for known in cards.cards().values():
         assert cards.card(own(tmp_path / "a", **known, newer=[1])).items() >= known.items()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": {"lr": "x"}}, "lr must be float, not 'x'"),
+        ({"recipes": {"style-friendly": {"steps": "x"}}}, "steps must be int"),
+        ({"train": {"stops": 3}}, "unknown key 'stops': did you mean 'steps'"),
+    ],
+    ids=str,
+)
+def test_resolve_with_wrong_type_in_folder_card_raises(tmp_path, content, message):
+    with pytest.raises(UserError, match=f"card of '.*': {message}"):
+        resolve("style-friendly", own(tmp_path / "a", **content))

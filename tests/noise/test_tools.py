@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from impasto.cli import main as cli
-from impasto.config import TrainConfig, make_config
+from impasto.config import TrainConfig, make_config, resolve
 from impasto.errors import UserError
 from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe, noise_law
@@ -573,7 +573,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         (("--base", "mini-sd3", "--architecture", "flux"), "base 'mini-sd3' is sd3, not flux"),
         ((), "say --architecture flux, sd3, sdxl or sd15"),
         (("--architecture", "flux", "--size", "0"), "size must be above 0"),
-        (("--architecture", "flux", "--noise.offset", "5"), "offset_noise must be from 0 to 1"),
+        (("--architecture", "flux", "--noise.offset", "5"), "noise.offset must be from 0 to 1"),
     ):
         code, _, err = run(monkeypatch, capsys, *shift, *flags)
         assert code == 2 and said in err and len(err.splitlines()) == 1

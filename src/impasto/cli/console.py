@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,24 @@ def parse(target: Any, args: Sequence[str], command: str, default: Any = None) -
     """`tyro.cli`: a dataclass or a function from flags, with its help."""
     extra = {} if default is None else {"default": default}
     return tyro.cli(target, args=list(args), prog=f"impasto {command}", **extra)
+
+
+@cache
+def unchecked(settings: type) -> Any:
+    """A subclass of a settings class without its checks, for parsing: tyro would show their errors in a form of its
+    own. `check` makes the settings of it."""
+    own = {"__post_init__": lambda self: None}
+    return make_dataclass(settings.__name__, [], bases=(settings,), namespace=own, frozen=True, kw_only=True)
+
+
+def uncheck(section: Any) -> Any:
+    """A settings object as one of the unchecked class."""
+    return unchecked(type(section))(**{one.name: getattr(section, one.name) for one in fields(section)})
+
+
+def check(section: Any) -> Any:
+    """The settings of a parsed section. Raises UserError on a value out of range."""
+    return type(section).__mro__[1](**{one.name: getattr(section, one.name) for one in fields(section)})
 
 
 def plain(value: Any) -> Any:
