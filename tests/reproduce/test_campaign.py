@@ -247,7 +247,7 @@ def test_train_job_does_not_quantise_base(tiny_sd3, tmp_path, world, monkeypatch
     runner.train_job(cell.spec, campaign.place, tmp_path, tmp_path / "reference.png")
     asked = {**cell.spec, "arm": {"settings": {**cell.spec["arm"]["settings"], "quantize": "nf4"}}}
     runner.train_job(asked, campaign.place, tmp_path, tmp_path / "reference.png")
-    assert [config.quantize for config in result] == ["none", "nf4"]
+    assert [config.execution.quantize for config in result] == ["none", "nf4"]
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     recipe, old = folder / "style" / "recipe.toml", folder / "images" / "0000.png"
     monkeypatch.setattr(runner, "draw", lambda *_: None)
