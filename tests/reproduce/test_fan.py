@@ -113,7 +113,7 @@ def test_over_ray_sigterm_interrupts(monkeypatch):
     task = SimpleNamespace(remote=lambda *args: object())
     ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=dict, put=id, wait=killed)
     ray.remote = lambda **options: lambda function: task
-    monkeypatch.setattr(module, "get_ray", lambda: ray)
+    monkeypatch.setattr(module, "import_ray", lambda: ray)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         list(module.over_ray(lambda cell: {}, ["cell"], (), 2, None))
