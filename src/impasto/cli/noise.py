@@ -55,12 +55,12 @@ def import_(args: list[str]) -> Result:
             size: Pixels, for shifts that depend on the resolution.
             out: Write a recipe as well, for `impasto train --recipe`.
         """
-        from impasto.interop.noise import import_settings, shown, write_recipe
+        from impasto.interop.noise import format_import, import_settings, write_recipe
 
         result = import_settings(tool, settings, architecture, size)
         if out is not None:
             write_recipe(result, out)
-        print(shown(result))
+        print(format_import(result))
         return result
 
     return parse(import_, args, "noise import")
@@ -70,7 +70,7 @@ def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.cli.console import parse
     from impasto.config import TrainConfig, read_recipe
-    from impasto.interop.noise import architecture_of, export_settings, lines
+    from impasto.interop.noise import architecture_of, export_settings, format_export
 
     @dataclass(frozen=True)
     class Export(LawFlags):
@@ -90,7 +90,7 @@ def export(args: list[str]) -> Result:
         flags = replace(flags, size=1024 if flags.size is None else flags.size)
     config = flags.config()
     result = export_settings(flags.tool, config, architecture_of(base, flags.architecture))
-    print(lines(result))
+    print(format_export(result))
     return result
 
 
