@@ -86,7 +86,7 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     recipe_text(config, {"captions": [item.caption for item in items]})  # tells what cannot be written
     objectives.check(config)
     levels, add_adapter = noise_law(config), adapters.adapter(config.adapter)
-    device, _ = devices.place(config.device, config.precision)
+    device, _ = devices.resolve_device(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
     if outline is not None:
         check_base(config, outline, device, team.shards)

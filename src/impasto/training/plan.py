@@ -41,7 +41,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         check_wandb()
     adapters.adapter(config.adapter)
     objectives.check(config)
-    device, precision = devices.place(config.device, config.precision)
+    device, precision = devices.resolve_device(config.device, config.precision)
     optimizers.check(config, device, text.rates(config))
     family = loader.load_config_only(config.base, config.components)
     found = items.read(config, cards.card(config.base), largest=family.largest if family else None)

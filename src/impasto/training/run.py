@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from impasto.config import FREE, TrainConfig, as_dict
 from impasto.errors import UserError
-from impasto.files import atomic, check_writable, no_folder, writable_folder
+from impasto.files import atomic, check_writable, not_a_folder_error, writable_folder
 from impasto.styles.weights import WEIGHTS
 from impasto.training.states import read_state, remove, states
 
@@ -37,7 +37,7 @@ def check_out(config: TrainConfig) -> None:
     where nothing can be written."""
     out = config.out.resolve()
     if any(place.is_file() for place in (out, *out.parents)):
-        raise no_folder(config.out)
+        raise not_a_folder_error(config.out)
     others = [name for name in OWN if (out / name).exists()]
     if others and "impasto" not in (read_kept(out) or {}):
         raise UserError(
