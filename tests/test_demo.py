@@ -48,7 +48,7 @@ def finished(tmp_path_factory, base):
         return out, run(out, base)
 
 
-def test_everything_is_there(finished):
+def test_demo_writes_all_results(finished):
     out, result = finished
     for name in ("reference.png", "scores.json", "grid.png", "report.html", "strengths.json", "base/images/0001.png"):
         assert (out / name).stat().st_size > 0
@@ -69,7 +69,7 @@ def test_everything_is_there(finished):
     )
 
 
-def test_methods_share_steps_prompts_and_seeds_and_differ_in_sampling(finished, base):
+def test_demo_methods_differ_only_in_sampling(finished, base):
     out, result = finished
     assert len(set(result["about"]["steps"].values())) == 1
     folders = ("base/images", "style-friendly-128px/images", "style-friendly-128px/plain-1", "sd3-sampler/plain-1")
@@ -89,7 +89,7 @@ def test_methods_share_steps_prompts_and_seeds_and_differ_in_sampling(finished, 
     assert about["caption"] == f"rabbit face, {words}" and "rabbit face" not in about["concepts"]
 
 
-def test_trade_off_has_every_strength(finished):
+def test_demo_curves_have_all_strengths(finished):
     out, result = finished
     sweep = json.loads((out / "strengths.json").read_text())
     assert [row["strength"] for row in sweep["plain"]] == [0.5, 1.0] and "base" in sweep and "true" in sweep
@@ -98,13 +98,13 @@ def test_trade_off_has_every_strength(finished):
 
 
 @pytest.mark.parametrize(("level", "style"), [(0.5, 0.4), (0.6, 0.3), (0.9, 0.0), (0.95, None), (0.2, 0.8), (0.3, 0.7)])
-def test_style_at_equal_text_is_read_off_the_curve(level, style):
+def test_style_at_interpolates_curve(level, style):
     """The base, then two strengths; more text than any has no style, less than all the most."""
     found = style_at([(0.9, 0.0), (0.5, 0.4), (0.2, 0.8)], level)
     assert found == style if style is None else found == pytest.approx(style, abs=1e-9 if level != 0.3 else 0.04)
 
 
-def test_second_run_reuses_what_is_there(finished, base, monkeypatch):
+def test_demo_repeated_reuses_results(finished, base, monkeypatch):
     out, first = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.parent != out}
 
@@ -117,7 +117,7 @@ def test_second_run_reuses_what_is_there(finished, base, monkeypatch):
     assert {k: v for k, v in first.items() if k != "about"} == {k: v for k, v in second.items() if k != "about"}
 
 
-def test_other_sampling_defaults_keep_the_training(tmp_path, base):
+def test_demo_with_other_sampling_keeps_training(tmp_path, base):
     other = shutil.copytree(base, tmp_path / "base")
     run(tmp_path / "runs", other, also=())
     out = tmp_path / "runs/style-friendly-128px"
@@ -129,7 +129,7 @@ def test_other_sampling_defaults_keep_the_training(tmp_path, base):
     assert json.loads(Image.open(out / "images/0000.png").info["impasto"])["styles"][0]["strength"] == 0.6
 
 
-def test_another_spelling_or_recipe_keeps_what_is_there(tmp_path, base, monkeypatch):
+def test_demo_with_further_recipe_keeps_results(tmp_path, base, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("runs", base, also=())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*/*.png")}
@@ -143,7 +143,7 @@ def test_another_spelling_or_recipe_keeps_what_is_there(tmp_path, base, monkeypa
     assert after == {path for path in before if "base" in path.parts}
 
 
-def test_other_settings_start_afresh(tmp_path, base):
+def test_demo_with_other_settings_starts_again(tmp_path, base):
     run(tmp_path / "runs", base)
     result = run(tmp_path / "runs", base, style="streamline-emojis", count=3, seed=7, strengths=(), also=())
     assert result["base"]["images_scored"] == 3 and result["about"]["reference"] == "pig face"
@@ -154,7 +154,7 @@ def test_other_settings_start_afresh(tmp_path, base):
 
 
 @pytest.mark.parametrize("changes", [{"steps": 0}, {"seed": -1}, {"seed": 10**20}])
-def test_bad_input_costs_no_demo(finished, base, changes):
+def test_demo_with_bad_input_keeps_results(finished, base, changes):
     out, _ = finished
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(UserError):
@@ -162,13 +162,13 @@ def test_bad_input_costs_no_demo(finished, base, changes):
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_all_that_there_is_where_that_is_less(tmp_path):
+def test_make_plan_default_count_is_limited_by_concepts(tmp_path):
     plans = {style: module.make_plan(tmp_path, style, None, "mini-sd3", 0, None) for style in ("unifont", "ph")}
     assert len(plans["unifont"].prompts_for) == module.COUNT
     assert 10 < len(plans["ph"].prompts_for) < module.COUNT
 
 
-def test_results_of_other_settings_go_with_their_pictures(tmp_path, base):
+def test_demo_with_other_settings_removes_results(tmp_path, base):
     run(tmp_path / "demo", base, also=(), strengths=())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train_once", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -178,12 +178,12 @@ def test_results_of_other_settings_go_with_their_pictures(tmp_path, base):
     assert left == {"demo.json", "reference.png"}
 
 
-def test_bad_input(tmp_path, base):
+def test_demo_with_bad_input_raises(tmp_path, base):
     with pytest.raises(UserError, match="did you mean 'unifont'"):
         run(tmp_path / "a", base, style="unifond")
-    with pytest.raises(UserError, match="the base knows the style 'noto'"):
+    with pytest.raises(UserError, match="the base was trained on the style 'noto'"):
         run(tmp_path / "a", base, style="noto")
-    with pytest.raises(UserError, match="no reference picture of 'rocket'"):
+    with pytest.raises(UserError, match="no reference image of 'rocket'"):
         run(tmp_path / "a", base, concept="rocket")
     with pytest.raises(UserError, match="did you mean 'keep-content'"):
         run(tmp_path / "a", base, also=("keep-contents",))
@@ -191,7 +191,7 @@ def test_bad_input(tmp_path, base):
         run(tmp_path / "a", base, count=99)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("dear")
-    with pytest.raises(UserError, match="not empty and holds no demo"):
+    with pytest.raises(UserError, match="not empty and not a demo"):
         run(tmp_path / "full", base)
     with pytest.raises(UserError, match="is a file"):
         run(tmp_path / "full" / "thesis.txt", base)

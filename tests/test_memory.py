@@ -288,6 +288,6 @@ def test_an_offloaded_base_keeps_what_is_no_block_s_linear_layer(flux):
 def test_how_a_pipeline_draws():
     """FLUX: a transformer of 23.8 GB, T5 of 9.5, CLIP and the autoencoder; 1024 px, and what is free of a device."""
     parts, pixels = [int(23.8e9), int(9.5e9), int(0.25e9), int(0.17e9)], 1024**2
-    ways = {g: devices.drawing(parts, pixels, g * GB) for g in (80, 48, 40, 31, 24)}
+    ways = {g: devices.inference_placement(parts, pixels, g * GB) for g in (80, 48, 40, 31, 24)}
     assert ways == {80: "whole", 48: "whole", 40: "by part", 31: "by part", 24: "by layer"}
-    assert devices.drawing(parts, 4 * pixels, 48 * GB) == "by part"
+    assert devices.inference_placement(parts, 4 * pixels, 48 * GB) == "by part"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from impasto.config import change, resolve
 from impasto.errors import UserError
-from impasto.failures import disk_full, in_words, out_of_memory
+from impasto.failures import disk_full, explain_failure, out_of_memory
 from impasto.objectives import denoise as objective
 from impasto.training.checkpoints import explain_failures
 from impasto.training.train import train
@@ -119,8 +119,8 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
     for act, name in ((lambda: (tmp_path / "a").replace(tmp_path / "folder"), "folder"), (tmp_path.read_text, "")):
         with pytest.raises(IsADirectoryError) as error:
             act()
-        assert in_words(error.value) == f"{str(tmp_path / name)!r} cannot be used: Is a directory"
-    assert in_words(OSError("no file in it")) is None and in_words(KeyError("a defect")) is None
+        assert explain_failure(error.value) == f"{str(tmp_path / name)!r} cannot be used: Is a directory"
+    assert explain_failure(OSError("no file in it")) is None and explain_failure(KeyError("a defect")) is None
 
 
 def test_all_states_are_kept_when_asked(config, tmp_path):

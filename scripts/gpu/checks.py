@@ -181,7 +181,7 @@ from impasto import devices
 from impasto.cli.main import main
 out = {{}}
 for how in ("whole", "by part", "by layer"):
-    devices.drawing = lambda parts, pixels, free, how=how: how
+    devices.inference_placement = lambda parts, pixels, free, how=how: how
     folder = Path({str(style)!r}).parent / f"{base}-{{how.replace(' ', '-')}}"
     sys.argv = ["impasto", "generate", "--base", {base!r}, "--style", {str(style)!r}, "--prompt", "a cat, pixel art",
                 "--seed", "3", "--out", str(folder), "--json"]

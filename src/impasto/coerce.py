@@ -1,4 +1,4 @@
-"""Values of TOML, JSON and flags in the types of a settings class."""
+"""Conversion of values of TOML, JSON and flags to the types of a settings class."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from impasto.errors import UserError, nearest
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind`: an int serves as a float, a list as a tuple, a string as a path. Else UserError."""
+    """`value` converted to `kind`: int to float, list to tuple, string to path. Raises UserError for other types."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return convert(value, args[0], where)
@@ -54,7 +54,7 @@ def check_numbers(settings: Any, above_0: Sequence[str] = (), at_least_0: Sequen
 
 
 LAST_SEED = 2**62
-"""Of pictures and runs: what is counted from it stays within what torch takes."""
+"""Largest seed of images and runs; derived seeds stay within torch's range."""
 
 
 def check_seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures with labels, as one PNG that a person looks at."""
+"""Contact sheets: labelled rows of images as one image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,34 +15,34 @@ def sheet(
     title: str = "",
     reference: Image.Image | None = None,
 ) -> Image.Image:
-    """Draw `rows` (label -> one picture per column, None leaves the cell empty) as RGB.
+    """The sheet of `rows` (label -> one image per column, None: an empty cell), RGB.
 
-    cell: side of a picture in pixels; wrap: columns per block, further columns start a new block below;
-    title and reference: text, wrapped, and a picture above it all.
-    Raises ValueError when a row's length is not that of `columns`, or when there is nothing to draw.
+    cell: side of an image in pixels; wrap: columns per block, further columns go to a new block below; title and
+    reference: a wrapped text and an image at the top.
+    Raises ValueError when a row's length differs from `columns`, or without rows or columns.
     """
     if not rows or not columns:
         raise ValueError("a sheet needs at least one row and one column")
     for label, pictures in rows.items():
         if len(pictures) != len(columns):
-            raise ValueError(f"row {label!r} has {len(pictures)} pictures for {len(columns)} columns")
+            raise ValueError(f"row {label!r} has {len(pictures)} images for {len(columns)} columns")
     gap, font = max(4, cell // 16), _font(max(11, cell // 8))
     left = max(int(font.getlength(label)) for label in rows) + 4 * gap
     head = _lines(columns, font, cell) * _height(font) + 2 * gap
     block = head + len(rows) * (cell + gap) + 3 * gap
     blocks = [range(start, min(start + wrap, len(columns))) for start in range(0, len(columns), wrap)]
     start = left + cell + 2 * gap if reference is not None else 2 * gap  # of the title
-    room = start + min(int(font.getlength(title)) + 1, 3 * cell) + 2 * gap if title else 0
-    width = max(left + min(wrap, len(columns)) * (cell + gap) + 2 * gap, room)
-    told = _wrapped(title, font, width - start - 2 * gap)
-    header = max(cell if reference is not None else 0, len(told) * _height(font))
+    title_width = start + min(int(font.getlength(title)) + 1, 3 * cell) + 2 * gap if title else 0
+    width = max(left + min(wrap, len(columns)) * (cell + gap) + 2 * gap, title_width)
+    title_lines = _wrapped(title, font, width - start - 2 * gap)
+    header = max(cell if reference is not None else 0, len(title_lines) * _height(font))
     top = 2 * gap + (header + 3 * gap if header else 0)
     canvas = Image.new("RGB", (width, top + len(blocks) * block), PAPER)
     draw = ImageDraw.Draw(canvas)
     if reference is not None:
         canvas.paste(fit(reference, cell), (left, 2 * gap))
-    for i, line in enumerate(told):
-        y = 2 * gap + header // 2 + (2 * i - len(told) + 1) * _height(font) // 2
+    for i, line in enumerate(title_lines):
+        y = 2 * gap + header // 2 + (2 * i - len(title_lines) + 1) * _height(font) // 2
         draw.text((start, y), line, INK, font=font, anchor="lm")
     for i, block_columns in enumerate(blocks):
         _block(canvas, draw, rows, columns, block_columns, (left, top + i * block + head), cell, gap, font)
@@ -70,7 +70,7 @@ def _block(canvas, draw, rows, columns, indices, origin, cell, gap, font) -> Non
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
-    """A picture within a white square of `side` pixels, its proportions kept."""
+    """The image fitted into a white square of `side` pixels, keeping its aspect ratio."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     square = Image.new("RGB", (side, side), CARD)
@@ -92,7 +92,7 @@ def _height(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Words broken into lines of at most `width` pixels; a longer word stands alone."""
+    """Lines of at most `width` pixels, broken at spaces; a longer word has its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,4 +1,4 @@
-"""Devices: which one, and how much it holds."""
+"""Devices: selection, memory, speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from impasto.errors import UserError, nearest
 
 
-def place(device: str, precision: str) -> tuple[str, str]:
-    """("cpu" | "cuda" | "mps", "fp32" | "bf16") for what may be "auto". Raises UserError on anything else."""
+def resolve_device(device: str, precision: str) -> tuple[str, str]:
+    """(device, "fp32" | "bf16") with "auto" resolved. Raises UserError on an unknown or missing device."""
     import torch
 
     if device == "auto":
@@ -20,7 +20,7 @@ def place(device: str, precision: str) -> tuple[str, str]:
     try:
         number = torch.device(device).index
     except RuntimeError:
-        raise UserError(f"unknown device {device!r}: behind the colon goes a number, as in {kind}:0") from None
+        raise UserError(f"unknown device {device!r}: a number must follow the colon, as in {kind}:0") from None
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
     if not there or (kind == "cuda" and number and number >= torch.cuda.device_count()):
         raise UserError(f"there is no device {device!r} here: --device cpu, or auto")
@@ -50,12 +50,12 @@ PEAKS = {
 """Dense bf16 matmul peaks in TFLOP/s, by a part of the device's name; makers' data sheets."""
 
 
-SPARE = 0.92
+SPARE = 0.92  # usable share of free memory
 
 
 @dataclass(frozen=True)
 class Device:
-    """free: bytes that the run may take, None when not known; peak: FLOP/s, None when not known."""
+    """free: available memory in bytes, None if unknown; peak: FLOP/s, None if unknown."""
 
     kind: str
     name: str
@@ -64,29 +64,29 @@ class Device:
 
 
 def device(name: str) -> Device:
-    """The device that a run will use."""
+    """The device called `name`, with free memory and peak on CUDA."""
     kind = name.split(":")[0]
     if kind != "cuda":
         return Device(kind, kind)
     import torch
 
     free = torch.cuda.mem_get_info(name)[0]
-    called = torch.cuda.get_device_name(name)
-    return Device(kind, called, free, peak(called))
+    model = torch.cuda.get_device_name(name)
+    return Device(kind, model, free, peak(model))
 
 
 def peak(name: str) -> float | None:
-    """The longest name of PEAKS in a device's name decides."""
+    """The peak in FLOP/s by the longest key of PEAKS in a device's name, None if there is none."""
     known = [part for part in PEAKS if part in name]
     return PEAKS[max(known, key=len)] * 1e12 if known else None
 
 
-def drawing(parts: Sequence[int], pixels: int, free: float) -> str:
-    """How a pipeline of parts of so many bytes draws `pixels` at once with `free` bytes: "whole" on the device, "by
-    part" as they are used, or "by layer".
+def inference_placement(parts: Sequence[int], pixels: int, free: float) -> str:
+    """Placement of a pipeline for generating `pixels` in one batch with `free` bytes: "whole" on the device, "by part"
+    as components are used, or "by layer". parts: bytes of the components.
 
-    Beside the weights 1.5 GB, and 3 KB a pixel for the autoencoder's layers, which are the largest and come when all
-    is there; a part by itself at the denoiser's turn takes 1 KB a pixel.
+    Beside the weights 1.5 GB are needed, and 3 KB per pixel for the autoencoder's activations with the whole pipeline,
+    1 KB per pixel for the denoiser alone.
     """
     if sum(parts) + 1.5 * GB + 3e3 * pixels <= SPARE * free:
         return "whole"

@@ -1,14 +1,14 @@
-"""The one exception that users see: a clear line, exit code 2."""
+"""The exception for users' errors."""
 
 from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that says what is wrong and what to do; the CLI prints it and exits with 2."""
+    """Bad input. The message is one line with cause, value and next step; the CLI prints it and exits with code 2."""
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """'known: a, b, c', preceded by the nearest match of `name` where there is one: for messages."""
+    """'known: a, b, c', preceded by 'did you mean ...?' if there is a close match of `name`; for messages."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -17,7 +17,7 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
 
 
 def extra(module: str, name: str, purpose: str) -> Any:
-    """An optional package. Raises UserError, with the command that installs it, when it is not there."""
+    """Import an optional package. Raises UserError with the install command when it is missing."""
     from importlib import import_module
 
     try:

@@ -1,4 +1,4 @@
-"""What stops a run from outside: Ctrl-C, a full disk, a device out of memory. Each ends with a state to go on from."""
+"""External failures of a run: Ctrl-C, a full disk, a device out of memory."""
 
 import errno
 import signal
@@ -12,7 +12,8 @@ import torch
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list, for the loop to stop after its step; a second one stops at once."""
+    """Yield a list that Ctrl-C or SIGTERM appends to, so that a loop can stop after its step; a second one
+    interrupts."""
     caught: list[int] = []
 
     def catch(number: int, frame: Any) -> None:
@@ -20,13 +21,13 @@ def interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    with catching(catch, signal.SIGINT, signal.SIGTERM):
+    with signal_handlers(catch, signal.SIGINT, signal.SIGTERM):
         yield caught
 
 
 @contextmanager
-def catching(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """`handler` for these signals, then as before. Nothing outside of the main thread, where none come."""
+def signal_handlers(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Install `handler` for these signals, and restore the previous ones; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,29 +36,29 @@ def catching(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[Non
         yield
     finally:
         for number, own in before.items():
-            signal.signal(number, own or signal.SIG_DFL)  # None: one that Python did not set
+            signal.signal(number, own or signal.SIG_DFL)  # None: not set from Python
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is out: CUDA has a class for it, MPS and the CPU a sentence."""
+    """Whether an error means out of memory: a class on CUDA, a message on MPS and CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    message = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an exception says that the disk is full, or a quota; safetensors only says it in words."""
+    """Whether an error means a full disk or an exceeded quota (safetensors has only a message)."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
-def in_words(error: BaseException) -> str | None:
-    """A full disk, a device out of memory or a file that cannot be used in one line, for commands that have no state to
-    go on from; else None."""
+def explain_failure(error: BaseException) -> str | None:
+    """One line about a full disk, a device out of memory or an unusable file, for commands without checkpoints; None
+    for other errors."""
     if disk_full(error):
-        return "the disk is full: make room and give the same command again; what is whole on it stays"
+        return "the disk is full: free space and repeat the command; complete files are kept"
     if out_of_memory(error):
-        return "out of memory: try a smaller --batch or --size, or --precision bf16, where the command has them"
+        return "out of memory: try a smaller --batch or --size, or --precision bf16, if the command has them"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{str(error.filename2 or error.filename)!r} cannot be used: {error.strerror}"
     return None

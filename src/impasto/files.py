@@ -1,4 +1,4 @@
-"""Where things live on disk, and how a file is written so that it is never half there."""
+"""Paths and atomic writing of files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from impasto.errors import UserError
 
 PACKAGE = Path(__file__).parent
 MODELS = PACKAGE / "models"  # the embedded weights, fp16 safetensors
-UMASK = os.umask(0o077)  # can only be read by setting it: once, before there are threads
+UMASK = os.umask(0o077)  # reading requires setting it: once, before threads start
 os.umask(UMASK)
 
 
@@ -25,9 +25,9 @@ def cache_dir(*parts: str) -> Path:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
+    """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
 
-    Who may read the file is what the process's umask says, as of any new file.
+    The file mode follows the process's umask.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,10 +45,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path, whole: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield the name of a folder to be made beside `folder`; on a clean exit it is renamed to that, else removed.
+def atomic_folder(folder: Path, is_complete: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield the path of a folder to create beside `folder`; on a clean exit it is renamed to `folder`, else removed.
 
-    One that is there and not `whole` makes room; where another process was first with a whole one, that stays.
+    An existing folder is replaced unless it `is_complete` (another process may have been first).
     """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     broken = scratch.with_name(f"{scratch.name}.broken")
@@ -56,11 +56,11 @@ def atomic_folder(folder: Path, whole: Callable[[Path], bool]) -> Iterator[Path]
     try:
         yield scratch
         try:
-            if folder.exists() and not whole(folder):
+            if folder.exists() and not is_complete(folder):
                 folder.rename(broken)
             scratch.rename(folder)
         except OSError:
-            if not whole(folder):
+            if not is_complete(folder):
                 raise
     finally:
         for left in (scratch, broken):
@@ -68,49 +68,49 @@ def atomic_folder(folder: Path, whole: Callable[[Path], bool]) -> Iterator[Path]
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError when there is anything else in it."""
+    """The JSON object in a file. Raises ValueError for any other content."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError(f"{file} is nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no object")
+        raise ValueError(f"{file} is not a JSON object")
     return found
 
 
-def json_of(file: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} where there is none."""
+def read_json_or_empty(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} if there is none."""
     try:
         return read_object(file)
     except (OSError, ValueError):
         return {}
 
 
-def no_folder(out: Path) -> UserError:
+def not_a_folder_error(out: Path) -> UserError:
     return UserError(f"--out {str(out)!r} is a file, or lies in one: give a folder")
 
 
-def writable_folder(folder: Path, asked: Path | None = None) -> None:
-    """Make `folder`, and see that files can be made in it. Raises UserError that names what was `asked` for."""
-    with writing(asked or folder):
+def writable_folder(folder: Path, named: Path | None = None) -> None:
+    """Create `folder` and check that it is writable. Raises UserError naming `named`, by default `folder`."""
+    with writing(named or folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def check_writable(folder: Path, asked: Path) -> None:
-    """Raise UserError that names what was `asked` for, unless files can be made where `folder` is or will be: in it, or
-    in the nearest one above it that is there. Nothing is left there."""
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    with writing(asked):
-        tempfile.TemporaryFile(dir=place).close()
+def check_writable(folder: Path, named: Path) -> None:
+    """Raise UserError naming `named` unless files can be created in `folder` or its nearest existing parent; leaves no
+    file behind."""
+    existing = next(existing for existing in (folder, *folder.parents) if existing.exists())
+    with writing(named):
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 @contextmanager
-def writing(asked: Path) -> Iterator[None]:
-    """What keeps a file from being made is told as a UserError that names what was `asked` for."""
+def writing(named: Path) -> Iterator[None]:
+    """Turn errors of creating files into a UserError naming `named`."""
     try:
         yield
     except (FileExistsError, NotADirectoryError):
-        raise no_folder(asked) from None
+        raise not_a_folder_error(named) from None
     except OSError as error:
-        raise UserError(f"--out {str(asked)!r} cannot be written: {error.strerror}") from None
+        raise UserError(f"--out {str(named)!r} cannot be written: {error.strerror}") from None

@@ -340,7 +340,7 @@ def test_what_is_taken_for_another_base_says_so(tmp_path):
     tensors |= {"transformer.x_embedder.lora_B.weight": torch.randn(3, 2)}
     said = {"modelspec.architecture": "chroma/lora", "ss_base_model_version": "chroma"}
     save_file(tensors, tmp_path / "x.safetensors", said)
-    with pytest.raises(UserError, match=r"x\.safetensors: its metadata says that it is for 'chroma/lora'"):
+    with pytest.raises(UserError, match=r"x\.safetensors: its metadata states 'chroma/lora'"):
         export_style(tmp_path / "x.safetensors", base="black-forest-labs/FLUX.1-dev")
     import_style(tmp_path / "x.safetensors", tmp_path / "x", architecture="flux")
     meta = told(tmp_path / "x" / WEIGHTS)
@@ -450,7 +450,7 @@ def test_files_that_are_no_style(tmp_path, tiny_sd3):
     (tmp_path / "old.ckpt").write_bytes(data)
     for name, message in (
         ("half.safetensors", "half.safetensors is damaged"),
-        ("vae.safetensors", "there is no LoRA in it, but vae.weight"),
+        ("vae.safetensors", "it contains no LoRA, but vae.weight"),
         ("old.ckpt", "not a safetensors file: other formats can run code"),
         ("nowhere.safetensors", "no such file"),
     ):

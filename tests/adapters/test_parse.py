@@ -8,7 +8,7 @@ import torch
 from impasto.bases.cards import cards
 from impasto.errors import UserError
 from impasto.interop.lora.layouts import ARCHITECTURES
-from impasto.interop.lora.read import agreed, meant, read
+from impasto.interop.lora.read import check_architecture, parse_architecture, read
 from impasto.interop.lora.write import Adapter, Lora, write
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -96,29 +96,29 @@ def test_the_architecture_is_found(tensors, metadata, architecture):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "there is no LoRA in it"),
-        ({"encoder.weight": A}, "there is no LoRA in it, but encoder.weight"),
-        (file(LAYER) | {"encoder.weight": A}, "belong to no LoRA: encoder.weight"),
+        ({}, "it contains no LoRA"),
+        ({"encoder.weight": A}, "it contains no LoRA, but encoder.weight"),
+        (file(LAYER) | {"encoder.weight": A}, "are not part of a LoRA: encoder.weight"),
         ({f"{LAYER}.lora_down.weight": A}, "to_q has no up"),
         ({f"{LAYER}.lora_up.weight": B, **file(OUT)}, "to_q has no down"),
-        ({f"{LAYER}.lora_down.weight": A, f"{LAYER}.lora_up.weight": A.T[:, :1]}, "do not fit each other"),
-        ({f"{LAYER}.lora_down.weight": A[0], f"{LAYER}.lora_up.weight": A[0]}, "do not fit each other"),
-        ({f"{LAYER}.lora_down.weight": A[:0], f"{LAYER}.lora_up.weight": B[:, :0]}, "do not fit each other"),
-        (file(LAYER) | {f"{LAYER}.lora_up.weight": B / 0}, "lora_up.weight' holds what is no finite number"),
-        (file(LAYER) | {f"{LAYER}.alpha": torch.tensor(float("nan"))}, "to_q.alpha' holds what is no finite"),
-        (file(LAYER) | {f"{LAYER}.alpha": torch.ones(2)}, "its alpha is 2 numbers, not one"),
-        (file("lora_unet_down_blocks_9_resnets_0_conv1"), "lora_unet_down_blocks_9_resnets_0_conv1: no layer of sd15"),
-        (file("lora_unet_double_blocks_0_img_attn_proj"), "no layer of sd15"),
-        (file("lora_prior_unet_x"), "lora_prior_unet_x: no layer"),
-        (file("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), "no layer of sd15"),
+        ({f"{LAYER}.lora_down.weight": A, f"{LAYER}.lora_up.weight": A.T[:, :1]}, "have incompatible shapes"),
+        ({f"{LAYER}.lora_down.weight": A[0], f"{LAYER}.lora_up.weight": A[0]}, "have incompatible shapes"),
+        ({f"{LAYER}.lora_down.weight": A[:0], f"{LAYER}.lora_up.weight": B[:, :0]}, "have incompatible shapes"),
+        (file(LAYER) | {f"{LAYER}.lora_up.weight": B / 0}, "lora_up.weight' holds NaN or infinite values"),
+        (file(LAYER) | {f"{LAYER}.alpha": torch.tensor(float("nan"))}, "to_q.alpha' holds NaN or infinite"),
+        (file(LAYER) | {f"{LAYER}.alpha": torch.ones(2)}, "its alpha has 2 values, not one"),
+        (file("lora_unet_down_blocks_9_resnets_0_conv1"), "lora_unet_down_blocks_9_resnets_0_conv1: sd15 has no layer"),
+        (file("lora_unet_double_blocks_0_img_attn_proj"), "sd15 has no layer"),
+        (file("lora_prior_unet_x"), "lora_prior_unet_x: sd15 has no layer"),
+        (file("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), "sd15 has no layer"),
         (file(LAYER) | {f"{LAYER}.dora_scale": A}, "to_q.dora_scale' is DoRA"),
         (file(LAYER) | {f"{LAYER}.lora_magnitude_vector": A}, "is DoRA"),
         ({"lora_unet_x.lokr_w1": A}, "is LoKr"),
         ({"lora_unet_x.hada_w1_a": A}, "is LoHa"),
         ({"lora_unet_x.oft_blocks": A}, "is OFT"),
         (file(LAYER) | {f"{LAYER}.lora_mid.weight": A}, "is LoCon in Tucker form"),
-        (file(LAYER) | {f"{LAYER}.diff_b": A}, "no low-rank update"),
-        (file("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "a LoRA on the T5"),
+        (file(LAYER) | {f"{LAYER}.diff_b": A}, "not a low-rank update"),
+        (file("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "a LoRA on T5"),
         ({key: torch.zeros_like(t) for key, t in file("lora_te3_x").items()}, "all its LoRAs are zero"),
     ],
     ids=str,
@@ -131,29 +131,34 @@ def test_what_is_refused(tensors, message):
 @pytest.mark.parametrize("stated", ["chroma/lora", "Chroma1/lora", "flux-2-dev/lora", "Flux.2", "flux.1_kontext"])
 def test_another_model_with_layers_of_the_same_names_is_refused(stated):
     for key in ("modelspec.architecture", "ss_base_model_version"):
-        with pytest.raises(UserError, match=rf"for '{stated}' \({key}\), no base that impasto speaks"):
+        with pytest.raises(UserError, match=rf"states '{stated}' \({key}\), not a supported base"):
             read(file(FLUX), {key: stated})
-        with pytest.raises(UserError, match="no base that impasto speaks"):
-            agreed({key: stated}, "flux")
+        with pytest.raises(UserError, match="not a supported base"):
+            check_architecture({key: stated}, "flux")
     assert read(file(FLUX), {"modelspec.architecture": stated}, architecture="flux").architecture == "flux"
 
 
 def test_metadata_that_contradicts_the_base_or_itself_is_refused():
     with pytest.raises(UserError, match="another architecture than sdxl"):
-        agreed({"modelspec.architecture": "stable-diffusion-v1/lora"}, "sdxl")
+        check_architecture({"modelspec.architecture": "stable-diffusion-v1/lora"}, "sdxl")
     with pytest.raises(UserError, match="another architecture than flux"):
-        agreed({"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "sd_v1"})
+        check_architecture({"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "sd_v1"})
     with pytest.raises(UserError, match="'stable-diffusion-xl-v1-refiner/lora'"):
-        agreed({"modelspec.architecture": "stable-diffusion-xl-v1-refiner/lora"}, "sdxl")
-    assert agreed({"modelspec.architecture": "flux-1/lora", "ss_base_model_version": "flux1"}, "flux") == "flux"
+        check_architecture({"modelspec.architecture": "stable-diffusion-xl-v1-refiner/lora"}, "sdxl")
+    assert (
+        check_architecture({"modelspec.architecture": "flux-1/lora", "ss_base_model_version": "flux1"}, "flux")
+        == "flux"
+    )
 
 
 def test_what_we_state_is_known():
     """The cards' own names, and kohya's of all versions that it has."""
     stated = {card["modelspec"]: card.get("pipeline", name) for name, card in cards().items() if "modelspec" in card}
-    assert len(stated) == 10 and all(meant(f"{name}/lora") == ARCHITECTURES[kind] for name, kind in stated.items())
+    assert len(stated) == 10 and all(
+        parse_architecture(f"{name}/lora") == ARCHITECTURES[kind] for name, kind in stated.items()
+    )
     versions = ["flux1", "5-large", "5-medium", "medium", "sdxl_base_v1-0", "sd_v1", "sd_v1_v", "sd_v2", "sd_v2_v"]
-    assert [meant(version) for version in versions] == ["flux", *["sd3"] * 3, "sdxl", *["sd15"] * 4]
+    assert [parse_architecture(version) for version in versions] == ["flux", *["sd3"] * 3, "sdxl", *["sd15"] * 4]
 
 
 def test_damaged_metadata_and_an_unknown_base():
@@ -162,9 +167,9 @@ def test_damaged_metadata_and_an_unknown_base():
     for stated in ("[" * 10**5, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}', '{"unet.alpha_pattern": [1]}'):
         with pytest.raises(UserError, match="its metadata is damaged: lora_adapter_metadata"):
             read(file(LAYER), {"lora_adapter_metadata": stated}, architecture="sd15")
-    with pytest.raises(UserError, match="says DoRA"):
+    with pytest.raises(UserError, match="states DoRA"):
         read(file(LAYER), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, architecture="sd15")
-    with pytest.raises(UserError, match="which base it belongs to: say it with --base"):
+    with pytest.raises(UserError, match="its base cannot be determined: give --base"):
         read(file("transformer.transformer_blocks.0.attn.to_q"))
 
 
@@ -183,7 +188,7 @@ def test_comfyui_calls_the_text_encoder_of_sd2_by_another_name(width, tower):
 def test_a_fused_layer_of_other_rows_is_refused(name, rows):
     halves = {"down": torch.ones(2, 4), "up": torch.ones(rows, 2)}
     tensors = {f"lora_unet_{name}.lora_{half}.weight": tensor for half, tensor in halves.items()}
-    with pytest.raises(UserError, match=rf"{name}': its {rows} rows are not [34] layers in one"):
+    with pytest.raises(UserError, match=rf"{name}': its {rows} rows do not fit [34] fused layers"):
         read(tensors, architecture="flux")
 
 
@@ -233,7 +238,7 @@ def attention(prefix, blocks, width=3072, separator="."):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_more_blocks_than_the_architecture_has_are_another_model(tensors, architecture):
-    with pytest.raises(UserError, match=r"is of another model: (flux|sd3) has no block of that number \("):
+    with pytest.raises(UserError, match=r"is for another model: (flux|sd3) has fewer blocks \("):
         read(tensors, architecture=architecture)
 
 
@@ -249,5 +254,5 @@ def test_files_in_8_bits_are_read():
     fused = file("lora_unet_joint_blocks_0_x_block_attn_qkv")
     small = {key: t.to(torch.float8_e4m3fn) for key, t in (fused | zero).items()}
     assert len(read(small, architecture="sd3").layers) == 3
-    with pytest.raises(UserError, match="a LoRA on the T5"):
+    with pytest.raises(UserError, match="a LoRA on T5"):
         read({key: torch.ones_like(t.float()).to(t.dtype) for key, t in small.items()}, architecture="sd3")

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from impasto.bases.loader import load
-from impasto.devices import place
+from impasto.devices import resolve_device
 from impasto.errors import UserError
 from impasto.noise.schedule import mix
 from impasto.sampling.sample import Sampling
@@ -115,14 +115,14 @@ def test_place_unknown_device_raises(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert place("cuda:1", "fp32") == ("cuda:1", "fp32") and place("cpu", "auto") == ("cpu", "fp32")
-    assert place("cuda", "auto")[1] == place("cuda:1", "auto")[1] == "bf16"
+    assert resolve_device("cuda:1", "fp32") == ("cuda:1", "fp32") and resolve_device("cpu", "auto") == ("cpu", "fp32")
+    assert resolve_device("cuda", "auto")[1] == resolve_device("cuda:1", "auto")[1] == "bf16"
     for device in ("cpu:x", "cuda:", "cuda:-1", "cuda:1:1", "mps:x"):
-        with pytest.raises(UserError, match=f"unknown device '{device}': behind the colon goes a number"):
-            place(device, "auto")
+        with pytest.raises(UserError, match=f"unknown device '{device}': a number must follow the colon"):
+            resolve_device(device, "auto")
     for device in ("mps", "mps:0", "cuda:2"):
         with pytest.raises(UserError, match=f"no device '{device}' here"):
-            place(device, "auto")
+            resolve_device(device, "auto")
 
 
 def test_encode_image_of_wrong_size_raises(family):

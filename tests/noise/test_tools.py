@@ -143,14 +143,14 @@ def distance(t, law):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_imported_law_draws_what_the_tool_draws(case):
+def test_import_settings_matches_tool_distribution(case):
     command, simulate = CASES[case]
     ks, step = distance(simulate(), law_from_recipe(imported(command)["settings"]))
     assert ks < 1.628 / math.sqrt(N) + step and step < 0.05
 
 
 @pytest.mark.parametrize("case", ["kohya flux, logit_normal", "kohya sd3, logit_normal", "diffusers sd3"])
-def test_the_wrong_sign_or_shift_is_seen(case):
+def test_distance_detects_wrong_sign_or_shift(case):
     """logit_mean read the other way round, and the shift left out."""
     command, simulate = CASES[case]
     law = law_from_recipe(imported(command)["settings"])
@@ -159,7 +159,7 @@ def test_the_wrong_sign_or_shift_is_seen(case):
     assert distance(simulate(), reversed_mean)[0] > 0.3 and distance(simulate(), LogitNormal(m, s))[0] > 0.1
 
 
-def test_exact_numbers():
+def test_import_settings_exact_numbers():
     """E9: FLUX with logit_mean -3 is the style-friendly law; SD3.5 with it lies at -8.2, the shift counted twice."""
     assert law_from_recipe(
         imported("diffusers flux weighting_scheme=logit_normal logit_mean=-3")["settings"]
@@ -184,12 +184,15 @@ LAWS = [
     {"noise": "uniform"},
     {"noise": "uniform", "noise_shift": 3.0},
 ]
-ONLY = {"ai-toolkit": "has no mean, standard deviation or shift", "diffusers": "has no counterpart of Uniform"}
+ONLY = {
+    "ai-toolkit": "has no settings for mean, standard deviation or shift",
+    "diffusers": "has no counterpart of Uniform",
+}
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("architecture", ["flux", "sd3"])
-def test_there_and_back(tool, architecture):
+def test_export_then_import_restores_law(tool, architecture):
     """Every law that a tool can have comes back the same; the others are refused."""
     lam, carried = torch.linspace(-15, 10, 60, dtype=torch.float64), 0
     for ours in LAWS:
@@ -209,7 +212,7 @@ def test_there_and_back(tool, architecture):
     assert carried >= (2 if tool == "ai-toolkit" else 5)
 
 
-def test_offset_noise_there_and_back():
+def test_export_then_import_restores_offset_noise():
     config = make_config(noise="uniform", offset_noise=0.1)
     for tool in TOOLS:
         theirs = export_settings(tool, config, "sdxl")["settings"]
@@ -226,10 +229,10 @@ def test_offset_noise_there_and_back():
 
 
 REFUSED = {
-    "kohya flux timestep_sampling=sigma weighting_scheme=mode": "weighting_scheme = mode draws by another curve",
-    "kohya flux timestep_sampling=sigma weighting_scheme=cosmap": "weighs the loss of a rectified flow",
-    "kohya flux timestep_sampling=zigzag": "is none of sigma, uniform",
-    "kohya sd3 weighting_scheme=uniform min_timestep=500": "min_timestep = 500 squeezes u",
+    "kohya flux timestep_sampling=sigma weighting_scheme=mode": "weighting_scheme = mode samples by another curve",
+    "kohya flux timestep_sampling=sigma weighting_scheme=cosmap": "weights the loss of a rectified flow",
+    "kohya flux timestep_sampling=zigzag": "is not one of sigma, uniform",
+    "kohya sd3 weighting_scheme=uniform min_timestep=500": "min_timestep = 500 compresses u",
     "kohya sdxl noise_offset=0.1 adaptive_noise_scale=0.01": "adaptive_noise_scale = 0.01 has no counterpart",
     "kohya sdxl multires_noise_iterations=6": "multires_noise_iterations = 6 has no counterpart",
     "kohya flux timestep_sampling=shift sigmoid_scale=wide": "sigmoid_scale must be a number, not 'wide'",
@@ -238,22 +241,22 @@ REFUSED = {
     "ai-toolkit flux content_or_style=style": "it is low noise: the Style-Friendly SNR sampler is",
     "ai-toolkit flux content_or_style=content": "by a cubic law",
     "ai-toolkit flux timestep_type=weighted": "timestep_type = weighted has no counterpart",
-    "ai-toolkit flux min_denoising_steps=500": "cuts the times off",
-    "ai-toolkit flux max_denoising_steps=998": "max_denoising_steps = 998 cuts the times off",
+    "ai-toolkit flux min_denoising_steps=500": "truncates the timesteps",
+    "ai-toolkit flux max_denoising_steps=998": "max_denoising_steps = 998 truncates the timesteps",
     "ai-toolkit flux do_signal_correction_noise=true": "do_signal_correction_noise = true has no counterpart",
     "ai-toolkit flux do_batch_noise_correction=true": "do_batch_noise_correction = true has no counterpart",
     "ai-toolkit flux blended_blur_noise=true": "blended_blur_noise = true has no counterpart",
     "ai-toolkit flux loss_target=unaugmented": "loss_target = unaugmented has no counterpart",
     "kohya sdxl scale_v_pred_loss_like_noise_pred=true": "scale_v_pred_loss_like_noise_pred = true has no counterpart",
-    "onetrainer sdxl loss_weight_fn=P2": "loss_weight_fn = P2 weighs the loss",
-    "onetrainer flux loss_weight_fn=SIGMA": "loss_weight_fn = SIGMA weighs the loss",
-    "onetrainer flux loss_weight_fn=MIN_SNR_GAMMA": "loss_weight_fn = MIN_SNR_GAMMA weighs the loss",
+    "onetrainer sdxl loss_weight_fn=P2": "loss_weight_fn = P2 weights the loss",
+    "onetrainer flux loss_weight_fn=SIGMA": "loss_weight_fn = SIGMA weights the loss",
+    "onetrainer flux loss_weight_fn=MIN_SNR_GAMMA": "loss_weight_fn = MIN_SNR_GAMMA weights the loss",
     "onetrainer flux timestep_distribution=BETA": "timestep_distribution = BETA has no counterpart",
-    "onetrainer flux min_noising_strength=0.5": "squeezes u",
-    "onetrainer sdxl timestep_distribution=LOGIT_NORMAL": "draws the time of a U-Net as no law here does",
+    "onetrainer flux min_noising_strength=0.5": "compresses u",
+    "onetrainer sdxl timestep_distribution=LOGIT_NORMAL": "has no counterpart here for a U-Net",
     "simpletuner flux flow_use_beta_schedule=true": "flow_use_beta_schedule = true has no counterpart",
     "simpletuner sdxl offset_noise=true": "noise_offset_probability = 0.25 shifts the noise of some steps only",
-    "diffusers flux weighting_scheme=sigma_sqrt": "weighs the loss",
+    "diffusers flux weighting_scheme=sigma_sqrt": "weights the loss",
     "diffusers sdxl timestep_bias_strategy=later": "timestep_bias_strategy = later has no counterpart",
     "diffusers sd15 offset_noise=true noise_offset=0.05": "no script of diffusers has both",
     "diffusers sdxl do_edm_style_training=true": "do_edm_style_training = true has no counterpart",
@@ -262,23 +265,23 @@ REFUSED = {
     "onetrainer sdxl rescale_noise_scheduler_to_zero_terminal_snr=true": "has no counterpart",
     "onetrainer flux noising_weight=4": "is an older OneTrainer's SIGMOID",
     "kohya sdxl zero_terminal_snr=true": "zero_terminal_snr = true has no counterpart",
-    "kohya flux timestep_sampling=shift weighting_scheme=sigma_sqrt": "sigma_sqrt weighs the loss",
-    "kohya flux timestep_sampling=shift model_prediction_type=bogus": "is none of raw, additive, sigma_scaled",
+    "kohya flux timestep_sampling=shift weighting_scheme=sigma_sqrt": "sigma_sqrt weights the loss",
+    "kohya flux timestep_sampling=shift model_prediction_type=bogus": "is not one of raw, additive, sigma_scaled",
     "kohya flux timestep_sampling=sigma ip_noise_gamma=0.1": "ip_noise_gamma = 0.1 has no counterpart",
     "kohya sd3 weighting_scheme=logit_normal logit_mean=-30": "of the noise levels lie above log-SNR 13.81",
     "kohya flux timestep_sampling=shift timestep_sampling=uniform": "timestep_sampling is set more than once",
     "ai-toolkit flux force_consistent_noise=true": "force_consistent_noise = true has no counterpart",
     "ai-toolkit flux optimal_noise_pairing_samples=4": "optimal_noise_pairing_samples = 4 has no counterpart",
     "ai-toolkit flux target_noise_multiplier=1.1": "target_noise_multiplier = 1.1 has no counterpart",
-    "diffusers flux learning_rate=1e-4": "what was given holds no noise settings of diffusers",
+    "diffusers flux learning_rate=1e-4": "what was given has no noise settings of diffusers",
     "kohyaa flux noise_offset=1": "did you mean 'kohya'",
     "kohya flux timestep_sampling": "'timestep_sampling' does not exist",
-    "kohya flux a=1 timestep_sampling": "'timestep_sampling' is no KEY=VALUE",
+    "kohya flux a=1 timestep_sampling": "'timestep_sampling' is not KEY=VALUE",
 }
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_what_has_no_counterpart_is_refused(command):
+def test_import_settings_without_counterpart_raises(command):
     with pytest.raises(UserError) as error:
         imported(command)
     assert REFUSED[command] in str(error.value) and "\n" not in str(error.value)
@@ -290,7 +293,7 @@ def effective_median(t):
     return t[((t**2).cumsum(0) < 0.5 * (t**2).sum()).sum()].item()
 
 
-def test_a_loss_weighed_by_sigma_squared():
+def test_import_settings_sigma_squared_weighting_is_noted():
     """SD3: diffusers by default and sd-scripts always compare x_0; only sigma_sqrt takes that back, exactly."""
     for command in ("diffusers sd3 logit_mean=0", "kohya sd3 weighting_scheme=logit_normal training_shift=3"):
         (note,) = imported(command)["notes"]
@@ -298,13 +301,13 @@ def test_a_loss_weighed_by_sigma_squared():
         assert f"the median t is {median:.2f}, log-SNR -3.0, instead of 0.75, -2.2" in note
     even = {"noise": "uniform", "noise_shift": 3.0}
     kohya = "kohya sd3 weighting_scheme=sigma_sqrt training_shift=3"
-    assert "divides by 0 in one draw of a thousand there: set min_timestep = 1" in imported(kohya)["notes"][0]
+    assert "divides by 0 in one draw of a thousand: set min_timestep = 1 there" in imported(kohya)["notes"][0]
     for command in ("diffusers sd3 weighting_scheme=sigma_sqrt", f"{kohya} min_timestep=1"):
         result = imported(command)
         assert result["settings"] == even and not result["notes"]
     assert not imported("diffusers sd3 logit_mean=0 precondition_outputs=0")["notes"]
     assert not imported("diffusers flux logit_mean=0")["notes"]
-    with pytest.raises(UserError, match="sigma_sqrt weighs the loss"):
+    with pytest.raises(UserError, match="sigma_sqrt weights the loss"):
         imported("diffusers sd3 weighting_scheme=sigma_sqrt precondition_outputs=0")
     exported = {tool: export_settings(tool, TrainConfig(), "sd3") for tool in ("diffusers", "kohya")}
     assert exported["diffusers"]["settings"]["precondition_outputs"] == 0 and not exported["diffusers"]["notes"]
@@ -312,10 +315,10 @@ def test_a_loss_weighed_by_sigma_squared():
     for tool in ("diffusers", "kohya"):
         theirs = export_settings(tool, make_config(**even), "sd3")
         assert theirs["settings"]["weighting_scheme"] == "sigma_sqrt"
-        assert [note.startswith("min_timestep 1 keeps") for note in theirs["notes"]] == [True] * (tool == "kohya")
+        assert [note.startswith("min_timestep 1 avoids") for note in theirs["notes"]] == [True] * (tool == "kohya")
 
 
-def test_kohya_compares_the_velocity_itself_when_raw():
+def test_kohya_raw_velocity_is_exported():
     assert "model_prediction_type sigma_scaled is not" in imported("kohya flux timestep_sampling=uniform")["notes"][0]
     raw = "kohya flux timestep_sampling=sigma model_prediction_type=raw"
     assert not imported(raw)["notes"]
@@ -324,7 +327,7 @@ def test_kohya_compares_the_velocity_itself_when_raw():
         assert export_settings("kohya", config, "flux")["settings"]["model_prediction_type"] == "raw"
 
 
-def test_weightings_and_ends():
+def test_import_settings_weightings_and_bounds():
     assert imported("onetrainer sd15 loss_weight_fn=MIN_SNR_GAMMA loss_weight_strength=3")["settings"] == {
         "noise": "uniform", "weighting": "min-snr", "gamma": 3.0
     }  # fmt: skip
@@ -334,25 +337,25 @@ def test_weightings_and_ends():
     assert imported("ai-toolkit flux max_denoising_steps=1000")["settings"]["noise"] == "logit-normal"
 
 
-def test_a_uniform_law_in_kohya_s_sd3_never_divides_by_zero():
+def test_export_uniform_to_kohya_sd3_sets_min_timestep():
     """get_noisy_model_input_and_timesteps takes u (1000 - min_timestep) + min_timestep down to a whole number."""
     theirs = export_settings("kohya", make_config(noise="uniform"), "sd3")["settings"]
     steps = (uniform() * (1000 - theirs["min_timestep"]) + theirs["min_timestep"]).long()
     assert steps.min() >= 1 and (uniform() * 1000).long().min() == 0
 
 
-def test_noise_that_is_shifted_twice_or_not_at_all():
+def test_import_settings_offset_noise_combinations():
     assert imported("ai-toolkit flux noise_offset=0.3 random_noise_shift=0.4")["settings"]["offset_noise"] == 0.5
     assert "offset_noise" not in imported("ai-toolkit flux random_noise_shift=-0.5")["settings"]
     assert imported("diffusers sd15 offset_noise=true")["settings"] == {"noise": "uniform", "offset_noise": 0.1}
 
 
-def test_what_cannot_be_exported():
+def test_export_settings_without_counterpart_raises():
     far, narrow = make_config(noise_mean=-40.0), make_config(noise_std=1e-300)
     for tool in TOOLS:
         with pytest.raises(UserError, match=r"lie below log-SNR -13\.81"):
             export_settings(tool, far, "flux")
-        with pytest.raises(UserError, match=r"noise_std = 1e-300 is nothing to"):
+        with pytest.raises(UserError, match="noise_std = 1e-300 is 0 for"):
             export_settings(tool, narrow, "flux")
     large = make_config(noise="uniform", noise_shift=3.0, size=100_000)
     with pytest.raises(UserError, match="size must be from 16 to 16384 pixels"):
@@ -363,11 +366,11 @@ def test_what_cannot_be_exported():
         for config, architecture in ((truncated, "flux"), (TrainConfig(), "sdxl")):
             with pytest.raises(UserError, match="counterpart of"):
                 export_settings(tool, config, architecture)
-    with pytest.raises(UserError, match="say --architecture flux, sd3, sdxl or sd15"):
+    with pytest.raises(UserError, match="give --architecture flux, sd3, sdxl or sd15"):
         import_settings("diffusers", ["logit_mean=1"], None)
 
 
-def test_min_snr_there_and_back():
+def test_export_then_import_restores_min_snr():
     """All of them have it for a U-Net; another weighting, and any on a rectified flow, is told of."""
     config = make_config(noise="uniform", weighting="min-snr", gamma=3.0)
     for tool in TOOLS:
@@ -377,7 +380,7 @@ def test_min_snr_there_and_back():
         back = import_settings(tool, words, "sdxl")["settings"]
         assert back == {"noise": "uniform", "weighting": "min-snr", "gamma": 3.0}, tool
         for changed, architecture, note in (
-            (config, "flux", "weighting min-snr is left out: a rectified flow takes none"),
+            (config, "flux", "weighting min-snr is left out: rectified flows are trained without weighting"),
             (make_config(noise="uniform", weighting="debiased"), "sdxl", "weighting debiased is not carried over"),
         ):
             assert note in export_settings(tool, changed, architecture)["notes"][-1]
@@ -416,7 +419,7 @@ def test_min_snr_there_and_back():
         ("kohya sd3 weighting_scheme=sigma_sqrt min_timestep=1 ip_noise_gamma=0.1", "ip_noise_gamma is left out"),
     ],
 )
-def test_what_the_tool_does_not_use_is_told(command, note):
+def test_import_settings_unused_setting_is_noted(command, note):
     (said,) = imported(command)["notes"]
     assert note in said
 
@@ -437,34 +440,34 @@ def test_what_the_tool_does_not_use_is_told(command, note):
         ("sdxl-with-flux-colours", None),
     ],
 )
-def test_the_architecture_is_that_of_the_last_part_of_a_name(base, architecture):
+def test_detect_architecture_by_last_part_of_name(base, architecture):
     settings = ["noise_offset=0.1", f"pretrained_model_name_or_path={base}"]
     if architecture is None:
-        with pytest.raises(UserError, match="say --architecture"):
+        with pytest.raises(UserError, match="give --architecture"):
             import_settings("diffusers", settings, None)
         return
     result = import_settings("diffusers", settings, None)
     assert result["architecture"] == architecture
-    assert f"taken for {architecture}, as pretrained_model_name_or_path is {base}" in result["notes"][0]
-    assert not any("taken for" in note for note in import_settings("diffusers", settings, "sd3")["notes"])
+    assert f"assumed {architecture}, as pretrained_model_name_or_path is {base}" in result["notes"][0]
+    assert not any("assumed" in note for note in import_settings("diffusers", settings, "sd3")["notes"])
 
 
-def test_what_names_the_architecture():
+def test_detect_architecture_by_settings():
     """The name of the kind before that of a file; kohya's own settings; never FLUX.2 for FLUX.1."""
     words = ["snr_gamma=5", "model_type=lora", "model_family=sdxl", "pretrained_model_name_or_path=/x/flux"]
     assert import_settings("simpletuner", words, None)["architecture"] == "sdxl"
     for key, architecture in (("training_shift", "sd3"), ("timestep_sampling", "flux")):
         value = {"training_shift": "2", "timestep_sampling": "sigmoid"}[key]
         result = import_settings("kohya", [f"{key}={value}"], None)
-        assert f"taken for {architecture}, as {key} is set" in result["notes"][0]
+        assert f"assumed {architecture}, as {key} is set" in result["notes"][0]
     for name in ("black-forest-labs/FLUX.2-dev", "/models/flux2-dev.safetensors", "FLUX_2"):
-        with pytest.raises(UserError, match=r"is FLUX\.2, another model than FLUX\.1"):
+        with pytest.raises(UserError, match=r"is FLUX\.2, which impasto does not support"):
             import_settings("kohya", ["timestep_sampling=shift", f"pretrained_model_name_or_path={name}"], None)
     named = ["timestep_sampling=shift", "name_or_path=flux-2-mine"]
     assert import_settings("kohya", named, "flux")["architecture"] == "flux"
 
 
-def test_the_architecture_of_a_base(tiny_flux, tiny_sd15, tmp_path):
+def test_architecture_of_base(tiny_flux, tiny_sd15, tmp_path):
     for base, architecture in (
         ("stabilityai/stable-diffusion-3.5-large", "sd3"),
         ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
@@ -479,14 +482,14 @@ def test_the_architecture_of_a_base(tiny_flux, tiny_sd15, tmp_path):
             architecture_of(base, "other")
     assert architecture_of(None, "flux") == architecture_of("some/one", "flux") == "flux"
     for base in (None, "some/one"):
-        with pytest.raises(UserError, match="say --architecture flux, sd3, sdxl or sd15"):
+        with pytest.raises(UserError, match="give --architecture flux, sd3, sdxl or sd15"):
             architecture_of(base, None)
     (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2Pipeline"}')
     with pytest.raises(UserError, match="is a Flux2Pipeline, which impasto does not support"):
         architecture_of(str(tmp_path), "flux")
 
 
-def test_files(tmp_path):
+def test_import_settings_from_files(tmp_path):
     """TOML with tables, YAML with lists, JSON with dashes, a script; the base in it tells the architecture."""
     (tmp_path / "kohya.toml").write_text('[training]\ntimestep_sampling = "shift"\ndiscrete_flow_shift = 20.0855\n')
     (tmp_path / "ai.yaml").write_text(
@@ -534,7 +537,7 @@ def test_files(tmp_path):
         ("list.yaml", "- 1"),
     ):
         (tmp_path / name).write_text(content)
-        with pytest.raises(UserError, match=f"{name}' holds no noise settings of onetrainer: it knows timestep_dist"):
+        with pytest.raises(UserError, match=f"{name}' has no noise settings of onetrainer; known: timestep_dist"):
             import_settings("onetrainer", [str(tmp_path / name)], "flux")
     for name, content in (("bad.json", "{"), ("bad.toml", "a ="), ("bad.yaml", "a: ["), ("bad.sh", "echo 'a")):
         (tmp_path / name).write_text(content)
@@ -550,7 +553,7 @@ def run(monkeypatch, capsys, *args):
     return stop.value.code, out, err
 
 
-def test_the_commands(tmp_path, monkeypatch, capsys):
+def test_noise_import_and_export_commands(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "deep" / "recipe.toml"
     settings = ("kohya", "timestep_sampling=shift", "discrete_flow_shift=20.0855")
     code, out, _ = run(monkeypatch, capsys, "import", *settings, "--out", str(recipe))
@@ -571,7 +574,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         (("--architecture", "flux", "--size", "128"), "its flux shift is 1.596 at 128 px"),
         (("--base", "mini-sd3"), "its sd3 shift is 3 at 128 px"),
         (("--base", "mini-sd3", "--architecture", "flux"), "base 'mini-sd3' is sd3, not flux"),
-        ((), "say --architecture flux, sd3, sdxl or sd15"),
+        ((), "give --architecture flux, sd3, sdxl or sd15"),
         (("--architecture", "flux", "--size", "0"), "size must be above 0"),
         (("--architecture", "flux", "--noise.offset", "5"), "noise.offset must be from 0 to 1"),
     ):

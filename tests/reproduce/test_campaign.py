@@ -250,7 +250,7 @@ def test_train_job_does_not_quantise_base(tiny_sd3, tmp_path, world, monkeypatch
     assert [config.execution.quantize for config in result] == ["none", "nf4"]
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     recipe, old = folder / "style" / "recipe.toml", folder / "images" / "0000.png"
-    monkeypatch.setattr(runner, "draw", lambda *_: None)
+    monkeypatch.setattr(runner, "generate_images", lambda *_: None)
     monkeypatch.setattr(SmallWorld, "scores", lambda *_: {})
     for running, stays in (("no block computed again", True), ("no block computed again, the base in int8", False)):
         for file in (recipe, old):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from impasto.bases.cards import card, cards, check_name, embedded
 from impasto.bases.hub import download, part_config, read_hub_configs
-from impasto.devices import place
+from impasto.devices import resolve_device
 from impasto.errors import UserError
 from impasto.families import check_class, family_class
 from impasto.families.files import pipeline_class, write_config_folder
@@ -71,8 +71,9 @@ def schedule(base: str) -> "Schedule":
 
 
 def load(base: str, *, device: str = "auto", precision: str = "auto", components: Path | None = None) -> "Family":
-    """The family of `base`; weights are read on use. device, precision: see `place`; components: see `locate`."""
-    device, precision = place(device, precision)
+    """The family of `base`; weights are read on use. device, precision: see `resolve_device`; components: see
+    `locate`."""
+    device, precision = resolve_device(device, precision)
     return from_folder(locate(base, components), base, device, precision)
 
 

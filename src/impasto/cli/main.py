@@ -117,9 +117,9 @@ def main() -> None:
             raise
         result, code = None, 1  # tyro was showing its help
     except Exception as error:
-        from impasto.failures import in_words
+        from impasto.failures import explain_failure
 
-        if (said := in_words(error)) is None:
+        if (said := explain_failure(error)) is None:
             raise
         print(f"impasto: error: {said}", file=sys.stderr)
         result, code = {"error": said}, 2

@@ -61,12 +61,12 @@ def import_(args: list[str]) -> Result:
             size: Pixels, for shifts that depend on the resolution.
             out: Write a recipe as well, for `impasto train --recipe`.
         """
-        from impasto.interop.noise import import_settings, shown, write_recipe
+        from impasto.interop.noise import format_import, import_settings, write_recipe
 
         result = import_settings(tool, settings, architecture, size)
         if out is not None:
             write_recipe(result, out)
-        print(shown(result))
+        print(format_import(result))
         return result
 
     return parse(import_, args, "noise import")
@@ -75,7 +75,7 @@ def import_(args: list[str]) -> Result:
 def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.config import read_recipe
-    from impasto.interop.noise import architecture_of, export_settings, lines
+    from impasto.interop.noise import architecture_of, export_settings, format_export
 
     tool = Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(help="kohya, ai-toolkit, onetrainer, simpletuner or diffusers.")
@@ -90,7 +90,7 @@ def export(args: list[str]) -> Result:
     if base is None and flags.size is None:
         config = change(config, size=1024)  # as in `import`, not mini-sd3's
     result = export_settings(flags.tool, config, architecture_of(base, flags.architecture))
-    print(lines(result))
+    print(format_export(result))
     return result
 
 

@@ -137,13 +137,13 @@ def in_main_memory(family: Family) -> AbstractContextManager[None]:
 
 def place_pipeline(pipe: Any, family: Family, pixels: int) -> None:
     """Put a whole pipeline, styles and all, where it will draw so many pixels at once: on the GPU if it holds it; else
-    part by part as they are used, or layer by layer, which a warning says. See `devices.drawing`."""
+    part by part as they are used, or layer by layer, which a warning says. See `devices.inference_placement`."""
 
     if not family.device.startswith("cuda"):
         return
     sizes = component_bytes(pipe)
     free = torch.cuda.mem_get_info(family.device)[0]
-    apply_placement(pipe, family.device, how := devices.drawing(sizes, pixels, free))
+    apply_placement(pipe, family.device, how := devices.inference_placement(sizes, pixels, free))
     if how != "whole":
         warnings.warn(
             f"the base takes {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: it goes through the device "

@@ -285,7 +285,7 @@ def encoders_fit(pipe: Any, device: str) -> bool:
     if not device.startswith("cuda"):
         return True
     sizes, free = component_bytes(pipe), torch.cuda.mem_get_info(device)[0]
-    if devices.drawing(sizes, 0, free) == "whole":
+    if devices.inference_placement(sizes, 0, free) == "whole":
         return True
     warnings.warn(
         f"the text encoders take {sum(sizes) / 1e9:.0f} GB and {free / 1e9:.0f} are free: captions are encoded on the "

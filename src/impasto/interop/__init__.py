@@ -1,1 +1,1 @@
-"""What other tools call things: LoRA layouts, noise settings."""
+"""Conversion from and to other tools: LoRA layouts, noise settings."""

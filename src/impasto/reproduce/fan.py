@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.failures import catching, in_words
+from impasto.failures import explain_failure, signal_handlers
 from impasto.reproduce.cells import Cell
 
 RETRIES = 3
@@ -45,7 +45,7 @@ def explain_error(error: Exception) -> str:
     message = (str(error).strip() or "no message").splitlines()[0]
     places = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
-    return in_words(error) or f"{type(error).__name__}: {message}{place}"
+    return explain_failure(error) or f"{type(error).__name__}: {message}{place}"
 
 
 def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
@@ -53,7 +53,7 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
     ray = import_ray()
     started = start(ray, workers, cluster)
     try:
-        with catching(interrupt, signal.SIGTERM):  # Ray's handler would end the process at once
+        with signal_handlers(interrupt, signal.SIGTERM):  # Ray's handler would end the process at once
             yield from run_tasks(ray, run, cells, shared, workers, cluster)
     finally:
         if started:

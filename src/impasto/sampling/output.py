@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impasto.errors import UserError
-from impasto.files import json_of
+from impasto.files import read_json_or_empty
 
 
 def check_targets(folder: Path, total: int, references: Sequence[Path] = ()) -> None:
@@ -51,4 +51,4 @@ def drawn_here(file: Path) -> bool:
 
 def scored_here(file: Path) -> bool:
     """Whether a file is what `evaluate` writes."""
-    return "images_scored" in json_of(file)
+    return "images_scored" in read_json_or_empty(file)

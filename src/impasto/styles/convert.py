@@ -16,7 +16,7 @@ from impasto.bases.cards import check_name
 from impasto.errors import UserError, nearest
 from impasto.files import atomic, writable_folder
 from impasto.interop.lora.layouts import DENOISER, LAYOUTS, PIPELINES
-from impasto.interop.lora.read import PEFT, agreed, read
+from impasto.interop.lora.read import PEFT, check_architecture, read
 from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, write
 from impasto.styles import combine
 from impasto.styles.load import check_fits
@@ -136,7 +136,7 @@ def open_style(
     if of_peft and ADAPTER_METADATA not in metadata:
         metadata |= peft_metadata(file)
     with naming(file):
-        known = architecture or agreed(metadata, architecture_of(base or told.base))
+        known = architecture or check_architecture(metadata, architecture_of(base or told.base))
         adapter = read(
             tensors,
             metadata,

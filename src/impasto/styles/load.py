@@ -31,13 +31,13 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
     the file is damaged or holds what is no finite number, when it belongs to another base (by its shapes, or as it
     says itself), or when any of its tensors is not used.
     """
-    from impasto.interop.lora.read import agreed
+    from impasto.interop.lora.read import check_architecture
 
     file = style_file(folder)
     tensors, metadata = read_file(file)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     with naming(file):
-        agreed(metadata, ARCHITECTURES.get(type(pipe).__name__))
+        check_architecture(metadata, ARCHITECTURES.get(type(pipe).__name__))
         check_finite(tensors)
     check_fits(pipe, shapes, file)
     del tensors

@@ -26,7 +26,7 @@ from impasto.errors import UserError
 from impasto.families.files import pipeline_class
 from impasto.files import read_object
 from impasto.interop.lora.layouts import ARCHITECTURES, PIPELINES
-from impasto.interop.lora.read import STATING, meant
+from impasto.interop.lora.read import ARCHITECTURE_KEYS, parse_architecture
 from impasto.interop.lora.write import Adapter
 from impasto.noise.laws import PARAMETERS
 from impasto.styles.weights import WEIGHTS, check_file, style_file
@@ -191,7 +191,9 @@ def describe(adapter: Adapter, style: About, *, private: bool = False) -> dict[s
     alphas = sorted({lora.alpha for lora in adapter.layers.values()})
     example = next(iter(style.captions), style.trigger)
     local = style.local(style.base)
-    other = [key for key in STATING if meant(style.metadata.get(key, "")) != adapter.architecture]
+    other = [
+        key for key in ARCHITECTURE_KEYS if parse_architecture(style.metadata.get(key, "")) != adapter.architecture
+    ]
     other += ["impasto.base", "impasto.base_local", "ss_sd_model_name"] if local and private else []
     kept = {key: value for key, value in style.metadata.items() if key not in other}
     by = recipe.get("recipe") or kept.get("impasto.recipe")

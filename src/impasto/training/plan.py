@@ -61,7 +61,7 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
         config.data, config.base, cards.card(config.base), preparing, outline.largest if outline else None
     )
     recipe_text(config, {"captions": [item.caption for item in found]})  # fails on text that cannot be written
-    device, precision = devices.place(config.device, config.precision)
+    device, precision = devices.resolve_device(config.device, config.precision)
     text = build_text(config)
     optimizers.check(config.optim, device, text.rates)
     plan = Plan(

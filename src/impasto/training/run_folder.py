@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from impasto.config import FREE, TrainConfig, build_config, change, flatten, nest, read_recipe_file, to_paths
 from impasto.errors import UserError
-from impasto.files import atomic, check_writable, no_folder, writable_folder
+from impasto.files import atomic, check_writable, not_a_folder_error, writable_folder
 from impasto.styles.weights import WEIGHTS
 from impasto.training.checkpoints import read_state, remove, states
 
@@ -36,7 +36,7 @@ def check_out(config: TrainConfig) -> None:
     where nothing can be written."""
     out = config.out.resolve()
     if any(place.is_file() for place in (out, *out.parents)):
-        raise no_folder(config.out)
+        raise not_a_folder_error(config.out)
     others = [name for name in OWN if (out / name).exists()]
     if others and not holds_run(out):
         raise UserError(

@@ -26,7 +26,7 @@ from impasto.data import captions, items
 from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
-from impasto.files import atomic, json_of, writable_folder
+from impasto.files import atomic, read_json_or_empty, writable_folder
 from impasto.sampling.png import told
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
@@ -131,7 +131,7 @@ def check_out(out: Path) -> None:
     """Raise UserError unless it is a name for a PNG, and neither it nor the JSON beside it is another's file."""
     if out.is_dir() or out.suffix.lower() != ".png":
         raise UserError(f"--out {str(out)!r} is no name for a PNG: give one such as sheet.png")
-    for file, says in ((out, told), (out.with_suffix(".json"), json_of)):
+    for file, says in ((out, told), (out.with_suffix(".json"), read_json_or_empty)):
         if file.exists() and not says(file).keys() >= KEYS:
             raise UserError(f"{str(file)!r} was not written by `impasto sheet` and stays: give another --out")
 

@@ -1,1 +1,1 @@
-"""Other tools' LoRA layouts: read and written."""
+"""Read and write other tools' LoRA layouts."""

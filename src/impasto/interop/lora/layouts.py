@@ -1,9 +1,9 @@
-"""What other tools call the layers of a base: names as data.
+"""Names of a base's layers in other tools, as data.
 
-Two namings exist for each denoiser: diffusers' ("transformer_blocks.0.attn.to_q") and that of the checkpoint as it was
-published ("double_blocks.0.img_attn.qkv"), which kohya's sd-scripts and ComfyUI keep. There q, k and v (and, in FLUX's
-single blocks, the first layer of the MLP) are one linear layer, its rows in that order. A layout is a naming and a way
-to write it:
+Each denoiser has two namings: diffusers' ("transformer_blocks.0.attn.to_q") and that of the published checkpoint
+("double_blocks.0.img_attn.qkv"), which kohya's sd-scripts and ComfyUI use. In the latter q, k and v (and, in FLUX's
+single blocks, the first layer of the MLP) are one linear layer, with rows in that order. A layout is a naming with a
+spelling:
 
     diffusers   transformer.transformer_blocks.0.attn.to_q.lora_A.weight       alpha in the file's metadata
     kohya       lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight        one alpha tensor per layer
@@ -24,7 +24,7 @@ ARCHITECTURES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionPipeline": "sd15",
 }
-"""By the pipeline class that a diffusers folder names."""
+"""By the pipeline class of a diffusers folder."""
 PIPELINES = {architecture: pipeline for pipeline, architecture in ARCHITECTURES.items()}
 DENOISER = {"flux": "transformer", "sd3": "transformer", "sdxl": "unet", "sd15": "unet"}
 TEXT_ENCODERS = {
@@ -33,17 +33,17 @@ TEXT_ENCODERS = {
     "sdxl": {"text_encoder": ("lora_te1", "clip_l"), "text_encoder_2": ("lora_te2", "clip_g")},
     "sd15": {"text_encoder": ("lora_te", "clip_l")},
 }
-"""The encoders that diffusers can put a LoRA on (a T5 is none), with the names that kohya and ComfyUI give them."""
+"""Text encoders for which diffusers supports LoRA (not T5), with kohya's and ComfyUI's names."""
 SD2_TEXT = 1024
-"""How wide SD2's text encoder is, which ComfyUI calls "clip_h"; SD1's has 768."""
+"""Width of SD2's text encoder, "clip_h" in ComfyUI; SD1's is 768."""
 
 DEPTH = {
     "flux": {"double_blocks": 19, "transformer_blocks": 19, "single_blocks": 38, "single_transformer_blocks": 38},
     "sd3": {"joint_blocks": 38, "transformer_blocks": 38},
 }
-"""Blocks of a transformer by their names in both namings: all that FLUX.1 has, and SD3.5 large, the deepest SD3."""
+"""Numbers of transformer blocks in both namings, of FLUX.1 and of SD3.5 large, the deepest SD3."""
 UNET_DEPTH = 10  # transformer blocks in one attention of a U-Net; SDXL has 10
-TEXT_DEPTH = 32  # layers of a CLIP tower; the larger one of SDXL has 32
+TEXT_DEPTH = 32  # layers of a CLIP tower; the larger tower of SDXL has 32
 
 FLUX_DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -99,8 +99,8 @@ SD3_REST = {
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
 SWAPPED = ("norm_out.linear", "norm1_context.linear")
-"""Where diffusers keeps (scale, shift) and the published checkpoint (shift, scale): these layers, with twice as many
-rows as columns (the other norm1_context have six times as many, in the same order)."""
+"""Layers stored as (scale, shift) in diffusers and (shift, scale) in the published checkpoint, if they have twice as
+many rows as columns (other norm1_context layers have six times as many, in the same order)."""
 
 RESNET = {
     "in_layers.2": "conv1",
@@ -130,8 +130,8 @@ IN_TEXT_LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "se
 class Names:
     """The layers of a denoiser. fused: published name -> diffusers' names of its parts, in the order of its rows.
 
-    place: the way back, diffusers' name -> (published name, which part). dotted: any of both, written with
-    underscores, -> itself.
+    place: the inverse, diffusers' name -> (published name, index of the part). dotted: either name with underscores ->
+    the name.
     """
 
     fused: dict[str, tuple[str, ...]]
@@ -149,7 +149,7 @@ def names(architecture: str, layers_per_block: int = 2) -> Names:
 
 @cache
 def text_names() -> dict[str, str]:
-    """The layers of a CLIP tower, written with underscores -> as they are; both tools take them from transformers."""
+    """Layers of a CLIP tower, name with underscores -> transformers' name."""
     layers = [f"text_model.encoder.layers.{i}.{name}" for i in range(TEXT_DEPTH) for name in IN_TEXT_LAYER]
     return {name.replace(".", "_"): name for name in [*layers, "text_projection"]}
 
@@ -207,5 +207,5 @@ PAIRS = {"flux": flux, "sd3": sd3, "sdxl": unet, "sd15": unet}
 
 
 def part_widths(parts: int, rows: int, columns: int) -> list[int]:
-    """Rows of the parts of a fused layer: q, k and v alike; in FLUX's single blocks the MLP's are what is left."""
+    """Rows of the parts of a fused layer: q, k and v are equal; in FLUX's single blocks the MLP has the rest."""
     return [columns] * 3 + [rows - 3 * columns] if parts == 4 else [rows // parts] * parts

@@ -1,8 +1,8 @@
-"""LoRA files of any tool -> the layers that they change.
+"""Read LoRA files of any tool.
 
-Nothing is left out in silence: a tensor that belongs to no known layer, half of a LoRA, and what is no LoRA at all
-raise UserError with its name and the reason. The layouts are in layouts.py; beside them the suffixes that older
-diffusers, peft with named adapters, ai-toolkit and OneTrainer write are read.
+Tensors of unknown layers, incomplete LoRAs and other adapters raise UserError with name and reason; nothing is skipped
+silently. Besides the layouts of layouts.py, the suffixes of older diffusers, peft with named adapters, ai-toolkit and
+OneTrainer are supported.
 """
 
 import json
@@ -28,48 +28,51 @@ ROLES = {
     "up": ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
     "alpha": ("alpha",),
 }
-ENDINGS = {f".{ending}": role for role, endings in ROLES.items() for ending in endings}
-ENDINGS |= {"_lora.down.weight": "down", "_lora.up.weight": "up"}  # diffusers before 0.22: "processor.to_q_lora.down"
+SUFFIX_ROLES = {f".{ending}": role for role, endings in ROLES.items() for ending in endings}
+SUFFIX_ROLES |= {
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+}  # diffusers before 0.22: "processor.to_q_lora.down"
 PEFT = ("base_model.model.", "unet.base_model.model.")
-"""How names begin in peft's own files, which say their alpha in adapter_config.json."""
+"""Name prefixes of peft's own files, whose alpha is in adapter_config.json."""
 PLAIN = "diffusers' pipelines load plain LoRA"
-REFUSED = {
-    r"dora_scale|lora_magnitude_vector(\..+)?": f"DoRA: it rescales the base's own weights ({PLAIN})",
+NON_LORA_SUFFIXES = {
+    r"dora_scale|lora_magnitude_vector(\..+)?": f"DoRA: it rescales the base's weights ({PLAIN})",
     r"lokr_\w+": f"LoKr (Kronecker products): {PLAIN}",
     r"hada_\w+": f"LoHa (Hadamard products): {PLAIN}",
-    r"oft_\w+": f"OFT: it rotates the base's own weights ({PLAIN})",
+    r"oft_\w+": f"OFT: it rotates the base's weights ({PLAIN})",
     r"lora_mid\.weight": f"LoCon in Tucker form: {PLAIN}",
-    r"diff|diff_b|w_norm|b_norm|set_weight|lora_B\.bias": "no low-rank update (a whole weight, norm or bias)",
+    r"diff|diff_b|w_norm|b_norm|set_weight|lora_B\.bias": "not a low-rank update (a whole weight, norm or bias)",
 }
-"""Endings of names that are something else than LoRA, as regular expressions, and what they are."""
+"""{suffix of other adapters' tensors, a regular expression: what it is}."""
 
 
-def group(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{layer: {"down", "up", "alpha" where given}} by the names in the file. UserError on anything else."""
+def group_layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{layer: {"down", "up" and optionally "alpha"}} by tensor names. Raises UserError on anything else."""
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
-        for ending, why in REFUSED.items():
+        for ending, why in NON_LORA_SUFFIXES.items():
             if re.search(rf"\.({ending})$", key):
                 raise UserError(f"{key!r} is {why}")
-        ending = next((e for e in ENDINGS if key.endswith(e)), None)
+        ending = next((e for e in SUFFIX_ROLES if key.endswith(e)), None)
         if ending is None:
             unknown.append(key)
         else:
-            found.setdefault(key.removesuffix(ending), {})[ENDINGS[ending]] = tensor
+            found.setdefault(key.removesuffix(ending), {})[SUFFIX_ROLES[ending]] = tensor
     if not any("down" in pair for pair in found.values()):
-        raise UserError("there is no LoRA in it" + (f", but {listed(unknown)}" if unknown else ""))
+        raise UserError("it contains no LoRA" + (f", but {first_three(unknown)}" if unknown else ""))
     if unknown:
-        raise UserError(f"tensors that belong to no LoRA: {listed(unknown)}")
+        raise UserError(f"tensors that are not part of a LoRA: {first_three(unknown)}")
     halves = [f"{layer} has no {half}" for layer, pair in found.items() for half in ("down", "up") if half not in pair]
     if halves:
-        raise UserError(f"incomplete layers: {listed(halves)}")
+        raise UserError(f"incomplete layers: {first_three(halves)}")
     for layer, pair in found.items():
         down, up = tuple(pair["down"].shape), tuple(pair["up"].shape)
         if len(down) != len(up) or len(down) < 2 or down[0] != up[1] or 0 in down + up:
-            raise UserError(f"layer {layer!r}: down and up of shapes {down} and {up} do not fit each other")
+            raise UserError(f"layer {layer!r}: down and up have incompatible shapes {down} and {up}")
         if "alpha" in pair and pair["alpha"].numel() != 1:
-            raise UserError(f"layer {layer!r}: its alpha is {pair['alpha'].numel()} numbers, not one")
+            raise UserError(f"layer {layer!r}: its alpha has {pair['alpha'].numel()} values, not one")
     check_finite(tensors)
     return found
 
@@ -82,17 +85,17 @@ def read(
     layers_per_block: int = 2,
     denoiser_only: bool = False,
 ) -> Adapter:
-    """The LoRA of a file in any layout. architecture: found from metadata and names when not given.
+    """The LoRA of a file in any layout. architecture: detected from metadata and names if not given.
 
-    denoiser_only: pass over text encoders. Raises UserError that names what cannot be read, and why.
+    denoiser_only: skip text encoders. Raises UserError with name and reason for anything that cannot be read.
     """
-    pairs = group(tensors)
-    architecture = architecture or detect(pairs, metadata or {})
+    pairs = group_layers(tensors)
+    architecture = architecture or detect_architecture(pairs, metadata or {})
     known = names(architecture, layers_per_block)
     layers: dict[str, Lora] = {}
-    unknown, deeper, t5 = [], [], []
+    unknown, beyond, t5 = [], [], []
     for stem, pair in pairs.items():
-        component, name = split(stem, architecture)
+        component, name = split_layer_name(stem, architecture)
         if component == "t5":
             if pair["up"].float().count_nonzero() and not denoiser_only:
                 t5.append(stem)
@@ -105,65 +108,63 @@ def read(
             if parts and denoiser_only:
                 continue
         if parts is None:
-            (deeper if too_deep(name, architecture) else unknown).append(stem)
+            (beyond if exceeds_depth(name, architecture) else unknown).append(stem)
             continue
         rank = pair["down"].shape[0]
-        alpha = (
-            pair["alpha"].item() if "alpha" in pair else stated_alpha(metadata or {}, f"{component}.{parts[0]}", rank)
-        )
+        alpha = pair["alpha"].item() if "alpha" in pair else read_alpha(metadata or {}, f"{component}.{parts[0]}", rank)
         lora = Lora(pair["down"], pair["up"], alpha or float(rank))
         rows = lora.up.shape[0]
         widths = part_widths(len(parts), rows, lora.down.shape[1])
         if sum(widths) != rows or min(widths) < 1:
-            raise UserError(f"layer {stem!r}: its {rows} rows are not {len(parts)} layers in one")
+            raise UserError(f"layer {stem!r}: its {rows} rows do not fit {len(parts)} fused layers")
         if published:
             lora = swap(parts[0], lora)
-        for part, own in zip(parts, unfuse(lora, len(parts)), strict=True):
-            if own is not None:
-                layers[f"{component}.{part}"] = own
-    if deeper:
-        raise UserError(f"it is of another model: {architecture} has no block of that number ({listed(deeper)})")
+        for part, part_lora in zip(parts, unfuse(lora, len(parts)), strict=True):
+            if part_lora is not None:
+                layers[f"{component}.{part}"] = part_lora
+    if beyond:
+        raise UserError(f"it is for another model: {architecture} has fewer blocks ({first_three(beyond)})")
     if unknown:
-        raise UserError(f"{listed(unknown)}: no layer of {architecture} (known by name) is called that")
+        raise UserError(f"{first_three(unknown)}: {architecture} has no layer of that name")
     if t5:
         raise UserError(
-            f"{listed(t5)}: a LoRA on the T5, which diffusers has no place for; "
-            "--denoiser-only leaves the text encoders out"
+            f"{first_three(t5)}: a LoRA on T5, which diffusers does not support; "
+            "--denoiser-only skips the text encoders"
         )
     if not layers:
-        raise UserError("all its LoRAs are zero: it changes nothing")
+        raise UserError("all its LoRAs are zero: it has no effect")
     return Adapter(architecture, layers)
 
 
 def resolve(name: str, known: Names) -> tuple[tuple[str, ...] | None, bool]:
-    """(diffusers' names of a layer called so in any naming, None if unknown; whether its name is the published one)."""
+    """(diffusers' names of a layer named in any naming, None if unknown; whether `name` is the published one)."""
     name = known.dotted.get(name.replace(".", "_"), name)
     if name in known.place:
         return (name,), False
     return known.fused.get(name), True
 
 
-def too_deep(name: str, architecture: str) -> bool:
-    """Whether a layer of the denoiser lies in a block of a number that the architecture does not have (DEPTH)."""
+def exceeds_depth(name: str, architecture: str) -> bool:
+    """Whether a layer's block number exceeds the architecture's depth (DEPTH)."""
     found = re.match(r"(\w+?_blocks)[._](\d{1,9})[._]", name)
     return found is not None and int(found[2]) >= DEPTH.get(architecture, {}).get(found[1], math.inf)
 
 
 def resolve_text(name: str) -> tuple[str, ...] | None:
-    """The same for a layer of a CLIP tower, which transformers 5 saves without "text_model."."""
+    """`resolve` for a layer of a CLIP tower, which transformers 5 saves without "text_model."."""
     name = name.replace(".", "_")
     known = text_names()
     found = known.get(name) or known.get(f"text_model_{name}")
     return (found,) if found else None
 
 
-def split(stem: str, architecture: str) -> tuple[str, str]:
-    """(component, layer) of a layer's name in a file; the component is "t5" or "" where diffusers has none."""
+def split_layer_name(stem: str, architecture: str) -> tuple[str, str]:
+    """(component, layer) of a layer's name in a file; the component is "t5", or "" if unknown."""
     denoiser = DENOISER[architecture]
     stem = stem.replace(".processor.", ".")  # diffusers before 0.22
     for prefix in (*PEFT, "diffusion_model.", f"{denoiser}.", "lora_unet_"):
         if stem.startswith(prefix):
-            return denoiser, before_022(stem.removeprefix(prefix))
+            return denoiser, modernise_name(stem.removeprefix(prefix))
     if stem.startswith("lora_transformer_"):  # OneTrainer
         return denoiser, stem.removeprefix("lora_transformer_")
     for prefix in ("lora_te3_", "text_encoders.t5xxl.", "text_encoder_3."):
@@ -178,12 +179,12 @@ def split(stem: str, architecture: str) -> tuple[str, str]:
     ):
         if stem.startswith(prefix):
             t5 = component not in TEXT_ENCODERS[architecture] and architecture == "flux"
-            return "t5" if t5 else component, before_022(stem.removeprefix(prefix))
+            return "t5" if t5 else component, modernise_name(stem.removeprefix(prefix))
     return "", stem
 
 
-def before_022(name: str) -> str:
-    """diffusers' old "to_out" for "to_out.0", and its names for the attention of CLIP."""
+def modernise_name(name: str) -> str:
+    """Convert names of diffusers before 0.22: "to_out" for "to_out.0", and the attention of CLIP."""
     if name.endswith(".to_out"):
         return f"{name}.0"
     if ".self_attn.to_" in name:
@@ -191,15 +192,15 @@ def before_022(name: str) -> str:
     return name
 
 
-def stated_alpha(metadata: Mapping[str, str], layer: str, rank: int) -> float:
-    """alpha as `lora_adapter_metadata` states it, such that alpha / rank is the scale; the rank where it says none."""
+def read_alpha(metadata: Mapping[str, str], layer: str, rank: int) -> float:
+    """alpha from `lora_adapter_metadata`, such that alpha / rank is the scale; the rank if it is not stated."""
     from peft.utils.other import get_pattern_key
 
     stated = adapter_config(metadata)
     component, _, name = layer.partition(".")
     config = {k.partition(".")[2]: v for k, v in stated.items() if k.startswith(f"{component}.")}
     if config.get("use_dora"):
-        raise UserError(f"its metadata says DoRA, which rescales the base's own weights ({PLAIN})")
+        raise UserError(f"its metadata states DoRA, which rescales the base's weights ({PLAIN})")
     try:
         pattern = config.get("alpha_pattern") or {}
         alpha = pattern.get(get_pattern_key(list(pattern), name), config.get("lora_alpha"))
@@ -207,12 +208,12 @@ def stated_alpha(metadata: Mapping[str, str], layer: str, rank: int) -> float:
     except (AttributeError, TypeError, ValueError, OverflowError, re.error):
         alpha = math.nan
     if not math.isfinite(alpha):
-        raise UserError(f"its metadata is damaged: {ADAPTER_METADATA} states no number as the alpha of {layer!r}")
+        raise UserError(f"its metadata is damaged: the alpha of {layer!r} in {ADAPTER_METADATA} is not a number")
     return alpha
 
 
 def adapter_config(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What diffusers' metadata key holds, {} when it is not there. UserError when it cannot be read."""
+    """The content of diffusers' metadata key, {} if missing. Raises UserError when it is not a JSON object."""
     try:
         stated = json.loads(metadata.get(ADAPTER_METADATA) or "{}")
     except (json.JSONDecodeError, RecursionError):
@@ -222,60 +223,62 @@ def adapter_config(metadata: Mapping[str, str]) -> dict[str, Any]:
     return stated
 
 
-MARKS = {  # in the names of a file's layers
+LAYER_MARKS = {  # in the names of a file's layers
     "flux": ("double_blocks", "single_blocks", "single_transformer_blocks"),
     "sd3": ("joint_blocks", "attn2.to_add_out", "context_block"),
     "sdxl": ("lora_te2_", "text_encoder_2.", "clip_g", "add_embedding", "label_emb"),
     "sd15": ("lora_te_", "down_blocks.0.attentions", "down_blocks_0_attentions", "up_blocks.3.", "up_blocks_3_"),
 }
-STATING = ("modelspec.architecture", "ss_base_model_version")
-STATED = {
+ARCHITECTURE_KEYS = ("modelspec.architecture", "ss_base_model_version")
+ARCHITECTURE_PATTERNS = {
     "flux": r"flux([.-]?1)?(-krea)?(-dev|-schnell)?",
     "sd3": r"(stable-diffusion-v?3|sd_?3m?)([.-]5)?(-m|-medium|-large|-large-turbo)?|5-large|5-medium|medium",
     "sdxl": r"stable-diffusion-xl(-v(1|1-0|0-9))?(-base)?(-1\.0)?|sdxl([_-]base)?([_-]v?(1[.-]0|0[.-]9))?",
     "sd15": r"stable-diffusion-(v1([.-][45])?|v2([.-]1)?(-512|-768-v)?)|sd_?v?[12]([._-]?[0145])?(_v)?|sd1x(-1\.[45])?",
 }
-"""What stands there for each architecture, as sd-scripts, OneTrainer, ai-toolkit, SimpleTuner and we write it (SD2 has
-SD1's U-Net by name). Their other names are of other models, also where layers are called alike: chroma, flux-2-dev."""
+"""Values of ARCHITECTURE_KEYS for each architecture as written by sd-scripts, OneTrainer, ai-toolkit, SimpleTuner and
+impasto (SD2 has SD1's layer names). Others mean other models, some with the same layer names (chroma, flux-2-dev)."""
 UNET_MARKS = ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block")
 
 
-def meant(statement: str) -> str | None:
-    """The architecture that a value of STATING's keys is for; None when it is for none that impasto speaks."""
+def parse_architecture(statement: str) -> str | None:
+    """The architecture that a value of STATING's keys is for; None if it is not supported."""
     name = statement.lower().partition("/")[0]
-    return next((architecture for architecture, known in STATED.items() if re.fullmatch(known, name)), None)
+    return next(
+        (architecture for architecture, known in ARCHITECTURE_PATTERNS.items() if re.fullmatch(known, name)), None
+    )
 
 
-def agreed(metadata: Mapping[str, str], expected: str | None = None) -> str | None:
-    """`expected`, or the architecture that the metadata states, None when it states none.
+def check_architecture(metadata: Mapping[str, str], expected: str | None = None) -> str | None:
+    """`expected`, or the architecture stated in the metadata, None if there is neither.
 
-    Raises UserError when it states one that is unknown, or another.
+    Raises UserError when the metadata state an unsupported architecture or one other than `expected`.
     """
-    for key in STATING:
+    for key in ARCHITECTURE_KEYS:
         stated = metadata.get(key, "")
         if stated.lower() in ("", "none", "unknown"):
             continue
-        own = meant(stated)
+        own = parse_architecture(stated)
         if own is None or own != (expected or own):
-            what = f"another architecture than {expected}" if own else "no base that impasto speaks"
+            what = f"another architecture than {expected}" if own else "not a supported base"
             raise UserError(
-                f"its metadata says that it is for {stated!r} ({key}), {what}; "
-                f"`impasto import --architecture {expected or 'NAME'}` takes it for that all the same"
+                f"its metadata states {stated!r} ({key}), {what}; "
+                f"`impasto import --architecture {expected or 'NAME'}` overrides that"
             )
         expected = own
     return expected
 
 
-def detect(layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> str:
-    """The architecture of a file: as its metadata states it, else by the names and widths of its layers.
+def detect_architecture(layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> str:
+    """The architecture of a file: from its metadata, else from names and widths of its layers.
 
-    layers: as `group` gives them. Raises UserError when neither tells.
+    layers: see `group_layers`. Raises UserError when it cannot be determined.
     """
-    if architecture := agreed(metadata):
+    if architecture := check_architecture(metadata):
         return architecture
     stems = list(layers)
     is_unet = any(mark in stem for stem in stems for mark in UNET_MARKS)
-    for architecture, marks in MARKS.items():
+    for architecture, marks in LAYER_MARKS.items():
         right_kind = architecture in ("sdxl", "sd15") if is_unet else architecture in ("flux", "sd3")
         if right_kind and any(mark in stem for stem in stems for mark in marks):
             return architecture
@@ -285,18 +288,18 @@ def detect(layers: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, st
     columns = [pair["down"].shape[1] for stem, pair in layers.items() if re.search(r"attn[._]to_q$", stem)]
     if not is_unet and columns and columns[0] in (1536, 2432, 3072):
         return "flux" if columns[0] == 3072 else "sd3"
-    raise UserError("it does not tell which base it belongs to: say it with --base, or --architecture")
+    raise UserError("its base cannot be determined: give --base or --architecture")
 
 
-def listed(items: Iterable[str]) -> str:
-    """The first three of them, and how many more."""
+def first_three(items: Iterable[str]) -> str:
+    """The first three items, and the number of the others."""
     items = sorted(items)
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(items[:3]) + more
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError that names a tensor with infinities or NaN in it, which would draw black."""
+    """Raise UserError naming a tensor with infinities or NaN, which would generate black images."""
     for name, tensor in tensors.items():
         if not tensor.float().isfinite().all():
-            raise UserError(f"tensor {name!r} holds what is no finite number")
+            raise UserError(f"tensor {name!r} holds NaN or infinite values")

@@ -1,8 +1,7 @@
-"""One layer's LoRA, `W += (alpha / r) B A` with A "down" (r, in) and B "up" (out, r), and the files it is written to.
+"""Write LoRA files: per layer `W += (alpha / r) B A` with A "down" (r, in) and B "up" (out, r).
 
-`write` puts a file together in any of the layouts (see layouts.py), exactly: where q, k and v are one layer, their own
-LoRAs become blocks of its B, and `unfuse` takes them apart again by the columns that each part uses. `parse.read` is
-the way back.
+`write` converts to any of the layouts (see layouts.py) exactly: where q, k and v are one layer, their LoRAs become
+blocks of its B; `unfuse` separates them by the columns that each part uses. `read.read` is the inverse.
 """
 
 import json
@@ -16,11 +15,11 @@ from torch import Tensor
 from impasto.interop.lora.layouts import DENOISER, SD2_TEXT, SWAPPED, TEXT_ENCODERS, names, part_widths
 
 ADAPTER_METADATA = "lora_adapter_metadata"
-"""The key under which diffusers keeps the configs of a file's LoRAs, alpha among them."""
+"""diffusers' metadata key for the configs of a file's LoRAs, including alpha."""
 
 
 class Lora(NamedTuple):
-    """down (r, in, *kernel), up (out, r, *ones), any float type; what it adds to W is alpha / r up down."""
+    """down (r, in, *kernel), up (out, r, *ones), any float dtype; adds alpha / r up down to W."""
 
     down: Tensor
     up: Tensor
@@ -35,7 +34,7 @@ class Lora(NamedTuple):
         return self.alpha / self.rank
 
     def folded(self) -> "Lora":
-        """The same with alpha = rank: no reader can get its strength wrong. float32 where that changes anything."""
+        """The same with alpha = rank, so that readers cannot misinterpret alpha; float32 if the scale is not 1."""
         return self if self.alpha == self.rank else Lora(self.down, self.up.float() * self.scale, float(self.rank))
 
 
@@ -52,7 +51,7 @@ class Adapter:
 
 
 def unfuse(lora: Lora, parts: int) -> list[Lora | None]:
-    """The LoRAs of a fused layer's parts, each with the columns of B that it uses; None for a part that has none."""
+    """The LoRAs of a fused layer's parts, each with the columns of B that it uses; None for a part without LoRA."""
     if parts == 1:
         return [lora]
     result: list[Lora | None] = []
@@ -64,9 +63,9 @@ def unfuse(lora: Lora, parts: int) -> list[Lora | None]:
 
 
 def fuse(parts: list[Lora | None], columns: int) -> Lora:
-    """One LoRA of a fused layer out of those of its parts: ranks add up, B is made of blocks.
+    """The LoRA of a fused layer from those of its parts: ranks are added, B is block-wise.
 
-    Where all parts have the same A (a fused LoRA that was taken apart) they share it. columns: of the layer.
+    Parts with equal A (an unfused LoRA) share it. columns: of the layer.
     """
     present = [part for part in parts if part is not None]
     if len({part.scale for part in present}) > 1:
@@ -90,28 +89,28 @@ def fuse(parts: list[Lora | None], columns: int) -> Lora:
 
 
 def fused_rows(parts: list[Lora | None], columns: int) -> list[int]:
-    """Rows of each part, those without a LoRA included: q, k and v are alike, FLUX's MLP is four times as wide."""
+    """Rows of each part, also without a LoRA: q, k and v are equal, FLUX's MLP is four times as wide."""
     if len(parts) == 4:
         return [columns, columns, columns, parts[3].up.shape[0] if parts[3] is not None else 4 * columns]
     return [next(part.up.shape[0] for part in parts if part is not None)] * len(parts)
 
 
 def swap(name: str, lora: Lora) -> Lora:
-    """(shift, scale) <-> (scale, shift), between published and diffusers' rows: see layouts.SWAPPED."""
+    """Convert between (shift, scale) and (scale, shift) rows, see layouts.SWAPPED."""
     if not name.endswith(SWAPPED) or lora.up.shape[0] != 2 * lora.down.shape[1]:
         return lora
     return lora._replace(up=torch.cat([*reversed(lora.up.chunk(2))]))
 
 
 def write(adapter: Adapter, layout: str, *, layers_per_block: int = 2) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file in a layout. The metadata is what readers need to get the strength right."""
+    """(tensors, metadata) of a file in a layout; the metadata holds alpha if the layout needs it there."""
     if layout == "diffusers":
         layers = {layer: lora.folded() for layer, lora in adapter.layers.items()}
         tensors = {f"{layer}.lora_A.weight": lora.down for layer, lora in layers.items()}
         tensors |= {f"{layer}.lora_B.weight": lora.up for layer, lora in layers.items()}
         return contiguous(tensors), {ADAPTER_METADATA: json.dumps(configs(layers), indent=2, sort_keys=True)}
     tensors = {}
-    for layer, lora in published(one_alpha(adapter), layout, layers_per_block).items():
+    for layer, lora in published(unify_alpha(adapter), layout, layers_per_block).items():
         tensors[f"{layer}.lora_down.weight"] = lora.down
         tensors[f"{layer}.lora_up.weight"] = lora.up
         tensors[f"{layer}.alpha"] = torch.tensor(lora.alpha)
@@ -119,18 +118,18 @@ def write(adapter: Adapter, layout: str, *, layers_per_block: int = 2) -> tuple[
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors wants them: on the CPU, dense, none of them a view of another."""
+    """Copies for safetensors: on the CPU, contiguous, without shared memory."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def configs(layers: Mapping[str, Lora]) -> dict[str, Any]:
-    """peft's LoraConfig of each component, with keys as diffusers packs them ("transformer.r"); alpha = rank."""
+    """peft's LoraConfig of each component, with diffusers' packed keys ("transformer.r"); alpha = rank."""
     result: dict[str, Any] = {}
     for component in sorted({layer.partition(".")[0] for layer in layers}):
         ranks = {k.partition(".")[2]: lora.rank for k, lora in layers.items() if k.startswith(f"{component}.")}
         ranks = {name.removeprefix("text_model."): rank for name, rank in ranks.items()}
         r = max(set(ranks.values()), key=list(ranks.values()).count)
-        whole = "" if component.startswith("text_encoder") else "^"  # CLIP's layers may lie in a "text_model"
+        whole = "" if component.startswith("text_encoder") else "^"  # CLIP's layers may be in a "text_model"
         others = {f"{whole}{name}": rank for name, rank in ranks.items() if rank != r}
         config = {"r": r, "lora_alpha": r, "rank_pattern": others, "alpha_pattern": others, "peft_type": "LORA"}
         result |= {f"{component}.{key}": value for key, value in config.items()}
@@ -138,10 +137,11 @@ def configs(layers: Mapping[str, Lora]) -> dict[str, Any]:
     return result
 
 
-def one_alpha(adapter: Adapter) -> Adapter:
-    """One alpha for all layers of a U-Net or a CLIP, the most common one: where others have it, B takes the difference.
+def unify_alpha(adapter: Adapter) -> Adapter:
+    """Use the most common alpha for all layers of a U-Net or CLIP; B is rescaled in the others.
 
-    diffusers 0.42.1 gives all layers of such a component in a kohya file the most common alpha, with only a warning.
+    diffusers 0.42.1 applies the most common alpha to all layers of such a component in a kohya file, with only a
+    warning.
     """
     layers = dict(adapter.layers)
     for component in set(adapter.components) - {"transformer"}:
@@ -156,7 +156,7 @@ def one_alpha(adapter: Adapter) -> Adapter:
 
 
 def published(adapter: Adapter, layout: str, layers_per_block: int) -> dict[str, Lora]:
-    """The layers under the names of kohya's or ComfyUI's files, fused where they are one there."""
+    """The layers by kohya's or ComfyUI's names, fused as they are there."""
     architecture = adapter.architecture
     known, denoiser = names(architecture, layers_per_block), DENOISER[architecture]
     result: dict[str, Lora] = {}
@@ -179,5 +179,5 @@ def published(adapter: Adapter, layout: str, layers_per_block: int) -> dict[str,
         name = f"lora_unet_{whole.replace('.', '_')}" if layout == "kohya" else f"diffusion_model.{whole}"
         lora = next(part for part in parts if part is not None)
         lora = lora if len(parts) == 1 else fuse(parts, lora.down.shape[1])
-        result[name] = lora.folded() if whole.startswith("final_layer") else lora  # its alpha is lost on diffusers
+        result[name] = lora.folded() if whole.startswith("final_layer") else lora  # diffusers ignores its alpha
     return result

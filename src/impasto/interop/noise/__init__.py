@@ -1,13 +1,13 @@
-"""Other tools' noise settings in our terms, and back: TOOLS is the table, one module per tool.
+"""Import and export of other tools' noise settings: TOOLS is the table, one module per tool.
 
-All of them mix a rectified flow as `x_t = (1 - t) x + t eps` in the end, but no two agree on the sign of a mean or on
-where a shift goes, so each module states the tool's own formula, where it was read, and follows it to the logit of t:
+All mix a rectified flow as `x_t = (1 - t) x + t eps`, but differ in the sign of means and the place of shifts, so each
+module states the tool's formula with its source and converts it to the logit of t:
 
     logit(t) ~ N(M, S^2)  <=>  log-SNR ~ N(-2 M, (2 S)^2);    shift k adds log k to logit(t)
 
-A module has SOURCE (repository, commit, files and lines), KEYS (the settings that concern noise, with the tool's
-defaults), `read(given, s) -> our keys`, `write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`. A law
-without an exact counterpart raises; what else is not carried over, a note says.
+A module has SOURCE (repository, commit, files and lines), KEYS (the noise settings with the tool's defaults),
+`read(given, s) -> our keys`, `write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`. A law without an
+exact counterpart raises; other settings that are not converted are mentioned in notes.
 """
 
 import json
@@ -62,13 +62,13 @@ KINDS = {
     "sd15": r"sd-?15|sd1x|v1-[45]|diffusion_15",
 }
 FLUX_2 = r"flux[-_.]?2(?!\d)"
-WHICH = "say --architecture flux, sd3, sdxl or sd15"
-LARGEST = 16384  # pixels of a side: FLUX's shift is exp(178) there
+ARCHITECTURE_HINT = "give --architecture flux, sd3, sdxl or sd15"
+MAX_SIZE = 16384  # pixels of a side: FLUX's shift is exp(178) there
 
 
 @dataclass
-class Situation:
-    """What a setting's meaning depends on. notes: what is said beside the result. size: pixels."""
+class ImportContext:
+    """The context that determines a setting's meaning. size: pixels. notes: are added to the result."""
 
     architecture: str | None
     size: int
@@ -76,27 +76,27 @@ class Situation:
 
     @property
     def flow(self) -> bool:
-        """Raises UserError where it is not known."""
+        """Whether the architecture is a rectified flow. Raises UserError when it is unknown."""
         if self.architecture is None:
-            raise UserError(f"these settings do not tell what is trained, and mean another law for each: {WHICH}")
+            raise UserError(f"the architecture is unknown, and the law depends on it: {ARCHITECTURE_HINT}")
         return self.architecture in FLOWS
 
     def assume(self, architecture: str, why: str) -> None:
-        """Take it for that, and say so."""
+        """Set the architecture, with a note."""
         self.architecture = architecture
-        self.notes.append(f"taken for {architecture}, as {why}; if it is another, say --architecture")
+        self.notes.append(f"assumed {architecture}, as {why}; if it is another, give --architecture")
 
     @property
     def flux_shift(self) -> float:
         """FLUX's shift by resolution, exp(mu): mu linear from .5 at 256 tokens of 16 x 16 px to 1.15 at 4096."""
-        if not 16 <= self.size <= LARGEST:
-            raise UserError(f"size must be from 16 to {LARGEST} pixels, not {self.size}")
+        if not 16 <= self.size <= MAX_SIZE:
+            raise UserError(f"size must be from 16 to {MAX_SIZE} pixels, not {self.size}")
         tokens = (self.size // 16) ** 2
         return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
 
-class Given(dict[str, Any]):
-    """A tool's settings by lower-case name without dashes, its defaults behind them."""
+class ToolSettings(dict[str, Any]):
+    """A tool's settings by lower-case name with underscores, and its defaults."""
 
     def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -107,7 +107,7 @@ class Given(dict[str, Any]):
         return self.defaults[key] if value in (None, "", "None", "null") else value
 
     def number(self, key: str) -> float:
-        """Raises UserError when it is none."""
+        """The value as a finite float. Raises UserError."""
         value = self.raw(key)
         try:
             number = float(value)
@@ -124,84 +124,86 @@ class Given(dict[str, Any]):
         return str(self.raw(key)).lower() in ("true", "1", "yes", "on")
 
     def changed(self, *keys: str) -> list[str]:
-        """Those of `keys` that are set to anything but their default."""
+        """The `keys` whose value differs from the default."""
         pairs = ((key, self.raw(key), self.defaults[key]) for key in keys)
         return [
             key
             for key, value, default in pairs
             if str(value).lower() != str(default).lower()
-            and not (is_number(value, default) and float(value) == float(default))
+            and not (are_numbers(value, default) and float(value) == float(default))
         ]
 
     def refuse(self, *keys: str, why: str = "has no counterpart here") -> None:
-        """Raise UserError where one of `keys` is changed."""
+        """Raise UserError if one of `keys` is changed."""
         for key in self.changed(*keys):
             raise UserError(f"{key} = {self.raw(key)} {why}")
 
-    def leave_out(self, s: Situation, why: str, *keys: str) -> None:
-        """A note where some of `keys` are changed."""
+    def leave_out(self, s: ImportContext, why: str, *keys: str) -> None:
+        """Add a note if some of `keys` are changed."""
         if found := self.changed(*keys):
             s.notes.append(f"{' and '.join(found)} {'is' if len(found) == 1 else 'are'} left out: {why}")
 
 
-def is_number(*values: Any) -> bool:
+def are_numbers(*values: Any) -> bool:
     try:
         return all(math.isfinite(float(value)) for value in values)
     except (TypeError, ValueError):
         return False
 
 
-def module(tool: str) -> Any:
-    """Raises UserError on an unknown name."""
+def tool_module(tool: str) -> Any:
+    """The module of a tool. Raises UserError on an unknown name."""
     if tool not in TOOLS:
         raise UserError(f"unknown tool {tool!r}: {nearest(tool, list(TOOLS))}")
     return import_module(TOOLS[tool])
 
 
 def import_settings(tool: str, settings: Sequence[str], architecture: str | None, size: int = 1024) -> dict[str, Any]:
-    """{"tool", "architecture", "settings": our keys, "law": log-SNR in words, "notes"}. Raises UserError."""
-    theirs = module(tool)
+    """{"tool", "architecture", "settings": our keys, "law": description, "notes"}. Raises UserError."""
+    theirs = tool_module(tool)
     values = read_settings(settings, theirs.KEYS)
     if not set(theirs.KEYS) & values.keys():
         named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
-        raise UserError(f"{named} holds no noise settings of {tool}: it knows {', '.join(theirs.KEYS)}")
+        raise UserError(f"{named} has no noise settings of {tool}; known: {', '.join(theirs.KEYS)}")
     if size < 1:
         raise UserError(f"size must be above 0, not {size}")
-    situation = Situation(architecture, size)
-    if architecture is None and (told := told_architecture(values)):
-        situation.assume(*told)
+    context = ImportContext(architecture, size)
+    if architecture is None and (found := detect_architecture(values)):
+        context.assume(*found)
     ours = {
-        key: value for key, value in theirs.read(Given(values, theirs.KEYS), situation).items() if value is not None
+        key: value
+        for key, value in theirs.read(ToolSettings(values, theirs.KEYS), context).items()
+        if value is not None
     }
     law = law_from_recipe(ours)
     make_config(**ours)
-    check_within(law, situation)
-    return report(tool, situation, ours, law)
+    check_flow_ends(law, context)
+    return build_result(tool, context, ours, law)
 
 
 def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[str, Any]:
     """{"tool", "architecture", "settings": its keys, "law", "notes"}. Raises UserError."""
-    theirs = module(tool)
-    situation = Situation(architecture, config.data.size)
+    theirs = tool_module(tool)
+    context = ImportContext(architecture, config.data.size)
     law = noise_law(config)
-    check_within(law, situation)
-    settings = theirs.write(law, config.noise.offset, situation) | weighed(tool, config, situation)
-    return report(tool, situation, settings, law)
+    check_flow_ends(law, context)
+    settings = theirs.write(law, config.noise.offset, context) | weighting_settings(tool, config, context)
+    return build_result(tool, context, settings, law)
 
 
-def report(tool: str, s: Situation, settings: dict[str, Any], law: Law) -> dict[str, Any]:
-    told = {"tool": tool, "source": module(tool).SOURCE, "architecture": s.architecture}
-    return told | {"settings": settings, "law": words(law), "notes": s.notes}
+def build_result(tool: str, s: ImportContext, settings: dict[str, Any], law: Law) -> dict[str, Any]:
+    source = {"tool": tool, "source": tool_module(tool).SOURCE, "architecture": s.architecture}
+    return source | {"settings": settings, "law": describe_law(law), "notes": s.notes}
 
 
-def check_within(law: Law, s: Situation) -> None:
-    """Raise UserError when nearly all of a flow's law lies beyond one of its ends."""
+def check_flow_ends(law: Law, s: ImportContext) -> None:
+    """Raise UserError when nearly all of a flow's law lies beyond one end of its schedule."""
     if s.flow:
         check_ends(law, -FLOW_END, FLOW_END)
 
 
-def weighed(tool: str, config: TrainConfig, s: Situation) -> dict[str, Any]:
-    """The tool's keys for the config's loss weighting; a note where it has none. Raises UserError on an unknown one."""
+def weighting_settings(tool: str, config: TrainConfig, s: ImportContext) -> dict[str, Any]:
+    """The tool's keys for the config's loss weighting; a note if it has none. Raises UserError on an unknown one."""
     from impasto.objectives import weighting
 
     name = getattr(config.objective, "weighting", "none")
@@ -209,110 +211,110 @@ def weighed(tool: str, config: TrainConfig, s: Situation) -> dict[str, Any]:
     if name == "none":
         return {}
     if s.flow:
-        s.notes.append(f"weighting {name} is left out: a rectified flow takes none, here neither")
+        s.notes.append(f"weighting {name} is left out: rectified flows are trained without weighting")
     elif name != "min-snr":
-        s.notes.append(f"weighting {name} is not carried over: {tool} has an exact min-snr alone")
+        s.notes.append(f"weighting {name} is not carried over: {tool} has an exact counterpart of min-snr only")
     else:
-        return module(tool).min_snr(config.objective.gamma)
+        return tool_module(tool).min_snr(config.objective.gamma)
     return {}
 
 
-def architecture_of(base: str | None, said: str | None) -> str:
-    """Of a base by its pipeline class, else as `said`. Raises UserError where the two differ, where neither tells, and
-    for a class that impasto does not speak (FLUX.2, ...)."""
+def architecture_of(base: str | None, stated: str | None) -> str:
+    """The architecture of a base by its pipeline class, else `stated`. Raises UserError when the two differ, when both
+    are unknown, and for an unsupported class (FLUX.2, ...)."""
     if base is not None:
         name = pipeline_class(base)
         families.check_class(base, name)
-        if name and said not in (None, PIPELINES[name]):
+        if name and stated not in (None, PIPELINES[name]):
             raise UserError(
-                f"base {base!r} is {PIPELINES[name]}, not {said}: leave out --architecture, or give another base"
+                f"base {base!r} is {PIPELINES[name]}, not {stated}: leave out --architecture, or give another base"
             )
-        said = PIPELINES[name] if name else said
-    if said is None:
+        stated = PIPELINES[name] if name else stated
+    if stated is None:
         why = "without a base it is not known" if base is None else f"it is not known here of base {base!r}"
-        raise UserError(f"the settings depend on what is trained, and {why}: {WHICH}")
-    return said
+        raise UserError(f"the settings depend on what is trained, and {why}: {ARCHITECTURE_HINT}")
+    return stated
 
 
 def pipeline_class(base: str) -> str:
-    """Of any base, as far as it is known without its weights; "" where it is not. Raises UserError."""
+    """The pipeline class of a base, from its configurations; "" if unknown. Raises UserError."""
     if Path(base).is_dir():
         return files.pipeline_class(Path(base))
     own = cards.card(base).get("pipeline")
     return own or hub.part_config(base, "model_index.json").get("_class_name", "")
 
 
-def logit(law: Law, tool: str) -> tuple[float, float]:
-    """(M, S) of a law that is normal in the logit of t. Raises UserError for others."""
+def logit_normal_parameters(law: Law, tool: str) -> tuple[float, float]:
+    """(M, S) of a law that is normal in the logit of t. Raises UserError for other laws."""
     if isinstance(law, StyleFriendly | LogitNormal):
         mean, std = (law.mean, law.std) if isinstance(law, StyleFriendly) else law.log_snr
         half = round(std / 2, 10)
         if not half:
-            raise UserError(f"noise_std = {std:g} is nothing to {tool}: choose a larger one")
+            raise UserError(f"noise_std = {std:g} is 0 for {tool}: choose a larger one")
         return round(-mean / 2, 10), half
     raise UserError(f"{tool} has no counterpart of {law}")
 
 
-def uniform_in_time(law: Law, tool: str) -> None:
-    """Raise UserError unless it is how a U-Net's own time is drawn: these tools do that alone with SD 1.5 and SDXL."""
+def require_uniform_time(law: Law, tool: str) -> None:
+    """Raise UserError unless the law is uniform in a U-Net's own time, the only one in these tools for SD 1.5, SDXL."""
     if law != Uniform():
-        raise UserError(f"{tool} draws the time of SD 1.5 and SDXL uniformly: it has no counterpart of {law}")
+        raise UserError(f"{tool} samples the timesteps of SD 1.5 and SDXL uniformly: no counterpart of {law}")
 
 
-def no_counterpart(scheme: str) -> UserError:
-    """For a weighting_scheme of diffusers' scripts, whose names kohya's took over, that no law of ours has."""
-    why = "draws by another curve" if scheme == "mode" else "weighs the loss of a rectified flow"
+def no_counterpart_error(scheme: str) -> UserError:
+    """The error for a weighting_scheme (diffusers' scripts, kohya) without a counterpart."""
+    why = "samples by another curve" if scheme == "mode" else "weights the loss of a rectified flow"
     return UserError(f"weighting_scheme = {scheme} {why}, which has no counterpart here")
 
 
-def squared_sigma(law: Law) -> str:
-    """What it does to compare x_0 instead of the velocity, where `law` is drawn: the loss is sigma^2 times as much."""
+def describe_sigma_weighting(law: Law) -> str:
+    """The effect of comparing x_0 instead of the velocity under `law`, in words: the loss has the weight sigma^2."""
     lam = law.quantile((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     t = torch.sigmoid(-lam / 2)
     share = t.square().cumsum(0) / t.square().sum()
     i, j = len(lam) // 2, int((share < 0.5).sum())
     return (
-        f"weighs the loss by sigma^2: in effect the median t is {t[j]:.2f}, log-SNR {lam[j]:.1f}, "
+        f"weights the loss by sigma^2: in effect the median t is {t[j]:.2f}, log-SNR {lam[j]:.1f}, "
         f"instead of {t[i]:.2f}, {lam[i]:.1f}"
     )
 
 
-def words(law: Law) -> str:
+def describe_law(law: Law) -> str:
     if isinstance(law, StyleFriendly | LogitNormal):
-        m, s = logit(law, "")
+        m, s = logit_normal_parameters(law, "")
         return f"log-SNR ~ N({-2 * m:.4g}, {2 * s:.4g}^2), that is logit(t) ~ N({m:.4g}, {s:.4g}^2)"
     if isinstance(law, Uniform):
         return "t ~ U(0, 1)" + (f", then shift {law.shift:.4g}" if law.shift != 1 else ", in the base's own time")
     return str(law)
 
 
-def told_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(architecture, what tells it) as the settings name what is trained: by the last part of a path or a hub id. None
-    where they do not, or a name fits two. Raises UserError for FLUX.2."""
+def detect_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(architecture, evidence) from the base named in the settings, by the last part of a path or hub id. None if there
+    is none or it is ambiguous. Raises UserError for FLUX.2."""
     for key in BASES:
-        said = str(values.get(key, ""))
-        name = re.split(r"[/\\]", said.rstrip("/\\"))[-1].lower()
+        stated = str(values.get(key, ""))
+        name = re.split(r"[/\\]", stated.rstrip("/\\"))[-1].lower()
         if re.search(FLUX_2, name):
             raise UserError(
-                f"{key} = {said} is FLUX.2, another model than FLUX.1, which impasto does not speak; "
-                "for a FLUX.1 of that name say --architecture flux"
+                f"{key} = {stated} is FLUX.2, which impasto does not support; "
+                "for a FLUX.1 of that name give --architecture flux"
             )
         if kinds := [kind for kind, pattern in KINDS.items() if re.search(pattern, name)]:
-            return (kinds[0], f"{key} is {said}") if len(kinds) == 1 else None
+            return (kinds[0], f"{key} is {stated}") if len(kinds) == 1 else None
     return None
 
 
 def read_settings(settings: Sequence[str], keys: Container[str]) -> dict[str, Any]:
-    """From one file, or from KEY=VALUE words; tables are flattened. Raises UserError, also where one of `keys` has two
-    values: a law of each data set, say."""
+    """Settings from one file, or from KEY=VALUE words; tables are flattened. Raises UserError, also when one of `keys`
+    has several values (a law per data set, for example)."""
     if len(settings) == 1 and "=" not in settings[0]:
-        found = flat(read_file(Path(settings[0])))
+        found = flatten(read_file(Path(settings[0])))
     else:
         pairs = [word.partition("=") for word in settings]
         for key, equals, _ in pairs:
             if not equals:
-                raise UserError(f"{key!r} is no KEY=VALUE; a settings file is given alone")
-        found = flat([{key: value} for key, _, value in pairs])
+                raise UserError(f"{key!r} is not KEY=VALUE; a settings file must be the only argument")
+        found = flatten([{key: value} for key, _, value in pairs])
     for key, values in found.items():
         if key in keys and any(value != values[0] for value in values):
             raise UserError(f"{key} is set more than once, to {' and '.join(map(str, values))}: leave one")
@@ -349,7 +351,7 @@ def read_yaml(content: str) -> Any:
 
 
 def command_line(tokens: Sequence[str]) -> dict[str, Any]:
-    """`--key value`, `--key=value`, `--flag` and `KEY=VALUE`."""
+    """Settings of a command line: `--key value`, `--key=value`, `--flag` and `KEY=VALUE`."""
     found: dict[str, Any] = {}
     for i, token in enumerate(tokens):
         key, equals, value = token.partition("=")
@@ -361,23 +363,23 @@ def command_line(tokens: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def flat(content: Any) -> dict[str, list[Any]]:
-    """Leaves of tables and lists by their last name, in lower case, without leading dashes; - is _. All values of a
-    name, in order. A file that is neither holds none."""
+def flatten(content: Any) -> dict[str, list[Any]]:
+    """{name: all values, in order} of the leaves of tables and lists; names in lower case, without leading dashes, with
+    _ for -. {} for other content."""
     found: dict[str, list[Any]] = {}
     if not isinstance(content, Mapping | list):
         return found
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         if isinstance(value, Mapping | list):
-            for key, values in flat(value).items():
+            for key, values in flatten(value).items():
                 found.setdefault(key, []).extend(values)
         elif isinstance(name, str):
             found.setdefault(name.lstrip("-").replace("-", "_").lower(), []).append(value)
     return found
 
 
-def shown(result: Mapping[str, Any]) -> str:
-    """An import for a person: flags of `impasto train`, the law, the notes."""
+def format_import(result: Mapping[str, Any]) -> str:
+    """The text of an import: flags of `impasto train`, the law, the notes."""
     flags = " ".join(
         f"{flag_of(key)} {value:g}" if isinstance(value, float) else f"{flag_of(key)} {value}"
         for key, value in result["settings"].items()
@@ -392,8 +394,8 @@ def shown(result: Mapping[str, Any]) -> str:
     )
 
 
-def lines(result: Mapping[str, Any]) -> str:
-    """An export for a person: KEY = VALUE as TOML has it, which these tools' files have in their own syntax."""
+def format_export(result: Mapping[str, Any]) -> str:
+    """The text of an export: KEY = VALUE in TOML syntax, to be adapted to the tool's file format."""
     settings = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
     return "\n".join(
         [f"# {result['architecture']}: {result['law']}", *settings, *(f"# note: {note}" for note in result["notes"])]
@@ -401,8 +403,8 @@ def lines(result: Mapping[str, Any]) -> str:
 
 
 def write_recipe(result: Mapping[str, Any], file: Path) -> None:
-    """Our keys as a recipe."""
-    head = [f"# Noise settings of {result['tool']}, as {result['source']} means them:", f"# {result['law']}"]
+    """Write an import as a recipe."""
+    head = [f"# Noise settings of {result['tool']}, by {result['source']}:", f"# {result['law']}"]
     body = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:

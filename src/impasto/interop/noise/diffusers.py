@@ -1,18 +1,25 @@
-"""diffusers' training scripts. `timesteps[int(1000 u)]` runs down, so u is REVERSED; an SD3 scheduler has its shift in:
+"""diffusers' training scripts. `timesteps[int(1000 u)]` falls, so u is REVERSED; SD3's scheduler includes its shift:
 
 weighting_scheme  logit_normal  logit(u) ~ N(logit_mean, logit_std^2);  none  u ~ U(0, 1)
-flux  t = 1 - u                          logit(t) ~ N(-logit_mean, logit_std^2)   (shifted when it draws only)
+flux  t = 1 - u                          logit(t) ~ N(-logit_mean, logit_std^2)   (shifted in sampling only)
 sd3   t = 3 (1-u) / (1 + 2 (1-u))        logit(t) ~ N(log 3 - logit_mean, logit_std^2)
-      precondition_outputs (1 by default) compares x_0, which weighs the loss by sigma^2; sigma_sqrt draws u ~ U(0, 1)
-      and weighs by 1 / sigma^2: with precondition_outputs no weighting is left
-sd15, sdxl  the time uniform; noise_offset in the text-to-image scripts; offset_noise of train_dreambooth.py is .1
+      precondition_outputs (1 by default) compares x_0, which weights the loss by sigma^2; sigma_sqrt samples
+      u ~ U(0, 1) and weights by 1 / sigma^2: with precondition_outputs the weights cancel
+sd15, sdxl  uniform timesteps; noise_offset in the text-to-image scripts; offset_noise of train_dreambooth.py is .1
 """
 
 import math
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.interop.noise import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
+from impasto.interop.noise import (
+    ImportContext,
+    ToolSettings,
+    describe_sigma_weighting,
+    logit_normal_parameters,
+    no_counterpart_error,
+    require_uniform_time,
+)
 from impasto.noise.laws import Law, Uniform, law_from_recipe
 
 SOURCE = (
@@ -37,14 +44,14 @@ DEFAULT = {"flux": "none", "sd3": "logit_normal"}
 SHIFT = {"flux": 1.0, "sd3": 3.0}
 
 
-def read(given: Given, s: Situation) -> dict[str, Any]:
+def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     if not s.flow:
         given.refuse("input_perturbation", "timestep_bias_strategy", "do_edm_style_training")
         gamma = given.number("snr_gamma")
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         offset = given.number("noise_offset")
-        if given.on("offset_noise"):  # another script's; no script has both
-            given.refuse("noise_offset", why="beside offset_noise: no script of diffusers has both, leave one")
+        if given.on("offset_noise"):  # of another script
+            given.refuse("noise_offset", why="with offset_noise: no script of diffusers has both, leave one out")
             offset = 0.1
         return {"noise": "uniform", "offset_noise": offset or None} | weighting
     assert s.architecture is not None
@@ -54,9 +61,9 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     scheme = given.word("weighting_scheme") or DEFAULT[s.architecture]
     if scheme != "logit_normal":
         given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
-    weighed = s.architecture == "sd3" and given.number("precondition_outputs") != 0
+    weighting_settings = s.architecture == "sd3" and given.number("precondition_outputs") != 0
     uniform = {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
-    if weighed and scheme == "sigma_sqrt":
+    if weighting_settings and scheme == "sigma_sqrt":
         return uniform
     if scheme == "logit_normal":
         mean, std = -given.number("logit_mean") + 0.0, given.number("logit_std")
@@ -64,15 +71,17 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     elif scheme == "none":
         ours = uniform
     else:
-        raise no_counterpart(scheme)
-    if weighed:
-        s.notes.append(f"precondition_outputs = 1 {squared_sigma(law_from_recipe(ours))}; this is not carried over")
+        raise no_counterpart_error(scheme)
+    if weighting_settings:
+        s.notes.append(
+            f"precondition_outputs = 1 {describe_sigma_weighting(law_from_recipe(ours))}; this is not carried over"
+        )
     return ours
 
 
-def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+def write(law: Law, offset: float, s: ImportContext) -> dict[str, Any]:
     if not s.flow:
-        uniform_in_time(law, "diffusers")
+        require_uniform_time(law, "diffusers")
         return {"noise_offset": offset}
     assert s.architecture is not None
     shift = SHIFT[s.architecture]
@@ -81,10 +90,10 @@ def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
     if isinstance(law, Uniform):
         if law.shift != shift:
             raise UserError(f"diffusers' script for {s.architecture} has no counterpart of {law}")
-        if s.architecture == "sd3":  # whose script has no "none"
+        if s.architecture == "sd3":  # its script has no "none"
             return {"weighting_scheme": "sigma_sqrt", "precondition_outputs": 1}
         return {"weighting_scheme": "none"}
-    mean, std = logit(law, "diffusers")
+    mean, std = logit_normal_parameters(law, "diffusers")
     even = {"precondition_outputs": 0} if s.architecture == "sd3" else {}
     return {"weighting_scheme": "logit_normal", "logit_mean": math.log(shift) - mean + 0.0, "logit_std": std} | even
 

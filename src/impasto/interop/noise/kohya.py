@@ -1,16 +1,16 @@
-"""kohya's sd-scripts. Two scripts, two meanings of the same logit_mean:
+"""kohya's sd-scripts. logit_mean has different meanings in two scripts:
 
 flux  timestep_sampling  sigma     u as below, t = k (1-u) / (1 + (k-1) (1-u)), k = discrete_flow_shift: u REVERSED
                          uniform   t ~ U(0, 1);  sigmoid  logit(t) ~ N(0, sigmoid_scale^2); neither with a shift
                          shift     logit(t) ~ N(log discrete_flow_shift, sigmoid_scale^2)
                          flux_shift  the same with FLUX's own shift by resolution
-      weighting_scheme   logit_normal  logit(u) ~ N(logit_mean, logit_std^2), of timestep_sampling = sigma alone
-      model_prediction_type  raw compares the velocity, with no weighting; sigma_scaled (the default) and additive
-                         compare something else with it
-sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed; always compares x_0, which weighs the loss
-      by sigma^2; weighting_scheme sigma_sqrt draws u ~ U(0, 1) and weighs by 1 / sigma^2: no weighting is left. t is
-      taken down to a step of 1000, so one draw in a thousand has sigma 0, divided by: min_timestep 1 keeps from that
-sd15, sdxl  the time uniform; offset noise (the other two never add it)
+      weighting_scheme   logit_normal  logit(u) ~ N(logit_mean, logit_std^2), only with timestep_sampling = sigma
+      model_prediction_type  raw compares the velocity, without weighting; sigma_scaled (the default) and additive
+                         compare other quantities
+sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed; always compares x_0, which weights the loss
+      by sigma^2; weighting_scheme sigma_sqrt samples u ~ U(0, 1) and weights by 1 / sigma^2: the weights cancel. t is
+      rounded down to a step of 1000, so that one draw in a thousand divides by sigma = 0; min_timestep 1 avoids that
+sd15, sdxl  uniform timesteps; offset noise (not in the other two)
 """
 
 import math
@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.interop.noise import Given, Situation, logit, no_counterpart, squared_sigma, uniform_in_time
+from impasto.interop.noise import (
+    ImportContext,
+    ToolSettings,
+    describe_sigma_weighting,
+    logit_normal_parameters,
+    no_counterpart_error,
+    require_uniform_time,
+)
 from impasto.noise.laws import Law, Uniform, law_from_recipe
 
 SOURCE = (
@@ -54,26 +61,26 @@ OTHER = (
 )
 UNET = ("noise_offset", "min_snr_gamma", *OTHER)
 FLUX = ("timestep_sampling", "discrete_flow_shift", "sigmoid_scale", "model_prediction_type")
-DRAWN = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
-USED = {
-    "sigma": ("discrete_flow_shift", *DRAWN),
+SCHEME_KEYS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+USED_BY_SAMPLING = {
+    "sigma": ("discrete_flow_shift", *SCHEME_KEYS),
     "uniform": (),
     "sigmoid": ("sigmoid_scale",),
     "shift": ("discrete_flow_shift", "sigmoid_scale"),
     "flux_shift": ("sigmoid_scale",),
 }
-"""What each timestep_sampling of FLUX uses."""
-SQUEEZES = "squeezes u into a part of its range, which no law here does"
+"""The settings used by each timestep_sampling of FLUX."""
+RANGE_REASON = "compresses u into a part of its range, which has no counterpart here"
 
 
-def read(given: Given, s: Situation) -> dict[str, Any]:
+def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     if s.architecture is None:
         for key, architecture in (("training_shift", "sd3"), ("timestep_sampling", "flux")):
             if key in given and s.architecture is None:
                 s.assume(architecture, f"{key} is set")
     if not s.flow:
         given.refuse("min_timestep", "max_timestep", "ip_noise_gamma", *OTHER)
-        given.leave_out(s, "sd-scripts does not use it with a U-Net", *FLUX, "training_shift", *DRAWN)
+        given.leave_out(s, "sd-scripts does not use it with a U-Net", *FLUX, "training_shift", *SCHEME_KEYS)
         gamma = given.number("min_snr_gamma")
         weighting = {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         return {"noise": "uniform", "offset_noise": given.number("noise_offset") or None} | weighting
@@ -81,30 +88,32 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     scheme = given.word("weighting_scheme")
     if s.architecture == "sd3":
         least = given.number("min_timestep")
-        if least != 1:  # no more than keeps sigma from 0
-            given.refuse("min_timestep", why=SQUEEZES)
-        given.refuse("max_timestep", why=SQUEEZES)
+        if least != 1:  # 1 only excludes sigma = 0
+            given.refuse("min_timestep", why=RANGE_REASON)
+        given.refuse("max_timestep", why=RANGE_REASON)
         given.leave_out(s, "sd-scripts' SD3 training does not use it", *FLUX, "ip_noise_gamma")
         shift = given.number("training_shift")
-        ours = drawn(given, s, shift, 1, ("sigma_sqrt",))
+        ours = read_scheme(given, s, shift, 1, ("sigma_sqrt",))
         if scheme == "sigma_sqrt" and not least:
-            s.notes.append("sd-scripts' sigma_sqrt divides by 0 in one draw of a thousand there: set min_timestep = 1")
+            s.notes.append("sd-scripts' sigma_sqrt divides by 0 in one draw of a thousand: set min_timestep = 1 there")
         elif scheme != "sigma_sqrt":
-            s.notes.append(f"sd-scripts' SD3 training {squared_sigma(law_from_recipe(ours))}; this is not carried over")
+            s.notes.append(
+                f"sd-scripts' SD3 training {describe_sigma_weighting(law_from_recipe(ours))}; this is not carried over"
+            )
         return ours
     given.refuse("ip_noise_gamma")
     given.leave_out(s, "sd-scripts' FLUX training does not use it", "min_timestep", "max_timestep", "training_shift")
-    told = given.word("model_prediction_type")
-    if told not in ("raw", "additive", "sigma_scaled"):
-        raise UserError(f"model_prediction_type = {told} is none of raw, additive, sigma_scaled")
-    if told == "sigma_scaled" and scheme in ("sigma_sqrt", "cosmap"):  # weighs, however the times are drawn
-        raise no_counterpart(scheme)
-    if told != "raw":
-        s.notes.append(f"model_prediction_type {told} is not carried over: here the velocity itself is compared (raw)")
+    prediction = given.word("model_prediction_type")
+    if prediction not in ("raw", "additive", "sigma_scaled"):
+        raise UserError(f"model_prediction_type = {prediction} is not one of raw, additive, sigma_scaled")
+    if prediction == "sigma_scaled" and scheme in ("sigma_sqrt", "cosmap"):  # weights the loss with any sampling
+        raise no_counterpart_error(scheme)
+    if prediction != "raw":
+        s.notes.append(f"model_prediction_type {prediction} is not carried over: here the velocity is compared (raw)")
     how = given.word("timestep_sampling")
-    if how not in USED:
-        raise UserError(f"timestep_sampling = {how} is none of {', '.join(USED)}")
-    unused = [key for key in ("discrete_flow_shift", "sigmoid_scale", *DRAWN) if key not in USED[how]]
+    if how not in USED_BY_SAMPLING:
+        raise UserError(f"timestep_sampling = {how} is not one of {', '.join(USED_BY_SAMPLING)}")
+    unused = [key for key in ("discrete_flow_shift", "sigmoid_scale", *SCHEME_KEYS) if key not in USED_BY_SAMPLING[how]]
     given.leave_out(s, f"timestep_sampling {how} does not use it", *unused)
     if how == "uniform":
         return {"noise": "uniform"}
@@ -114,15 +123,16 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
             shift = given.number("discrete_flow_shift")
         elif how == "flux_shift":
             shift = s.flux_shift
-            s.notes.append(f"flux_shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+            s.notes.append(f"flux_shift is {shift:.4g} at {s.size} px; give --size for another resolution")
         scale = given.number("sigmoid_scale")
         return {"noise": "logit-normal", "noise_mean": 0.0, "noise_std": scale, "noise_shift": shift}
-    even = ("sigma_sqrt", "cosmap") if told == "raw" else ()
-    return drawn(given, s, given.number("discrete_flow_shift"), -1, even)
+    even = ("sigma_sqrt", "cosmap") if prediction == "raw" else ()
+    return read_scheme(given, s, given.number("discrete_flow_shift"), -1, even)
 
 
-def drawn(given: Given, s: Situation, shift: float, sign: int, even: Sequence[str]) -> dict[str, Any]:
-    """The law of `weighting_scheme`, u or 1 - u by `sign`, then the shift. even: schemes that leave no weighting."""
+def read_scheme(given: ToolSettings, s: ImportContext, shift: float, sign: int, even: Sequence[str]) -> dict[str, Any]:
+    """The law of `weighting_scheme` for u (sign 1) or 1 - u (-1), then the shift. even: schemes whose weights
+    cancel."""
     scheme = given.word("weighting_scheme")
     if scheme == "logit_normal":
         mean, std = sign * given.number("logit_mean"), given.number("logit_std")
@@ -130,24 +140,24 @@ def drawn(given: Given, s: Situation, shift: float, sign: int, even: Sequence[st
     given.leave_out(s, f"weighting_scheme {scheme} does not use it", "logit_mean", "logit_std")
     if scheme in ("uniform", "none", *even):
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None}
-    raise no_counterpart(scheme)
+    raise no_counterpart_error(scheme)
 
 
-def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+def write(law: Law, offset: float, s: ImportContext) -> dict[str, Any]:
     if not s.flow:
-        uniform_in_time(law, "kohya")
+        require_uniform_time(law, "kohya")
         return {"noise_offset": offset} if offset else {"min_timestep": 0, "max_timestep": 1000}
     if offset:
         s.notes.append(f"offset_noise {offset:g} is not carried over: sd-scripts' FLUX and SD3 training has none")
     raw = {"model_prediction_type": "raw"}
     if isinstance(law, Uniform):
         if s.architecture == "sd3":
-            s.notes.append("min_timestep 1 keeps sd-scripts' sigma_sqrt from dividing by a sigma of 0")
+            s.notes.append("min_timestep 1 avoids a division by sigma = 0 in sd-scripts' sigma_sqrt")
             return {"weighting_scheme": "sigma_sqrt", "training_shift": law.shift, "min_timestep": 1}
         return {"timestep_sampling": "sigma", "weighting_scheme": "uniform", "discrete_flow_shift": law.shift} | raw
-    mean, std = logit(law, "kohya")
+    mean, std = logit_normal_parameters(law, "kohya")
     if s.architecture == "sd3":
-        s.notes.append(f"sd-scripts' SD3 training {squared_sigma(law)}; nothing there takes that away")
+        s.notes.append(f"sd-scripts' SD3 training {describe_sigma_weighting(law)}; no setting there changes that")
         return {"weighting_scheme": "logit_normal", "logit_mean": mean, "logit_std": std, "training_shift": 1.0}
     return {"timestep_sampling": "shift", "sigmoid_scale": std, "discrete_flow_shift": math.exp(mean)} | raw
 

@@ -1,4 +1,4 @@
-"""OneTrainer. u in 1000 steps, a step counts as its upper end, and more is more noise throughout:
+"""OneTrainer. u in 1000 steps, each rounded up; higher values mean more noise:
 
 LOGIT_NORMAL  logit(u) ~ N(noising_bias, (noising_weight + 1)^2);  UNIFORM  u ~ U(0, 1)
 t = k u / (1 + (k-1) u), k = timestep_shift, or FLUX's by resolution with dynamic_timestep_shifting
@@ -7,7 +7,7 @@ t = k u / (1 + (k-1) u), k = timestep_shift, or FLUX's by resolution with dynami
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.interop.noise import Given, Situation, logit, uniform_in_time
+from impasto.interop.noise import ImportContext, ToolSettings, logit_normal_parameters, require_uniform_time
 from impasto.noise.laws import Law, Uniform
 
 SOURCE = (
@@ -32,8 +32,8 @@ KEYS: dict[str, Any] = {
 }
 
 
-def read(given: Given, s: Situation) -> dict[str, Any]:
-    given.refuse("min_noising_strength", "max_noising_strength", why="squeezes u, which no law here does")
+def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
+    given.refuse("min_noising_strength", "max_noising_strength", why="compresses u, which has no counterpart here")
     given.refuse("perturbation_noise_weight")
     if "timestep_distribution" not in given and given.number("noising_weight") != 0:  # TrainConfig, migration 3
         raise UserError(
@@ -41,24 +41,24 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         )
     offset = {"offset_noise": given.number("offset_noise_weight") or None}
     if s.flow or given.word("loss_weight_fn").upper() != "MIN_SNR_GAMMA":
-        given.refuse("loss_weight_fn", why="weighs the loss as nothing here does")
+        given.refuse("loss_weight_fn", why="weights the loss, which has no counterpart here")
         weighting = {}
     else:
         weighting = {"weighting": "min-snr", "gamma": given.number("loss_weight_strength")}
     shift = given.number("timestep_shift")
     if given.on("dynamic_timestep_shifting") and s.flow:
         if s.architecture == "sd3":
-            s.notes.append("dynamic_timestep_shifting is left out: OneTrainer's SD3 training takes timestep_shift")
+            s.notes.append("dynamic_timestep_shifting is left out: OneTrainer's SD3 training uses timestep_shift")
         else:
             shift = s.flux_shift
-            s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+            s.notes.append(f"its shift is {shift:.4g} at {s.size} px; give --size for another resolution")
     how = given.word("timestep_distribution").upper()
     if how != "LOGIT_NORMAL":
         given.leave_out(s, f"{how} does not use it", "noising_weight", "noising_bias")
     if not s.flow:
         given.refuse("generalized_offset_noise", "rescale_noise_scheduler_to_zero_terminal_snr")
         if how != "UNIFORM" or shift != 1:
-            raise UserError(f"{how} with shift {shift:g} draws the time of a U-Net as no law here does")
+            raise UserError(f"{how} with shift {shift:g} has no counterpart here for a U-Net")
         return {"noise": "uniform"} | offset | weighting
     if how == "UNIFORM":
         return {"noise": "uniform", "noise_shift": shift if shift != 1 else None} | offset
@@ -73,13 +73,13 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     raise UserError(f"timestep_distribution = {how} has no counterpart here")
 
 
-def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+def write(law: Law, offset: float, s: ImportContext) -> dict[str, Any]:
     rest = {"timestep_shift": 1.0, "dynamic_timestep_shifting": False, "offset_noise_weight": offset}
     if not s.flow:
-        uniform_in_time(law, "OneTrainer")
+        require_uniform_time(law, "OneTrainer")
     if isinstance(law, Uniform):
         return {"timestep_distribution": "UNIFORM"} | rest | {"timestep_shift": law.shift}
-    mean, std = logit(law, "OneTrainer")
+    mean, std = logit_normal_parameters(law, "OneTrainer")
     return {"timestep_distribution": "LOGIT_NORMAL", "noising_bias": mean, "noising_weight": std - 1} | rest
 
 

@@ -1,17 +1,17 @@
-"""SimpleTuner. More is more noise throughout:
+"""SimpleTuner. Higher values mean more noise:
 
     by default          logit(u) = flow_sigmoid_scale (z + timestep_sampling_offset), z ~ N(0, 1)
     flow_use_uniform_schedule  u ~ U(0, 1)
     t = k u / (1 + (k-1) u), k = flow_schedule_shift (3 by default), or FLUX's by resolution (auto_shift)
 
-Offset noise is added to U-Nets alone, in noise_offset_probability of the steps.
+Offset noise is added to U-Nets only, in noise_offset_probability of the steps.
 """
 
 import math
 from typing import Any
 
 from impasto.errors import UserError
-from impasto.interop.noise import Given, Situation, logit, uniform_in_time
+from impasto.interop.noise import ImportContext, ToolSettings, logit_normal_parameters, require_uniform_time
 from impasto.noise.laws import Law, Uniform
 
 SOURCE = (
@@ -42,7 +42,7 @@ FLOW = ("flow_schedule_shift", "flow_schedule_auto_shift", "flow_sigmoid_scale",
 OTHER_LAWS = ("flow_use_beta_schedule", "flow_custom_timesteps", "flow_cubic_schedule_weights", "flux_fast_schedule")
 
 
-def read(given: Given, s: Situation) -> dict[str, Any]:
+def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     given.refuse(*OTHER_LAWS, "mixflow_enabled", "input_perturbation", "timestep_bias_strategy")
     if not s.flow:
         given.refuse("rescale_betas_zero_snr")
@@ -61,13 +61,13 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
         return {"noise": "uniform", "offset_noise": offset} | (
             {"weighting": "min-snr", "gamma": gamma} if gamma else {}
         )
-    given.leave_out(s, "SimpleTuner weighs the loss of FLUX and SD3 by none", "snr_gamma")
+    given.leave_out(s, "SimpleTuner does not use it with FLUX and SD3", "snr_gamma")
     if given.on("offset_noise"):
         s.notes.append("offset_noise is left out: SimpleTuner does not use it with FLUX and SD3")
     shift = given.number("flow_schedule_shift")
-    if given.on("flow_schedule_auto_shift"):  # wins over a shift that is set
+    if given.on("flow_schedule_auto_shift"):  # takes precedence over flow_schedule_shift
         shift = s.flux_shift
-        s.notes.append(f"its shift is {shift:.4g} at {s.size} px; say --size for another resolution")
+        s.notes.append(f"its shift is {shift:.4g} at {s.size} px; give --size for another resolution")
     shift = shift if shift > 0 else 1.0
     if given.on("flow_use_uniform_schedule"):
         unused = ("flow_sigmoid_scale", "timestep_sampling_offset")
@@ -78,16 +78,16 @@ def read(given: Given, s: Situation) -> dict[str, Any]:
     return {"noise": "logit-normal", "noise_mean": mean, "noise_std": scale, "noise_shift": shift}
 
 
-def write(law: Law, offset: float, s: Situation) -> dict[str, Any]:
+def write(law: Law, offset: float, s: ImportContext) -> dict[str, Any]:
     if not s.flow:
-        uniform_in_time(law, "SimpleTuner")
+        require_uniform_time(law, "SimpleTuner")
         on = {"offset_noise": True, "noise_offset": offset, "noise_offset_probability": 1.0}
         return on if offset else {"timestep_bias_strategy": "none", "offset_noise": False}
     if offset:
         s.notes.append(f"offset_noise {offset:g} is not carried over: SimpleTuner has none for FLUX and SD3")
     if isinstance(law, Uniform):
         return {"flow_use_uniform_schedule": True, "flow_schedule_auto_shift": False, "flow_schedule_shift": law.shift}
-    mean, std = logit(law, "SimpleTuner")
+    mean, std = logit_normal_parameters(law, "SimpleTuner")
     rest = {"flow_use_uniform_schedule": False, "flow_schedule_auto_shift": False}
     return {"flow_sigmoid_scale": std, "flow_schedule_shift": math.exp(mean)} | rest
 
