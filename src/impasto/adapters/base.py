@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from impasto.adapters import ADAPTERS
 from impasto.families.base import Family
@@ -19,6 +19,9 @@ class Adapter:
     count: (family, settings, model) -> trainable weights on `model`, which may be on the meta device; raises UserError
     where the settings are not for it. only_matrices: whether all of these are matrices, as Muon needs them.
     kind: of its part in a style folder. mergeable: whether it can be added to the base's weights.
+    state: family -> (tensors, metadata) of one safetensors file; load: (pipeline, tensors, metadata, name, strength)
+    puts them into a diffusers pipeline as adapter `name` (UserError where they do not fit). None for a plain LoRA,
+    which diffusers itself saves and loads.
     """
 
     attach: Callable[[Family, Any, int], dict[str, nn.Parameter]]
@@ -26,6 +29,8 @@ class Adapter:
     only_matrices: Callable[[Family, Any, nn.Module], bool]
     kind: str
     mergeable: bool
+    state: Callable[[Family], tuple[dict[str, Tensor], dict[str, str]]] | None = None
+    load: Callable[[Any, dict[str, Tensor], dict[str, str], str, float], None] | None = None
 
 
 def adapter_of(settings: Any) -> Adapter:

@@ -21,6 +21,7 @@ from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, write
 from impasto.styles import combine
 from impasto.styles.load import check_fits
 from impasto.styles.metadata import About, about, architecture_of, describe, known_card, layers_per_block
+from impasto.styles.parts import read_parts
 from impasto.styles.weights import WEIGHTS, naming, read_file, style_file, write_tensors
 
 Result = dict[str, Any]
@@ -126,6 +127,11 @@ def open_style(
     Raises UserError that names the file, when it is damaged, no LoRA, or none that can be read.
     """
     file = style_file(style)
+    if Path(style).is_dir() and (kind := read_parts(Path(style))[0].kind) != "lora":
+        raise UserError(
+            f"style {str(style)!r} is a {kind} adapter: export, merge and resize are for LoRA; load it with "
+            "impasto.load_style(pipe, folder)"
+        )
     if base is not None:
         check_name(base)
     if architecture is not None and architecture not in PIPELINES:

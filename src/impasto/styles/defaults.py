@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, StyleDefaults, checked, of_card
 from impasto.config import TrainConfig
 from impasto.errors import UserError
-from impasto.files import read_object
 from impasto.guidance import read_settings
 from impasto.styles.metadata import About
+from impasto.styles.parts import STYLE_JSON, read_style_json
 
 if TYPE_CHECKING:
     from impasto.families.base import Family
     from impasto.sampling.sample import Sampling
-
-FILE = "style.json"
 
 
 def of_style(path: Path, about: About, card: Mapping[str, Any]) -> StyleDefaults:
@@ -38,28 +36,17 @@ def of_style(path: Path, about: About, card: Mapping[str, Any]) -> StyleDefaults
     return replace(of_card(card, recipe), **own_sampling(path))
 
 
-def read_style_json(path: Path) -> dict[str, Any]:
-    """The `style.json` of a style folder, {} where there is none. Raises UserError when it is damaged."""
-    file = path / FILE
-    if not path.is_dir() or not file.is_file():
-        return {}
-    try:
-        return read_object(file)
-    except (OSError, ValueError):
-        raise UserError(f"{file} cannot be read: repair it, or remove it") from None
-
-
 def own_sampling(path: Path) -> dict[str, Any]:
     """What the `style.json` of a style folder says of sampling. Raises UserError when it is damaged."""
     own = read_style_json(path).get("sampling", {})
     if not isinstance(own, dict):
-        raise UserError(f"{path / FILE}: sampling must be a table, not {own!r}")
-    return checked(own, f"{path / FILE}: sampling")
+        raise UserError(f"{path / STYLE_JSON}: sampling must be a table, not {own!r}")
+    return checked(own, f"{path / STYLE_JSON}: sampling")
 
 
 def own_guidances(path: Path) -> tuple[Any, ...]:
     """Settings of the guidances that the `style.json` of a style folder names, see `guidance.GUIDANCES`."""
-    return read_settings(read_style_json(path).get("guidance", {}), f"{path / FILE}: guidance")
+    return read_settings(read_style_json(path).get("guidance", {}), f"{path / STYLE_JSON}: guidance")
 
 
 def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:

@@ -17,6 +17,7 @@ from impasto.styles import defaults as style_defaults
 from impasto.styles.card import ELSEWHERE, made_card, quoted, trained_size
 from impasto.styles.convert import export_style, open_style
 from impasto.styles.metadata import REPO, About, known_card
+from impasto.styles.parts import STYLE_JSON
 from impasto.styles.weights import WEIGHTS
 
 FORBIDDEN = "the token may not write to {!r}: it needs the right to write, and the owner must be you or yours"
@@ -46,8 +47,8 @@ def publish(
         (folder / "README.md").write_text(card, encoding="utf-8")
         there = {file.name: file for file in [*files, folder / "README.md"]}
         if sampling := style_defaults.own_sampling(Path(style)):
-            there[style_defaults.FILE] = folder / style_defaults.FILE
-            there[style_defaults.FILE].write_text(json.dumps({"sampling": sampling}), encoding="utf-8")
+            there[STYLE_JSON] = folder / STYLE_JSON
+            there[STYLE_JSON].write_text(json.dumps({"sampling": sampling}), encoding="utf-8")
         for i, (name, file) in enumerate(pictures(told, card).items()):
             there[name] = public_picture(file, folder / f"picture-{i}.png", told, base or told.base, repo)
         endpoint = os.environ.get("HF_ENDPOINT")

@@ -1,4 +1,4 @@
-"""Style folders: `pytorch_lora_weights.safetensors` as diffusers reads it, written and read without a silent loss."""
+"""Loading styles into diffusers pipelines, without a silent loss: one loader per kind of part."""
 
 from collections.abc import Iterable
 from itertools import count
@@ -11,6 +11,7 @@ from impasto.errors import UserError
 from impasto.families.base import quiet
 from impasto.interop.lora.layouts import ARCHITECTURES
 from impasto.interop.lora.read import check_finite
+from impasto.styles.parts import STYLE_JSON, Part, adapter_kinds, read_parts
 from impasto.styles.weights import naming, read_file, style_file
 
 OTHER_LAYOUTS = (
@@ -24,16 +25,41 @@ OTHER_LAYOUTS = (
 
 
 def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
-    """Put a style into a plain diffusers pipeline, on top of those that are there; returns the call's extra arguments.
+    """Put a style, a folder or a file, into a plain diffusers pipeline, on top of those that are there; returns the
+    extra arguments of the pipeline's call, none for adapters alone.
 
-    For plain LoRA it is `pipe.load_lora_weights` and `pipe.set_adapters`, and nothing is to be passed. Adapters that
-    are active, also those that you loaded yourself, stay so, at the strengths that they have. Raises UserError when
-    the file is damaged or holds what is no finite number, when it belongs to another base (by its shapes, or as it
-    says itself), or when any of its tensors is not used.
+    Adapters that are active, also those that you loaded yourself, stay so, at their strengths. Raises UserError when a
+    file is damaged or holds NaN or infinite values, when it belongs to another base (by its shapes, or as it states
+    itself), or when any of its tensors is not used.
     """
+    folder, kinds = Path(folder), adapter_kinds()
+    parts = read_parts(folder) if folder.is_dir() else [Part("lora", "")]
+    for part in parts:
+        file = folder / part.file if folder.is_dir() else style_file(folder)
+        if not file.is_file():
+            style_file(folder)  # raises
+            raise UserError(f"style {str(folder)!r} lacks {part.file}, which its {STYLE_JSON} lists")
+        load = kinds[part.kind].load
+        if load is None:
+            load_lora(pipe, file, strength)
+            continue
+        tensors, metadata = read_file(file)
+        with naming(file):
+            check_finite(tensors)
+            load(pipe, tensors, metadata, free_name(pipe), strength)
+    return {}
+
+
+def free_name(pipe: Any) -> str:
+    """A name that no adapter of the pipeline has."""
+    taken = {known for names in pipe.get_list_adapters().values() for known in names}
+    return next(free for n in count() if (free := f"style{n}") not in taken)
+
+
+def load_lora(pipe: Any, file: Path, strength: float) -> None:
+    """`pipe.load_lora_weights` and `pipe.set_adapters`, with the checks of `load_style`."""
     from impasto.interop.lora.read import check_architecture
 
-    file = style_file(folder)
     tensors, metadata = read_file(file)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     with naming(file):
@@ -42,7 +68,7 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
     check_fits(pipe, shapes, file)
     del tensors
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
-    name = next(free for n in count() if (free := f"style{n}") not in taken)
+    name = free_name(pipe)
     before = [(layer, dict(layer.scaling)) for layer in lora_layers(pipe)]
     active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
     with quiet():  # what is missing or unused is said below, as an error
@@ -58,8 +84,7 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
         layer.scaling.update(scaling)
     if loaded != there:
         missing, unused = sorted(loaded - there), sorted(there - loaded)
-        raise UserError(f"style {str(folder)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
-    return {}
+        raise UserError(f"style {str(file)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
 
 
 def lora_layers(pipe: Any) -> list[Any]:

@@ -29,7 +29,7 @@ from impasto.interop.lora.layouts import ARCHITECTURES, PIPELINES
 from impasto.interop.lora.read import ARCHITECTURE_KEYS, parse_architecture
 from impasto.interop.lora.write import Adapter
 from impasto.noise.laws import PARAMETERS
-from impasto.styles.weights import WEIGHTS, check_file, style_file
+from impasto.styles.weights import check_file, is_folders_weights, style_file
 
 IMPLEMENTATION = {
     "flux": "https://github.com/black-forest-labs/flux",
@@ -62,7 +62,7 @@ class About:
     @property
     def name(self) -> str:
         """The folder's name, or the file's."""
-        return self.file.parent.resolve().name if self.file.name == WEIGHTS else self.file.stem
+        return self.file.parent.resolve().name if is_folders_weights(self.file) else self.file.stem
 
     @property
     def base(self) -> str | None:
@@ -114,7 +114,7 @@ def about(style: Path | str, metadata: Mapping[str, str]) -> About:
     """What the files beside a style's weights say. metadata: of the weights. UserError when recipe.toml is damaged."""
     file = style_file(style)
     kept = {key: value for key, value in metadata.items() if key.startswith(KEPT)}
-    if file.name != WEIGHTS or not (file.parent / "recipe.toml").is_file():
+    if not is_folders_weights(file) or not (file.parent / "recipe.toml").is_file():
         return About(file, metadata=kept)
     try:
         recipe, own = read_recipe_file(file.parent / "recipe.toml")

@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from impasto.errors import UserError
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
+from impasto.styles.parts import WEIGHTS as WEIGHTS
+from impasto.styles.parts import read_parts
 
 HASH = "modelspec.hash_sha256"
 
@@ -73,22 +72,32 @@ def check_file(file: Path) -> None:
 
 
 def style_file(path: Path | str) -> Path:
-    """The weights of a style: the file itself, or the one in its folder. Raises UserError when there is none."""
+    """The weights of a style: the file itself, or that of the first part in its folder. Raises UserError when there is
+    none."""
     path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / read_parts(path)[0].file if path.is_dir() else path
     if not file.is_file():
         state = path / "state"
-        why = "its training has not finished (the same command goes on)" if state.is_dir() else f"no {WEIGHTS} there"
+        why = "its training has not finished (the same command resumes)" if state.is_dir() else f"no {file.name} there"
         raise UserError(f"style {str(path)!r} cannot be loaded: {why if path.is_dir() else 'no such file or folder'}")
     if file.suffix != ".safetensors":
         raise UserError(f"style {str(path)!r} is not a safetensors file: other formats can run code and are not read")
     return file
 
 
+def is_folders_weights(file: Path) -> bool:
+    """Whether `file` is a part of the style folder in which it lies."""
+    return any(file.name == part.file for part in read_parts(file.parent))
+
+
 def style_hash(path: Path | str) -> str:
-    """sha256 of a style's weights."""
-    with style_file(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """sha256 of a style's weights; of several parts one over theirs."""
+    first, hashes = style_file(path), []
+    files = [first.parent / part.file for part in read_parts(first.parent)] if Path(path).is_dir() else [first]
+    for file in files:
+        with file.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def split_strength(style: str) -> tuple[Path, float | None]:

@@ -30,8 +30,8 @@ from impasto.noise.laws import truncate_to_schedule
 from impasto.objectives.base import build_objective
 from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
+from impasto.styles.parts import has_weights
 from impasto.styles.save import save
-from impasto.styles.weights import WEIGHTS
 from impasto.training import prior
 from impasto.training.checkpoints import describe_last, explain_failures
 from impasto.training.plan import Plan, check_base, make_plan, warn_advice
@@ -64,7 +64,7 @@ def fit(config: TrainConfig, progress: Progress | None = None, preparing: Prepar
     try:
         done, state = run.resume()
         hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
-        finished = done == config.optim.steps and all((config.out / name).is_file() for name in (WEIGHTS, CARD))
+        finished = done == config.optim.steps and has_weights(config.out) and (config.out / CARD).is_file()
         with explain_failures(config.out, hint):
             if not finished:
                 with workers.first_process_first():
@@ -187,7 +187,7 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> 
     """
     config = plan.expanded
     with trainer.trainable.averaged():
-        save(family, config.out, plan.text)
+        save(family, config.out, plan.text, adapter_of(config.adapter))
         for i, item in enumerate(plan.items[:REFERENCES]):
             try:
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")

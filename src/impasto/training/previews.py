@@ -2,10 +2,11 @@
 defaults (strength, style guidance, negative prompt) that `generate` will use for it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from impasto.adapters.text_encoder import TextConditioning
 from impasto.bases.style_defaults import PLAIN
@@ -58,16 +59,18 @@ class Previews:
 @contextmanager
 def as_sampled(models: Sequence[Any], dtype: torch.dtype, strength: float) -> Iterator[None]:
     """The adapters at a strength, and in the base's precision, as diffusers loads them and `generate` has them."""
-    from peft.helpers import rescale_adapter_scale
-
     moved = [(p, p.data) for model in models for p in model.parameters() if p.requires_grad]
-    with ExitStack() as scaled:
-        for model in models:
-            scaled.enter_context(rescale_adapter_scale(model, strength))
-        try:
-            for p, data in moved:
-                p.data = data.to(dtype)
-            yield
-        finally:
-            for p, data in moved:
-                p.data = data
+    found = (layer for model in models for layer in model.modules())
+    layers: list[Any] = [layer for layer in found if isinstance(layer, BaseTunerLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling.update({name: strength * scale for name, scale in layer.scaling.items()})
+        for p, data in moved:
+            p.data = data.to(dtype)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+        for p, data in moved:
+            p.data = data
