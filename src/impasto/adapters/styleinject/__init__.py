@@ -122,8 +122,5 @@ def check_shapes(base: Mapping[str, tuple[int, ...]], file: Mapping[str, tuple[i
     """Raise UserError unless a file has the tensors that this base needs, in their shapes."""
     wrong = sorted(name for name in base.keys() | file.keys() if base.get(name) != file.get(name))
     if wrong or not file:
-        first = wrong[0] if wrong else ""
-        why = (
-            f"{part}.{first} has shape {file.get(first)}, this base needs {base.get(first)}" if wrong else "it is empty"
-        )
-        raise UserError(f"this StyleInject was not trained for this base: {len(wrong)} tensors do not fit; {why}")
+        first = f", {part}.{wrong[0]} first: {file.get(wrong[0])} for {base.get(wrong[0])}" if wrong else ""
+        raise UserError(f"this StyleInject was not trained for this base: {len(wrong)} tensors do not fit{first}")

@@ -15,6 +15,7 @@ The StyleInject paper, eqs. 2-4, read as its Table IV counts parameters: Gamma a
 """
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +140,7 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
         result = result + self.update(self.styleinject_down[name], up if factor == 1 else factor * up, s, x)
         if name not in self.styleinject_gamma:
             return result
-        gate = w * self.gate(name, s)
+        gate = self.gate(name, s) if w == 1 else w * self.gate(name, s)
         if of.hyper == "additive":
             gate = gate / (h.float().var(self.positions, correction=0, keepdim=True) + EPS).sqrt()
         return torch.addcmul(result, gate, h - h.mean(self.positions, keepdim=True, dtype=torch.float32))
@@ -148,14 +149,12 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
         """s in float32: (B, n), or (B, *positions, n) where each token has its own."""
         how = self.settings[name].pool
         pooled = self.tokens(x, h) if how == "token" else getattr(x, how)(self.positions, dtype=torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(pooled.float(), self.styleinject_router[name].float()).softmax(-1)
+        return float32_linear(pooled.float(), self.styleinject_router[name]).softmax(-1)
 
     def gate(self, name: str, s: Tensor | None) -> Tensor:
         """Gamma s + c in float32, to be multiplied with h."""
-        gamma, shift = self.styleinject_gamma[name].float(), self.styleinject_shift[name].float()
-        with torch.autocast(gamma.device.type, enabled=False):
-            return self.along(gamma[:, 0] + shift if s is None else F.linear(s, gamma, shift))
+        gamma, shift = self.styleinject_gamma[name], self.styleinject_shift[name]
+        return self.along(gamma[:, 0].float() + shift if s is None else float32_linear(s, gamma, shift))
 
     def tokens(self, x: Tensor, h: Tensor) -> Tensor:
         """x at the positions of h, (B, *positions, in)."""
@@ -171,6 +170,13 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"styleinject.{super().__repr__()}"
+
+
+def float32_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In float32, under autocast as well."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+        return F.linear(x, weight.float(), None if bias is None else bias.float())
 
 
 def mix(down: Tensor, s: Tensor) -> Tensor:
@@ -207,6 +213,11 @@ class StyleInjectConv2d(StyleInjectLayer):
     """On a Conv2d; A has its kernel, stride and padding, B is 1 x 1."""
 
     positions = (2, 3)
+
+    @property
+    def groups(self) -> int:
+        """A LoRA that wraps this layer asks for it."""
+        return 1
 
     def tokens(self, x: Tensor, h: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, (h.shape[2], h.shape[3])).movedim(1, -1)

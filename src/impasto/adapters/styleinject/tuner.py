@@ -24,7 +24,6 @@ from impasto.adapters.styleinject.layers import (
 )
 from impasto.errors import UserError
 
-
 SHARED = ("n", "dma", "sta", "router_pool", "hyper", "variant")
 
 
