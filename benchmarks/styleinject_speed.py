@@ -30,7 +30,7 @@ from impasto.families.base import Family
 from impasto.files import atomic
 
 LAYERS = {"q v": ("to_q", "to_v"), "with convolutions": ("to_q", "to_v", "convolution")}
-RANKS = {"q v": (8, 32), "with convolutions": (8,)}
+RUNS = (("q v", 32), ("with convolutions", 8), ("q v", 8))  # layers, rank
 NS = (1, 4, 16)
 
 
@@ -103,23 +103,20 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = {"date": str(date.today()), "machine": platform.processor() or platform.machine()}
     result |= {"torch": torch.__version__, "threads": 1, "rounds": args.rounds, "base": args.base, "steps": {}}
-    for layers, ranks in RANKS.items():
-        for rank in ranks:
-            for batch in args.batch:
-                key = f"{layers}, r {rank}, batch {batch}"
-                result["steps"][key] = times(args.base, layers, rank, batch, args.rounds)
-                print(key, json.dumps(result["steps"][key]), flush=True)
-    spawn, peaks = multiprocessing.get_context("spawn"), {}
-    for layers, ranks in RANKS.items():
-        for rank in ranks:
-            for n in (None, *NS):
-                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                    arm = f"{layers}, r {rank}, {'lora' if n is None else f'n {n}'}"
-                    peaks[arm] = pool.submit(memory, args.base, layers, rank, n, args.memory_batch).result()
-                    print(arm, peaks[arm], "MB", flush=True)
-    result[f"peak MB above the base, batch {args.memory_batch}"] = peaks
-    with atomic(args.out) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    peaks = result[f"peak MB above the base, batch {args.memory_batch}"] = {}
+    spawn = multiprocessing.get_context("spawn")
+    for layers, rank in RUNS:
+        for batch in args.batch:
+            key = f"{layers}, r {rank}, batch {batch}"
+            result["steps"][key] = times(args.base, layers, rank, batch, args.rounds)
+            print(key, json.dumps(result["steps"][key]), flush=True)
+        for n in (None, *NS):
+            arm = f"{layers}, r {rank}, {'lora' if n is None else f'n {n}'}"
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                peaks[arm] = pool.submit(memory, args.base, layers, rank, n, args.memory_batch).result()
+            print(arm, peaks[arm], "MB", flush=True)
+        with atomic(args.out) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -386,6 +386,16 @@ def test_state_in_a_file_and_back_through_a_pipeline(tiny_sd15, tmp_path):
     assert all(layer.scaling == {"style0": 0.0} for layer in styles(pipe.unet))
 
 
+def test_load_into_bf16_weights_takes_their_dtype_and_comes_close(tiny_sd15):
+    family, saved = trained(tiny_sd15, ALL)
+    half = load(str(tiny_sd15), device="cpu", precision="bf16")
+    base = predict(half)
+    styleinject.load(half.denoiser, *saved, "style", 1.0)
+    assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}
+    error = (predict(half).float() - predict(family)).norm() / (predict(family) - base.float()).norm()
+    assert predict(half).dtype == torch.bfloat16 and error < 0.1
+
+
 def styles(module):
     return [layer for layer in module.modules() if isinstance(layer, StyleInjectLayer)]
 

@@ -9,14 +9,14 @@ POOLS, HYPERS, VARIANTS = ("mean", "sum", "token"), ("multiplicative", "additive
 
 @dataclass(frozen=True)
 class StyleInject:
-    """StyleInject, see `adapters.styleinject`.
+    """StyleInject; the equations are in `adapters.styleinject.layers`.
 
     rank: rows of each A_i. alpha: the low-rank update is scaled by alpha / rank; None for rank. n: number of A_i.
-    targets: kinds of layers of the family, or name endings. dma: dynamic mixing of the A_i; False is n = 1. sta: style
-    transfer by AdaIN; without both it is a LoRA. router_pool: features routed, the "mean" or "sum" over an image's
-    tokens, or each "token". hyper: g = sigma (1 + Gamma s + c) "multiplicative", or sigma + Gamma s + c "additive".
-    variant: "all" puts the full layer on all targets (Table IV of the paper), "paper-text" a LoRA on to_v (its
-    section V-A).
+    targets: kinds of layers of the family, or name endings. dma: the router mixes the A_i per image;
+    without it n is 1. sta: the AdaIN term; without both it is a LoRA. router_pool: what is routed, the "mean" or "sum"
+    over an image's tokens, or each "token". hyper: AdaIN's new standard deviation is sigma (1 + Gamma s + c),
+    "multiplicative", or sigma + Gamma s + c, "additive". variant: "all" puts the full layer on all targets (the
+    paper's Table IV), "paper-text" a LoRA on to_v (its section V-A).
     """
 
     rank: int = 32

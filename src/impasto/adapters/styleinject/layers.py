@@ -86,6 +86,9 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        widths = ("channels", "features")[isinstance(base_layer, nn.Linear)]
+        self.in_features: int = getattr(base_layer, f"in_{widths}")
+        self.out_features: int = getattr(base_layer, f"out_{widths}")
         self.r: dict[str, int] = {}
         self.settings: dict[str, Settings] = {}
         self.scaling: dict[str, float] = {}
