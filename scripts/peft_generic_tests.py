@@ -33,10 +33,8 @@ REASONS = {  # words of the error in which a test ends that does not apply, and 
 }
 SILENT = (
     "test_only_params_are_updated[Conv2d",
-    (
-        "weights that no gradient reaches: PEFT's convolution has one output position, where AdaIN changes nothing, and its "
-        "inputs of up to 89 saturate the router"
-    ),
+    "weights that no gradient reaches: PEFT's convolution has one output position, where AdaIN does nothing, and its "
+    "inputs, up to 89, saturate the router",
 )
 SMALL = {"r": 4, "n": 3}
 
