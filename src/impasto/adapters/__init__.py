@@ -12,6 +12,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.lora:ADAPTER",
         "low-rank updates B A of linear and convolution layers, the paper's choice",
     ),
+    "styleinject": Entry(
+        "impasto.adapters.config:StyleInject",
+        "impasto.adapters.styleinject:ADAPTER",
+        "several low-rank updates mixed by a router, and AdaIN; not mergeable",
+    ),
 }
 TEXT: dict[str, Entry] = {
     "frozen": Entry(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from impasto.coerce import check_numbers
+from impasto.errors import UserError, nearest
+
+POOLS, HYPERS, VARIANTS = ("mean", "sum", "token"), ("multiplicative", "additive"), ("all", "paper-text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,42 @@ class LoRA:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("rank", "alpha"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleInject:
+    """StyleInject: routed low-rank updates and AdaIN; the equations are in `adapters.styleinject.layers`."""
+
+    rank: int = 32
+    """Rows of each down matrix A_i."""
+    alpha: float | None = None
+    """The low-rank update is scaled by alpha / rank; the rank when not given."""
+    n: int = 16
+    """Number of down matrices A_i that the router mixes."""
+    targets: tuple[str, ...] = ("to_q", "to_v")
+    """Layers: kinds (attention; convolution) or endings of layer names (to_q)."""
+    dma: bool = True
+    """The router mixes the A_i per image; without it n is 1."""
+    sta: bool = True
+    """The AdaIN term; without dma and sta it is a LoRA."""
+    router_pool: str = "mean"
+    """What is routed: the mean or sum over an image's tokens, or each token."""
+    hyper: str = "multiplicative"
+    """AdaIN's new standard deviation: multiplicative, sigma (1 + Gamma s + c), or additive, sigma + Gamma s + c."""
+    variant: str = "all"
+    """all: the full layer on all targets (the paper's Table IV); paper-text: a LoRA on to_v (its section V-A)."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("rank", "n", "alpha"), prefix="adapter.")
+        for name, known in (("router_pool", POOLS), ("hyper", HYPERS), ("variant", VARIANTS)):
+            if getattr(self, name) not in known:
+                given = str(getattr(self, name))
+                raise UserError(f"unknown adapter.{name} {given!r}: {nearest(given, known)}")
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """Endings of the layers that get a LoRA instead of the full layer."""
+        return ("to_v",) if self.variant == "paper-text" else ()
 
 
 @dataclass(frozen=True, kw_only=True)
