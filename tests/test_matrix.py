@@ -62,10 +62,12 @@ def test_matrix_trains_saves_loads_and_generates(kind, row, request, picture, tm
     base, keys = request.getfixturevalue(f"tiny_{kind}"), {**row, **OF_LAW.get(row["noise"], {})}
     if row["optimizer"] == "prodigy":
         keys["text"] = "frozen"  # one rate for all weights
+    if row["optimizer"] == "muon":
+        keys["adapter"] = "lora"  # matrices only
     config, result = run(base, picture, tmp_path / "run", **keys)
     assert result["steps"] == 1 and np.isfinite(result["loss"])
     recipe = tomllib.loads((config.out / "recipe.toml").read_text())
-    assert recipe["noise"]["name"] == row["noise"] and recipe["adapter"]["name"] == row["adapter"]
+    assert recipe["noise"]["name"] == row["noise"] and recipe["adapter"]["name"] == keys["adapter"]
     assert (config.out / read_parts(config.out)[0].file).is_file()
     assert images(base, config.out)[0].shape == images(base)[0].shape
 

@@ -230,8 +230,8 @@ def test_attach_with_targets_that_match_no_layer_names_the_nearest(tiny_sd15):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "rank must be at least 1, not 0"),
-        ({"n": 0}, "n must be at least 1, not 0"),
+        ({"rank": 0}, "adapter.rank must be above 0, not 0"),
+        ({"n": 0}, "adapter.n must be above 0, not 0"),
         ({"alpha": float("nan")}, "alpha must be above 0"),
         ({"router_pool": "men"}, "did you mean 'mean'"),
         ({"hyper": "add"}, "known: multiplicative, additive"),

@@ -92,7 +92,10 @@ def check(config: OptimConfig, device: str, rates: Mapping[str, float], matrices
             raise UserError("prodigy finds one rate for all weights: leave --text.lr out, or use adamw")
         extra("prodigyopt", "prodigy", "prodigy")
     if config.optimizer == "muon" and not matrices:
-        raise UserError("muon steps matrices only, and these targets hold convolutions: use adamw, or other --targets")
+        raise UserError(
+            "muon steps matrices only, and not all trained weights are (convolutions, StyleInject's stacked A): use adamw, or "
+            "other --adapter.targets"
+        )
 
 
 def build(config: OptimConfig, named: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> Optimizer:
