@@ -93,8 +93,8 @@ def check(config: OptimConfig, device: str, rates: Mapping[str, float], matrices
         extra("prodigyopt", "prodigy", "prodigy")
     if config.optimizer == "muon" and not matrices:
         raise UserError(
-            "muon steps matrices only, and not all trained weights are (convolutions, StyleInject's stacked A): use adamw, or "
-            "other --adapter.targets"
+            "muon steps matrices only, and not all trained weights are (convolutions, StyleInject's stacked A): use "
+            "adamw, or other --adapter.targets"
         )
 
 
