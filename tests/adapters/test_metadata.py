@@ -456,7 +456,7 @@ def test_files_that_are_no_style(tmp_path, tiny_sd3):
     ):
         with pytest.raises(UserError, match=message):
             import_style(tmp_path / name, tmp_path / "out")
-    with pytest.raises(UserError, match="no layer of sd3"):
+    with pytest.raises(UserError, match="sd3 has no layer of that name"):
         import_style(style / WEIGHTS, tmp_path / "out", base=str(tiny_sd3))
     other = write_style(tmp_path / "other", "mini-sd3", "transformer.transformer_blocks.0.attn.to_q")
     with pytest.raises(UserError, match="was not trained for this base: 2 of 2 tensors do not fit"):
