@@ -1,6 +1,6 @@
 """The packaged slice against the reference rendering, where that lies beside the project (../shared).
 
-One held-out style only, because the reference unpacks to 800 MB; `python scripts/compare_artworld.py` compares all.
+One held-out style only, because the reference unpacks to 800 MB; `python tools/compare_artworld.py` compares all.
 """
 
 import zipfile

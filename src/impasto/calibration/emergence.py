@@ -91,7 +91,7 @@ class Rule:
     """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = the 50 % point + offset, std = scale times that of the
     normal law with the curve's 10-90 width, but no less than floor.
 
-    The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (scripts/fit_rule.py,
+    The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (tools/fit_rule.py,
     docs/noise-calibration.md): train around where style is decided, a little to the side of the picture, and wide. Two
     bases of like curves cannot tell what the curve's width says, so scale is 0.
     """

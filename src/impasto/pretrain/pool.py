@@ -120,19 +120,23 @@ def build_pool(
     scenes: float = 1.0,
     seed: int = 0,
     world: ArtWorld | None = None,
+    plain: bool = True,
 ) -> Pool:
     """Every (train style, concept) picture on white; `ground`, `procedurals` and `scenes` times as many of the rest.
 
-    A scene keeps to one style. Its things stand apart, at 30 to 60 % of the canvas.
+    plain: False leaves out the pictures on white. A scene keeps to one style; its things stand apart, at 30 to 60 % of
+    the canvas.
     """
     world = world or train_world(concepts)
     n = len(world)
     rng = random.Random(seed)
     by_style = {style: np.flatnonzero(world.style_id == style) for style in np.unique(world.style_id)}
     counts = {"ground": round(ground * n), "procedural": round(procedurals * n), "scene": round(scenes * n)}
-    rgb = np.empty((n + sum(counts.values()), *world.rgba.shape[1:3], 3), np.uint8)
-    rgb[:n] = world.rgb()
-    entries = [Entry("plain", (int(c),), int(s)) for c, s in zip(world.concept_id, world.style_id, strict=True)]
+    rgb = np.empty((plain * n + sum(counts.values()), *world.rgba.shape[1:3], 3), np.uint8)
+    entries: list[Entry] = []
+    if plain:
+        rgb[:n] = world.rgb()
+        entries += [Entry("plain", (int(c),), int(s)) for c, s in zip(world.concept_id, world.style_id, strict=True)]
     for _ in range(counts["ground"]):
         i = rng.randrange(n)
         name = visible_ground([world.rgba[i]], rng)

@@ -1,7 +1,7 @@
 """The sampling defaults of the embedded bases, tried once on the primary held-out styles.
 
-    python scripts/report_defaults.py run --base mini-sd15       # cells into docs/results/sampling/; resumes
-    python scripts/report_defaults.py report
+    python tools/report_defaults.py run --base mini-sd15       # cells into docs/results/sampling/; resumes
+    python tools/report_defaults.py report
 
 3 primary styles x 3 references (a training each) x 3 seeds of the images, recipe style-friendly-128px, 12 evaluation
 concepts each: the base alone, strength 1 without style guidance ("plain", the default before), the card's defaults
@@ -114,7 +114,7 @@ def main() -> None:
 
 def report(bases: Sequence[str]) -> None:
     """primary.md: means over cells with their standard error, by base and style."""
-    lines = ["# The sampling defaults on the primary styles", "", "`python scripts/report_defaults.py run`; style / "]
+    lines = ["# The sampling defaults on the primary styles", "", "`python tools/report_defaults.py run`; style / "]
     lines[-1] += "concept top-5 / leakage by the judges, means of 9 cells (3 references x 3 seeds, 12 images each)."
     for base in bases:
         cells = read_cells(file_of(base))

@@ -1,6 +1,6 @@
 """Seconds and memory of a LoRA step on models of real size with random weights: FLUX.1-dev, SD3.5-large. No download.
 
-    python bench_real_size.py --out bench.json [--models flux-dev sd35-large] [--sizes 512 1024] [--seconds 530]
+    python benchmarks/real_size.py --out bench.json [--models flux-dev sd35-large] [--sizes 512 1024] [--seconds 530]
 
 For every size in pixels, with and without gradient checkpointing, eager and with the repeated blocks compiled: seconds
 per step (median), peak memory, and the share of the device's matrix rate. One step is what impasto does: rectified-flow
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-PEAK = 790e12  # bf16 matrix product of 8192^3 on random data, measured on an H200 of this workplace (KINDS.md)
-CONFIGS = Path(__file__).resolve().parents[2] / "src" / "impasto" / "bases" / "configs"
+PEAK = 790e12  # FLOP/s: bf16 matrix product of 8192^3 on random data, measured on an H200
+CONFIGS = Path(__file__).resolve().parents[1] / "src" / "impasto" / "bases" / "configs"
 GOALS = {("flux-dev", 512): 0.14, ("flux-dev", 1024): 0.5}  # seconds: 1.5 times the estimate of docs, on 500 TFLOP/s
 EAGER, COMPILED = 15.0, 75.0  # seconds that a variant may need on an H200: none begins with less
 Row = dict[str, Any]

@@ -1,7 +1,7 @@
 """Strength, style guidance and negative prompt of an embedded base: curves of style against content, and the choice.
 
-    python scripts/choose_strength.py run --base mini-sd15      # cells into docs/results/sampling/; resumes
-    python scripts/choose_strength.py report                    # table, plot and choice from the cells
+    python tools/choose_strength.py run --base mini-sd15      # cells into docs/results/sampling/; resumes
+    python tools/choose_strength.py report                    # table, plot and choice from the cells
 
 References: one picture of each *secondary* held-out style, and one of each of four procedural looks on coloured and
 dark grounds, whose captions do not name the ground. Recipe style-friendly-128px, the base's own rate and steps. Each
@@ -311,7 +311,7 @@ def plot(base: str, means: dict[Any, dict[str, float]], chosen: Setting) -> str:
 def report(bases: Sequence[str]) -> None:
     """README.md with the tables, choice.json, and an SVG per base."""
     lines, choices = [(__doc__ or "").strip().splitlines()[0], ""], {}
-    lines += ["`python scripts/choose_strength.py run`, then `report`. Cells: `cells-*.jsonl`, an image each row.", ""]
+    lines += ["`python tools/choose_strength.py run`, then `report`. Cells: `cells-*.jsonl`, an image each row.", ""]
     for base in bases:
         cells = whole(base)
         means = average(cells)

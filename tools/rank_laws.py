@@ -1,6 +1,6 @@
 """The laws of a finished sweep (C1), ranked, and how sure the order is.
 
-    python scripts/rank_laws.py docs/results/calibration
+    python tools/rank_laws.py docs/results/calibration
 
 Score: the harmonic mean of style accuracy and concept top-5, each the mean over the full cells. The same with the pairs
 of style and reference drawn with replacement, DRAWS times: its standard deviation, and how often a law is the best.

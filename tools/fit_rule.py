@@ -2,7 +2,7 @@
 
     mean = 50 % point + offset, std = one number for all (scale 0: a few bases of like widths cannot tell a scale)
 
-    python scripts/fit_rule.py docs/results/calibration docs/results/calibration-mini-sd15
+    python tools/fit_rule.py docs/results/calibration docs/results/calibration-mini-sd15
 
 Each folder holds cells and the base's calibration.json. With x = the law's mean - the curve's 50 % point and s = its
 standard deviation, style accuracy and concept top-5 of every cell are fitted by least squares, one level for each pair

@@ -1,6 +1,6 @@
 """What a teacher is worth: the same steps from the same checkpoint, with and without one, measured on true targets.
 
-    python scripts/try_teacher.py CHECKPOINT_FOLDER --steps 150 --shares 0 0.75 1
+    python tools/try_teacher.py CHECKPOINT_FOLDER --steps 150 --shares 0 0.75 1
 
 Each arm goes on from a copy of the checkpoint with the same batches, its rate rising to half and falling to zero again.
 Measured: the loss against the pictures themselves (no teacher) on batches that no arm trained on, and `hears`.

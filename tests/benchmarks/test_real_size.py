@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import flux_config, sd3_config
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "gpu"))
-import bench_real_size as bench
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import real_size as bench
 
 TINY = {"FluxTransformer2DModel": flux_config(), "SD3Transformer2DModel": sd3_config()}
 

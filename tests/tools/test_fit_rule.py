@@ -1,4 +1,4 @@
-"""scripts/fit_rule.py finds the rule that was planted in made-up sweeps."""
+"""tools/fit_rule.py finds the rule that was planted in made-up sweeps."""
 
 import sys
 from dataclasses import replace
@@ -12,7 +12,7 @@ from impasto.noise.equivalence import as_flow
 from impasto.noise.laws import StyleFriendly
 from impasto.reproduce.calibration import SWEEP
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import fit_rule
 

@@ -1,6 +1,6 @@
 """The numbers and the picture of docs/style-aligned.md, on the embedded base.
 
-    python scripts/measure_style_aligned.py --out runs/style-aligned
+    python tools/measure_style_aligned.py --out runs/style-aligned
 
 Round trips (picture -> noise -> picture, conditional only) by steps and refinements; then, per reference, the same six
 prompts by the base alone and by StyleAligned with several settings, scored by the judges. Settings are compared on

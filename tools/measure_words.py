@@ -1,6 +1,6 @@
 """What style words that a base never met do to its content: concept top-5 of the base alone, by the concept judge.
 
-    python scripts/measure_words.py --out docs/results/words-mini-sd3.json
+    python tools/measure_words.py --out docs/results/words-mini-sd3.json
 
 Every wording below was made up for this, or is that of a train style; the things are neither evaluation nor reference
 concepts. A base that takes "and a" for a list of things draws scattered shreds under the wordings with a list.

@@ -1,6 +1,6 @@
 """Compare the built art world with the reference rendering, style by style.
 
-    python scripts/compare_artworld.py [../shared/data/artworld/artworld128.npz]
+    python tools/compare_artworld.py [../shared/data/artworld/artworld128.npz]
 
 Prints mean |difference| in grey levels (0..255) over white: median and largest per style, and each picture above 10.
 """

@@ -1,8 +1,8 @@
 """What keeps the content while a style is learnt from one picture: arms on the *secondary* held-out styles.
 
-    python scripts/choose_content.py --out docs/results/keep-content-mini-sd3.json
-    python scripts/choose_content.py --arms prior --rate 3e-3 --out X.json      # some arms, other rates
-    python scripts/choose_content.py --base mini-sd15 --arms plain --targets attention convolution --out Y.json
+    python tools/choose_content.py --out docs/results/keep-content-mini-sd3.json
+    python tools/choose_content.py --arms prior --rate 3e-3 --out X.json      # some arms, other rates
+    python tools/choose_content.py --base mini-sd15 --arms plain --targets attention convolution --out Y.json
 
 Each arm trains sd3-sampler's law on one reference with the base's own steps, then draws 24 concepts that are neither
 evaluation nor reference concepts, with guidance alone and with reward guidances (see `rewarded`). Judged: style

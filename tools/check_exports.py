@@ -1,6 +1,6 @@
 """A trained style through every export and back: the largest difference of its pictures, in grey levels.
 
-    python scripts/check_exports.py runs/demo/style-friendly --out docs/results/exports-mini-sd3.json
+    python tools/check_exports.py runs/demo/style-friendly --out docs/results/exports-mini-sd3.json
 
 Each format is exported, imported into a new style folder, and drawn with the prompts and seeds of the style itself.
 """

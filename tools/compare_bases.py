@@ -1,6 +1,6 @@
 """How well two embedded bases denoise, and what the caption changes in each: by noise level, on train pictures.
 
-    python scripts/compare_bases.py mini-sd15 mini-sd3 --out docs/results/bases-by-level.json
+    python tools/compare_bases.py mini-sd15 mini-sd3 --out docs/results/bases-by-level.json
 
 The predicted picture x^ of noisy latents, no guidance, mean squares over pictures and latents:
 

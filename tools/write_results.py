@@ -2,8 +2,8 @@
 
 impasto pretrain mini-sd3 --resume --minutes 0 --export    # scores and exports what was trained
 impasto demo                                               # runs/demo
-python scripts/write_results.py --demo runs/demo --beside runs/demo-*
-python scripts/write_results.py --grid ~/.cache/impasto/pretrain/mini-sd3/grid-*.png
+python tools/write_results.py --demo runs/demo --beside runs/demo-*
+python tools/write_results.py --grid ~/.cache/impasto/pretrain/mini-sd3/grid-*.png
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Cut the packaged slice out of the built art world: held-out styles x (evaluation + reference concepts).
 
-    python scripts/make_slice.py
+    python tools/make_slice.py
 
 None of these styles is share-alike. Run it after `impasto artworld build`; the result is the same file, byte for byte.
 """

@@ -1,7 +1,7 @@
 """torch.optim.Muon with one Newton-Schulz iteration per shape instead of one per matrix.
 
-The small MM-DiT has 84 matrices in a handful of shapes; one after the other they take some 3,000 kernel launches a
-step, stacked some 200. The state is the same (`momentum_buffer` per parameter), so checkpoints fit both.
+The small MM-DiT has 84 matrices in 5 shapes; one after the other they take some 3,000 kernel launches a step, stacked
+some 200. The state is the same (`momentum_buffer` per parameter), so checkpoints fit both.
 """
 
 from collections import defaultdict
@@ -28,13 +28,6 @@ def orthogonalize(stack: Tensor, coefficients: tuple[float, float, float], steps
 
 class StackedMuon(torch.optim.Muon):
     """Muon with `adjust_lr_fn="match_rms_adamw"`: W <- (1 - lr wd) W - .2 lr sqrt(max(a, b)) NS(g + momentum)."""
-
-    @classmethod
-    def like(cls, muon: torch.optim.Muon) -> "StackedMuon":
-        """The same parameters and settings; no state."""
-        if any(group["adjust_lr_fn"] != "match_rms_adamw" for group in muon.param_groups):
-            raise ValueError("only adjust_lr_fn='match_rms_adamw' is written here")
-        return cls([dict(group) for group in muon.param_groups], adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

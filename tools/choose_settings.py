@@ -1,6 +1,6 @@
 """Learning rate and steps of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
 
-    python scripts/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
+    python tools/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
 
 Chosen on the four *secondary* held-out styles and on core concepts that are neither evaluation nor reference concepts;
 the primary held-out styles and the evaluation concepts are never looked at. Rule: the largest mean over styles of

@@ -1,6 +1,6 @@
 """Guidance and time shift of an embedded base's sampling, chosen once, for the base alone on the styles that it knows.
 
-    python scripts/choose_sampling.py --base mini-sd3 --out docs/results/sampling-mini-sd3.json
+    python tools/choose_sampling.py --base mini-sd3 --out docs/results/sampling-mini-sd3.json
 
 Prompts "{label}, {style description}" of train styles x core concepts that are neither evaluation nor reference
 concepts, the same starting noise for every pair of values. Rule: the largest harmonic mean of style accuracy and
