@@ -16,7 +16,7 @@ styles and the evaluation concepts are not looked at.
               leaves out grounds as dark as a blackboard (.0 to .3 there)
 
 The style judge's probability of the style is stored too. Shares of images that are judged to be in the style would say
-little: most references have 0 or 1 of them at any setting (docs/LOG.md, sixteenth session).
+little: most references have 0 or 1 of them at any setting (docs/log/2026-11.md, sixteenth session).
 
 Rule: smoothed over neighbouring strengths (half weight each), the largest harmonic mean of style and of content as a
 share of the base's (both within 0 and 1); ties (.02) by the smaller style guidance, then the larger strength.

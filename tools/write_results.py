@@ -54,7 +54,7 @@ def base_page(card: dict[str, Any]) -> str:
 
 `impasto pretrain {base} --resume`, then `impasto pretrain {base} --resume --minutes 0 --export`; the numbers are
 those of [its card](../../src/impasto/models/{base}/card.json), {card["date"]}. The sessions' own flags (`--text`,
-`--plain`, `--teacher`, `--offset`) are in [the log](../LOG.md).
+`--plain`, `--teacher`, `--offset`) are in [the log](../log/).
 
 {card["architecture"]}, {card["parameters"] / 1e6:.1f}M parameters, scheduler {card["scheduler"]["_class_name"]}. Seen:
 {training["pictures"]:,} pictures in {training["seconds"] / 60:.0f} minutes and {training["sessions"]} sessions on

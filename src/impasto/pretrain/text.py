@@ -1,8 +1,8 @@
 """The text tower of a base: frozen as it is in the package, trained along with the base, or begun anew and then so.
 
 A tower that was trained contrastively groups things by their colours (of 93 directions that the embeddings of first
-words have, 6 are left: docs/LOG.md), and a base that hears only that learns shapes slowly. What is trained along goes
-into the small CLIP of the package, whose image tower must then be trained to meet it: `impasto pretrain clip`.
+words have, 6 are left: docs/log/2026-11.md), and a base that hears only that learns shapes slowly. What is trained
+along goes into the small CLIP of the package, whose image tower must then be trained to meet it: `impasto pretrain clip`.
 """
 
 import json
