@@ -2,7 +2,8 @@
 
 A tower that was trained contrastively groups things by their colours (of 93 directions that the embeddings of first
 words have, 6 are left: docs/log/2026-11.md), and a base that hears only that learns shapes slowly. What is trained
-along goes into the small CLIP of the package, whose image tower must then be trained to meet it: `impasto pretrain clip`.
+along goes into the small CLIP of the package, whose image tower must then be trained to meet it (`impasto pretrain
+clip`).
 """
 
 import json
