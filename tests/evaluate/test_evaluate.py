@@ -102,7 +102,7 @@ def test_a_prompt_that_names_nothing_for_certain_is_left_out_and_said(tmp_path, 
     scores = evaluate(folder, judges=judges, encoder=None)
     assert scores["concept_top1"] == 0.5 and scores["n"]["concept_top1"] == 2
     assert [row["concept"] for row in scores["images"]].count(None) == 1
-    assert any(note.startswith("1 of 3 prompts name nothing for certain") for note in scores["notes"])
+    assert any(note.startswith("1 of 3 prompts have no label") for note in scores["notes"])
 
 
 def test_reference_for_a_style_that_no_judge_knows(tmp_path, judges, encoder):
@@ -157,7 +157,7 @@ def test_a_style_folder_counts_only_with_the_weights_that_drew(tmp_path, judges,
     ("recipe", "concept"),
     [
         ('caption = []\n[impasto]\ncaptions = ["a rabbit face in ink style", "a frog in ink style"]\n', "rabbit face"),
-        ('caption = ["[trigger] rabbit face"]\ntrigger = "happy"\n', "rabbit face"),
+        ('caption = ["rabbit face, [trigger]"]\ntrigger = "happy"\n', "rabbit face"),
         ("caption = 5\n", None),
         ('impasto = "x"\n', None),
         ("= 5", None),

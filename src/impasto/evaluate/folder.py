@@ -40,8 +40,8 @@ def evaluate(
     lies there stays unless `evaluate` wrote it; the pictures of a style folder or a demo are in folders of their own.
 
     style_of: a style of the art world that the images should be in; None leaves what needs it None.
-    concepts: file with one label per image, in name order; default: what each PNG's own prompt names,
-        None where that is not certain (`labels.Labels.concept`).
+    concepts: file with one label per image, in name order; default: the label before the style in each PNG's own
+        prompt, None where there is none (`labels.Labels.concept`).
     reference: the picture that was trained on; default: that of the one style folder that the PNGs name, as long as it
         holds the weights that they were drawn with.
     reference_concept: label of the reference's object; default: what the (first) caption of that style folder names.
@@ -139,7 +139,7 @@ def _concepts(samples: Sequence[Sample], file: Path | str | None, labels: Labels
         )
     if unnamed:
         notes.append(
-            f"{unnamed} of {len(samples)} prompts name nothing for certain that the judge knows: "
+            f"{unnamed} of {len(samples)} prompts have no label of the judge's before their style: "
             "their concept scores are null (give --concepts)"
         )
     return found, notes
