@@ -138,7 +138,7 @@ def calibrate(
     judges: Judges | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Measure, write calibration.json and calibration.png into `out`, and return what the JSON holds.
+    """Measure, write calibration.json and calibration.svg into `out`, and return what the JSON holds.
 
     size: a preset of `levels` and `prompts` (SIZES). low, high: the log-SNRs between which the levels lie. minutes:
     stop after so long, with as many prompts as were complete by then. by: "judges", "text" or "pictures" (ByJudges,
@@ -412,8 +412,8 @@ def key(base_hash: str, settings: dict[str, Any], first: Ask, *files: Path | Non
 
 
 def write(result: dict[str, Any], out: Path) -> None:
-    """calibration.png, then calibration.json, each whole or not at all."""
-    with atomic(out / "calibration.png") as file:
-        plot(result).save(file)
+    """calibration.svg, then calibration.json, each whole or not at all."""
+    with atomic(out / "calibration.svg") as file:
+        file.write_text(plot(result), encoding="utf-8")
     with atomic(out / "calibration.json") as file:
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

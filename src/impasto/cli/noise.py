@@ -27,7 +27,7 @@ def show(args: list[str]) -> Result:
         calibration: Path | None = None
         """calibration.json of `impasto noise calibrate`; runs/calibration/<base>/calibration.json where that is."""
         out: Path | None = None
-        """Draw it too: a PNG."""
+        """Draw it too: an SVG."""
 
     flags = parse(Show, args, "noise show")
     result = show(flags.config(), flags.calibration, flags.out)
