@@ -15,6 +15,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+	@report=$$($(VENV)/bin/lint-imports --no-cache) || { echo "$$report"; exit 1; }  # layers, see pyproject.toml
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

@@ -1,6 +1,6 @@
 """The packaged slice against the reference rendering, if that is available (../shared).
 
-One held-out style only, because the reference unpacks to 800 MB; `python scripts/compare_artworld.py` compares all.
+One held-out style only, because the reference unpacks to 800 MB; `python tools/compare_artworld.py` compares all.
 """
 
 import zipfile

@@ -102,7 +102,7 @@ def test_evaluate_uncertain_prompt_is_excluded_with_note(tmp_path, judges, encod
     scores = evaluate(folder, judges=judges, encoder=None)
     assert scores["concept_top1"] == 0.5 and scores["n"]["concept_top1"] == 2
     assert [row["concept"] for row in scores["images"]].count(None) == 1
-    assert any(note.startswith("1 of 3 prompts name no known concept for certain") for note in scores["notes"])
+    assert any(note.startswith("1 of 3 prompts have no label") for note in scores["notes"])
 
 
 def test_evaluate_unknown_style_by_reference(tmp_path, judges, encoder):
@@ -157,7 +157,7 @@ def test_evaluate_ignores_style_folder_with_other_weights(tmp_path, judges, enco
     ("recipe", "concept"),
     [
         ('caption = []\n[impasto]\ncaptions = ["a rabbit face in ink style", "a frog in ink style"]\n', "rabbit face"),
-        ('caption = ["[trigger] rabbit face"]\ntrigger = "happy"\n', "rabbit face"),
+        ('caption = ["rabbit face, [trigger]"]\ntrigger = "happy"\n', "rabbit face"),
         ("caption = 5\n", None),
         ('impasto = "x"\n', None),
         ("= 5", None),

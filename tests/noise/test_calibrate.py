@@ -90,7 +90,7 @@ def test_calibrate_matches_generate_with_switch(run, base, judges, tmp_path):
     saved = json.loads((tmp_path / "out" / "calibration.json").read_text(), parse_constant=pytest.fail)
     assert saved == result and len(saved["base_hash"]) == 64
     assert saved["published"]["style-friendly"]["matched_mean"] == round(-6 + math.log(128**2 / 4**2), 2)
-    assert (tmp_path / "out" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "calibration.svg").read_text().startswith("<svg xmlns=")
 
 
 def test_calibrate_interrupted_resumes(run, tmp_path, monkeypatch):

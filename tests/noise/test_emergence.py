@@ -1,10 +1,11 @@
 """The curve of a style's emergence on synthetic scores; the plot."""
 
 import math
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 from impasto.calibration.emergence import (
     Rule,
@@ -137,52 +138,40 @@ def test_measure_emergence_without_effect_raises(gap):
         measure_emergence(none)
 
 
-def test_plot_shows_curve_and_published_law(monkeypatch):
-    texts, write = [], ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw,
-        "text",
-        lambda draw, at, text, *a, **k: (texts.append(text), write(draw, at, text, *a, **k)),
+def calibrated(found, **more) -> dict:
+    """As `calibrate` returns it."""
+    return found.as_dict() | {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)} | more
+
+
+def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:
+    """The points of the polylines or polygons of a class."""
+    found = [e.get("points", "") for e in ElementTree.fromstring(svg).iter() if e.get("class", "").startswith(kind)]
+    return [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in found if points]
+
+
+def test_plot_has_curves_band_and_the_published_mean():
+    result = calibrated(measure_emergence(synthetic()))
+    svg = plot(result)
+    assert "published law's mean (-6), matched: -1.84" in "".join(ElementTree.fromstring(svg).itertext())
+    curves = paths(svg, "curve")
+    assert [len(curve) for curve in curves] == [len(result["levels"])] * 3 and len(paths(svg, "area")[0]) == 2 * len(
+        curves[0]
     )
-    result = measure_emergence(synthetic()).as_dict()
-    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
-    image = plot(result)
-    assert image.size == (860, 520)
-    colours = {colour for _, colour in image.getcolors(1 << 20)}
-    assert {(0xB3, 0x40, 0x2A), (0xEC, 0xD0, 0xC4)} <= colours  # curve and band
-    assert "mean of the published training law (-6), matched: -1.84" in texts  # no level of emergence
+    assert all(b[1] <= a[1] + 0.1 for a, b in pairwise(curves[-1])), "what is decided rises: y falls"
     moved = plot(result | {"levels": [row | {"decided": 0.5} for row in result["levels"]]})
-    assert isinstance(image, Image.Image) and image.tobytes() != moved.tobytes()
+    assert len({y for _, y in paths(moved, "curve")[-1]}) == 1
 
 
-def test_plot_truncates_law_to_base_range():
-    result = measure_emergence(
-        synthetic(), Rule(offset=-3, floor=3)
-    ).as_dict()  # N(-6, 3^2), the curve's levels from -9 on
-    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
-
-    def columns(image):
-        """Of the proposed law's colour, below the legend."""
-        found = np.abs(np.asarray(image.crop((0, 90, *image.size))).astype(int) - (0xA0, 0x8A, 0xB8)).sum(-1) < 12
-        return np.flatnonzero(found.any(0))
-
-    whole, cut = columns(plot(result)), columns(plot(result | {"range": [-5.4, 7.1]}))
-    assert cut.min() > whole.min() + 100 and abs(cut.max() - whole.max()) < 60
+def test_plot_ends_the_law_where_the_base_does():
+    found = measure_emergence(synthetic(), Rule(offset=-3, floor=3))  # N(-6, 3^2), the curve's levels from -9 on
+    whole, cut = (paths(plot(r), "dashed")[0] for r in (calibrated(found), calibrated(found, range=[-5.4, 7.1])))
+    assert cut[0][0] > whole[0][0] + 60 and abs(cut[-1][0] - whole[-1][0]) < 40
 
 
-def test_plot_label_at_right_edge_fits(monkeypatch):
-    """For a point outside the levels, plotted at the last of them."""
-    ends, write = [], ImageDraw.ImageDraw.text
-
-    def text(draw, at, text, *rest, **more):
-        ends.append((text, draw.textbbox(at, text, font=more["font"], anchor=more.get("anchor"))[2], draw.im.size[0]))
-        return write(draw, at, text, *rest, **more)
-
-    result = measure_emergence(synthetic()).as_dict()
-    result |= {"base": "b", "settings": {"size": 128}, "prompts": 40, "published": published(256)}
+def test_plot_label_at_the_right_edge_goes_left():
+    """Of a point beyond the levels, which lies at the last of them."""
+    result = calibrated(measure_emergence(synthetic()))
     last = result["levels"][-1]["log_snr"]
     result["points"]["90%"] |= {"log_snr": last, "outside": "above"}
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    plot(result)
-    (end, width) = next(found[1:] for found in ends if found[0] == f"90% at >= {last:.1f}")
-    assert end <= width
+    texts = [e for e in ElementTree.fromstring(plot(result)).iter() if e.text == f"90% at >= {last:.1f}"]
+    assert [e.get("text-anchor") for e in texts if e.tag.endswith("text")] == ["end"]

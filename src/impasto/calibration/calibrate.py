@@ -139,7 +139,7 @@ def calibrate(
     judges: Judges | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Measure, write calibration.json and calibration.png into `out`, and return the content of the JSON.
+    """Measure, write calibration.json and calibration.svg into `out`, and return the content of the JSON.
 
     size: a preset of `levels` and `prompts` (SIZES). low, high: range of the levels in log-SNR. minutes: time limit,
     after which the complete prompts are used. by: "judges", "text" or "pictures" (JudgeMeasure, EncoderMeasure). clip:
@@ -412,8 +412,8 @@ def cache_key(base_hash: str, settings: dict[str, Any], first: StyledPrompt, *fi
 
 
 def write_files(result: dict[str, Any], out: Path) -> None:
-    """Write calibration.png, then calibration.json, each atomically."""
-    with atomic(out / "calibration.png") as file:
-        plot(result).save(file)
+    """Write calibration.svg, then calibration.json, each atomically."""
+    with atomic(out / "calibration.svg") as file:
+        file.write_text(plot(result), encoding="utf-8")
     with atomic(out / "calibration.json") as file:
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -91,7 +91,7 @@ class Rule:
     """From the curve to a law `log-SNR ~ N(mean, std^2)`: mean = 50 % point + offset, std = max(floor, scale times the
     std of the normal law with the curve's 10-90 width).
 
-    The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (scripts/fit_rule.py,
+    The defaults are fitted to sweeps of 13 laws on each of the two embedded bases (tools/fit_rule.py,
     docs/noise-calibration.md): slightly less noise than where style is decided, and wide. scale is 0, since two bases
     with similar curves cannot determine it.
     """

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 
 from impasto.bases import cards, loader
 from impasto.bases import embedded as mini
@@ -28,6 +27,7 @@ from impasto.noise.equivalence import equivalent_flow_law
 from impasto.noise.histogram import HIGH, LOW, bars, histogram
 from impasto.noise.laws import Law, Truncated, noise_law, truncate_to_schedule
 from impasto.noise.schedule import RectifiedFlow, Schedule, VariancePreserving
+from impasto.report import plots
 from impasto.training.plan import latent_positions
 
 PUBLISHED = -6.52
@@ -80,7 +80,7 @@ def default_file(base: str) -> Path:
 
 
 def show(config: TrainConfig, calibration: Path | None = None, out: Path | None = None) -> dict[str, Any]:
-    """Quantiles, shares, histogram and band of the law that the config names; `out`: a PNG. Raises UserError.
+    """Quantiles, shares, histogram and band of the law that the config names; `out`: an SVG. Raises UserError.
 
     sigma is a rectified flow's share of noise, t = sigmoid(-lam / 2), of whatever base.
     """
@@ -171,42 +171,29 @@ def counting(result: dict[str, Any]) -> list[str]:
     )
 
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 60, 20, 60, 50
-INK, GRID, FILL, STYLE = "#222222", "#dddddd", "#3b6ea5", "#f4d9a8"
-
-
 def picture(law: Law, where: Band, title: str, file: Path) -> None:
-    """The density over log-SNR, sigma above it, the band behind it, as a PNG. Raises UserError for another suffix."""
-    if file.suffix.lower() != ".png":
-        raise UserError(f"--out {str(file)!r} must end in .png")
+    """The density over log-SNR, sigma above it, the band behind it, as an SVG. Raises UserError for another suffix."""
+    if file.suffix.lower() != ".svg":
+        raise UserError(f"--out {str(file)!r} must end in .svg")
     own = law.quantile(torch.linspace(0.001, 0.999, 201, dtype=torch.float64))  # however narrow, or far out, it is
-    low, high = min(LOW, math.floor(own[0])), max(HIGH, math.ceil(own[-1]))
+    low, high = float(min(LOW, math.floor(own[0]))), float(max(HIGH, math.ceil(own[-1])))
     grid = torch.cat([torch.linspace(low, high, 401, dtype=torch.float64), own]).sort().values
-    density = law.pdf(grid).tolist()
-    peak = max(density) * 1.08
-
-    def x(lam: float) -> float:
-        return LEFT + (min(max(lam, low), high) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    def y(height: float) -> float:
-        return HEIGHT - BOTTOM - height / peak * (HEIGHT - TOP - BOTTOM)
-
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((x(where.low), TOP, x(where.high), HEIGHT - BOTTOM), fill=STYLE)
-    draw.polygon(
-        [(x(low), y(0)), *((x(a), y(b)) for a, b in zip(grid.tolist(), density, strict=True)), (x(high), y(0))], FILL
+    density = list(zip(grid.tolist(), law.pdf(grid).tolist(), strict=True))
+    top = max(height for _, height in density)
+    levels = range(math.ceil(low), math.floor(high) + 1, 2)
+    frame = plots.Frame(
+        plots.Axis(low, high, "log-SNR (more noise to the left)", tuple((float(lam), str(lam)) for lam in levels)),
+        plots.Axis.over([0.0, top], "density"),
     )
-    draw.line((LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM), fill=INK)
-    for lam in range(math.ceil(low), math.floor(high) + 1, 2):
-        draw.line((x(lam), HEIGHT - BOTTOM, x(lam), HEIGHT - BOTTOM + 4), fill=INK)
-        draw.text((x(lam), HEIGHT - BOTTOM + 6), str(lam), fill=INK, anchor="ma")
-        draw.text((x(lam), TOP - 4), f"{1 / (1 + math.exp(lam / 2)):.3f}", fill=INK, anchor="ms")
-    draw.text(
-        (WIDTH / 2, HEIGHT - 8), "log-SNR (more noise to the left); shaded: where style emerges", fill=INK, anchor="ms"
+    sigmas = tuple((float(lam), f"{1 / (1 + math.exp(lam / 2)):.3f}") for lam in levels)
+    edges = [(min(max(end, low), high), frame.y.high) for end in (where.low, where.high)]
+    marks = (
+        plots.area(frame, edges, [(x, 0.0) for x, _ in edges], 1),
+        plots.area(frame, density, [(low, 0.0), (high, 0.0)], 0),
+        plots.line(frame, density, 0),
     )
-    draw.text((WIDTH / 2, TOP - 22), "sigma, the share of noise", fill=INK, anchor="ms")
-    draw.text((WIDTH / 2, 8), title, fill=INK, anchor="ma")
+    above = plots.Axis(low, high, "sigma, the share of noise", sigmas)
+    text = plots.standalone(plots.svg(frame, title, *marks, above=above, keys=("density", "where style emerges")))
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        image.save(temporary, format="PNG")
+        temporary.write_text(text, encoding="utf-8")

@@ -40,7 +40,7 @@ def calibrate(args: list[str]) -> Result:
         Args:
             base: Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id.
             components: A diffusers folder for what a .safetensors checkpoint does not hold.
-            out: Folder of calibration.json and calibration.png; runs/calibration/<base> when not given.
+            out: Folder of calibration.json and calibration.svg; runs/calibration/<base> when not given.
             size: How much is drawn: quick (6 levels, 12 prompts), standard (10, 36), thorough (14, 192).
             levels: Log-SNRs at which the prompt is switched; the size's own when not given.
             prompts: Subjects in styles, each with its own seed; the size's own when not given.
@@ -119,4 +119,4 @@ def show_calibration(result: Result) -> None:
     for name, known in result["published"].items():
         matched = f"matched to {result['latent_positions']} latents {known['matched_mean']}"
         console.print(f"published {name}: mean {known['noise_mean']} at 128 x 128 latents, {matched}")
-    console.print(f"{result['out']}/calibration.png  {result['out']}/calibration.json")
+    console.print(f"{result['out']}/calibration.svg  {result['out']}/calibration.json")

@@ -34,7 +34,7 @@ def show(args: list[str]) -> Result:
             ],
             None,
         ),
-        "out": (Annotated[Path | None, tyro.conf.arg(help="Plot it too: a PNG.")], None),
+        "out": (Annotated[Path | None, tyro.conf.arg(help="Plot it too: an SVG.")], None),
     }
     flags, config = parse_law(args, "noise show", show.__doc__ or "", extra)
     result = show_law(config, flags.calibration, flags.out)

@@ -142,6 +142,7 @@ def pretrain(args: list[str]) -> Result:
         teacher_share: float = 0.75,
         offset: float = 0.0,
         export: bool = False,
+        workers: int = 0,
     ) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
 
@@ -163,6 +164,7 @@ def pretrain(args: list[str]) -> Result:
             teacher_share: Share of its predictions in what is learnt, the rest is the pictures themselves.
             offset: Scale of offset noise, for mini-sd15: .15 gives white grounds; not with a teacher.
             export: Write weights and card into the package.
+            workers: Processes that render the pool while the base trains, for a GPU (12); 0 renders it before.
         """
         from impasto.pretrain import pretrain
 
@@ -183,6 +185,7 @@ def pretrain(args: list[str]) -> Result:
             teacher_share=teacher_share,
             offset=offset,
             export=export,
+            workers=workers,
         )
 
     return parse(pretrain, args, "pretrain")

@@ -40,12 +40,10 @@ def evaluate(
     existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
 
     style_of: the art world's style that the images should have; without it the scores that need it are None.
-    concepts: file with one label per image, in name order; default: the concept named in each PNG's prompt, None if
-    that
-        is uncertain (`labels.Labels.concept`).
+    concepts: file with one label per image, in name order; default: the label before the style in each PNG's
+        prompt, None if there is none (`labels.Labels.concept`).
     reference: the training image; default: that of the one style folder named in the PNGs, if it still holds the
-    weights
-        that generated them.
+        weights that generated them.
     reference_concept: label of the reference's object; default: the concept of the style folder's (first) caption.
     base_images: folder with images of the same prompts, each as often, from the base without adapter; scored the same
         way, under "base".
@@ -133,12 +131,12 @@ def _concepts(samples: Sequence[Sample], file: Path | str | None, labels: Labels
         return read_concepts(file, len(samples), labels), []
     found = concepts_of([sample.prompt for sample in samples], labels)
     missing = sum(sample.prompt is None for sample in samples)
-    uncertain = sum(concept is None for concept in found) - missing
+    unlabelled = sum(concept is None for concept in found) - missing
     notes, effect = [], "their concept scores are null (give --concepts)"
     if missing:
         notes.append(f"{missing} of {len(samples)} images contain no prompt: {effect}")
-    if uncertain:
-        notes.append(f"{uncertain} of {len(samples)} prompts name no known concept for certain: {effect}")
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(samples)} prompts have no label of a concept before their style: {effect}")
     return found, notes
 
 

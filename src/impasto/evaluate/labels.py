@@ -1,9 +1,7 @@
-"""Which concept a prompt asks for, None where that is not certain.
+"""Which concept a prompt asks for: the label that stands before its style, exactly; None for anything else.
 
-First the text before the style, or up to a comma, as a whole: a label or a caption ("a hot dog, ink style"). Else what
-its first noun phrase ends in (phrases.py). Of the captions only those count that name the thing (lexicon.py): moods and
-doings ("happy", "sleeping"), general words of which there are several ("moon", "boat") and an entry's keywords do not.
-Before one of the art world's own descriptions every caption counts, as a whole: so its bases have learnt it.
+"a hot dog, ink style", "a drawing of a cat in neon sign style", "a fine ink drawing: rocket". Before one of the art
+world's own style descriptions an unambiguous caption of a concept counts as well, since its bases have learnt them.
 """
 
 import re
@@ -13,24 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError, nearest
-from impasto.evaluate.lexicon import NAMING, NOT_NAMING, SAME
-from impasto.evaluate.phrases import others, subject, tokens
 
 WORDS = re.compile(r"[\w'’]+")
 STYLE_TAIL = re.compile(r"(.*)\bin (the style of\b.*|(an? |the )?[^,:]*\bstyle\b.*)$")
 SETTINGS = re.compile(r"\s--\w+(\s+[\w.:]+)?|:\d[\d.]*(?!\w)")  # --ar 16:9, (cat:1.2)
-ARTICLE = re.compile(r"^(an?|the) ")
+ARTICLE = re.compile(r"^(?:an? (?:drawing|picture|icon) of )?(?:an?|the) |^an? (?:drawing|picture|icon) of ")
 BEFORE_STYLE = re.compile(r"\s(in|drawn as|in the style of)$")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of the art world's concepts. `ids`: words -> concept; a caption of two concepts is left out."""
+    """The names of the art world's concepts. `ids`: words of a label or caption -> concept; a caption of two concepts
+    is left out. `styles`: style descriptions, lower case, longest first."""
 
     names: tuple[str, ...]
     ids: Mapping[tuple[str, ...], int]
-    styles: tuple[str, ...]  # style descriptions, lower case, longest first
-    things: Mapping[tuple[str, ...], int]  # those of `ids` that name a thing in free text
+    styles: tuple[str, ...]
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> "Labels":
@@ -43,28 +39,24 @@ class Labels:
         ids = {text: next(iter(owner)) for text, owner in owners.items() if len(owner) == 1}
         ids |= {words(name): index for index, name in enumerate(names)}
         texts = {text.lower() for style in meta["styles"] for text in style["descriptions"]}
-        return cls(names, ids, tuple(sorted(texts, key=len, reverse=True)), _things(names, ids))
+        return cls(names, ids, tuple(sorted(texts, key=len, reverse=True)))
 
     def concept(self, prompt: str) -> int | None:
-        """The concept of a prompt, None when no known name stands in it, or it is not certain which one is meant.
-
-        Only the words apart from the style are read: "{concept}, {style}", "{concept} in {style} style",
-        "{style}: {concept}". What comes after in, on, with, ... is not the subject; "a cat and a dog" is None.
-        """
+        """The concept of a prompt, None where no label stands before the style, or the rest lists another one."""
         text = SETTINGS.sub("", prompt.lower())
         plain = text
         for style in self.styles:
             text = text.replace(style, " , ")
-        known = self.ids if text != plain else self.things
+        known = self.ids if text != plain else {words(name): i for i, name in enumerate(self.names)}
         text = STYLE_TAIL.sub(r"\1", text).split(":")[-1].strip(" ,.")
-        parts = text.split(",")
+        parts = [part.strip() for part in text.split(",")]
         for end in range(len(parts), 0, -1):
-            whole = BEFORE_STYLE.sub("", ",".join(parts[:end]).strip())
-            for exact in (words(whole), words(ARTICLE.sub("", whole))):
-                if exact in known:
-                    more = others(",".join(parts[end:]), known[exact], self.things, self.names)
-                    return None if more else known[exact]
-        return subject(text, self.things, self.names)
+            found = _exact(BEFORE_STYLE.sub("", ", ".join(parts[:end])), known)
+            if found is not None:
+                listed = [part for part in parts[end:] if ARTICLE.match(part) or " and " in part]
+                more = {_exact(piece, known) for part in listed for piece in part.split(" and ")}
+                return None if more - {None, found} else found
+        return None
 
     def named(self, label: str) -> int:
         """The concept of a label or caption given by hand. UserError (nearest named) when it is unknown."""
@@ -76,12 +68,8 @@ class Labels:
         return found
 
 
-def _things(names: tuple[str, ...], ids: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], int]:
-    labels = {words(name) for name in names}
-    naming = {k for k in ids if (k[0] in NAMING if len(k) == 1 else " ".join(k) not in NOT_NAMING)}
-    found = {key: ids[key] for key in naming | labels}
-    found |= {words(text): ids[words(label)] for text, label in SAME.items() if words(label) in ids}
-    return {tokens(name): index for index, name in enumerate(names)} | found
+def _exact(text: str, known: Mapping[tuple[str, ...], int]) -> int | None:
+    return known.get(words(text), known.get(words(ARTICLE.sub("", text.strip()))))
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -106,5 +94,5 @@ def read_concepts(path: Path | str, count: int, labels: Labels) -> list[int | No
 
 
 def concepts_of(prompts: Iterable[str | None], labels: Labels) -> list[int | None]:
-    """The concept of each prompt; None where there is no prompt or no known name in it."""
+    """The concept of each prompt; None where there is no prompt or no label in it."""
     return [labels.concept(prompt) if prompt else None for prompt in prompts]

@@ -44,7 +44,6 @@ from impasto.devices import GB, SPARE, Device, device
 from impasto.execution.apply import NOT_QUANTIZED, ExecutionPlan, check, in_block, no_compiler
 from impasto.execution.config import ExecutionConfig
 from impasto.families.base import Family
-from impasto.objectives.config import PriorConfig
 from impasto.optim import optimizers
 from impasto.optim.config import OptimConfig
 
@@ -65,7 +64,7 @@ class TrainSettings(Protocol):
     def objective(self) -> Any: ...
 
     @property
-    def prior(self) -> PriorConfig: ...
+    def prior(self) -> Any: ...
 
     @property
     def adapter(self) -> Any: ...

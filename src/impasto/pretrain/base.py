@@ -20,7 +20,8 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from impasto.errors import UserError
 from impasto.pretrain.autoencoder import PATCH, read_encoder
 from impasto.pretrain.clip import tokens
-from impasto.pretrain.pool import Pool
+from impasto.pretrain.muon import StackedMuon
+from impasto.pretrain.pool import KINDS, Pool
 
 CAPTIONS = 8  # per image of the pool, sampled when the bank is made
 DROPPED = 0.1  # share of captions replaced by the empty text, for guidance
@@ -117,6 +118,15 @@ class Bank:
     empty: Tensor  # [32], the ids of the empty text
     pool: Pool
 
+    def extend(self, latents: Tensor, ids: Tensor, kind: Tensor) -> None:
+        """Append pictures, without their entries in the pool. kind: indices into KINDS, [n]."""
+        start, device = len(self.latents), self.latents.device
+        self.latents = torch.cat([self.latents, latents.to(device)])
+        self.ids = torch.cat([self.ids, ids.to(device)])
+        for k, name in enumerate(KINDS):
+            new = start + np.flatnonzero(kind.numpy() == k)
+            self.pool.rows[name] = np.concatenate([self.pool.rows[name], new])
+
 
 @torch.no_grad()
 def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
@@ -168,16 +178,19 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """[Muon for `net.matrices` at `lr`, AdamW for everything else at lr / 2]. tower: a text tower to train too.
 
-    Its parameters come last, so that a state saved without it can be loaded.
+    Its parameters come last, so that a state saved without it can be loaded. On CUDA Muon is stacked by shape and AdamW
+    fused; their states are the same.
     """
     layers: Any = tower.text_model.encoder if tower is not None else None  # type: ignore[union-attr]
     matrices = net.matrices(model) + ([p for p in layers.parameters() if p.ndim == 2] if layers is not None else [])
     chosen = {id(p) for p in matrices}
     everything = [*model.parameters(), *(tower.parameters() if tower is not None else ())]
     rest = [p for p in everything if id(p) not in chosen]
+    cuda = next(model.parameters()).is_cuda
+    muon = StackedMuon if cuda else torch.optim.Muon
     return [
-        torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr / 2, betas=(0.9, 0.99), weight_decay=0.0),
+        muon(matrices, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr / 2, betas=(0.9, 0.99), weight_decay=0.0, fused=cuda or None),
     ]
 
 

@@ -121,19 +121,23 @@ def build_pool(
     scenes: float = 1.0,
     seed: int = 0,
     world: ArtWorld | None = None,
+    plain: bool = True,
 ) -> Pool:
     """All (train style, concept) images on white, and `ground`, `procedurals` and `scenes` times as many of the others.
 
-    A scene has one style; its objects do not overlap, at 30 to 60 % of the canvas.
+    plain: False leaves out the images on white. A scene has one style; its objects do not overlap, at 30 to 60 % of the
+    canvas.
     """
     world = world or train_world(concepts)
     n = len(world)
     rng = random.Random(seed)
     by_style = {style: np.flatnonzero(world.style_id == style) for style in np.unique(world.style_id)}
     counts = {"ground": round(ground * n), "procedural": round(procedurals * n), "scene": round(scenes * n)}
-    rgb = np.empty((n + sum(counts.values()), *world.rgba.shape[1:3], 3), np.uint8)
-    rgb[:n] = world.rgb()
-    entries = [Entry("plain", (int(c),), int(s)) for c, s in zip(world.concept_id, world.style_id, strict=True)]
+    rgb = np.empty((plain * n + sum(counts.values()), *world.rgba.shape[1:3], 3), np.uint8)
+    entries: list[Entry] = []
+    if plain:
+        rgb[:n] = world.rgb()
+        entries += [Entry("plain", (int(c),), int(s)) for c, s in zip(world.concept_id, world.style_id, strict=True)]
     for _ in range(counts["ground"]):
         i = rng.randrange(n)
         name = visible_ground([world.rgba[i]], rng)

@@ -38,6 +38,7 @@ from impasto.pretrain import base as shared
 from impasto.pretrain.base import Denoiser
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.pool import build_pool, train_world
+from impasto.pretrain.pool_workers import PoolWorkers
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 from impasto.pretrain.teacher import Teacher
 from impasto.pretrain.text import MODES, new_tower, write_text
@@ -48,6 +49,7 @@ PARTS = ("tokenizer", "clip", "autoencoder")
 SAVE_SECONDS = 300
 FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 LOG_STEPS = 50
+COLLECT_STEPS = 20  # steps between two looks for new chunks of the pool
 
 
 def pretrain(
@@ -72,6 +74,7 @@ def pretrain(
     seed: int = 0,
     export: bool = False,
     folder: Path | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Pretrain an embedded base for `minutes` (default 150), then generate its grid and score it.
 
@@ -90,7 +93,8 @@ def pretrain(
     ones. An offset of .15 hides it (a latent's mean is 1.4 +- .6, times alpha = .09 at the start of sampling, against
     1/16 of white noise). Not with a teacher, which was not trained with it.
     score: number of prompts of the final score (0: none). export: write weights and card into the package afterwards;
-    with minutes = 0, only that.
+    with minutes = 0, only that. workers: processes that render the pool while the base trains, see `pool_workers.py`;
+    0: the whole pool is rendered before the first step.
     Raises UserError for an unknown base, an existing checkpoint (without `resume`), or when the art world is not built.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -103,6 +107,8 @@ def pretrain(
         raise UserError(f"{folder} holds a checkpoint: continue with --resume, or remove that folder to start again")
     if batch < 1 or (threads is not None and threads < 1):
         raise UserError(f"batch and threads must be at least 1, not {batch} and {threads}")
+    if workers < 0:
+        raise UserError(f"workers must be at least 0, not {workers}")
     if not 0 < lr < math.inf:
         raise UserError(f"lr must be above 0 (2e-3), not {lr}")
     if threads:
@@ -116,7 +122,7 @@ def pretrain(
     if teacher:
         run.learn_from(teacher, teacher_share)
     if minutes is None or minutes > 0:
-        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares, offset)
+        run.train(minutes or 150.0, known, batch, ema, grid_minutes, compiled, shares, offset, workers)
     if run.stopped:
         raise KeyboardInterrupt(f"stopped at step {run.seen['step']}: continue with --resume")
     scores = run.score(train_world(known), score) if score else None
@@ -300,8 +306,13 @@ class Session:
         compiled: bool = False,
         shares: Mapping[str, float] = shared.SHARES,
         offset: float = 0.0,
+        workers: int = 0,
     ) -> None:
-        """Train for `minutes`, including pool and grids. shares: of the kinds of images."""
+        """Train for `minutes`, including pool and grids. shares: of the kinds of images.
+
+        With `workers` the pool begins with the images on white alone and grows: a batch is then a function of (seed,
+        step, chunks collected so far).
+        """
         clock = Clock(minutes)
         before, session = self.seen["seconds"], self.seen["sessions"]
         self.seen["sessions"] = session + 1
@@ -310,43 +321,42 @@ class Session:
         if self.teacher and (entry := f"{self.teacher.name} {self.teacher.share:g}") not in self.seen["teachers"]:
             self.seen["teachers"] = [*self.seen["teachers"], entry]
         seed = self.seed + 1000 * session
-        pool = build_pool(known, seed=seed)
-        self._log(
-            {
-                "pool": {k: len(r) for k, r in pool.rows.items()},
-                "shares": dict(shares),
-                "offset": offset,
-                "minutes": round(clock.session / 60, 2),
-            }
-        )
-        bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
-        pool.rgb = np.empty(0, np.uint8)  # only the latents are used from here on
-        objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
-        start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
-        self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
-        with clock:
-            while not clock.stop:
-                step = self.seen["step"]
-                long = self.net.long_text and step % 20 == 19
-                n = max(1, batch // 4) if long else batch
-                x0, ids, z, eps = shared.draw(bank, n, seed, step, shares, offset)
-                factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
-                loss = self.update(objective, x0, ids, z, eps, long, ema)
-                self.seen["seconds"] = before + clock.session
-                if not long:
-                    losses.append(loss)
-                if (step + 1) % LOG_STEPS == 0:
-                    mean = float(torch.stack(losses).mean())
-                    row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
-                    self._log({**row, "rate": round(factor, 3), "minutes": round(clock.session / 60, 2)})
-                    losses = []
-                if clock.session - saved > SAVE_SECONDS:
-                    self.save()
-                    saved = clock.session
-                if clock.session - drawn > 60 * grid_minutes:
-                    self._log({"step": step + 1, **self.caption_gap(bank)})
-                    self.draw_grid()
-                    drawn = clock.session
+        with PoolWorkers(workers, self.folder / "chunks", known, seed) as pool_workers:
+            first: Any = {"ground": 0.0, "procedurals": 0.0, "scenes": 0.0} if workers else {}
+            pool = build_pool(known, seed=seed, **first)
+            row = {"pool": {k: len(r) for k, r in pool.rows.items()}, "shares": dict(shares), "offset": offset}
+            self._log({**row, "minutes": round(clock.session / 60, 2)})
+            bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
+            pool.rgb = np.empty(0, np.uint8)  # only the latents are used from here on
+            objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
+            start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
+            self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
+            with clock:
+                while not clock.stop:
+                    step = self.seen["step"]
+                    if step % COLLECT_STEPS == 0:
+                        pool_workers.collect(bank)
+                    long = self.net.long_text and step % 20 == 19
+                    n = max(1, batch // 4) if long else batch
+                    x0, ids, z, eps = shared.draw(bank, n, seed, step, shares, offset)
+                    factor = shared.set_progress(self.optimizers, self.lr, step - start, clock.progress)
+                    loss = self.update(objective, x0, ids, z, eps, long, ema)
+                    self.seen["seconds"] = before + clock.session
+                    if not long:
+                        losses.append(loss)
+                    if (step + 1) % LOG_STEPS == 0:
+                        mean = float(torch.stack(losses).mean())
+                        row = {"step": step + 1, "pictures": self.seen["pictures"], "loss": round(mean, 4)}
+                        row |= {"bank": len(bank.latents)} if workers else {}
+                        self._log({**row, "rate": round(factor, 3), "minutes": round(clock.session / 60, 2)})
+                        losses = []
+                    if clock.session - saved > SAVE_SECONDS:
+                        self.save()
+                        saved = clock.session
+                    if clock.session - drawn > 60 * grid_minutes:
+                        self._log({"step": step + 1, **self.caption_gap(bank)})
+                        self.draw_grid()
+                        drawn = clock.session
         self.stopped = clock.terminated
         self.save()
 

@@ -1,8 +1,8 @@
 """The text tower of a base: "frozen", trained "along" with the base, or "new" (random weights, trained along).
 
 A contrastively trained tower groups concepts by colour (of 93 directions of the embeddings of first words, 6 remain:
-docs/LOG.md), and a base conditioned on it learns shapes slowly. A tower trained along replaces that of the package's
-small CLIP, whose image tower then has to be retrained: `impasto pretrain clip`.
+docs/log/2026-11.md), and a base conditioned on it learns shapes slowly. A tower trained along replaces that of the
+package's small CLIP, whose image tower then has to be retrained: `impasto pretrain clip`.
 """
 
 import json

@@ -31,7 +31,7 @@ def el(tag: str, *children: str | None, **attributes: str | int | float | None) 
     return Html(f"<{tag}{given}>{inside}</{tag}>" if inside or tag not in VOID else f"<{tag}{given} />")
 
 
-VOID = {"img", "meta", "br", "hr", "line", "rect", "circle", "path", "polyline"}
+VOID = {"img", "meta", "br", "hr", "line", "rect", "circle", "path", "polygon", "polyline"}
 
 
 def text(value: str) -> Html:

@@ -1,8 +1,9 @@
-"""Inline SVG plots: curves, histograms and the style-content plane. Colours come from the page's CSS."""
+"""SVG plots, inline in a page or as files: curves, histograms, points. Colours come from style.css."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from impasto.report.html import Html, el
 
@@ -50,12 +51,37 @@ class Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
-def svg(frame: Frame, title: str, *marks: Html, above: Axis | None = None) -> Html:
-    """The SVG: grid, axes with labels, marks, and a second scale `above` (same span as the x axis)."""
-    extra = 34 if above else 0
+def svg(frame: Frame, title: str, *marks: Html, above: Axis | None = None, keys: Sequence[str] = ()) -> Html:
+    """The SVG: grid, axes with labels, marks, and a second scale `above` (same span as the x axis).
+
+    keys: names of the series, for a standalone file; then the title is written above them.
+    """
+    extra = (34 if above else 0) + (36 + 9 * (len(keys) + len(keys) % 2) if keys else 0)
     parts = (*_grid(frame), *marks, *(_above(frame, above) if above else ()))
+    heading = (el("text", title, x=LEFT, y=18 - extra), *_keys(keys, 38 - extra)) if keys else ()
     box = f"0 {-extra} {WIDTH} {HEIGHT + extra}"
-    return el("svg", el("title", title), *parts, viewBox=box, role="img", class_="plot")
+    return el("svg", el("title", title), *heading, *parts, viewBox=box, role="img", class_="plot")
+
+
+def standalone(plot: Html, css: str = "") -> str:
+    """The text of an SVG file: a plot with name space, size, the report's colours, and more rules."""
+    start, inside = plot.split(">", 1)
+    height = start.split('viewBox="')[1].split('"')[0].split()[3]
+    size = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+    rules = Path(__file__).with_name("style.css").read_text(encoding="utf-8").partition("@media (max-width")[0]
+    css = f".plot {{ font-family: system-ui, 'DejaVu Sans', sans-serif; }} {css}"
+    return f"{start.replace('<svg ', size, 1)}><style>{rules}{css}</style>{inside}\n"
+
+
+def _keys(names: Sequence[str], y: float) -> list[Html]:
+    """Each name after a line in its colour, two in a row."""
+    marks: list[Html] = []
+    for i, name in enumerate(names):
+        x = LEFT + (WIDTH - LEFT) / 2 * (i % 2)
+        stroke = el("line", x1=x, x2=x + 16, y1=y - 4, y2=y - 4, class_="curve")
+        marks.append(el("g", stroke, el("text", name, x=x + 21, y=y, class_="note"), class_=f"s{i}"))
+        y += 18 * (i % 2)
+    return marks
 
 
 def _grid(frame: Frame) -> list[Html]:
@@ -92,6 +118,12 @@ def line(frame: Frame, points: Points, series: int, kind: str = "curve") -> Html
     return el("polyline", points=path, class_=f"{kind} s{series}")
 
 
+def area(frame: Frame, upper: Points, lower: Points, series: int) -> Html:
+    """What lies between two curves from left to right."""
+    outline = (frame.at(*point) for point in (*upper, *reversed(lower)))
+    return el("polygon", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in outline), class_=f"area s{series}")
+
+
 def bars(frame: Frame, edges: Sequence[float], heights: Sequence[float], series: int) -> Html:
     """Histogram bars between `edges` (one more than `heights`)."""
     shapes = []
@@ -123,6 +155,14 @@ def dot(
     places.append((min(ends), max(ends), y))
     note = el("text", label, x=x + out * shift, y=y - 7, class_="note", text_anchor=anchor)
     return el("g", el("circle", el("title", hint or label), cx=x, cy=y, r=5), note, class_=f"dot s{series}")
+
+
+def note(frame: Frame, point: tuple[float, float], label: str, series: int) -> Html:
+    """A label without a dot, to the right of a point, or to the left where there is no room."""
+    x, y = frame.at(*point)
+    out, anchor = (1, "start") if x + 6.5 * len(label) < WIDTH else (-1, "end")
+    text = el("text", label, x=x + 6 * out, y=y + 4, class_="note", text_anchor=anchor)
+    return el("g", text, class_=f"dot s{series}")
 
 
 def covers(start: float, width: float, low: float, high: float) -> bool:

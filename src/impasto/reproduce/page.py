@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impasto.evaluate.scores import SCORES
-from impasto.files import PACKAGE, atomic
+from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
@@ -322,7 +322,7 @@ def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float])
             marks.append(plots.dot(frame, (at, mean), series))
         at, arm = there[series - 1]  # labelled at one end each
         marks.append(plots.dot(frame, (at, arm[name][0]), series, title(name)))
-    return alone(plots.svg(frame, f"{entry['id']}: {entry['claim']}", *marks))
+    return plots.standalone(plots.svg(frame, f"{entry['id']}: {entry['claim']}", *marks))
 
 
 def forest(entries: Sequence[Entry], campaign: "Campaign", reading: str) -> str:
@@ -353,12 +353,4 @@ def forest(entries: Sequence[Entry], campaign: "Campaign", reading: str) -> str:
         own.append(plots.dot(frame, at, i % 5, label, hint))
         marks.append(el("g", *own, class_="smoke" if undecided or there else "full"))
     told = f"effects, {reading}, 95 % intervals; grey: smoke cells, or pairs that are missing, decide nothing"
-    return alone(plots.svg(frame, told, *marks))
-
-
-def alone(svg: Html) -> str:
-    """An SVG file of its own: name space, size and the report's colours."""
-    css = (PACKAGE / "report" / "style.css").read_text(encoding="utf-8")
-    sizes = f'<svg xmlns="http://www.w3.org/2000/svg" width="{plots.WIDTH}" height="{plots.HEIGHT}" '
-    start, inside = svg.split(">", 1)
-    return f"{start.replace('<svg ', sizes, 1)}><style>{css}{GREY}</style>{inside}\n"
+    return plots.standalone(plots.svg(frame, told, *marks), GREY)

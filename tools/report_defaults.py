@@ -1,0 +1,154 @@
+"""The sampling defaults of the embedded bases, tried once on the primary held-out styles.
+
+    python tools/report_defaults.py run --base mini-sd15       # cells into docs/results/sampling/; resumes
+    python tools/report_defaults.py report
+
+3 primary styles x 3 references (a training each) x 3 seeds of the images, recipe style-friendly-128px, 12 evaluation
+concepts each: the base alone, strength 1 without style guidance ("plain", the default before), the card's defaults
+("default"). Judged: style accuracy, concept top-5, leakage. The defaults were chosen by choose_strength.py on other
+styles and other concepts.
+
+Asked: the default has at least the plain one's style minus .05, and at least 1.3 (mini-sd15) or 1.5 times (mini-sd3)
+its concept top-5.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from choose_strength import OUT, add_cell, read_cells
+from PIL import Image
+
+from impasto.artworld import load_meta, load_slice
+from impasto.artworld.captions import prompt
+from impasto.bases import cards, loader
+from impasto.bases.style_defaults import STYLE_WORDS, of_card
+from impasto.config import resolve
+from impasto.evaluate.truth import true_pictures
+from impasto.files import atomic
+from impasto.judges.model import Judges
+from impasto.reproduce.small_world import spread, words
+from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.styles.load import load_style
+from impasto.training.train import train
+
+RECIPE, REFERENCES, SEEDS, THINGS = "style-friendly-128px", 3, 3, 12
+ASKED = {"mini-sd15": 1.3, "mini-sd3": 1.5}
+KEYS = ("style", "content", "leakage")
+
+
+def file_of(base: str) -> Path:
+    return OUT / f"primary-{base}.jsonl"
+
+
+def judge(judges: Judges, images: Sequence[Image.Image], style: int, things: Sequence[int], reference: int) -> dict:
+    """Shares over the images."""
+    seen = judges.concept(list(images))
+    top5 = seen.argsort(descending=True)[:, :5].tolist()
+    return {
+        "style": float((judges.style(list(images)).argmax(1) == style).float().mean()),
+        "content": float(np.mean([thing in row for thing, row in zip(things, top5, strict=True)])),
+        "leakage": float((seen[:, reference] >= judges.concept_threshold).float().mean()),
+    }
+
+
+def run(base: str, precision: str, judges: Judges) -> None:
+    """The cells that are missing."""
+    meta, defaults = load_meta(), of_card(cards.card(base), RECIPE)
+    known = {(cell["style_of"], cell["reference"], cell["seed"], cell["arm"]) for cell in read_cells(file_of(base))}
+    for style in meta["split"]["primary_styles"]:
+        drawn = set(load_slice(styles=[style]).concept_id.tolist())
+        things = spread([c for c in meta["split"]["evaluation_concepts"] if c in drawn], THINGS)
+        prompts = [prompt(meta["concepts"][c]["label"], words(style)) for c in things]
+        truths = true_pictures(style, things)
+        negative = words(style) if defaults.negative == STYLE_WORDS else defaults.negative
+        guided = Sampling(batch=THINGS, negative=negative, style_guidance=defaults.style_guidance)
+        arms = {"true": None, "base": Sampling(batch=THINGS), "plain": Sampling(batch=THINGS), "default": guided}
+        for reference in spread([c for c in meta["split"]["reference_concepts"] if c in drawn], REFERENCES):
+            name, label = meta["style_names"][style], meta["concepts"][reference]["label"]
+            missing = [(arm, seed) for arm in arms for seed in range(SEEDS) if (name, label, seed, arm) not in known]
+            if not missing:
+                continue
+            family = loader.load(base, device="cpu", precision=precision)
+            pipe = family.pipeline()
+            encode, out = encoder(family, pipe), Path(f"runs/report-defaults/{base}/{name}-{label}".replace(" ", "-"))
+            for arm, seed in missing:
+                if arm in ("plain", "default"):
+                    if "transformer" not in pipe.get_list_adapters() and "unet" not in pipe.get_list_adapters():
+                        out.parent.mkdir(parents=True, exist_ok=True)
+                        true_pictures(style, [reference])[reference].save(out.with_suffix(".png"))
+                        given = {"image": [out.with_suffix(".png")], "caption": [prompt(label, words(style))]}
+                        given |= {"out": out, "precision": precision, "preview": False, "tensorboard": False}
+                        train(resolve(RECIPE, base, **given))
+                        load_style(pipe, out)
+                    pipe.set_adapters("style0", defaults.strength if arm == "default" else 1.0)
+                jobs = [(text, 1000 * seed + i) for i, text in enumerate(prompts)]
+                sampling, images = arms[arm], [truths[c] for c in things]
+                if sampling is not None:
+                    images = [image for image, _ in sample(family, pipe, jobs, encode, sampling.on(family), {})]
+                cell = {"style_of": name, "reference": label, "seed": seed, "arm": arm}
+                cell |= judge(judges, images, style, things, reference)
+                if arm == "default":
+                    cell |= {key: getattr(defaults, key) for key in ("strength", "style_guidance", "negative")}
+                cell |= {"base_sha256": family.hash, "precision": precision}
+                add_cell(file_of(base), cell)
+        print(base, meta["style_names"][style], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("--base", nargs="+", default=list(ASKED), choices=list(ASKED))
+    parser.add_argument("--precision", default="bf16")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.action == "run":
+        judges = Judges.load()
+        for base in args.base:
+            run(base, args.precision, judges)
+    report(args.base)
+
+
+def report(bases: Sequence[str]) -> None:
+    """primary.md: means over cells with their standard error, by base and style."""
+    lines = ["# The sampling defaults on the primary styles", "", "`python tools/report_defaults.py run`; style / "]
+    lines[-1] += "concept top-5 / leakage by the judges, means of 9 cells (3 references x 3 seeds, 12 images each)."
+    for base in bases:
+        cells = read_cells(file_of(base))
+        names = list(dict.fromkeys(cell["style_of"] for cell in cells))
+        head = ["base", "plain", "default", "true"]
+        lines += ["", f"## {base}", "", f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+        for name in [*names, "mean"]:
+            row = []
+            for arm in head:
+                own = [c for c in cells if c["arm"] == arm and name in (c["style_of"], "mean")]
+                row.append(" / ".join(f"{np.mean([c[key] for c in own]):.2f}" for key in KEYS))
+            lines.append(f"| {name} | {' | '.join(row)} |")
+        paired: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for cell in cells:
+            paired.setdefault((cell["style_of"], cell["reference"], cell["seed"]), {})[cell["arm"]] = cell
+        both = [one for one in paired.values() if {"plain", "default"} <= one.keys()]
+        gain = {key: [one["default"][key] - one["plain"][key] for one in both] for key in KEYS}
+        error = {key: np.std(values, ddof=1) / len(values) ** 0.5 for key, values in gain.items()}
+        ratio = np.mean([one["default"]["content"] for one in both]) / np.mean(
+            [one["plain"]["content"] for one in both]
+        )
+        met = np.mean(gain["style"]) >= -0.05 and ratio >= ASKED[base]
+        used = next(cell for cell in cells if cell["arm"] == "default")
+        lines += ["", f"Default: strength {used['strength']:g}, style guidance {used['style_guidance']:g}, negative "]
+        lines[-1] += f"prompt {used['negative'] or 'empty'!r}. Against plain, {len(both)} pairs: style "
+        lines[-1] += f"{np.mean(gain['style']):+.3f} (standard error {error['style']:.3f}), content "
+        lines[-1] += (
+            f"{np.mean(gain['content']):+.3f} ({error['content']:.3f}), {ratio:.2f} times; asked: style -.05 or "
+        )
+        lines[-1] += f"more, content {ASKED[base]:g} times: {'met' if met else 'not met'}."
+    with atomic(OUT / "primary.md") as path:
+        path.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
