@@ -1,6 +1,6 @@
 """PEFT's own generic tests, unedited, run with rows of StyleInject instead of PEFT's methods.
 
-    python scripts/peft_generic_tests.py --out docs/results/styleinject/peft-tests.json
+    python tools/peft_generic_tests.py --out docs/results/styleinject/peft-tests.json
 
 Fetches the source release of the installed PEFT from PyPI, which holds the tests, into a temporary folder and runs
 pytest there with this file as a plugin: every table that PEFT's tests are parametrised over is replaced by ours, and

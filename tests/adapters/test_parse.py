@@ -165,7 +165,7 @@ def test_damaged_metadata_and_an_unknown_base():
     with pytest.raises(UserError, match="lora_adapter_metadata is not a JSON object"):
         read(file(LAYER), {"lora_adapter_metadata": "{"}, architecture="sd15")
     for stated in ("[" * 10**5, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}', '{"unet.alpha_pattern": [1]}'):
-        with pytest.raises(UserError, match="its metadata is damaged: .*lora_adapter_metadata"):
+        with pytest.raises(UserError, match=r"its metadata is damaged: .*lora_adapter_metadata"):
             read(file(LAYER), {"lora_adapter_metadata": stated}, architecture="sd15")
     with pytest.raises(UserError, match="states DoRA"):
         read(file(LAYER), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, architecture="sd15")
