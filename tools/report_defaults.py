@@ -143,8 +143,8 @@ def compare(cells: Sequence[dict[str, Any]], arm: str, base: str) -> str:
     return (
         f"\n{arm}: strength {strength:g}, style guidance {weight:g}, negative prompt 'style words'. Against plain, "
         f"{len(both)} pairs: style {np.mean(gain['style']):+.3f} (standard error {error['style']:.3f}), content "
-        f"{np.mean(gain['content']):+.3f} ({error['content']:.3f}), {ratio:.2f} times; asked: style -.05 or more, content "
-        f"{ASKED[base]:g} times: {'met' if met else 'not met'}."
+        f"{np.mean(gain['content']):+.3f} ({error['content']:.3f}), {ratio:.2f} times; asked: style -.05 or more, "
+        f"content {ASKED[base]:g} times: {'met' if met else 'not met'}."
     )
 
 
