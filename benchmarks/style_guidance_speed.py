@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 
 from impasto.adapters import lora
+from impasto.adapters.config import LoRA
 from impasto.bases import loader
 from impasto.families.base import quiet
 from impasto.files import atomic
@@ -41,7 +42,7 @@ ARMS = {
 def measure(base: str, batch: int, rounds: int, steps: int | None) -> dict[str, Any]:
     """Median seconds per image of each arm, and its ratio to plain."""
     family = loader.load(base, device="cpu", precision="fp32")
-    lora.add(family, rank=32, alpha=None, targets=("attention",), seed=0)
+    lora.add(family, LoRA(), seed=0)
     with quiet():
         pipe = family.pipeline(**{family.part: family.denoiser})
     encode, seconds = encoder(family, pipe, batch), {arm: [] for arm in ARMS}

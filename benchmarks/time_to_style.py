@@ -8,10 +8,10 @@ steps are set, which it has no useful default for (500, as in its README). There
 loader makes a batch of one from it, whatever its batch size.
 
 Both save their adapter every so many steps. Of every snapshot, pictures of evaluation concepts are drawn by
-`impasto.generation.generate` (same seeds and prompts) and judged by the style judge, as `impasto evaluate` does; that time does
-not count. A snapshot's seconds are those between the start of the first step and the end of its own, saving what came
-before it included; the start-up (imports, loading, encoding) is reported apart, and so are CPU seconds, which other
-work on the machine hardly changes. The style is a secondary held-out one: the primary ones only report (--style).
+`impasto.generation.generate` (same seeds and prompts) and judged by the style judge, as `impasto evaluate` does; that
+time does not count. A snapshot's seconds are those between the start of the first step and the end of its own, saving
+what came before it included; the start-up (imports, loading, encoding) is reported apart, and so are CPU seconds, which
+other work on the machine hardly changes. The style is a secondary held-out one: the primary ones only report (--style).
 """
 
 import argparse
