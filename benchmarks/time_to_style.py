@@ -188,7 +188,7 @@ def scorer(plan: Any, o: argparse.Namespace) -> Callable[[Sequence[str]], Row]:
 
 def true_accuracy(plan: Any) -> float:
     """The style judge on the true pictures of the same concepts."""
-    from impasto.evaluate.truth import true_pictures
+    from impasto.evaluation.truth import true_pictures
     from impasto.judges.model import Judges
 
     pictures = list(true_pictures(plan.style, plan.prompts_for).values())

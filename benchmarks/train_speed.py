@@ -157,7 +157,7 @@ def execute(arguments: Sequence[str], out: Path, torchvision: Path | None, threa
 def write_reference(work: Path, style: str, concept: str | None = None, prompts: int = 1) -> Any:
     """Put the reference picture of a held-out style into `work`/pictures; returns the demo's plan of that style."""
     from impasto.demo import make_plan
-    from impasto.evaluate.truth import true_pictures
+    from impasto.evaluation.truth import true_pictures
 
     plan = make_plan(work, style, concept, "mini-sd3", 0, prompts)
     (work / "pictures").mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from impasto.data.buckets import views
 from impasto.data.items import Item
 from impasto.data.pictures import Picture
 from impasto.data.prepare import Prepared, prepare_items, stack, text
-from impasto.evaluate.encoders import Encoder
+from impasto.evaluation.encoders import Encoder
 
 
 class FakeJudges:

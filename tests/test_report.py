@@ -17,7 +17,7 @@ from PIL import Image
 from impasto.artworld import load_meta
 from impasto.bases import loader
 from impasto.errors import UserError
-from impasto.evaluate import evaluate
+from impasto.evaluation import evaluate
 from impasto.noise.laws import StyleFriendly, Truncated
 from impasto.report import plots, report, sections
 from impasto.report.html import Html, data_uri, el, text

@@ -13,7 +13,7 @@ from impasto.bases.loader import load
 from impasto.bases.style_defaults import PLAIN, StyleDefaults, of_card
 from impasto.config import default_recipe, recipe_note, resolve
 from impasto.errors import UserError
-from impasto.evaluate import evaluate
+from impasto.evaluation import evaluate
 from impasto.generation import generate, generate_folder
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.sample import Sampling

@@ -19,9 +19,9 @@ from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.contact_sheet import sheet
 from impasto.data.references import read
-from impasto.evaluate import evaluate
-from impasto.evaluate.samples import read_folder
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation import evaluate
+from impasto.evaluation.samples import read_folder
+from impasto.evaluation.truth import true_pictures
 from impasto.families.base import Family
 from impasto.generation import generate_folder
 from impasto.inversion import invert

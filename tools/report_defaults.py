@@ -31,7 +31,7 @@ from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.bases.style_defaults import STYLE_WORDS, StyleDefaults
 from impasto.config import resolve
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.judges.model import Judges
 from impasto.reproduce.small_world import spread, words

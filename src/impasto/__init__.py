@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from impasto.config import TrainConfig as TrainConfig
     from impasto.config import resolve as resolve
     from impasto.errors import UserError as UserError
+    from impasto.evaluation.folder import evaluate as evaluate
     from impasto.generation import generate as generate
     from impasto.sampling.config import GenerateConfig as GenerateConfig
     from impasto.styles.load import load_style as load_style
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 NAMES = {
     "train": "impasto.training.train",
     "generate": "impasto.generation",
+    "evaluate": "impasto.evaluation.folder",
     "load_style": "impasto.styles.load",
     "TrainConfig": "impasto.config",
     "GenerateConfig": "impasto.sampling.config",

@@ -27,9 +27,9 @@ from impasto.bases.style_defaults import PLAIN, of_card
 from impasto.config import TrainConfig, default_recipe, flatten, recipes, resolve
 from impasto.contact_sheet import sheet
 from impasto.errors import UserError, nearest
-from impasto.evaluate import evaluate, load_encoder, scores_table
-from impasto.evaluate.samples import open_image, read_folder
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation import evaluate, load_encoder, scores_table
+from impasto.evaluation.samples import open_image, read_folder
+from impasto.evaluation.truth import true_pictures
 from impasto.families.base import quiet
 from impasto.files import atomic, read_json_or_empty
 from impasto.generation import generate_folder

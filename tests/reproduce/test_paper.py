@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from impasto.errors import UserError
-from impasto.evaluate import load_encoder
+from impasto.evaluation import load_encoder
 from impasto.reproduce import campaign as module
 from impasto.reproduce import paper, reproduce
 from impasto.reproduce.cells import FILE, read_all

@@ -29,7 +29,7 @@ from impasto.calibration.plot import plot
 from impasto.calibration.show import default_file
 from impasto.coerce import check_seed
 from impasto.errors import UserError, nearest
-from impasto.evaluate.encoders import Encoder, load_encoder
+from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Family, check_size
 from impasto.files import atomic, cache_dir, writable_folder
 from impasto.guidance.prompt_switch import grid, switch_prompts

@@ -125,7 +125,7 @@ def show_scores(result: Result) -> None:
     """The scores as a table, beside those of the true pictures and of the base."""
     from rich.console import Console
 
-    from impasto.evaluate import scores_table
+    from impasto.evaluation import scores_table
 
     columns = {"pictures": result, "base": result["base"], "true": result["true"]}
     Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))

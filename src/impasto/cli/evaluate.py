@@ -31,7 +31,7 @@ def evaluate(args: list[str]) -> Result:
             base_images: The same prompts drawn by the base alone, scored beside them.
             out: Where the scores are written; scores.json in the folder when not given.
         """
-        from impasto.evaluate import evaluate
+        from impasto.evaluation import evaluate
 
         return evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out)
 

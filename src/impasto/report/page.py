@@ -8,7 +8,7 @@ from PIL import Image
 
 from impasto.artworld import load_meta, style_index
 from impasto.errors import UserError
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el

@@ -11,8 +11,8 @@ from impasto.bases import cards, hub, loader
 from impasto.config import read_recipe_file
 from impasto.data import captions
 from impasto.errors import UserError
-from impasto.evaluate.samples import Sample, read_folder
-from impasto.evaluate.scores import SCORES
+from impasto.evaluation.samples import Sample, read_folder
+from impasto.evaluation.scores import SCORES
 from impasto.noise import laws
 from impasto.noise.laws import Law
 from impasto.noise.schedule import Schedule

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from impasto.evaluate.scores import SCORES
-from impasto.evaluate.table import decimal, percent
+from impasto.evaluation.scores import SCORES
+from impasto.evaluation.table import decimal, percent
 from impasto.noise.laws import Law, Truncated, UniformTime
 from impasto.report import plots
 from impasto.report.html import Html, el, picture, table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from impasto.evaluate.scores import SCORES
+from impasto.evaluation.scores import SCORES
 from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el

@@ -22,8 +22,8 @@ from PIL import Image
 from impasto.data import references
 from impasto.data.folder import SUFFIXES
 from impasto.errors import UserError
-from impasto.evaluate import Encoder, clip, load_encoder
-from impasto.evaluate.samples import read_folder
+from impasto.evaluation import Encoder, clip, load_encoder
+from impasto.evaluation.samples import read_folder
 from impasto.reproduce.claims import Measure, Unit
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"

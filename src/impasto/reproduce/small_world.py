@@ -22,8 +22,8 @@ from impasto.artworld import concept_index, free_concepts, load_meta, load_slice
 from impasto.artworld.captions import prompt
 from impasto.demo import REFERENCES
 from impasto.errors import UserError, nearest
-from impasto.evaluate import Encoder, evaluate, load_encoder
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation import Encoder, evaluate, load_encoder
+from impasto.evaluation.truth import true_pictures
 from impasto.files import MODELS
 from impasto.judges.model import Judges
 from impasto.reproduce.claims import Measure, Unit

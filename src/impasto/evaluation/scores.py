@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from impasto.evaluate.spread import summarise
+from impasto.evaluation.spread import summarise
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from impasto.evaluate import clip, paired
-from impasto.evaluate.encoders import BATCH, Encoder
-from impasto.evaluate.judged import Row, concept_rows, style_rows
-from impasto.evaluate.leakage import leaks
-from impasto.evaluate.samples import to_tensor
+from impasto.evaluation import clip, paired
+from impasto.evaluation.encoders import BATCH, Encoder
+from impasto.evaluation.judged import Row, concept_rows, style_rows
+from impasto.evaluation.leakage import leaks
+from impasto.evaluation.samples import to_tensor
 
 
 @dataclass(frozen=True)

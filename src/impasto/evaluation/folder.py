@@ -14,12 +14,12 @@ from PIL import Image
 from impasto.artworld import load_meta
 from impasto.data import captions
 from impasto.errors import UserError, nearest
-from impasto.evaluate.encoders import Encoder, load_encoder
-from impasto.evaluate.labels import Labels, concepts_of, read_concepts
-from impasto.evaluate.samples import Sample, open_image, read_folder
-from impasto.evaluate.scorer import Scorer
-from impasto.evaluate.scores import means
-from impasto.evaluate.truth import true_pictures
+from impasto.evaluation.encoders import Encoder, load_encoder
+from impasto.evaluation.labels import Labels, concepts_of, read_concepts
+from impasto.evaluation.samples import Sample, open_image, read_folder
+from impasto.evaluation.scorer import Scorer
+from impasto.evaluation.scores import means
+from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.judges.model import Judges
 from impasto.styles.weights import style_hash

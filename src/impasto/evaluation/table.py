@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from impasto.evaluate.scores import SCORES
+from impasto.evaluation.scores import SCORES
 
 
 def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "", names: Any = SCORES) -> Table:

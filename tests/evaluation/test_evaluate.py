@@ -13,9 +13,9 @@ from PIL import Image, PngImagePlugin
 from impasto.artworld import load_meta
 from impasto.data import references
 from impasto.errors import UserError
-from impasto.evaluate import SCORES, evaluate
-from impasto.evaluate.labels import Labels, read_concepts
-from impasto.evaluate.samples import open_image, read_folder
+from impasto.evaluation import SCORES, evaluate
+from impasto.evaluation.labels import Labels, read_concepts
+from impasto.evaluation.samples import open_image, read_folder
 from impasto.styles.weights import style_hash
 
 META = load_meta()
@@ -33,7 +33,7 @@ def truths(monkeypatch):
     def fake(style, concepts):
         return {c: Image.new("RGB", (128, 128), (style * 10 + 5, c // 256, c % 256)) for c in concepts if c != FROG}
 
-    monkeypatch.setattr("impasto.evaluate.folder.true_pictures", fake)
+    monkeypatch.setattr("impasto.evaluation.folder.true_pictures", fake)
 
 
 def folder_of(path: Path, shown: list[tuple[int, int, int]], **meta) -> Path:
@@ -281,7 +281,7 @@ def test_evaluate_keeps_one_batch_in_memory(tmp_path, judges, encoder, truths, m
     monkeypatch.setattr(references, "decode", watched)
     samples = read_folder(folder)
     assert len(samples) == 16 and most[0] <= 2
-    monkeypatch.setattr("impasto.evaluate.scorer.BATCH", 3)
+    monkeypatch.setattr("impasto.evaluation.scorer.BATCH", 3)
     scores = evaluate(folder, "unifont", base_images=folder, judges=judges, encoder=encoder)
     assert most[0] <= 3 + 1
     assert scores["images"] == [

@@ -4,7 +4,7 @@ import pytest
 
 from impasto.artworld import load_meta
 from impasto.errors import UserError
-from impasto.evaluate.labels import Labels
+from impasto.evaluation.labels import Labels
 
 META = load_meta()
 LABELS = Labels.from_meta(META)

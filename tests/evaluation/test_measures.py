@@ -10,13 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from impasto.errors import UserError
-from impasto.evaluate import clip, paired
-from impasto.evaluate.judged import concept_rows, style_rows
-from impasto.evaluate.leakage import leaks
-from impasto.evaluate.samples import to_tensor
-from impasto.evaluate.scores import SCORES, means
-from impasto.evaluate.spread import bootstrap, summarise, wilson
-from impasto.evaluate.table import cell, decimal, scores_table
+from impasto.evaluation import clip, paired
+from impasto.evaluation.judged import concept_rows, style_rows
+from impasto.evaluation.leakage import leaks
+from impasto.evaluation.samples import to_tensor
+from impasto.evaluation.scores import SCORES, means
+from impasto.evaluation.spread import bootstrap, summarise, wilson
+from impasto.evaluation.table import cell, decimal, scores_table
 
 
 def test_wilson_matches_hand_computation():
@@ -119,7 +119,7 @@ def test_scores_table_does_not_interpret_markup():
 
 
 def test_load_encoder_unknown_raises_one_line(tmp_path):
-    from impasto.evaluate import load_encoder
+    from impasto.evaluation import load_encoder
 
     with pytest.raises(UserError, match="no encoder at"):
         load_encoder(tmp_path / "none")
@@ -140,7 +140,7 @@ def encoders(tmp_path_factory):
 
 
 def test_encoder_of_clip_and_dino(encoders):
-    from impasto.evaluate import load_encoder
+    from impasto.evaluation import load_encoder
 
     pictures = [Image.new("RGB", (50, 40), colour) for colour in ("red", "navy", "white")]
     for name, folder in encoders.items():

@@ -1,0 +1,8 @@
+"""Scores of generated images: judges, comparison with true images, CLIP; every mean with a 95 % interval."""
+
+from impasto.evaluation.encoders import Encoder, load_encoder
+from impasto.evaluation.folder import evaluate
+from impasto.evaluation.scores import SCORES, Score
+from impasto.evaluation.table import scores_table
+
+__all__ = ["SCORES", "Encoder", "Score", "evaluate", "load_encoder", "scores_table"]
