@@ -42,7 +42,7 @@ BASELINE = "sd3-sampler"
 """The recipe that the base's own is compared with."""
 # A style whose transfer is easy to see. The concept judge recognises only half of its *true* images, so content is also
 # stated as a share of theirs. Other styles: docs/results/demo.md.
-STYLE = "unifont"
+BASE, STYLE = "mini-sd15", "streamline-emojis"
 REFERENCES = {"unifont": "rabbit face", "streamline-emojis": "pig face"}
 TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage", "clip_t")
 GUIDED_STRENGTHS, PLAIN_STRENGTHS = (0.55,), (0.75,)
@@ -117,7 +117,7 @@ def demo(
     out: Path | str = "runs/demo",
     style: str = STYLE,
     concept: str | None = None,
-    base: str = "mini-sd3",
+    base: str = BASE,
     seed: int = 0,
     steps: int | None = None,
     strengths: Sequence[float] | None = None,

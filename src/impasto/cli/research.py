@@ -13,9 +13,9 @@ def demo(args: list[str]) -> Result:
 
     def demo(
         out: Path = Path("runs/demo"),
-        style: str = "unifont",
+        style: str = "streamline-emojis",
         concept: str | None = None,
-        base: str = "mini-sd3",
+        base: str = "mini-sd15",
         seed: int = 0,
         steps: int | None = None,
         also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
