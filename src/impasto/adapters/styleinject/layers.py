@@ -146,13 +146,18 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
         gate = self.gate(name, s) if w == 1 else w * self.gate(name, s)
         if of.hyper == "additive":
             gate = gate / (h.float().var(self.positions, correction=0, keepdim=True) + EPS).sqrt()
-        return torch.addcmul(result, gate, h - h.mean(self.positions, keepdim=True, dtype=torch.float32))
+        return torch.addcmul(result, gate, h - self.pool(h, "mean", keepdim=True))
 
     def route(self, name: str, x: Tensor, h: Tensor) -> Tensor:
         """s in float32: (B, n), or (B, *positions, n) where each token has its own."""
         how = self.settings[name].pool
-        pooled = self.tokens(x, h) if how == "token" else getattr(x, how)(self.positions, dtype=torch.float32)
-        return float32_linear(pooled.float(), self.styleinject_router[name]).softmax(-1)
+        pooled = self.tokens(x, h).float() if how == "token" else self.pool(x, how)
+        return float32_linear(pooled, self.styleinject_router[name]).softmax(-1)
+
+    def pool(self, x: Tensor, how: str, keepdim: bool = False) -> Tensor:
+        """Sum or mean over an image's positions in float32. Not `mean`, whose backward pass writes a whole tensor."""
+        pooled = x.sum(self.positions, keepdim=keepdim, dtype=torch.float32)
+        return pooled if how == "sum" else pooled / math.prod(x.shape[i] for i in self.positions)
 
     def gate(self, name: str, s: Tensor | None) -> Tensor:
         """Gamma s + c in float32, to be multiplied with h."""
