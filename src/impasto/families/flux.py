@@ -32,7 +32,8 @@ IN_DENOISER = {"pooled_prompt_embeds": "pooled_projections"}  # no callback of t
 
 
 class Flux(DiffusersFolder):
-    """See `families.base.Family`. Conditions: text (B, T5 length, D) and pooled (B, P).
+    """See `families.base.Family`. Conditions: text (B, T5 length, D), pooled (B, P), and, where the guidance that is an
+    input is not that of training, guidance (B,).
 
     The transformer itself rounds t to the precision that it runs in, as in the pipeline; the mix is float32.
     """
@@ -74,7 +75,9 @@ class Flux(DiffusersFolder):
         velocity = self.denoiser(
             hidden_states=pack(z_t).to(self.dtype),
             timestep=self.schedule.timestep(lam),
-            guidance=torch.full((n,), TRAINING_GUIDANCE, device=z_t.device) if self.guided else None,
+            guidance=cond.get("guidance", torch.full((n,), TRAINING_GUIDANCE, device=z_t.device))
+            if self.guided
+            else None,
             encoder_hidden_states=cond["text"].to(self.dtype),
             pooled_projections=cond["pooled"].to(self.dtype),
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=z_t.device),
