@@ -66,8 +66,8 @@ class Flux(DiffusersFolder):
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """The text is T5's; CLIP gives the pooled vector alone (as `FluxPipeline._get_clip_prompt_embeds`)."""
         tokenizer, encoder = self.clip.tokenizer, self.clip.text_encoder
-        room = self.clip.tokenizer_max_length
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=room, truncation=True, return_tensors="pt")
+        room, written = self.clip.tokenizer_max_length, self.clip.maybe_convert_prompt(list(prompts), tokenizer)
+        tokens = tokenizer(written, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
         return cond | {"pooled": encoder(tokens.input_ids.to(self.device)).pooler_output.to(self.dtype)}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
