@@ -70,12 +70,14 @@ def main() -> None:
     parser.add_argument("--object", help="what the reference shows; a reference concept of the style by default")
     parser.add_argument("--ground", type=int, nargs=3, default=(255, 255, 255), help="its ground, red green blue")
     parser.add_argument("--until", type=float, help="terminal timestep of 0 to 1000")
+    parser.add_argument("--refine", type=int, default=0, help="fixed-point iterations of each inversion step")
     parser.add_argument("--out", type=Path, default=Path("runs/instastyle"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = f"{options.base}-{options.style}-{'-'.join(map(str, options.ground))}"
     name += "" if options.until is None else f"-{options.until:g}"
-    folder, kind = options.out / name, {"until": options.until, "device": "cpu"}
+    name += f"-refine-{options.refine}" if options.refine else ""
+    folder, kind = options.out / name, {"until": options.until, "refine": options.refine, "device": "cpu"}
     folder.mkdir(parents=True, exist_ok=True)
     image, label = reference_of(options.style, tuple(options.ground), options.object)
     image.save(folder / "reference.png")

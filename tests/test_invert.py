@@ -18,7 +18,7 @@ CAPTION = "a cat in neon style"
 
 
 @pytest.fixture(autouse=True)
-def _tiny_bases_come_back_badly():
+def _ignore_poor_reconstructions():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the reconstruction is")
         yield

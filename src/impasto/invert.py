@@ -1,4 +1,4 @@
-"""Inverting a reference image: the noise from which its base generates it, written beside what comes back of it.
+"""Inverting a reference image: the noise from which its base generates it, and the reconstruction from that noise.
 
     z_T = invert(encode(image), caption),    reconstruction = decode(sample(z_T, caption))
 

@@ -46,7 +46,7 @@ def test_sample_is_the_pipeline_s_ddim_or_euler(tiny_base, guidance):
     assert (found[0] - found[1]).abs().max() > 1e-3 * truth.std() or family.guided_by == "nothing"
 
 
-def test_rows_do_not_depend_on_the_batch(tiny_base):
+def test_sample_rows_do_not_depend_on_the_batch(tiny_base):
     family = load(str(tiny_base), device="cpu")
     pair, empty = conditions(family)
     z = noise(family, 2)
@@ -59,7 +59,7 @@ def test_rows_do_not_depend_on_the_batch(tiny_base):
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 @pytest.mark.parametrize("until", [None, 0.0])
-def test_constant_prediction_comes_back_exactly(kind, until):
+def test_sample_with_constant_prediction_undoes_the_inversion(kind, until):
     """E24, to 1e-12 in float64, from the last level and from one on the way."""
     eps, schedule = picture(1), SD15 if kind == "eps" else RectifiedFlow()
     sampler = torch.linspace(-4, 4, 9, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_constant_prediction_comes_back_exactly(kind, until):
     assert (sample(model, found.noise, found.log_snr, {}) - picture()).abs().max() < 1e-12
 
 
-def test_refined_inversion_comes_back():
+def test_sample_undoes_a_refined_inversion_more_exactly():
     model, errors = Model(SD15, lambda z, lam: torch.sin(z) + 0.2 * z), []
     for refine in (0, 2, 20):
         found = invert(model, picture(), {}, 20, refine=refine)

@@ -172,7 +172,7 @@ def write(file: Path, token: Token, parameters: Mapping[str, Tensor]) -> None:
 
 
 def read(file: Path) -> tuple[Token, dict[str, Tensor]]:
-    """A token and its rows, {part: (n, D)}. Raises UserError when the file is damaged, or is none of `write`."""
+    """A token and its rows, {part: (n, D)}. UserError when it is damaged, or not written by `write`."""
     try:
         with safe_open(file, "pt") as opened:
             content = json.loads((opened.metadata() or {}).get(KEY, "null"))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,26 +94,16 @@ def sample(
     n = max(len(z), *(len(rows) for rows in condition.values())) if condition else len(z)
     z, condition = z.to(family.device).expand(n, -1, -1, -1), expand(condition, n)
     negative = negative if negative is None else expand(negative, n)
-    if batch and n > batch:
-        parts = [slice(i, i + batch) for i in range(0, n, batch)]
-        settings: dict[str, Any] = {"guidance": guidance}
-        return torch.cat(
-            [
-                sample(
-                    family,
-                    z[part],
-                    levels,
-                    take(condition, part),
-                    negative=negative and take(negative, part),
-                    **settings,
-                )
-                for part in parts
-            ]
-        )
-    predicted, step = directions(family, condition, negative, guidance), kind_of(family).step
-    for lam, lam_next in pairwise(levels.double().cpu().sort().values):
-        z = step(z, predicted(z, lam), lam, lam_next)
-    return z
+    step, path = kind_of(family).step, levels.double().cpu().sort().values
+
+    def rows(part: slice) -> Tensor:
+        predicted = directions(family, take(condition, part), negative and take(negative, part), guidance)
+        x = z[part]
+        for lam, lam_next in pairwise(path):
+            x = step(x, predicted(x, lam), lam, lam_next)
+        return x
+
+    return torch.cat([rows(slice(i, i + (batch or n))) for i in range(0, n, batch or n)])
 
 
 def kind_of(family: Family) -> ModuleType:

@@ -89,7 +89,7 @@ def read(file: Path) -> InversionNoise:
         raise UserError(
             f"the inversion noise {str(file)!r} is damaged ({error}): make it again with impasto invert"
         ) from None
-    if not isinstance(content, dict) or not {"sha256", "base_hash", "steps"} <= content.keys():
+    if not isinstance(content, dict) or not {"sha256", *NoiseInfo.__dataclass_fields__} <= content.keys():
         raise UserError(f"{str(file)!r} is not inversion noise: give the noise.safetensors of impasto invert")
     if tensors.keys() != {"noise", "log_snr"} or digest(tensors) != content["sha256"]:
         raise UserError(
@@ -100,7 +100,7 @@ def read(file: Path) -> InversionNoise:
 
 
 def info_of(content: Mapping[str, Any]) -> NoiseInfo:
-    return NoiseInfo(**{name: content[name] for name in NoiseInfo.__dataclass_fields__ if name in content})
+    return NoiseInfo(**{name: content[name] for name in NoiseInfo.__dataclass_fields__})
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
