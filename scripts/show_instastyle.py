@@ -4,10 +4,10 @@
     python scripts/show_instastyle.py --style symbola --ground 40 60 110 --out runs/instastyle
 
 The reference is a true image of a secondary held-out style on white, or on a coloured ground that the caption does not
-name. Rows: 15 objects at guidance 2.5 from the inversion noise, and the same from one Gaussian noise. Beside the sheet,
-results.json: for both rows the mean cosine of the style judge's features with the reference, the share of images whose
-object is among the concept judge's five first, the mean difference of the border from the reference's (0 to 255) and
-the seconds of the 15 images. About a minute a base on one core.
+name. Rows: 15 objects at guidance 2.5 from the inversion noise, and the same from one Gaussian noise (by all steps).
+Beside the sheet, results.json: for both rows the mean cosine of the style judge's features with the reference, the
+share of images whose object is among the concept judge's five first, the mean difference of the border from the
+reference's (0 to 255) and the seconds of the 15 images. About a minute a base on one idle core.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.contact_sheet import sheet
 from impasto.files import atomic
-from impasto.inversion import noise_file
+from impasto.inversion import kind_of, noise_file
 from impasto.inversion.noise_file import InversionNoise
 from impasto.invert import invert_image
 from impasto.judges.model import Judges
@@ -92,9 +92,11 @@ def main() -> None:
     prompts = [read_caption(caption).prompt(thing) for thing in objects]
     gaussian = torch.randn(noise.noise.shape, generator=generator(SEED, 0, "gaussian"))
     rows, judges = {}, Judges.load()
-    for row, z in {"inversion noise": noise.noise, "Gaussian noise": gaussian}.items():
+    levels = kind_of(family).levels(family, noise.info.steps, (gaussian.shape[-2], gaussian.shape[-1]))
+    starts = {"inversion noise": noise, "Gaussian noise": InversionNoise(gaussian, levels, noise.info)}
+    for row, given in starts.items():
         start = time.perf_counter()
-        rows[row] = generate_candidates(family, InversionNoise(z, noise.log_snr, noise.info), prompts)
+        rows[row] = generate_candidates(family, given, prompts)
         seconds = round(time.perf_counter() - start, 1)
         results[row] = measure(judges, rows[row], objects, image) | {"seconds": seconds}
     back = Image.open(folder / results["inversion"]["reconstruction"]).convert("RGB")

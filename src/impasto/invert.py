@@ -79,8 +79,8 @@ def invert_image(
     decibels = psnr(back, decoded)
     if decibels < POOR:
         warnings.warn(
-            f"the reconstruction is {decibels:.1f} dB from the image, below {POOR:g}: the noise may not carry its "
-            f"style; take --refine {refine + 2} or more --steps than {steps}",
+            f"the reconstruction is {decibels:.1f} dB from the image, below {POOR:g}: --refine {refine + 2}, or more "
+            f"--steps than {steps}, bring it nearer",
             stacklevel=2,
         )
     info = NoiseInfo(family.hash, size, steps, caption, reference.sha256)
