@@ -18,7 +18,7 @@ SD15 = VariancePreserving.scaled_linear(0.00085, 0.012)
 class Model:
     """A fake family with a schedule and a prediction, `answer(z, lam)`; records the levels of its calls."""
 
-    device = "cpu"
+    device, guided_by = "cpu", "negative"
 
     def __init__(self, schedule, answer, prediction="epsilon", sampler=None):
         self.schedule, self.answer, self.prediction, self.sampler = schedule, answer, prediction, sampler
@@ -125,9 +125,9 @@ def test_invert_refined_approaches_exact_inverse():
 
 def test_invert_guidance_is_classifier_free():
     model, z = Model(SD15, lambda z, lam: torch.tanh(z)), picture()
-    one, none = {"shift": torch.tensor(0.5)}, {"shift": torch.tensor(-0.25)}
+    one, none, both = ({"shift": torch.full((1, 1, 1, 1), shift)} for shift in (0.5, -0.25, -0.25 + 2 * 0.75))
     guided = invert(model, z, one, 5, negative=none, guidance=2.0).noise
-    by_hand = invert(model, z, {"shift": torch.tensor(-0.25 + 2 * 0.75)}, 5).noise
+    by_hand = invert(model, z, both, 5).noise
     assert (guided - by_hand).abs().max() < 1e-12
 
 

@@ -25,6 +25,7 @@ from impasto.cli.console import (
 )
 from impasto.cli.evaluate import evaluate, report
 from impasto.cli.generate import generate
+from impasto.cli.invert import invert
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import recipes, sheet, train
@@ -41,7 +42,7 @@ def noise(args: list[str]) -> Result:
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
-        *(train, generate, evaluate, report, sheet, recipes),
+        *(train, generate, invert, evaluate, report, sheet, recipes),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
     )

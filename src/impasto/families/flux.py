@@ -32,7 +32,8 @@ IN_DENOISER = {"pooled_prompt_embeds": "pooled_projections"}  # no callback of t
 
 
 class Flux(DiffusersFolder):
-    """See `families.base.Family`. Conditions: text (B, T5 length, D) and pooled (B, P).
+    """See `families.base.Family`. Conditions: text (B, T5 length, D), pooled (B, P), and, where the guidance that is an
+    input is not that of training, guidance (B,).
 
     Latents are mixed in float32; the transformer rounds t to its own precision, as in the pipeline.
     """
@@ -65,8 +66,8 @@ class Flux(DiffusersFolder):
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """CLIP gives the pooled vector only (see `FluxPipeline._get_clip_prompt_embeds`); the text is T5's."""
         tokenizer, encoder = self.clip.tokenizer, self.clip.text_encoder
-        length = self.clip.tokenizer_max_length
-        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        room, written = self.clip.tokenizer_max_length, self.clip.maybe_convert_prompt(list(prompts), tokenizer)
+        tokens = tokenizer(written, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
         return cond | {"pooled": encoder(tokens.input_ids.to(self.device)).pooler_output.to(self.dtype)}
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
@@ -74,7 +75,9 @@ class Flux(DiffusersFolder):
         velocity = self.denoiser(
             hidden_states=pack(z_t).to(self.dtype),
             timestep=self.schedule.timestep(lam),
-            guidance=torch.full((n,), TRAINING_GUIDANCE, device=z_t.device) if self.guided else None,
+            guidance=cond.get("guidance", torch.full((n,), TRAINING_GUIDANCE, device=z_t.device))
+            if self.guided
+            else None,
             encoder_hidden_states=cond["text"].to(self.dtype),
             pooled_projections=cond["pooled"].to(self.dtype),
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=z_t.device),

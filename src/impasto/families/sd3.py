@@ -54,10 +54,13 @@ class SD3(DiffusersFolder):
         return pipe.tokenizer_3, length
 
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        written: Any = TextualInversionLoaderMixin._maybe_convert_prompt  # learned tokens, which this pipeline lacks
         text, _, pooled, _ = pipe.encode_prompt(
+            [written(pipe, prompt, pipe.tokenizer) for prompt in prompts],
+            None,
             prompts,
-            None,
-            None,
             do_classifier_free_guidance=False,
             max_sequence_length=length,
             device=torch.device(device),

@@ -1,7 +1,7 @@
-"""Inversion: from an image's latents to the noise from which its base generates it, with all levels between.
+"""Inversion: from an image's latents to the noise from which its base generates it, and deterministic sampling back.
 
-`ddim.py` is for variance-preserving schedules, `flow.py` for rectified flows; `invert` chooses by the family's
-schedule.
+`ddim.py` is for variance-preserving schedules, `flow.py` for rectified flows; `invert` and `sample` choose by the
+family's schedule.
 """
 
 from collections.abc import Callable
@@ -46,36 +46,123 @@ def invert(
     steps: int = 50,
     *,
     levels: Tensor | None = None,
+    until: float | None = None,
     negative: Condition | None = None,
     guidance: float = 1.0,
     refine: int = 0,
 ) -> Trajectory:
-    """Invert latents (1, C, h, w) of `family.encode_image`, conditioned on `condition` (one row).
+    """Bring latents (1, C, h, w) of `family.encode_image` to noise, conditioned on `condition` (one row).
 
-    steps: of the schedule's inversion grid, `ddim.levels` or `flow.levels`. levels: log-SNRs to pass through instead,
-    in any order. negative, guidance: classifier-free guidance; by default conditional only.
-    refine: fixed-point iterations per step, each repeating the step with the prediction at its own result. The fixed
-    point is the exact inverse of the sampler's step (Pan et al. 2023, arXiv 2309.04907; Garibi et al. 2024, arXiv
-    2403.14602). Each costs as much as the inversion itself.
-    Raises UserError for a schedule without an inversion, and for invalid steps or levels.
+    steps: of the schedule's own inversion grid, `ddim.levels` or `flow.levels`. levels: log-SNRs to pass through
+    instead, in any order. until: the terminal log-SNR: the grid ends at its noisiest level that is not noisier; None
+    for the whole grid. negative, guidance: classifier-free guidance; by default none, conditional only.
+    refine: fixed-point iterations of each step, z' = step(z, direction(z', lam')) from the last z' (Pan et al. 2023,
+    arXiv 2309.04907; Garibi et al. 2024, arXiv 2403.14602): its limit is the exact inverse of the sampler's step. Each
+    costs as much as the inversion itself.
+    Raises UserError for a schedule without an inversion, and for steps or levels that it does not have.
     """
-    method = METHODS.get(type(family.schedule))
-    if method is None:
-        raise UserError(f"a base with a {type(family.schedule).__name__} schedule cannot be inverted")
+    kind = kind_of(family)
     height, width = latents.shape[-2:]
-    path = method.levels(family, steps, (height, width)) if levels is None else path_through(family, levels)
+    path = kind.levels(family, steps, (height, width)) if levels is None else path_through(family, levels)
+    if until is not None:
+        path = up_to(path, until)
+    predicted = directions(family, condition, negative, guidance)
+    walked = integrate(kind.step, predicted, latents.to(family.device), path, refine)
+    return Trajectory(torch.cat(walked), path)
+
+
+def sample(
+    family: Family,
+    z: Tensor,
+    levels: Tensor,
+    condition: Condition,
+    *,
+    negative: Condition | None = None,
+    guidance: float = 1.0,
+    batch: int | None = None,
+) -> Tensor:
+    """Latents (B, C, h, w) at the cleanest of `levels`, by deterministic DDIM or Euler steps from z at the noisiest.
+
+    z: (1, C, h, w) for all rows, or (B, C, h, w). levels: log-SNRs in any order; with `Trajectory.log_snr` the sampling
+    undoes the inversion from its terminal level. condition: B rows, or one row for all; negative: the same, for
+    classifier-free guidance. guidance: its scale, or the input of a model that takes the scale as one.
+    batch: rows of one call of the denoiser (all by default): speed and memory only.
+
+    From the last level of `ddim.levels` it is diffusers' DDIM with the scheduler of `ddim.scheduler`, from that of
+    `flow.levels` the pipeline's own Euler sampler, both called with `latents=z`.
+    """
+    n = max(len(z), *(len(rows) for rows in condition.values())) if condition else len(z)
+    z, condition = z.to(family.device).expand(n, -1, -1, -1), expand(condition, n)
+    negative = negative if negative is None else expand(negative, n)
+    step, path = kind_of(family).step, levels.double().cpu().sort().values
+
+    def rows(part: slice) -> Tensor:
+        predicted = directions(family, take(condition, part), negative and take(negative, part), guidance)
+        x = z[part]
+        for lam, lam_next in pairwise(path):
+            x = step(x, predicted(x, lam), lam, lam_next)
+        return x
+
+    return torch.cat([rows(slice(i, i + (batch or n))) for i in range(0, n, batch or n)])
+
+
+def kind_of(family: Family) -> ModuleType:
+    """The module of the family's schedule. Raises UserError where there is none."""
+    kind = METHODS.get(type(family.schedule))
+    if kind is None:
+        raise UserError(f"a base with a {type(family.schedule).__name__} schedule cannot be inverted")
+    return kind
+
+
+def directions(
+    family: Family, condition: Condition, negative: Condition | None, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(z (B, C, h, w), scalar lam) -> the prediction that `step` takes, under classifier-free guidance.
+
+    The rows of the negative prompt come before those of the prompt in one call of the denoiser, as in diffusers.
+    """
+    kind, guided = kind_of(family), family.guided_by == "negative" and guidance != 1
+    if guided and negative is None:
+        raise ValueError(f"guidance {guidance:g} needs the condition of a negative prompt")
 
     @torch.no_grad()
-    def direction(z: Tensor, lam: Tensor) -> Tensor:
-        lam_B = lam.expand(len(z)).to(z.device, z.dtype)
-        prediction = family.predict(z, lam_B.float(), condition).to(z.dtype)
-        if negative is not None:
-            without = family.predict(z, lam_B.float(), negative).to(z.dtype)
+    def predicted(z: Tensor, lam: Tensor) -> Tensor:
+        n = len(z)
+        cond = expand(condition, n)
+        if family.guided_by == "embedding":
+            cond = cond | {"guidance": torch.full((n,), guidance, device=z.device)}
+        if guided and negative is not None:
+            cond = {name: torch.cat([expand(negative, n)[name], rows]) for name, rows in cond.items()}
+        z_B = torch.cat([z, z]) if guided else z
+        lam_B = lam.expand(len(z_B)).to(z.device, z.dtype)
+        prediction = family.predict(z_B, lam_B.float(), cond).to(z.dtype)
+        if guided:
+            without, prediction = prediction.chunk(2)
             prediction = without + guidance * (prediction - without)
-        return method.direction(family, z, lam_B, prediction)
+        return kind.direction(family, z, lam_B[:n], prediction)
 
-    trajectory = integrate(method.step, direction, latents.to(family.device), path, refine)
-    return Trajectory(torch.cat(trajectory), path)
+    return predicted
+
+
+def expand(condition: Condition, n: int) -> Condition:
+    """The condition in n rows; one row serves all."""
+    return {name: rows.expand(n, *rows.shape[1:]) if len(rows) == 1 else rows for name, rows in condition.items()}
+
+
+def take(condition: Condition, part: slice) -> Condition:
+    """Some of its rows."""
+    return {name: rows[part] for name, rows in condition.items()}
+
+
+def up_to(path: Tensor, until: float) -> Tensor:
+    """The levels of a falling path that are not noisier than `until`. Raises UserError where only the image's is."""
+    kept = path[path >= until - 1e-6]
+    if len(kept) < 2:
+        raise UserError(
+            f"an inversion to log-SNR {until:g} has no step: the first of this grid goes to {path[1].item():.4g}; "
+            "take a noisier level or more steps"
+        )
+    return kept
 
 
 def path_through(family: Family, levels: Tensor) -> Tensor:

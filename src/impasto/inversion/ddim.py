@@ -8,6 +8,8 @@ omits the sqrt(a') of the second term, which is not this step. eps is predicted 
 of the previous level, as in prompt-to-prompt (Mokady et al. 2022, arXiv 2211.09794).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,3 +50,14 @@ def direction(family: Family, z: Tensor, lam_B: Tensor, prediction: Tensor) -> T
     p, q = (family.target(x, eps, lam_B) for x, eps in ((one, zero), (zero, one)))
     alpha, sigma = (per_item(weight, z) for weight in family.schedule.alpha_sigma(lam_B))
     return (alpha * prediction - p * z) / (alpha * q - sigma * p)
+
+
+def scheduler(config: Any) -> Any:
+    """diffusers' DDIMScheduler on the noise schedule of another one's `config`, with the levels of `levels`.
+
+    `leading` spacing with an offset of 1; the last step ends at alphas_cumprod[0] (`set_alpha_to_one` False).
+    """
+    from diffusers import DDIMScheduler
+
+    own = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+    return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, **own)

@@ -1,0 +1,55 @@
+"""`impasto invert`."""
+
+from pathlib import Path
+
+from impasto.cli.console import Result, parse
+
+
+def invert(args: list[str]) -> Result:
+    """Find the noise from which a base generates a given image."""
+
+    def invert(
+        image: Path,
+        caption: str,
+        base: str = "mini-sd3",
+        components: Path | None = None,
+        out: Path | None = None,
+        steps: int = 50,
+        until: float | None = None,
+        refine: int = 0,
+        size: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Result:
+        """DDIM or Euler inversion of a reference image: noise.safetensors and reconstruction.png.
+
+        Args:
+            image: The reference image; its middle square is used.
+            caption: What it shows and in what style.
+            base: Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id.
+            components: A diffusers folder for what a .safetensors checkpoint does not hold.
+            out: The folder; runs/inverted/<name of the image> when not given.
+            steps: Inversion steps from the image to noise.
+            until: Terminal timestep of 0 to 1000 (a rectified flow's noise share times 1000); all steps when not given.
+            refine: Fixed-point iterations of each step: nearer to the image, each costs another inversion.
+            size: Pixels, square; the base's own when not given.
+            device: cpu, cuda, mps or auto.
+            precision: fp32, bf16 or auto (bf16 on CUDA).
+        """
+        from impasto.invert import invert_image
+
+        return invert_image(
+            base,
+            image,
+            caption,
+            out=out,
+            steps=steps,
+            until=until,
+            refine=refine,
+            size=size,
+            device=device,
+            precision=precision,
+            components=components,
+        )
+
+    return parse(invert, args, "invert")

@@ -1,0 +1,98 @@
+"""Composed prompts: one conditional prediction out of those of several prompts (InstaStyle, eq. 12).
+
+    e = e_0 + w [(1 - beta) (e_1 - e_0) + beta (e_2 - e_0)] = e_0 + w (e_c - e_0),    e_c = sum_k w_k e_k
+
+e_0: prediction of the negative prompt, e_k: of prompt k, w: guidance scale. The weights w_k, here (1 - beta, beta), add
+up to 1, so that the sampler's own classifier-free guidance needs no change; a model without negative prompts (FLUX) has
+e = e_c. Compositional guidance: Liu et al. 2022, arXiv 2206.01714. A prompt of weight 0 is not computed; the others are
+rows of one call of the denoiser.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import fsum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impasto.errors import UserError
+from impasto.families.base import Condition, Family
+from impasto.guidance.style_guidance import SHARED, map_rows
+
+Texts = Mapping[str, Any]
+"""Keyword arguments of a denoiser that hold the prompt, rows first."""
+
+
+def texts(family: Family, condition: Condition) -> dict[str, Any]:
+    """A condition as the family's denoiser takes it.
+
+    SD1.5 encoder_hidden_states; SD3 and FLUX pooled_projections beside it; SDXL text_embeds in added_cond_kwargs.
+    """
+    rows = {name: t.to(family.device, family.dtype) for name, t in condition.items()}
+    found: dict[str, Any] = {"encoder_hidden_states": rows["text"]}
+    if "pooled" in rows and family.part == "unet":
+        return found | {"added_cond_kwargs": {"text_embeds": rows["pooled"]}}
+    return found | ({"pooled_projections": rows["pooled"]} if "pooled" in rows else {})
+
+
+def check_weights(weights: Sequence[float], prompts: int) -> None:
+    """Raise UserError unless there is a weight in [0, 1] for each prompt, together 1."""
+    if len(weights) != prompts:
+        raise UserError(f"{prompts} prompts but {len(weights)} weights: give one for each")
+    for weight in weights:
+        if not 0 <= weight <= 1:
+            raise UserError(f"beta, the weight of a prompt, must be from 0 to 1, not {weight:g}")
+    if abs(fsum(weights) - 1) > 1e-6:
+        raise UserError(f"the weights of the prompts must add up to 1, not {fsum(weights):g}")
+
+
+@contextmanager
+def composing(denoiser: Any, others: Sequence[Texts], weights: Sequence[float], halves: bool) -> Iterator[None]:
+    """While it holds, the conditional rows of each call of `denoiser` are e_c.
+
+    others: `texts` of prompts 2.., each with a row per image; the caller's own is prompt 1. weights: of all. halves:
+    whether the rows of the negative prompt come before those of the prompt, as diffusers has them under guidance; they
+    are returned as they are. Raises UserError for weights that do not fit.
+    """
+    check_weights(weights, 1 + len(others))
+    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
+    used = [(weight, text) for weight, text in zip(weights, (None, *others), strict=True) if weight]
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
+        each = n // 2 if halves else n
+        calls = [map_rows((args, kwargs), n, lambda t: t[:each])] if halves else []
+        prompt = map_rows((args, kwargs), n, lambda t: t[-each:])
+        calls += [prompt if text is None else (prompt[0], replace(prompt[1], text)) for _, text in used]
+        args, kwargs = join_rows(calls, each)
+        predictions = list(plain(*args, **kwargs)[0].split(each))
+        negative = [predictions.pop(0)] if halves else []
+        mixed = torch.stack([weight * e.float() for (weight, _), e in zip(used, predictions, strict=True)]).sum(0)
+        return (torch.cat([*negative, mixed.to(predictions[0].dtype)]),)
+
+    denoiser.forward = forward
+    try:
+        yield
+    finally:
+        if own_attribute:
+            denoiser.forward = plain
+        else:
+            del denoiser.forward
+
+
+def replace(kwargs: Mapping[str, Any], text: Texts) -> dict[str, Any]:
+    """`kwargs` with the values of `text`; a dict in it replaces the entries that it has."""
+    return dict(kwargs) | {
+        name: replace(kwargs[name], value) if isinstance(value, Mapping) else value for name, value in text.items()
+    }
+
+
+def join_rows(calls: Sequence[Any], n: int) -> Any:
+    """One structure out of several alike: tensors of n rows are joined, all else is that of the first."""
+    first = calls[0]
+    if isinstance(first, dict):
+        return {key: first[key] if key in SHARED else join_rows([call[key] for call in calls], n) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(join_rows(list(parts), n) for parts in zip(*calls, strict=True))
+    return torch.cat(list(calls)) if isinstance(first, Tensor) and first.ndim and len(first) == n else first
