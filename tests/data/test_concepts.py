@@ -27,6 +27,12 @@ SCENE = ("rocket", "teapot", "lion")
     ("caption", "phrases", "style"),
     [
         ("a rocket, a teapot and a lion, in flat vector style", SCENE, "flat vector"),
+        (
+            "a rocket and a lion in flat vector style on a red background",
+            ("rocket", "lion", "red background"),
+            "flat vector",
+        ),
+        ("a rocket and a lion in the style of Klee, on a red background", ("rocket", "lion", "red background"), "Klee"),
         ("A rocket, a teapot, and a lion in the style of Klee.", SCENE, "Klee"),
         ("a rocket, a teapot and a lion, flat vector art, bold lines", SCENE, "flat vector art, bold lines"),
         ("a rocket, skis and popcorn, ink drawing", ("rocket", "skis", "popcorn"), "ink drawing"),

@@ -50,8 +50,10 @@ LEADING = re.compile(rf"^(?:{DETERMINER}|and|with|on|in)\s+", re.I)
 FRAMING = re.compile(
     r"^(?:an?|the)\s+(?:drawing|picture|painting|image|icon|illustration|photo|sketch)\s+(?:of|showing)\s+"
 )
-STYLE_END = re.compile(r"(?:^|,?\s+)in\s+(?:an?\s+|the\s+)?(?P<words>(?:(?!\sin\s)[^,])+?)\s+style$", re.I)
-STYLE_OF = re.compile(r"(?:^|,?\s+)in\s+the\s+style\s+of\s+(?P<words>.+)$", re.I)
+IN_STYLE = re.compile(r"(?:^|,?\s+)in\s+(?:an?\s+|the\s+)?(?P<words>(?:(?!\sin\s)[^,])+?)\s+style\b", re.I)
+IN_STYLE_OF = re.compile(
+    rf"(?:^|,?\s+)in\s+the\s+style\s+of\s+(?P<words>.+?)(?=,?\s+(?:on|with)\s+{DETERMINER}\s|$)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,14 @@ def kind_of(phrase: str) -> Kind:
 
 def split_style(caption: str, style: str | None) -> tuple[str, str, str]:
     """(caption without its style words, style words, form). Raises UserError where it names no style."""
-    for pattern, form in ((STYLE_OF, "{concept} in the style of {style}"), (STYLE_END, "{concept} in {style} style")):
+    for pattern, form in (
+        (IN_STYLE_OF, "{concept} in the style of {style}"),
+        (IN_STYLE, "{concept} in {style} style"),
+    ):
         if match := pattern.search(caption):
             words = match["words"]
             if style is None or words.lower() == style.lower():
-                return caption[: match.start()], words, form
+                return caption[: match.start()] + caption[match.end() :], words, form
     if style is not None:
         at = caption.lower().find(style.lower())
         if at < 0:
@@ -276,7 +281,7 @@ def check_box(concept: Concept, width: int, height: int, several: bool, where: s
         raise UserError(f"{where}: the region of {concept.phrase!r} is the whole image: {list(concept.box)}")
 
 
-def with_boxes(parsed: ParsedCaption, boxes: Sequence[tuple[Box, float | None]]) -> tuple[Concept, ...]:
+def with_boxes(parsed: ParsedCaption, boxes: Sequence[tuple[Box | None, float | None]]) -> tuple[Concept, ...]:
     """The concepts with a region and a score for each thing, in order."""
     given, placed = iter(boxes), []
     for concept in parsed.concepts:

@@ -93,6 +93,10 @@ class Family(Protocol):
         """One row per prompt. length: one of `text_lengths`, the first by default. pipe: one that is loaded already."""
         ...
 
+    def text_tokens(self) -> list[tuple[Any, int, int]]:
+        """(tokeniser, first row, rows) of each part of a condition's "text", whose rows are its tokens in order."""
+        ...
+
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """`cond`, one row per prompt, with what the CLIPs of `clip` say now, with gradient; T5's part stays."""
         ...

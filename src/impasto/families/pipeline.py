@@ -160,6 +160,10 @@ class DiffusersFolder(ABC):
         """The tokeniser of `pipe` that reads most of a prompt, and up to which length if not its own."""
         return getattr(pipe, self.reader), length if self.reader_takes_length else None
 
+    def text_tokens(self) -> list[tuple[Any, int, int]]:
+        """All rows are those of the tokeniser that reads most of a prompt."""
+        return [(getattr(self.encoders, self.reader), 0, next(iter(self.text_lengths)))]
+
     @abstractmethod
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         """The conditions that the pipeline's `encode_prompt` makes; its encoders compute on `device`."""
