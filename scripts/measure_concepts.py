@@ -17,6 +17,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from impasto.artworld.scenes import reference_scene
 from impasto.bases import loader
 from impasto.data.concepts import Box, iou, parse_caption
 from impasto.files import atomic
-from impasto.regions import Search, finder_function
+from impasto.regions import Search, attention, error
 from impasto.regions.proposals import propose
 
 OUT = Path("docs/results/finestyle")
@@ -43,6 +44,11 @@ GROUNDS = {
     "dark": ("navy", "maroon", "forest green", "charcoal"),
 }
 SEED, THINGS = 5, 3
+ARMS = {
+    "error": error.find,
+    "error, with style words": partial(error.find, with_style=True),
+    "attention": attention.find,
+}
 
 
 def scenes(split: str, ground: str, count: int) -> Iterator[tuple[dict[str, Any], Image.Image, list[Box], str, str]]:
@@ -94,9 +100,9 @@ def run(bases: list[str], finders: list[str], split: str, grounds: list[str], co
                     if json.dumps(key) in known:
                         continue
                     search = Search(image, caption, parse_caption(caption, words), base, given=family)
-                    regions = finder_function(finder)(search)
+                    regions = ARMS[finder](search)
                     row = {"key": key, **score([region.box for region in regions if region.box], true)}
-                    if finder == "error":
+                    if finder != "attention":
                         row["proposed"] = round(best_iou(image, true), 4)
                     with ROWS.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -138,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the region finders.")
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("--base", nargs="+", default=["mini-sd15", "mini-sd3"])
-    parser.add_argument("--finder", nargs="+", default=["error", "attention"])
+    parser.add_argument("--finder", nargs="+", choices=tuple(ARMS), default=["error", "attention"])
     parser.add_argument("--split", choices=("train", "secondary", "primary"), default="secondary")
     parser.add_argument("--ground", nargs="+", choices=tuple(GROUNDS), default=list(GROUNDS))
     parser.add_argument("--scenes", type=int, default=8, help="per style and ground")

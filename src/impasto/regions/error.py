@@ -50,11 +50,13 @@ def errors(
     return torch.cat(found).view(len(crops), len(prompts), draws).mean(-1)
 
 
-def find(search: Search) -> list[Region]:
-    """Raises UserError where the image has fewer regions than the caption has things."""
+def find(search: Search, with_style: bool = False) -> list[Region]:
+    """with_style: prompts with the style words. Raises UserError where the image has fewer regions than the caption has
+    things."""
     family, size = search.family, int(search.family.card["size"])
     proposals = propose(search.image, len(search.things))
-    found = errors(family, [crop(search.image, proposal, size) for proposal in proposals], search.prompts, search.seed)
+    prompts = search.prompts if with_style else search.things
+    found = errors(family, [crop(search.image, proposal, size) for proposal in proposals], prompts, search.seed)
     gain = 1 - found / found.mean(1, keepdim=True)
     chosen = assign(-gain.numpy(), [proposal.box for proposal in proposals])
     if chosen is None:
