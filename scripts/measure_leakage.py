@@ -2,10 +2,14 @@
 
     python scripts/measure_leakage.py
 
-Pairs of true images of held-out styles: one thing on white, and the same with a second thing pasted over it, at a share
-of the image's side and at a random place. A leak counts as seen where the log-odds of the pasted thing rise. Control: a
-third thing, which is not there. "centred": the rise less the median over all concepts, as anything that is added raises
-most of them. Concepts: neither evaluation nor reference concepts.
+Pairs of true images of held-out styles: one thing on white, and the same with a second thing pasted over it, at .3 of
+the image's side and at a random place. A leak counts as seen where the log-odds of the pasted thing rise. Control: a
+third thing, which is not there: its log-odds should rise in half of the pairs. Concepts: neither evaluation nor
+reference concepts.
+
+    whole     log-odds of the whole image
+    places    the largest of the whole image and its windows (`leakage.place_log_odds`)
+    centred   the rise less the median over all concepts: what `leakage.scene_leak` does
 """
 
 import json
@@ -17,13 +21,13 @@ import torch
 from PIL import Image
 
 from impasto.artworld import ArtWorld, free_concepts, load, load_meta
-from impasto.evaluate.leakage import log_odds
+from impasto.evaluate.leakage import log_odds, place_log_odds
 from impasto.files import atomic
 from impasto.judges.model import Judges
 
 OUT = Path("docs/results/finestyle/leakage.json")
 PAIRS, SEED = 200, 3
-SIDES = (0.2, 0.3, 0.4)
+SIDE = 0.3
 
 
 def pairs(world: ArtWorld, styles: list[int], side: float) -> list[tuple[Image.Image, Image.Image, int, int, int]]:
@@ -45,43 +49,47 @@ def pairs(world: ArtWorld, styles: list[int], side: float) -> list[tuple[Image.I
     return found
 
 
-def measure(judges: Judges, world: ArtWorld, styles: list[int], side: float) -> dict[str, Any]:
-    """Shares and means over the pairs."""
-    rows = pairs(world, styles, side)
-    before, after = (log_odds(judges.concept([row[i] for row in rows])) for i in (0, 1))
-    change, index = after - before, torch.arange(len(rows))
+def measure(judges: Judges, rows: list[tuple[Image.Image, Image.Image, int, int, int]]) -> dict[str, Any]:
+    """Shares and means over the pairs, by reading."""
+    index = torch.arange(len(rows))
     pasted, absent = (torch.tensor([row[column] for row in rows]) for column in (2, 3))
-    shown = judges.concept_threshold
-    cell: dict[str, Any] = {"side": side, "pairs": len(rows)}
-    for kind, rise in (("plain", change), ("centred", change - change.median(1, keepdim=True).values)):
-        seen, control = rise[index, pasted], rise[index, absent]
-        cell[kind] = {
-            "raised": round((seen > 0).double().mean().item(), 3),
-            "mean_rise": round(seen.mean().item(), 2),
-            "absent_raised": round((control > 0).double().mean().item(), 3),
-            "absent_mean_rise": round(control.mean().item(), 2),
-        }
-    cell["raised_more_than_the_absent"] = round(
-        (change[index, pasted] > change[index, absent]).double().mean().item(), 3
-    )
-    cell["shown"] = round((after[index, pasted].sigmoid() >= shown).double().mean().item(), 3)
-    names, by_style = load_meta()["style_names"], {}
-    for style in styles:
-        own = torch.tensor([row[4] == style for row in rows])
-        by_style[names[style]] = round((change[index, pasted][own] > 0).double().mean().item(), 3)
-    return cell | {"raised_by_style": by_style}
+    styles, names = torch.tensor([row[4] for row in rows]), load_meta()["style_names"]
+    readings: dict[str, Any] = {}
+    for where in ("whole", "places"):
+        images = [[row[i] for row in rows] for i in (0, 1)]
+        before, after = (
+            log_odds(judges.concept(some)) if where == "whole" else place_log_odds(judges, some) for some in images
+        )
+        change = after - before
+        shares = [(z[index, pasted].sigmoid() >= judges.concept_threshold).double() for z in (before, after)]
+        for kind, rise in ((where, change), (f"{where}, centred", change - change.median(1, keepdim=True).values)):
+            seen, control = rise[index, pasted], rise[index, absent]
+            readings[kind] = {
+                "raised": share(seen > 0),
+                "mean_rise": round(seen.mean().item(), 2),
+                "absent_raised": share(control > 0),
+                "absent_mean_rise": round(control.mean().item(), 2),
+                "raised_more_than_the_absent": share(seen > control),
+                "shown_before_and_after": [round(one.mean().item(), 3) for one in shares],
+                "raised_by_style": {names[s]: share(seen[styles == s] > 0) for s in styles.unique().tolist()},
+            }
+    return readings
+
+
+def share(hits: torch.Tensor) -> float:
+    return round(hits.double().mean().item(), 3)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     judges, styles = Judges.load(), load_meta()["split"]["heldout_styles"]
     world = load(styles=styles, concepts=free_concepts())
-    cells = [measure(judges, world, styles, side) for side in SIDES]
-    result = {"concept_judge_sha256": judges.card["concept"]["sha256"], "seed": SEED, "cells": cells}
+    readings = measure(judges, pairs(world, styles, SIDE))
+    result = {"concept_judge_sha256": judges.card["concept"]["sha256"], "pairs": PAIRS, "side": SIDE, "seed": SEED}
     with atomic(OUT) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    for cell in cells:
-        print(cell)
+        temporary.write_text(json.dumps(result | {"readings": readings}, indent=1) + "\n")
+    for name, reading in readings.items():
+        print(name, reading)
 
 
 if __name__ == "__main__":

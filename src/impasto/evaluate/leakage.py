@@ -8,16 +8,24 @@ A reference of several things leaks those that a prompt does not name. Of a thin
 
     leak = logit p_c(image) - logit p_c(base's image of the same prompt and seed)
 
-which is above 0 where the image shows more of c than the base would, and needs no threshold. Anything that is added to
-an image raises the log-odds of most concepts, so `centred` leaks are taken less the median over all concepts, whose own
-log-odds then change by 0: docs/results/finestyle/leakage.json has both of things pasted into true images.
+which is above 0 where the image shows more of c than the base would, and needs no threshold. Measured on things pasted
+into true images (docs/results/finestyle/leakage.json), the bare difference says little: whatever is added to an image
+raises most concepts. So logits are the largest over the whole image and WINDOWS of it, and leaks are taken less the
+median over all concepts ("centred"), whose own leak then is 0 on average.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from impasto.judges.model import Judges
+
+WINDOW, WINDOWS = 0.35, 5
+"""Side of a window as a share of the image's shorter side, and their number each way."""
 
 
 def leaks(
@@ -67,25 +75,39 @@ def log_odds(probabilities: Tensor) -> Tensor:
     return p.log() - torch.log1p(-p)
 
 
+def place_log_odds(judges: Judges, images: Sequence[Image.Image]) -> Tensor:
+    """float64 [n, concepts]: the largest log-odds that the concept judge gives a concept in the image or a window."""
+    rows = [log_odds(judges.concept([image, *windows(image)])).amax(0) for image in images]
+    return torch.stack(rows)
+
+
+def windows(image: Image.Image) -> list[Image.Image]:
+    """WINDOWS x WINDOWS squares that cover the image, each enlarged to its shorter side."""
+    whole = min(image.size)
+    side = round(WINDOW * whole)
+    columns, rows = (np.linspace(0, length - side, WINDOWS).round().astype(int).tolist() for length in image.size)
+    boxes = [(left, top, left + side, top + side) for top in rows for left in columns]
+    return [image.convert("RGB").resize((whole, whole), Image.Resampling.BICUBIC, box) for box in boxes]
+
+
 def scene_leak(
-    probabilities: Tensor,
-    base_probabilities: Tensor,
+    odds: Tensor,
+    base_odds: Tensor,
     reference: Collection[int],
     asked: Sequence[Collection[int]],
     threshold: float,
-    centred: bool = False,
+    centred: bool = True,
 ) -> SceneLeak | None:
     """The leak of the reference's things into images, see above; None where every prompt names all of them.
 
-    probabilities, base_probabilities [n, concepts]: of the images and of the base's with the same prompts and seeds.
-    reference: the concepts that it shows. asked: per image those that its prompt names. threshold: probability from
-    which a thing counts as shown. centred: less the median over all concepts, see above.
+    odds, base_odds [n, concepts]: log-odds (`place_log_odds`) of the images and of the base's with the same prompts and
+    seeds. reference: the concepts that it shows. asked: per image those that its prompt names. threshold: probability
+    from which a thing counts as shown. centred: less the median over all concepts.
     """
-    if not len(probabilities) == len(base_probabilities) == len(asked):
-        counts = f"{len(probabilities)}, {len(base_probabilities)}, {len(asked)}"
+    if not len(odds) == len(base_odds) == len(asked):
+        counts = f"{len(odds)}, {len(base_odds)}, {len(asked)}"
         raise ValueError(f"as many images as images of the base and prompts are needed, not {counts}")
-    things = sorted(reference)
-    change = log_odds(probabilities) - log_odds(base_probabilities)
+    things, change = sorted(reference), odds - base_odds
     gain = (change - change.median(1, keepdim=True).values if centred else change)[:, things]
     unasked = torch.tensor([[thing not in names for thing in things] for names in asked]).view(len(asked), len(things))
     if not unasked.any():
@@ -94,7 +116,7 @@ def scene_leak(
     for i, thing in enumerate(things):
         rows = unasked[:, i]
         if rows.any():
-            shares = [(p[rows, thing] >= threshold).double().mean().item() for p in (probabilities, base_probabilities)]
+            shares = [(z[rows, thing].sigmoid() >= threshold).double().mean().item() for z in (odds, base_odds)]
             found[thing] = ThingLeak(int(rows.sum()), gain[rows, i].mean().item(), *shares)
     of_image = torch.stack([row[known].mean() for row, known in zip(gain, unasked, strict=True) if known.any()])
     n = len(of_image)
