@@ -56,7 +56,7 @@ def measure(judges: Judges, rows: list[tuple[Image.Image, Image.Image, int, int,
     styles, names = torch.tensor([row[4] for row in rows]), load_meta()["style_names"]
     readings: dict[str, Any] = {}
     for where in ("whole", "places"):
-        images = [[row[i] for row in rows] for i in (0, 1)]
+        images = [row[0] for row in rows], [row[1] for row in rows]
         before, after = (
             log_odds(judges.concept(some)) if where == "whole" else place_log_odds(judges, some) for some in images
         )
