@@ -17,6 +17,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.styleinject:ADAPTER",
         "several low-rank updates mixed by a router, and AdaIN; not mergeable",
     ),
+    "kv-bottleneck": Entry(
+        "impasto.adapters.config:KVBottleneck",
+        "impasto.adapters.kv_bottleneck:ADAPTER",
+        "bottlenecks behind keys and values of cross-attention (FineStyle); not mergeable",
+    ),
 }
 TEXT: dict[str, Entry] = {
     "frozen": Entry(

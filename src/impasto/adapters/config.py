@@ -59,6 +59,32 @@ class StyleInject:
         return ("to_v",) if self.variant == "paper-text" else ()
 
 
+LOCATIONS = {
+    "kv": ("cross_attention_kv",),
+    "q": ("cross_attention_q",),
+    "out": ("cross_attention_out",),
+    "all": ("cross_attention_kv", "cross_attention_q", "cross_attention_out"),
+}
+"""Kinds of layers of a family, by location of a `KVBottleneck`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVBottleneck:
+    """FineStyle's adapter: bottlenecks behind keys and values of cross-attention, see `adapters.kv_bottleneck`."""
+
+    dim: int = 4
+    """Width of the bottleneck."""
+    shared: bool = False
+    """One pair of matrices for all layers, with a bias per layer."""
+    location: str = "kv"
+    """Behind the keys and values of cross-attention (kv, FineStyle), its queries (q), its output (out), or all."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("dim",), prefix="adapter.")
+        if self.location not in LOCATIONS:
+            raise UserError(f"unknown adapter.location {self.location!r}: {nearest(self.location, list(LOCATIONS))}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrozenText:
     """The text encoders stay as they are; captions are encoded once."""

@@ -11,8 +11,11 @@ import numpy as np
 from PIL import Image
 
 from impasto.artworld.captions import Random
+from impasto.artworld.world import ArtWorld
 
-TRIES = 12  # positions tried for an object before all are made smaller
+TRIES = 12  # places tried for a thing before it is made smaller
+REFERENCE_SIZE, REFERENCE_SIDE = 256, (0.3, 0.45)
+"""Pixels of a reference scene, and the range of its things' longer sides: no thing is larger than its own image."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,22 @@ class Scene:
     rgb: np.ndarray
     boxes: np.ndarray
     visible: np.ndarray
+
+
+def reference_scene(
+    world: ArtWorld,
+    style: str | int,
+    concepts: Sequence[str | int],
+    seed: int,
+    background: Sequence[int] = (255, 255, 255),
+    size: int = REFERENCE_SIZE,
+) -> Scene:
+    """A scene that serves as a reference image: these concepts in one style, none covering another.
+
+    background: r, g, b. Raises UserError where the style lacks one of the concepts.
+    """
+    images = [world.rgba[world.index(style, concept)] for concept in concepts]
+    return compose(images, size, np.random.default_rng(seed), REFERENCE_SIDE, background=background)
 
 
 def compose(

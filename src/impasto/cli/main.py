@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 
 from impasto import __version__
+from impasto.cli.concepts import concepts, show_concepts
 from impasto.cli.console import (
     Result,
     flag,
@@ -42,7 +43,7 @@ def noise(args: list[str]) -> Result:
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
-        *(train, generate, invert, evaluate, report, sheet, recipes),
+        *(train, generate, invert, evaluate, report, sheet, recipes, concepts),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
     )
@@ -55,6 +56,7 @@ prints its result as one JSON object, on the last line of standard output."""
 
 SHOW: dict[str, Callable[[Result], None]] = {
     "evaluate": show_scores,
+    "concepts": show_concepts,
     "demo": lambda result: None,
     "noise": lambda result: None,
     "recipes": lambda result: None,

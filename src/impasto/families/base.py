@@ -92,6 +92,10 @@ class Family(Protocol):
         """One row per prompt. length: one of `text_lengths`, the first by default. pipe: a loaded pipeline to use."""
         ...
 
+    def text_tokens(self) -> list[tuple[Any, int, int]]:
+        """(tokeniser, first row, rows) of each part of a condition's "text", whose rows are its tokens in order."""
+        ...
+
     def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """`cond`, one row per prompt, with the CLIPs' part re-encoded by `clip`, with gradient; T5's part is kept."""
         ...

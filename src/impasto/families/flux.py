@@ -25,6 +25,9 @@ KINDS = {
     "image_stream": IMAGE_STREAM,
     "text_stream": TEXT_STREAM,
     "single_mlp": ("proj_mlp", "proj_out"),
+    "cross_attention_kv": TEXT_STREAM[1:3],
+    "cross_attention_q": ("attn.to_q",),
+    "cross_attention_out": ("attn.to_out.0",),
 }
 TRAINING_GUIDANCE = 1.0
 IN_CALLBACK = {"prompt_embeds": "prompt_embeds"}

@@ -160,6 +160,10 @@ class DiffusersFolder(ABC):
         """The tokeniser of `pipe` that keeps most of a prompt, and its maximum length, None for the tokeniser's own."""
         return getattr(pipe, self.main_tokenizer), length if self.padded_to_length else None
 
+    def text_tokens(self) -> list[tuple[Any, int, int]]:
+        """All rows are those of the tokeniser that reads most of a prompt."""
+        return [(getattr(self.encoders, self.main_tokenizer), 0, next(iter(self.text_lengths)))]
+
     @abstractmethod
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         """The conditions from the pipeline's `encode_prompt`, whose encoders are on `device`."""

@@ -17,7 +17,14 @@ from impasto.noise.schedule import RectifiedFlow
 
 IMAGE_STREAM = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-KINDS = {"attention": IMAGE_STREAM + TEXT_STREAM, "image_stream": IMAGE_STREAM, "text_stream": TEXT_STREAM}
+KINDS = {
+    "attention": IMAGE_STREAM + TEXT_STREAM,
+    "image_stream": IMAGE_STREAM,
+    "text_stream": TEXT_STREAM,
+    "cross_attention_kv": TEXT_STREAM[1:3],
+    "cross_attention_q": ("attn.to_q",),
+    "cross_attention_out": ("attn.to_out.0",),
+}
 IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled_prompt_embeds"}
 
 
@@ -52,6 +59,14 @@ class SD3(DiffusersFolder):
         if pipe.tokenizer_3 is None or self.card.get("embedded") or length <= pipe.tokenizer.model_max_length:
             return super().prompt_tokenizer(pipe, length)
         return pipe.tokenizer_3, length
+
+    def text_tokens(self) -> list[tuple[Any, int, int]]:
+        """CLIP's rows come first, T5's behind them; an embedded base's T5 reads nothing."""
+        clip = self.encoders.tokenizer_max_length
+        found = [(self.encoders.tokenizer, 0, clip)]
+        if self.encoders.tokenizer_3 is not None and not self.card.get("embedded"):
+            found.append((self.encoders.tokenizer_3, clip, next(iter(self.text_lengths))))
+        return found
 
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         from diffusers.loaders import TextualInversionLoaderMixin

@@ -23,6 +23,8 @@ KINDS = {
     "self_attention": SELF,
     "cross_attention": CROSS,
     "cross_attention_kv": ("attn2.to_k", "attn2.to_v"),
+    "cross_attention_q": ("attn2.to_q",),
+    "cross_attention_out": ("attn2.to_out.0",),
     "feed_forward": ("ff.net.0.proj", "ff.net.2"),
     "convolution": ("conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv"),
 }
