@@ -157,7 +157,7 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
     def pool(self, x: Tensor, how: str, keepdim: bool = False) -> Tensor:
         """Sum or mean over an image's positions in float32. Not `mean`, whose backward pass writes a whole tensor."""
         pooled = x.sum(self.positions, keepdim=keepdim, dtype=torch.float32)
-        return pooled if how == "sum" else pooled / math.prod(x.shape[i] for i in self.positions)
+        return pooled if how == "sum" else pooled / (x.numel() // pooled.numel())
 
     def gate(self, name: str, s: Tensor | None) -> Tensor:
         """Gamma s + c in float32, to be multiplied with h."""
