@@ -57,15 +57,14 @@ def scenes(split: str, ground: str, count: int) -> Iterator[tuple[dict[str, Any]
     for style in meta["split"][f"{split}_styles"]:
         if ground == "dark" and not meta["styles"][style]["colour"]:
             continue
-        world = load(styles=[style])
         pool = meta["split"]["reference_concepts"] if split == "primary" else free_concepts()
-        drawn = set(world.concept_id.tolist())
-        pool = [concept for concept in pool if concept in drawn]
+        pool = [concept for concept in pool if concept in set(meta["drawn"][style])]
         words = meta["styles"][style]["descriptions"][0]
         for i in range(count):
             rng = np.random.default_rng([SEED, style, i])
             things = [int(concept) for concept in rng.choice(pool, THINGS, replace=False)]
             colour = GROUNDS[ground][int(rng.integers(len(GROUNDS[ground])))]
+            world = load(styles=[style], concepts=things)
             scene = reference_scene(world, style, things, seed=1000 * style + i, background=NAMED[colour])
             labels = [meta["concepts"][concept]["label"] for concept in things]
             key = {"split": split, "style": meta["style_names"][style], "ground": colour, "scene": i, "things": labels}

@@ -37,6 +37,13 @@ SCENE = ("rocket", "teapot", "lion")
         ("a rocket, a teapot and a lion, flat vector art, bold lines", SCENE, "flat vector art, bold lines"),
         ("a rocket, skis and popcorn, ink drawing", ("rocket", "skis", "popcorn"), "ink drawing"),
         ("a cat and skis in pixel art style", ("cat", "skis"), "pixel art"),
+        ("a cat and cooked rice in pixel art style", ("cat", "cooked rice"), "pixel art"),
+        ("a fork and knife with a four leaf clover in ink style", ("fork and knife", "four leaf clover"), "ink"),
+        (
+            "two cats, a traffic light and an artist palette in ink style",
+            ("two cats", "traffic light", "artist palette"),
+            "ink",
+        ),
         ("a black and white cat in pixel art style", ("black and white cat",), "pixel art"),
         ("a woman with a laptop in front of a bookshelf in flat cartoon style", ("woman", "laptop", "bookshelf"), None),
         ("a cat with wry smile on a white background in ink style", ("cat with wry smile", "white background"), "ink"),
@@ -68,6 +75,15 @@ def test_parse_caption_reads_every_description_of_the_art_world():
             for ground in ("", ", on a navy background"):
                 parsed = parse_caption(f"{listing(labels)}, {words}{ground}")
                 assert (parsed.things, parsed.style) == (tuple(labels), words)
+
+
+def test_parse_caption_reads_every_label_of_the_art_world():
+    split = load_meta()["split"]
+    for concept in {*split["core_everywhere"], *split["reference_concepts"]}:
+        label = load_meta()["concepts"][concept]["label"]
+        for labels in ([label, "ruler"], ["ruler", label], ["ruler", "abacus", label], [label, "ruler", "abacus"]):
+            if label not in ("ruler", "abacus"):
+                assert list(parse_caption(f"{listing(labels)}, ink drawing").things) == labels
 
 
 def test_sub_prompt_has_the_form_of_the_caption():

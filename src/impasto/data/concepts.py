@@ -34,9 +34,10 @@ SAME_IOU = 0.8  # of two regions: the same region
 SHARED = 0.5  # of the smaller of two regions within the other: worth a warning
 
 ATTRIBUTE_HEADS = """
-background backgrounds backdrop ground grounds canvas paper lighting light shading palette colors colours texture
-textures outline outlines lines strokes brushstrokes contours art drawing painting illustration rendering
+background backgrounds backdrop lighting shading colors colours texture textures outlines lines strokes brushstrokes
+contours art rendering
 """
+COLOURS = "black white grey gray red orange yellow green blue purple violet pink brown gold silver"
 DETERMINER = r"(?:an?|the|one|two|three|four|five|six|some|several|many)"
 # "with" and "on" separate concepts only before a determiner: "cat with wry smile", "heart on fire" are one thing.
 RELATION = re.compile(
@@ -44,9 +45,14 @@ RELATION = re.compile(
     rf"\s+(?={DETERMINER}\s)"
 )
 AND = re.compile(rf",?\s+and\s+(?={DETERMINER}\s)")
-# "a cat and skis": a determiner before the first noun, none before the second; not "a black and white cat".
-BARE_LAST = re.compile(rf"{DETERMINER}\s+.+?\s+and\s+\S+", re.I)
-LEADING = re.compile(rf"^(?:{DETERMINER}|and|with|on|in)\s+", re.I)
+# "a cat and skis" is two things; "a black and white cat" and "a fork and knife" are one.
+PAIRED = "knife arrow arrows bolt saucer chain thread wrench pick pestle pepper spoon"
+BARE_LAST = re.compile(
+    rf"(?P<first>{DETERMINER}\s+(?!(?:{'|'.join(COLOURS.split())})\s+and).+?)\s+and\s+"
+    rf"(?P<last>(?!(?:{'|'.join(PAIRED.split())})$).+)",
+    re.I,
+)
+LEADING = re.compile(r"^(?:(?:and|with|on|in)\s+)?(?:an?|the|some|several|many)\s+", re.I)
 FRAMING = re.compile(
     r"^(?:an?|the)\s+(?:drawing|picture|painting|image|icon|illustration|photo|sketch)\s+(?:of|showing)\s+"
 )
@@ -163,19 +169,19 @@ def split_phrases(content: str) -> Iterator[str]:
     content = FRAMING.sub("", content.strip(" ,"))
     parts = re.split(r",\s+(?:and\s+)?", content)
     for i, part in enumerate(parts):
-        ends_list = i == len(parts) - 1 > 0  # "skis and popcorn" behind "a rocket, "
         for phrase in RELATION.split(part):
             for piece in AND.split(phrase):
-                bare = ends_list or BARE_LAST.fullmatch(piece)
-                yield from filter(None, map(clean, re.split(r"\s+and\s+", piece) if bare else [piece]))
+                pieces = [piece]
+                if match := BARE_LAST.fullmatch(piece):
+                    pieces = [match["first"], match["last"]]
+                elif i == len(parts) - 1 > 0 and not re.match(rf"{DETERMINER}\s", piece, re.I):
+                    pieces = re.split(r"\s+and\s+", piece)  # "skis and popcorn" behind "a rocket, "
+                yield from filter(None, map(clean, pieces))
 
 
 def clean(phrase: str) -> str:
-    """Without articles and surrounding punctuation."""
-    phrase = phrase.strip(" ,.;")
-    while (shorter := LEADING.sub("", phrase)) != phrase:
-        phrase = shorter
-    return phrase
+    """Without its article and surrounding punctuation."""
+    return LEADING.sub("", phrase.strip(" ,.;"))
 
 
 # The file
