@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from impasto.artworld import load_meta
-from impasto.artworld.captions import listing
+from impasto.artworld.captions import join_labels
 from impasto.data.concepts import (
     Concept,
     ConceptFile,
@@ -73,7 +73,7 @@ def test_parse_caption_reads_every_description_of_the_art_world():
     for style in load_meta()["styles"]:
         for words in style["descriptions"]:
             for ground in ("", ", on a navy background"):
-                parsed = parse_caption(f"{listing(labels)}, {words}{ground}")
+                parsed = parse_caption(f"{join_labels(labels)}, {words}{ground}")
                 assert (parsed.things, parsed.style) == (tuple(labels), words)
 
 
@@ -83,7 +83,7 @@ def test_parse_caption_reads_every_label_of_the_art_world():
         label = load_meta()["concepts"][concept]["label"]
         for labels in ([label, "ruler"], ["ruler", label], ["ruler", "abacus", label], [label, "ruler", "abacus"]):
             if label not in ("ruler", "abacus"):
-                assert list(parse_caption(f"{listing(labels)}, ink drawing").things) == labels
+                assert list(parse_caption(f"{join_labels(labels)}, ink drawing").things) == labels
 
 
 def test_sub_prompt_has_the_form_of_the_caption():

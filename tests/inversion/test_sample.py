@@ -82,9 +82,9 @@ def test_sample_starts_at_the_terminal_level():
     """The calls of the model run from there to the cleanest level but the image's own."""
     model = Model(SD15, lambda z, lam: z)
     found = invert(model, picture(), {}, 50, until=-1.0)
-    model.told.clear()
+    model.levels.clear()
     sample(model, found.noise, found.log_snr, {})
-    assert model.told == pytest.approx(found.log_snr[1:].flip(0).tolist(), abs=1e-6)
+    assert model.levels == pytest.approx(found.log_snr[1:].flip(0).tolist(), abs=1e-6)
 
 
 def test_guidance_without_a_negative_condition_raises():
