@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from impasto.artworld import free_concepts, load, load_meta
-from impasto.artworld.captions import listing
+from impasto.artworld.captions import join_labels
 from impasto.artworld.colours import NAMED
 from impasto.artworld.scenes import reference_scene
 from impasto.bases import loader
@@ -69,7 +69,7 @@ def scenes(split: str, ground: str, count: int) -> Iterator[tuple[dict[str, Any]
             labels = [meta["concepts"][concept]["label"] for concept in things]
             key = {"split": split, "style": meta["style_names"][style], "ground": colour, "scene": i, "things": labels}
             boxes = [tuple(box) for box in scene.boxes.tolist()]
-            yield key, Image.fromarray(scene.rgb), boxes, f"{listing(labels)}, {words}", words
+            yield key, Image.fromarray(scene.rgb), boxes, f"{join_labels(labels)}, {words}", words
 
 
 def score(found: list[Box], true: list[Box]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_load_refuses_another_base_and_another_file(tiny_sd15, tiny_sd3):
 
 
 def test_settings_are_checked():
-    with pytest.raises(UserError, match="adapter.dim must be above 0, not 0"):
+    with pytest.raises(UserError, match=r"adapter\.dim must be above 0, not 0"):
         KVBottleneck(dim=0)
-    with pytest.raises(UserError, match="unknown adapter.location 'vk': did you mean 'kv'"):
+    with pytest.raises(UserError, match=r"unknown adapter\.location 'vk': did you mean 'kv'"):
         KVBottleneck(location="vk")
