@@ -3,6 +3,7 @@
 import re
 import warnings
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import tyro
@@ -67,9 +68,10 @@ def recipes(args: list[str]) -> Result:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a recipe's comment."""
+    """The first sentence of a recipe's comment, at most 100 characters."""
     lines = [line.removeprefix("#").strip() for line in text.splitlines()[:6] if line.startswith("#")]
-    return re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
+    sentence = re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
+    return shorten(sentence, 100, placeholder=" ...")
 
 
 def sheet(args: list[str]) -> Result:
