@@ -27,6 +27,7 @@ from impasto.objectives import OBJECTIVES
 from impasto.optim.optimizers import OPTIMIZERS
 from impasto.registry import Entry
 from impasto.sampling.sample import Sampling
+from impasto.styles.load import load_style, tuner_layers
 from impasto.styles.parts import read_parts
 from impasto.training.train import train
 
@@ -70,6 +71,20 @@ def test_matrix_trains_saves_loads_and_generates(kind, row, request, picture, tm
     assert recipe["noise"]["name"] == row["noise"] and recipe["adapter"]["name"] == keys["adapter"]
     assert (config.out / read_parts(config.out)[0].file).is_file()
     assert images(base, config.out)[0].shape == images(base)[0].shape
+
+
+@pytest.mark.filterwarnings("ignore:after 1 steps", "ignore:Already found a `peft_config`")
+def test_styles_of_two_kinds_are_both_active_in_either_order(tiny_sd15, picture, tmp_path):
+    runs = {name: run(tiny_sd15, picture, tmp_path / name, adapter=name)[0].out for name in ("lora", "styleinject")}
+    for order in (list(runs), list(runs)[::-1]):
+        pipe = load(str(tiny_sd15), device="cpu", precision="fp32").pipeline()
+        for name, strength in zip(order, (0.5, 0.8), strict=True):
+            load_style(pipe, runs[name], strength)
+        layers = tuner_layers(pipe)
+        active = {
+            (one, layer.scaling[one]) for layer in layers for one in layer.active_adapters if one in layer.scaling
+        }
+        assert active == {("style0", 0.5), ("style1", 0.8)}
 
 
 # One file with a setting of its own, and one row: this is all that a new adapter or guidance needs.

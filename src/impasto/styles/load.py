@@ -69,7 +69,7 @@ def load_lora(pipe: Any, file: Path, strength: float) -> None:
     del tensors
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
     name = free_name(pipe)
-    before = [(layer, dict(layer.scaling)) for layer in lora_layers(pipe)]
+    before = [(layer, dict(layer.scaling)) for layer in tuner_layers(pipe)]
     active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
     with quiet():  # what is missing or unused is said below, as an error
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
@@ -87,12 +87,12 @@ def load_lora(pipe: Any, file: Path, strength: float) -> None:
         raise UserError(f"style {str(file)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
 
 
-def lora_layers(pipe: Any) -> list[Any]:
+def tuner_layers(pipe: Any) -> list[Any]:
     """Layers of the pipeline's parts that carry adapters."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     parts = [part for part in pipe.components.values() if isinstance(part, Module)]
-    return [layer for part in parts for layer in part.modules() if isinstance(layer, LoraLayer)]
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:

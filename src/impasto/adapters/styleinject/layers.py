@@ -146,7 +146,8 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
         gate = self.gate(name, s) if w == 1 else w * self.gate(name, s)
         if of.hyper == "additive":
             gate = gate / (h.float().var(self.positions, correction=0, keepdim=True) + EPS).sqrt()
-        return torch.addcmul(result, gate, h - self.pool(h, "mean", keepdim=True))
+        minus_mu = -self.pool(h, "mean", keepdim=True)  # `h - mu` would negate a whole tensor in the backward pass
+        return torch.addcmul(result, gate, h + minus_mu)
 
     def route(self, name: str, x: Tensor, h: Tensor) -> Tensor:
         """s in float32: (B, n), or (B, *positions, n) where each token has its own."""
