@@ -67,7 +67,7 @@ class Draws:
             pair.views[self.shared(step, f"crop {i}", len(pair.views))] for i, pair in zip(items, pairs, strict=True)
         ]
         kept = [self.keeps(step, i) for i in items]
-        captions = [pair.caption if keep else data.empty for pair, keep in zip(pairs, kept, strict=True)]
+        captions: list[Any] = [pair.caption if keep else data.empty for pair, keep in zip(pairs, kept, strict=True)]
         device = self.device or data.x[0].device
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
