@@ -31,7 +31,9 @@ class GenerateConfig:
     panel_style: str = "a multi-panel comic"
     """The style that panels and letters are asked for in: as in the caption of the style's reference."""
     out: Path = Path("runs/images")
-    """Folder of the pictures, 0000.png on."""
+    """Folder of the images, 0000.png on; behind those that are there."""
+    replace: bool = False
+    """Remove the images and scores of earlier commands in the folder, and number from 0000 again."""
     seed: int = 0
     """Picture i starts from seed + i."""
     count: int = 1
