@@ -5,8 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, make_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +28,6 @@ def parse_action(actions: dict[str, Callable[..., Result]], args: Sequence[str],
         raise UserError(f"unknown action {args[0]!r} of {command}: {nearest(args[0], list(actions))}")
     prog = f"impasto {command}"
     return tyro.extras.subcommand_cli_from_dict(actions, args=list(args) or ["--help"], prog=prog)
-
-
-@cache
-def unchecked(settings: type) -> Any:
-    """A subclass of a settings class without its checks, for parsing: tyro would show their errors in a form of its
-    own. `check` makes the settings of it."""
-    own = {"__post_init__": lambda self: None}
-    return make_dataclass(settings.__name__, [], bases=(settings,), namespace=own, frozen=True, kw_only=True)
-
-
-def uncheck(section: Any) -> Any:
-    """A settings object as one of the unchecked class."""
-    return unchecked(type(section))(**{one.name: getattr(section, one.name) for one in fields(section)})
-
-
-def check(section: Any) -> Any:
-    """The settings of a parsed section. Raises UserError on a value out of range."""
-    return type(section).__mro__[1](**{one.name: getattr(section, one.name) for one in fields(section)})
 
 
 def plain(value: Any) -> Any:
