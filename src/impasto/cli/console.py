@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,9 +61,36 @@ def last_value(args: Sequence[str], name: str) -> str | None:
     return value
 
 
+LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal, as in a log file."""
+
+
+def lines(title: str, total: int | None) -> Callable[..., None]:
+    """`update(done, note, total)` of `bar` as lines: "training 40/150, loss 0.112, 95 s left"; the last one always."""
+    started = last = time.monotonic()
+    first: int | None = None
+
+    def update(done: int, note: str = "", total: int | None = total) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = done if first is None else first  # of a resumed run
+        if not speaks() or (now - last < LINE_SECONDS and done != total):
+            return
+        last = now
+        rate = (done - first) / (now - started) if now > started else 0
+        left = f"{(total - done) / rate:.0f} s left" if total and rate and done < total else ""
+        parts = [f"{title} {done}" + (f"/{total}" if total else ""), note, left]
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    return update
+
+
 @contextmanager
 def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; yields `update(done, note, total)`."""
+    """A progress bar on stderr, without a terminal `lines`; yields `update(done, note, total)`."""
+    if not sys.stderr.isatty():
+        yield lines(title, total)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
