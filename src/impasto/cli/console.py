@@ -154,6 +154,13 @@ def show_scores(result: Result) -> None:
         print(note)
 
 
+def show_sheet(result: Result) -> None:
+    """The result, and for each row the command that generates with its checkpoint."""
+    show(result)
+    for row, command in result["commands"].items():
+        print(f"  {row}: {command}")
+
+
 def show_verdicts(result: Result) -> None:
     """Counts, what failed, and each claim's verdict."""
     show(result)

@@ -26,6 +26,10 @@ def generate(args: list[str]) -> Result:
     command = parse(command_class(), args, "generate")
     own: dict[str, Any] = {one.name: getattr(command, one.name) for one in fields(GenerateConfig)}
     guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
+    if any("@" in style for style in command.style):
+        from impasto.training.checkpoint_style import resolve_checkpoint
+
+        own["style"] = tuple(map(resolve_checkpoint, command.style))
     config = GenerateConfig(**{**own, "guidances": guidances})
     from impasto.generation import generate_folder
 
