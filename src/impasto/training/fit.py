@@ -190,7 +190,7 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> 
     config = plan.expanded
     with trainer.trainable.averaged():
         save(family, config.out, plan.text, adapter_of(config.adapter))
-        for i, item in enumerate(plan.items[:REFERENCES]):
+        for i, item in enumerate(data.pictures(plan.items)[:REFERENCES]):
             try:
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
             except UserError as error:

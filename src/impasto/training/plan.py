@@ -71,7 +71,7 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
         config=resume_quantize(config),
         expanded=expand(config, found),
         items=found,
-        advice=advice.advise(found, config.data, prior=config.prior.weight > 0),
+        advice=advice.advise(items.pictures(found), config.data, prior=config.prior.weight > 0),
         outline=outline,
         device=device,
         precision=precision,
@@ -191,4 +191,7 @@ def data_lines(data: dict[str, Any]) -> str:
     lines.append("buckets: " + ", ".join(f"{shape} ({n})" for shape, n in data["buckets"].items()))
     if len(data["repeats"]) > 1:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
+    for one in data.get("concepts", ()):
+        where = f"{one['mode']} {one['region']}" + (f", {one['crops']} crops" if one["mode"] == "crop" else "")
+        lines.append(f"concept {one['concept']}: {one['caption']!r}, {where}, {one['share']:.1%} of the draws")
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])
