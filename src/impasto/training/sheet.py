@@ -87,7 +87,7 @@ def checkpoint_sheet(
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
     trained_on = captions.of_run(flatten(config), inputs)
     if negative == STYLE_WORDS:
-        negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, asked=True)
+        negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, "--negative")
     given = Sampling(steps, guidance, negative, config.data.size, style_guidance=style_guidance)
     known, sampling = (
         encoder(family, pipe),
