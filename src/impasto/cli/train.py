@@ -90,11 +90,10 @@ def distill(args: list[str]) -> Result:
 
 def run_training(config: "TrainConfig", dry: bool) -> Result:
     """Train, or print the plan."""
-    if dry:
-        from impasto.training.plan import dry_run
+    from impasto.training.train import dry_run, train
 
+    if dry:
         return dry_run(config)
-    from impasto.training.train import train
 
     with bar("preparing") as preparing, bar("training", config.optim.steps) as progress:
         return train(

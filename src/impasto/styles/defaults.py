@@ -45,6 +45,13 @@ def own_sampling(path: Path) -> dict[str, Any]:
     return checked(own, f"{path / STYLE_JSON}: sampling")
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """What the `style.json` of a style folder says of sampling and guidance, {} where nothing."""
+    found = {"sampling": own_sampling(path), "guidance": own_guidances(path)}
+    content = read_style_json(path)
+    return {key: content[key] for key, settings in found.items() if settings}
+
+
 def own_guidances(path: Path) -> tuple[Any, ...]:
     """Settings of the guidances that the `style.json` of a style folder names, see `guidance.GUIDANCES`."""
     return read_settings(read_style_json(path).get("guidance", {}), f"{path / STYLE_JSON}: guidance")
@@ -55,10 +62,18 @@ def of_adapter(config: TrainConfig, family: "Family") -> StyleDefaults:
     return replace(of_card(family.card, config.recipe), **adapter_of(config.adapter).sampling)
 
 
-def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
-    """Those of the style that a run makes from these captions, its negative prompt in words."""
-    defaults = of_adapter(config, family)
-    return replace(defaults, negative=in_words(defaults.negative, captions, f"style {str(config.out)!r}", family))
+def of_run(
+    config: TrainConfig, family: "Family", captions: Sequence[str], given: "Sampling"
+) -> tuple[float, "Sampling", tuple[Any, ...]]:
+    """(strength, `given` completed, settings of guidances that replace its weights) for the style that a run makes from
+    these captions in `config.out`, whose `style.json` comes first."""
+    defaults = replace(of_adapter(config, family), **own_sampling(config.out))
+    guidances = [one for one in own_guidances(config.out) if replaces_weights([one])]
+    if guidances:
+        filled = in_place_of_words(guidances, (captions, config.out), family)
+        return defaults.strength, without_weights(given, family).on(family), filled
+    negative = in_words(defaults.negative, captions, f"style {str(config.out)!r}", family)
+    return defaults.strength, replace(defaults, negative=negative).complete(given).on(family), ()
 
 
 def in_words(negative: str, captions: Sequence[str], whose: str, family: "Family", asked: str = "") -> str:
