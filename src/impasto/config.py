@@ -142,6 +142,7 @@ ALIASES = {
     **{f"prior_{key}": f"prior.{key}" for key in ("weight", "batch", "prompt")},
     **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
     "text_encoder_lr": "text.lr",
+    "token_rows": "text.rows",
 }
 """Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
@@ -410,7 +411,7 @@ def flat_keys(content: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = value
             continue
         found |= {FLAT.get(f"{key}.{name}", f"{key}.{name}"): one for name, one in value.items()}
-    if "text" in found:
+    if found.get("text") in ("frozen", "lora"):
         found["text_encoder_lora"] = found.pop("text") == "lora"
     return found
 

@@ -35,4 +35,9 @@ TEXT: dict[str, Entry] = {
         "captions are encoded once",
     ),
     "lora": Entry("impasto.adapters.config:TextLoRA", "impasto.adapters.text_encoder:ClipLoRA", "a LoRA of CLIP"),
+    "token": Entry(
+        "impasto.adapters.config:TextToken",
+        "impasto.adapters.text_encoder:LearnedTokens",
+        "new tokens of CLIP for style words (textual inversion)",
+    ),
 }

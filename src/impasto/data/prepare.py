@@ -91,9 +91,11 @@ def prepare_items(
     dropout: bool = False,
     progress: Callable[[int, int], None] | None = None,
     teacher: Family | None = None,
+    spell: Callable[[str], str] = str,
 ) -> Prepared:
     """Latents and text embeddings of all items; what is in the cache needs neither VAE nor text encoders.
 
+    spell: a caption as the text encoders read it, see `adapters.text_encoder.TextConditioning.spell`.
     dropout: the empty caption as well. progress: called with (done, of how many) after each picture and caption.
     teacher: encodes `teacher_caption`, or the caption of items without one; its encoders are freed afterwards.
     """
@@ -115,7 +117,7 @@ def prepare_items(
     conds: dict[int, dict[str, Rows]] = {length: {} for length in family.text_lengths}
     for caption in captions:
         for length, cond in conds.items():
-            for name, rows in text(family, caption, length).items():
+            for name, rows in text(family, spell(caption), length).items():
                 cond.setdefault(name, []).append(rows[0])
         if progress:
             progress(done := done + 1, total)

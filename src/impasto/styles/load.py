@@ -1,17 +1,20 @@
 """Loading styles into diffusers pipelines, without a silent loss: one loader per kind of part."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from torch.nn import Module
 
+from impasto.adapters import token
+from impasto.adapters.base import Adapter
 from impasto.errors import UserError
 from impasto.families.base import quiet
 from impasto.interop.lora.layouts import ARCHITECTURES
 from impasto.interop.lora.read import check_finite
-from impasto.styles.parts import STYLE_JSON, Part, adapter_kinds, read_parts
+from impasto.styles.parts import NOISE, STYLE_JSON, TOKEN, Part, adapter_kinds, read_parts
 from impasto.styles.weights import naming, read_file, style_file
 
 OTHER_LAYOUTS = (
@@ -32,21 +35,42 @@ def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str
     file is damaged or holds NaN or infinite values, when it belongs to another base (by its shapes, or as it states
     itself), or when any of its tensors is not used.
     """
-    folder, kinds = Path(folder), adapter_kinds()
+    folder, call = Path(folder), dict[str, Any]()
     parts = read_parts(folder) if folder.is_dir() else [Part("lora", "")]
     for part in parts:
         file = folder / part.file if folder.is_dir() else style_file(folder)
         if not file.is_file():
             style_file(folder)  # raises
             raise UserError(f"style {str(folder)!r} lacks {part.file}, which its {STYLE_JSON} lists")
-        load = kinds[part.kind].load
-        if load is None:
-            load_lora(pipe, file, strength)
-            continue
-        tensors, metadata = read_file(file)
-        with naming(file):
-            check_finite(tensors)
-            load(pipe, tensors, metadata, free_name(pipe), strength)
+        call |= loaders()[part.kind](pipe, file, strength)
+    return call
+
+
+Loader = Callable[[Any, Path, float], dict[str, Any]]
+"""(pipeline, file, strength) -> arguments of the pipeline's call."""
+
+
+def loaders() -> dict[str, Loader]:
+    """{kind of part: its loader}."""
+    adapters = {kind: partial(load_adapter, adapter) for kind, adapter in adapter_kinds().items()}
+    return adapters | {TOKEN: load_token, NOISE: load_noise}
+
+
+def load_adapter(adapter: Adapter, pipe: Any, file: Path, strength: float) -> dict[str, Any]:
+    """Put the denoiser's adapter into a pipeline; no arguments."""
+    if adapter.load is None:
+        load_lora(pipe, file, strength)
+        return {}
+    tensors, metadata = read_file(file)
+    with naming(file):
+        check_finite(tensors)
+        adapter.load(pipe, tensors, metadata, free_name(pipe), strength)
+    return {}
+
+
+def load_token(pipe: Any, file: Path, strength: float) -> dict[str, Any]:
+    """Put a learned token into a pipeline, whatever the strength; no arguments."""
+    token.load(pipe, file)
     return {}
 
 

@@ -30,7 +30,8 @@ class Previews:
         self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else PLAIN
         self.sampling = self.defaults.complete(Sampling(size=config.data.size)).on(family)
         length = next(iter(family.text_lengths))
-        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}
+        prompts = [*self.prompts, self.sampling.negative or ""]
+        self.conds = {prompt: text(family, conditioning.spell(prompt), length) for prompt in prompts}
 
     def generate(self, step: int) -> list[str]:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
