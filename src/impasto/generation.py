@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from impasto.adapters.token import Token, check_prompt
 from impasto.bases import loader
 from impasto.coerce import check_seed
 from impasto.errors import UserError
@@ -18,14 +19,16 @@ from impasto.execution import apply as running
 from impasto.families.base import check_size
 from impasto.files import writable_folder
 from impasto.guidance import bind_all, style_guidance
+from impasto.guidance.composed import ComposedPrompts
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.output import check_targets, clear_leftovers
 from impasto.sampling.png import Info, save_png
 from impasto.sampling.prompts import check_prompts, read_prompts
-from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
-from impasto.styles.load import load_style
+from impasto.styles.load import load_weights
 from impasto.styles.metadata import quantized_base, read_about
+from impasto.styles.start import RANDOM, build_start, read_noises, share_weights
 from impasto.styles.weights import split_strength, style_hash
 
 
@@ -42,6 +45,9 @@ def generate(
     precision: str = "auto",
     components: Path | None = None,
     quantize: str = "none",
+    noise_random: float | None = None,
+    alpha: Sequence[float] = (),
+    beta: Sequence[float] = (),
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
@@ -49,7 +55,8 @@ def generate(
     `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`. Strength, sampler, style guidance,
     negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a
     guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
-    `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found before this returns (UserError);
+    `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
+    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`. Everything that can be wrong is found before this returns (UserError);
     images are generated when they are asked for.
     """
     check_seed(seed)
@@ -63,17 +70,20 @@ def generate(
         raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
     styled, sampling, own = style_defaults.apply(chosen, abouts, sampling, family, plain=fixed)
     guidances = own if guidances is None else guidances
+    noisy = [(path, noises) for path, _ in styled if (noises := read_noises(path))]
+    check_noise_flags(noisy, noise_random, alpha, beta)
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
-        shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances)
+        shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances) or noisy
         parts = {family.part: family.denoiser} if shared else {}
         for denoiser in parts.values():
             running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
+    tokens = []
     for (path, strength), kind in zip(styled, map(quantized_base, abouts), strict=True):
-        load_style(pipe, path, strength)
+        tokens += load_weights(pipe, path, strength)
         if kind and kind != quantize:
             here = family.precision if quantize == "none" else quantize
             warnings.warn(
@@ -94,8 +104,50 @@ def generate(
         **(sampling.weights(family).info if styled else {}),
     }
     jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
-    encode = encoder(family, pipe, sampling.batch)
-    return sample(family, pipe, jobs, encode, sampling, about, bind_all(guidances, family, sampling, encode))
+    for prompt in prompts:
+        check_prompt(family, tokens, place_tokens(prompt, tokens), pipe)
+    encode = encoder(family, pipe, sampling.batch, tokens)
+    bound = bind_all(guidances, family, sampling, encode)
+    if len(tokens) > 1:
+        weights = share_weights(beta, len(tokens), "beta")
+        bound.append(ComposedPrompts(lambda prompt: variants(prompt, tokens), weights))
+    start = None
+    if noisy:
+        path, noises = noisy[0]
+        random = RANDOM if noise_random is None else noise_random
+        start = build_start(path, noises, family, encode, sampling, random, alpha)
+        about["noise_random"] = random
+        about |= {"noise_weights": share_weights(alpha, len(noises), "alpha")} if len(noises) > 1 else {}
+    return sample(family, pipe, jobs, encode, sampling, about, bound, start=start)
+
+
+def check_noise_flags(noisy: Sequence[Any], random: float | None, alpha: Sequence[float], beta: Sequence[float]) -> None:
+    """Raise UserError where settings of inversion noise are given without a style that has it, or for one of several.
+
+    noisy: (folder, inversion noises) of the styles that have some.
+    """
+    if len(noisy) > 1:
+        names = " and ".join(repr(str(path)) for path, _ in noisy)
+        raise UserError(f"{names} both start from their own noise: `impasto mix` makes one style of them")
+    given = {"noise-random": random is not None, "alpha": bool(alpha), "beta": bool(beta)}
+    several = bool(noisy) and len(noisy[0][1]) > 1
+    for name, there in given.items():
+        if there and not noisy:
+            raise UserError(f"--{name} is for a style that keeps inversion noise (recipe instastyle): leave it out")
+        if there and name != "noise-random" and not several:
+            raise UserError(f"--{name} is for a style of several, as `impasto mix` makes it: leave it out")
+
+
+def variants(prompt: str, tokens: Sequence[Token]) -> list[str]:
+    """The prompt once for each token, in place of any token that it names."""
+    prompt = place_tokens(prompt, tokens)
+    found = []
+    for token in tokens:
+        variant = prompt
+        for other in tokens:
+            variant = variant.replace(other.name, token.name)
+        found.append(variant)
+    return found
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -133,6 +185,9 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         precision=config.precision,
         components=config.components,
         quantize=config.quantize,
+        noise_random=config.noise_random,
+        alpha=config.alpha,
+        beta=config.beta,
     )
     files, told, gone = [], {}, []
     for i, (image, info) in enumerate(pictures):
@@ -150,6 +205,6 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
 
 USED = (
     *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
-    *("log_snr", "prompt_of_step", "switch_share"),
+    *("log_snr", "prompt_of_step", "switch_share", "noise_random", "noise_weights", "prompt_weights"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""
