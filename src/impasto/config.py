@@ -39,13 +39,22 @@ Append = tyro.conf.UseAppendAction
 
 METHODS: dict[str, Entry] = {
     "fit": Entry("impasto.config:Fit", "impasto.training.fit:fit", "train the adapter on the references"),
+    "instastyle": Entry(
+        "impasto.methods.config:InstaStyle",
+        "impasto.methods.instastyle:run",
+        "the inversion noise of one reference, refined on images that it gives",
+    ),
 }
-"""A row's builder runs a method: `run(config, progress, preparing) -> summary`; it leaves a style folder."""
+"""A row's builder runs a method: `run(config, progress, preparing) -> summary`; it leaves a style folder. Its settings
+class has `training(config)`: the config of the training that it does, for the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """One training on the references."""
+
+    def training(self, config: "TrainConfig") -> "TrainConfig":
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +152,7 @@ ALIASES = {
     **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
     "text_encoder_lr": "text.lr",
     "token_rows": "text.rows",
+    **{key: f"method.{key}" for key in ("style_words", "select", "include_reference")},
 }
 """Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}

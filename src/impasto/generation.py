@@ -56,8 +56,9 @@ def generate(
     negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a
     guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
     `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
-    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`. Everything that can be wrong is found before this returns (UserError);
-    images are generated when they are asked for.
+    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
+
+    Everything that can be wrong is found before this returns (UserError); images are generated when they are asked for.
     """
     check_seed(seed)
     check_prompts(prompts)
@@ -121,8 +122,10 @@ def generate(
     return sample(family, pipe, jobs, encode, sampling, about, bound, start=start)
 
 
-def check_noise_flags(noisy: Sequence[Any], random: float | None, alpha: Sequence[float], beta: Sequence[float]) -> None:
-    """Raise UserError where settings of inversion noise are given without a style that has it, or for one of several.
+def check_noise_flags(
+    noisy: Sequence[Any], random: float | None, alpha: Sequence[float], beta: Sequence[float]
+) -> None:
+    """Raise UserError where settings of inversion noise are given without a style that has it, and for two such styles.
 
     noisy: (folder, inversion noises) of the styles that have some.
     """

@@ -81,7 +81,8 @@ def call_arguments(pipe: Any, folder: Path) -> dict[str, Any]:
 def load_adapter(adapter: Adapter, pipe: Any, file: Path, strength: float) -> None:
     """Put the denoiser's adapter into a pipeline."""
     if adapter.load is None:
-        return load_lora(pipe, file, strength)
+        load_lora(pipe, file, strength)
+        return
     tensors, metadata = read_file(file)
     with naming(file):
         check_finite(tensors)

@@ -153,7 +153,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """What `train` would do."""
-    return describe(make_plan(config))
+    return describe(make_plan(config.method.training(config)))
 
 
 def warn_advice(plan: Plan) -> None:
