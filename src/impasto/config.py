@@ -44,6 +44,11 @@ METHODS: dict[str, Entry] = {
         "impasto.methods.instastyle:run",
         "the inversion noise of one reference, refined on images that it gives",
     ),
+    "style-mix": Entry(
+        "impasto.methods.config:StyleMix",
+        "impasto.methods.style_mix:run",
+        "several styles of instastyle refined together (impasto mix)",
+    ),
 }
 """A row's builder runs a method: `run(config, progress, preparing) -> summary`; it leaves a style folder. Its settings
 class has `training(config)`: the config of the training that it does, for the plan."""

@@ -61,3 +61,14 @@ class InstaStyle:
         token, words = config.text.tokens[0], caption.text[caption.words]
         data = replace(config.data, caption=(caption.prompt(caption.thing, token),), trigger=token)
         return replace(config, text=replace(config.text, words=(words,)), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleMix(InstaStyle):
+    """Joint refinement of the styles of several runs of instastyle; `impasto mix` writes its settings."""
+
+    styles: tuple[str, ...] = ()
+    """The runs' style folders."""
+
+    def training(self, config: "TrainConfig") -> "TrainConfig":
+        return config

@@ -16,6 +16,7 @@ on D, an ordinary style folder. Several references are refined together by `meth
 import gc
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -113,7 +114,7 @@ def run(config: TrainConfig, progress: Progress | None = None, preparing: Prepar
         if chosen is None:
             return ask_for_selection(config, len(made))
         source = replace(source, items=selected_items(config, source, made, chosen))
-        trained = fit(refinement(config, [source]), progress, preparing)
+        trained = refine(config, [source], progress, preparing)
         kept = keep_style(stages, config, [source])
     finally:
         folder.close()
@@ -331,6 +332,16 @@ def refinement(config: TrainConfig, sources: Sequence[Source]) -> TrainConfig:
     )
 
 
+def refine(
+    config: TrainConfig, sources: Sequence[Source], progress: Progress | None = None, preparing: Preparing | None = None
+) -> dict[str, Any]:
+    """Lines 5 to 8: train token and adapter on the selected images; resumes by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "all .* captions say")  # the token, which is meant to be in all of them
+        warnings.filterwarnings("ignore", ".* looks? nearly the same")  # they begin in one noise
+        return fit(refinement(config, sources), progress, preparing)
+
+
 def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """The style folder: the refined weights, the references, their noise by the tuned model, previews and card."""
     out, trained = config.out, config.out / REFINEMENT
@@ -362,23 +373,29 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
     sampling |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
     write_parts(out, parts, sampling)
     del pipe, encode
-    shown = write_previews(config, family, sources)
+    prompts = preview_prompts(config, family, sources)
+    shown = write_previews(config, prompts)
     known = refinement(config, sources)
     data = replace(known.data, image=tuple(s.image for s in sources), caption=tuple(s.prompt for s in sources))
-    write_card(replace(known, out=out, data=data), family, shown, version("impasto"))
+    log = replace(known.log, preview_prompt=tuple(prompts))
+    write_card(replace(known, out=out, data=data, log=log), family, shown, version("impasto"))
     stages.write("style", inputs, files, decibels=decibels)
     return {"decibels": decibels}
 
 
-def write_previews(config: TrainConfig, family: Family, sources: Sequence[Source]) -> list[str]:
-    """Images of the finished style; their names in its folder."""
+def preview_prompts(config: TrainConfig, family: Family, sources: Sequence[Source]) -> list[str]:
+    """The config's, or the first objects with the first token."""
+    objects = (config.method.objects or default_objects(family))[:PREVIEWS]
+    return list(config.log.preview_prompt) or [sources[0].caption.prompt(one, sources[0].token) for one in objects]
+
+
+def write_previews(config: TrainConfig, prompts: Sequence[str]) -> list[str]:
+    """Images of the finished style by `generate`; their names in its folder."""
     if not config.log.preview:
         return []
-    objects = (config.method.objects or default_objects(family))[:PREVIEWS]
-    prompts = config.log.preview_prompt or [sources[0].caption.prompt(one, sources[0].token) for one in objects]
     kind = {"device": config.device, "precision": config.precision, "components": config.components}
     sampling = Sampling(size=config.data.size)
-    images = generate(config.base, list(prompts), styles=[str(config.out)], seed=config.seed, sampling=sampling, **kind)
+    images = generate(config.base, prompts, styles=[str(config.out)], seed=config.seed, sampling=sampling, **kind)
     names = []
     for i, (image, info) in enumerate(images):
         names.append(f"previews/{i}.png")

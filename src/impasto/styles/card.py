@@ -239,9 +239,7 @@ def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, s
     if adapter.write_base is not None:
         return code | {"folder": path}
     if NOISE in kinds:
-        line = (
-            f"call = impasto.load_style(pipe, {path}, strength={strength:g})\n"
-        )
+        line = f"call = impasto.load_style(pipe, {path}, strength={strength:g})\n"
         return code | {"how": "In diffusers, with impasto installed", "imports": "\nimport impasto\n", "loading": line}
     if adapter.state is not None or TOKEN in kinds:
         line = f"impasto.load_style(pipe, {path}, strength={strength:g})\n"
