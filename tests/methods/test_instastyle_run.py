@@ -22,6 +22,7 @@ from impasto.methods.style_mix import mix_config, mix_styles
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.png import told
 from impasto.sampling.sample import Sampling
+from impasto.styles.convert import export_style, merge_styles, resize_style
 from impasto.styles.load import load_style
 from impasto.styles.parts import read_parts
 from impasto.styles.start import build_start
@@ -332,3 +333,13 @@ def test_dry_run_describes_the_refinement(tiny_sd15, picture, tmp_path):
     plan = dry_run(config_of(tiny_sd15, picture, tmp_path / "x"))
     assert plan["draws"] == 6 and plan["settings"]["text.words"] == ["pixel art"]
     assert not (tmp_path / "x").exists()
+
+
+def test_export_writes_lora_and_token(trained, tmp_path):
+    out = trained[0].out
+    result = export_style(out, "kohya", tmp_path / "x.safetensors")
+    assert result["embeddings"] == [str(tmp_path / "x-learned_embeds.safetensors")] and "stays" in result["notes"][0]
+    assert (tmp_path / "x-learned_embeds.safetensors").read_bytes() == (out / "learned_embeds.safetensors").read_bytes()
+    for refused in (lambda: resize_style(out, 1, tmp_path / "r"), lambda: merge_styles([str(out)] * 2, tmp_path / "m")):
+        with pytest.raises(UserError, match=r"noise and token, which (resize|merge) would lose"):
+            refused()

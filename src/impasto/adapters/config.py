@@ -25,6 +25,16 @@ class LoRA:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FullRankLoRA:
+    """All of some layers' weights as a LoRA: A is the identity and frozen, B is trained, see `adapters.full_rank`."""
+
+    targets: tuple[str, ...] = ("cross_attention_kv",)
+    """Layers of one input width: kinds (cross_attention_kv) or endings of layer names (attn2.to_k)."""
+    block_first_token: bool = False
+    """No gradient through the layers' output at the first token, as Custom Diffusion's code has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StyleInject:
     """StyleInject: routed low-rank updates and AdaIN; the equations are in `adapters.styleinject.layers`."""
 

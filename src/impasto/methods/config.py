@@ -57,6 +57,8 @@ class InstaStyle:
         """The config of its refinement, the reference in place of the candidates."""
         if not isinstance(config.text, TextToken) or len(config.text.tokens) != 1:
             raise UserError("instastyle trains one token: --text token, as its recipes have it")
+        if config.log.push_to_hub:
+            raise UserError("--push-to-hub would lose the token and the noise of this style: leave it out")
         caption = self.caption(config)
         token, words = config.text.tokens[0], caption.text[caption.words]
         data = replace(config.data, caption=(caption.prompt(caption.thing, token),), trigger=token)
