@@ -77,7 +77,7 @@ class LogConfig:
     preview_every: int = 0
     """Steps between two previews; 0 generates them at the end only."""
     preview_prompt: Append[tuple[str, ...]] = ()
-    """A preview's prompt, may be given several times; the captions when not given."""
+    """A preview's prompt, may be given several times; four other things in the captions' style words when not given."""
     tensorboard: bool = True
     """Write tensorboard logs into the style folder."""
     wandb: bool = False

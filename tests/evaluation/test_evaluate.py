@@ -348,13 +348,16 @@ def test_evaluate_concepts_are_null_where_the_judge_does_not_know_the_reference(
     assert evaluate(folder, "unifont", None, unknown, "penguin", judges=judges)["concept_top1"] == 1.0
 
 
-def test_evaluate_images_of_another_base_are_not_judged(tmp_path, judges, encoder):
+def test_evaluate_images_of_another_base_are_not_judged(tmp_path, judges, encoder, monkeypatch):
+    monkeypatch.setattr(Judges, "load", lambda: judges)
     folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)], base="black-forest-labs/FLUX.1-dev")
-    scores = evaluate(folder, reference=draw(tmp_path / "ref.png", UNIFONT, RABBIT), judges=judges)
+    reference = draw(tmp_path / "ref.png", UNIFONT, RABBIT)
+    scores = evaluate(folder, reference=reference)
     assert scores["style_cosine"] is None and scores["concept_top1"] is None and scores["clip_t"] is None
     assert "--clip / --dino" in scores["notes"][0] and scores["encoder"] is None
-    scores = evaluate(folder, reference=tmp_path / "ref.png", judges=judges, encoder=encoder, dino=encoder)
+    scores = evaluate(folder, reference=reference, encoder=encoder, dino=encoder)
     assert scores["clip_t"] is not None and scores["dino_i_reference"] == scores["clip_i_reference"] is not None
+    assert evaluate(folder, reference=reference, judges=judges, encoder=encoder)["concept_top1"] == 1.0
 
 
 def test_evaluate_similarities_lie_between_unrelated_images_and_crops_of_the_reference(tmp_path, judges, encoder):

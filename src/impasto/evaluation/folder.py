@@ -52,8 +52,8 @@ def evaluate(
     judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None. dino: a
         folder or hub id of an encoder of images, for one more cosine with the reference.
 
-    The packaged judges and CLIP score images of the embedded bases only, and concepts only where the judge finds the
-    reference's own; else their scores are None and "notes" says why (`evaluation.validity`).
+    The packaged judges and CLIP score images of the embedded bases only (judges that are given score all), and concepts
+    only where the judge finds the reference's own; else scores are None and "notes" says why (`evaluation.validity`).
 
     Result: every score of `scores.SCORES` as its mean over the images (None if unknown), "interval" (95 %, [low, high])
     and "n" per score, the same under "true" (true images of the same cells) and "base" (None if not given), "images" (a
@@ -61,13 +61,14 @@ def evaluate(
     """
     samples, target = read_folder(folder), _target(Path(folder), out)
     base, unsure = ([], []) if base_images is None else _base(base_images, samples)
-    judges = judges if judges is not None else Judges.load()
+    packaged = judges is None
+    judges = Judges.load() if judges is None else judges
     labels = Labels.from_meta(load_meta())
     expected, notes = _concepts(samples, concepts, labels)
     trained, found = _reference(samples, reference, reference_concept, labels)
     style = _style(style_of, judges)
     truths = {} if style is None else true_pictures(style, [c for c in expected if c is not None])
-    judged, invalid = _judged(samples, judges, trained, style)
+    judged, invalid = _judged(samples if packaged else [], judges, trained, style)
     if not judged and encoder == "clip":
         encoder = None
     scorer = Scorer(
@@ -230,7 +231,8 @@ def _base(folder: Path | str, samples: Sequence[Sample]) -> tuple[list[Sample], 
 def _judged(
     samples: Sequence[Sample], judges: Judges, trained: ReferenceInfo, style: int | None
 ) -> tuple[Literal["all", "style", ""], list[str]]:
-    """Which of the judges' scores are valid (`Scorer.judged`), and the reason for others in a note."""
+    """Which of the judges' scores are valid (`Scorer.judged`), and the reason for others in a note. samples: whose base
+    is checked."""
     if foreign := check_bases([sample.meta for sample in samples]):
         return "", [foreign]
     if style is not None or trained.image is None or trained.concept is None:

@@ -13,7 +13,7 @@ from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el
-from impasto.report.run import Gallery, generated_folder, law_of, read_gallery, read_run, read_strengths
+from impasto.report.run import Gallery, generated_folder, last_previews, law_of, read_gallery, read_run, read_strengths
 
 STYLE = Path(__file__).with_name("style.css")
 NAME = " · impasto"  # how the title of every page ends
@@ -47,6 +47,10 @@ def report(
         others[apart(other, ["true", *others])] = Path(folder)
     own = apart(name or main.title, ["base", "true", *others])
     first = read_gallery(own, generated if generated is not None else generated_folder(main))
+    if generated is None and first.folder == main.folder / "previews":
+        first = last_previews(first)
+        if "base" not in others and (first.folder / "base").is_dir():
+            others["base"] = first.folder / "base"
     galleries = [first, *(read_gallery(other, _images(folder)) for other, folder in others.items())]
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
     sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")

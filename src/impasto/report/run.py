@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ class Gallery:
     """A named set of generated images. scores: its scores.json, {} if it was not evaluated."""
 
     name: str
+    folder: Path
     samples: list[Sample]
     scores: dict[str, Any]
 
@@ -149,7 +150,13 @@ def read_gallery(name: str, folder: Path | str) -> Gallery:
     scores = read_json(file)
     if scores and not _valid_scores(scores):
         raise UserError(f"{file} is damaged, or another tool's: move it away, and write it with `impasto evaluate`")
-    return Gallery(name, samples, scores)
+    return Gallery(name, Path(folder), samples, scores)
+
+
+def last_previews(previews: Gallery) -> Gallery:
+    """The previews of the last step, "step-000150-0.png" on."""
+    step = max(sample.path.stem.rpartition("-")[0] for sample in previews.samples)
+    return replace(previews, samples=[one for one in previews.samples if one.path.stem.rpartition("-")[0] == step])
 
 
 def read_strengths(path: Path) -> dict[str, Any]:

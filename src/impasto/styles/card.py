@@ -285,19 +285,18 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
     }
 
 
-def write_card(config: TrainConfig, family: Family, previews: list[str], version: str) -> Path:
-    """Write `README.md` into the style folder. previews: files in it, by their names."""
-    prompt = config.log.preview_prompt[0] if config.log.preview_prompt else config.data.caption[0]
+def write_card(config: TrainConfig, family: Family, previews: Sequence[tuple[str, str]], version: str) -> Path:
+    """Write `README.md` into the style folder. previews: (prompt, name of the file in it)."""
+    prompt = previews[0][0] if previews else (*config.log.preview_prompt, config.data.caption[0])[0]
     architecture = ARCHITECTURES[pipeline_class(family.folder)]
     precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
-    widget = [(prompt, name) for name in previews]
     trigger = called_by(config.data.trigger, config.data.caption)
     in_bits = config.execution.quantize not in ("auto", "none")
     use = commands(config, family, prompt, in_bits)
     text = TEXT.format(
         in_full=IN_FULL.format(kind=config.execution.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
-        front=front_matter(config.base, family.card, architecture, trigger, widget, adapter_of(config.adapter).kind),
+        front=front_matter(config.base, family.card, architecture, trigger, previews, adapter_of(config.adapter).kind),
         name=config.out.resolve().name,
         base=config.base,
         **use | loading(config, family, use["strength"]),

@@ -112,7 +112,25 @@ def style_words(captions: Sequence[str]) -> str | None:
     return ", ".join(shared) or None
 
 
-FORMS = (r".+?\bin the style of (.+)", r".+\bin (?:an? |the )?(.+? style\b.*)", r".+? drawn as (.+)", r".+?, (.+)")
+FORMS = {
+    r".+?\bin the style of (.+)": "a {thing} in the style of {words}",
+    r".+\bin (?:an? |the )?(.+? style\b.*)": "a {thing} in {words}",
+    r".+? drawn as (.+)": "a {thing} drawn as {words}",
+    r".+?, (.+)": "{thing}, {words}",
+}
+"""Forms of captions with the style's words as a group, and the prompt of another thing in that form."""
+THINGS = ("cat", "house", "bicycle", "teapot", "guitar", "lion", "key", "rose")
+
+
+def prompts_of_others(captions: Sequence[str], count: int = 4) -> list[str]:
+    """Prompts of things that these captions do not name, in their form and with their style words; none where the words
+    are not known."""
+    if not captions or not (words := style_words(captions)):
+        return []
+    forms = [form for form in FORMS if re.fullmatch(form, " ".join(captions[0].split()).rstrip(" ."), re.IGNORECASE)]
+    named = " ".join(captions).lower()
+    things = [thing for thing in THINGS if thing not in named]
+    return [FORMS[forms[0]].format(thing=thing, words=words) for thing in things[:count]] if forms else []
 
 
 def words_of(caption: str) -> str | None:

@@ -211,7 +211,10 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> 
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
             except UserError as error:
                 warnings.warn(f"no copy of a reference in the style folder: {error}", stacklevel=2)
-        write_card(config, family, generate_previews(previews, config.optim.steps), version("impasto"))
+        names = generate_previews(previews, config.optim.steps)
+        if names:
+            previews.generate_base()
+        write_card(config, family, list(zip(previews.prompts, names, strict=bool(names))), version("impasto"))
 
 
 def generate_previews(previews: Previews, step: int) -> list[str]:

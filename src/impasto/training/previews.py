@@ -1,5 +1,6 @@
-"""Previews: what the style draws while it is trained, by the very code, scheduler and guidance of `generate`, with the
-defaults (strength, style guidance, negative prompt) that `generate` will use for it."""
+"""Previews: images of the style while it is trained, by the very code, scheduler and guidance of `generate`, with the
+defaults (strength, style guidance, negative prompt) that `generate` will use for it. Their prompts are those given,
+else other things in the captions' style words, which show whether a style was learnt and not an image."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from impasto.adapters.base import adapter_of
+from impasto.adapters.lora import disabled
 from impasto.adapters.text_encoder import TextConditioning
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
@@ -24,10 +27,13 @@ class Previews:
 
     def __init__(self, family: Family, config: TrainConfig, conditioning: TextConditioning) -> None:
         self.family, self.config, self.text = family, config, conditioning
-        self.prompts = (
-            list(config.log.preview_prompt or dict.fromkeys(config.data.caption)) if config.log.preview else []
-        )
         captions = list(config.data.caption)
+        own = (
+            list(config.log.preview_prompt)
+            or style_defaults.prompts_of_others(captions)
+            or list(dict.fromkeys(captions))
+        )
+        self.prompts = own if config.log.preview else []
         self.strength, self.guidances, given = 1.0, [], Sampling(size=config.data.size)
         if not self.prompts:
             return
@@ -35,7 +41,7 @@ class Previews:
         self.guidances = bind_all(settings, family, self.sampling, self.encode)
         also = [self.sampling.negative or "", *(prompt for one in self.guidances for prompt in one.prompts)]
         length = next(iter(family.text_lengths))
-        prompts = [*self.prompts, *also]
+        prompts = [*self.prompts, *also, ""]
         self.conds = {prompt: text(family, conditioning.spell(prompt), length) for prompt in prompts}
 
     def encode(self, prompt: str) -> Condition:
@@ -59,6 +65,22 @@ class Previews:
                 names.append(f"previews/step-{step:06d}-{i}.png")
                 save_png(image, info, self.config.out / names[-1])
         return names
+
+    def generate_base(self) -> None:
+        """Write `previews/base/0000.png` on: the base alone on the same prompts and seeds, sampled as its card says."""
+        family = self.family
+        if not self.prompts or adapter_of(self.config.adapter).replaces_base:
+            return
+        encoders: dict[str, Any] = dict.fromkeys(family.encoder_parts)
+        pipe = family.pipeline(**encoders, **{family.part: family.denoiser})
+        sampling = Sampling(size=self.config.data.size, negative="").on(family)
+        jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
+        about = {"base": self.config.base, "base_hash": family.hash, "styles": []}
+        folder = self.config.out / "previews" / "base"
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad(), disabled(family.denoiser):
+            for i, (image, info) in enumerate(sample(family, pipe, jobs, self.conds.__getitem__, sampling, about)):
+                save_png(image, info, folder / f"{i:04d}.png")
 
     def models(self) -> list[Any]:
         """The models that carry adapters."""
