@@ -60,16 +60,19 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
     """The claim's entry in claims.json, by its full cells where they are all there."""
     known, sizes = campaign.known, [size for size in campaign.world.sizes if campaign.world.ready(size)]
     left_out = {arm: why for arm, why in campaign.left_out.items() if arm in claim.arms}
-    told = {reading.name: size_of(campaign, arms_of(reading), sizes) for reading in claim.readings}
-    seen = {reading.name: look(campaign, arms_of(reading), told[reading.name]) for reading in claim.readings}
+    untestable = [arm for arm in left_out if campaign.arms[arm].untestable]
+    tested = [reading for reading in claim.readings if not reading.untestable]
+    told = {reading.name: size_of(campaign, arms_of(reading), sizes) for reading in tested}
+    seen = {reading.name: look(campaign, arms_of(reading), told[reading.name]) for reading in tested}
     readings = [
-        reading | {"cells": told[reading["reading"]]}
-        for reading in judge(claim, seen, campaign.world.measures, left_out)
+        reading | {"cells": told.get(reading["reading"])}
+        for reading in judge(claim, seen, campaign.world.measures, left_out, untestable)
     ]
     for reading in readings:
-        if not any(seen[reading["reading"]].scores["style"].values()):
+        testable = reading["verdict"] != "not testable here"
+        if testable and not any(any(v.values()) for v in seen[reading["reading"]].scores.values()):
             reading |= {"verdict": "undecided", "why": ["not run"], "cells": None}
-    size = told[claim.readings[0].name]
+    size = told[tested[0].name]
     arms = {arm: own for arm in claim.arms if arm in campaign.specs and (own := found(campaign, arm, size))}
     wanted = {size: campaign.cells([claim], size) for size in sizes}
     return {
@@ -302,7 +305,7 @@ def cell(told: Sequence[Any] | None) -> str:
 def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float]) -> str:
     """Both deciding scores over x of the arms that have all of their cells, with their standard deviations; "" with
     fewer than two arms."""
-    names = [m.name for m in campaign.world.measures.values()]
+    names = [campaign.world.measures[role].name for role in ("style", "text")]
     whole = {arm: entry["arms"][arm] for arm, (n, wanted) in entry["n"].items() if n == wanted}
     there = [(at, whole[arm]) for arm, at in arms.items() if all(n in whole.get(arm, {}) for n in names)]
     if len(there) < 2:
