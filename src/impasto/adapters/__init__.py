@@ -22,6 +22,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.kv_bottleneck:ADAPTER",
         "bottlenecks behind keys and values of cross-attention (FineStyle); not mergeable",
     ),
+    "full": Entry(
+        "impasto.adapters.config:FullFineTuning",
+        "impasto.adapters.full:ADAPTER",
+        "all weights of the denoiser; the style folder is a base by itself",
+    ),
 }
 TEXT: dict[str, Entry] = {
     "frozen": Entry(

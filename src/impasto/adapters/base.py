@@ -1,7 +1,8 @@
 """The contract of an adapter: what a row of ADAPTERS builds on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ class Adapter:
     state: family -> (tensors, metadata) of one safetensors file; load: (pipeline, tensors, metadata, name, strength)
     puts them into a diffusers pipeline as adapter `name` (UserError where they do not fit). None for a plain LoRA,
     which diffusers itself saves and loads.
+    replaces_base: the base's own weights are trained, so that nothing can be compared with it; write_base: (family,
+    style folder, file of the weights) makes the folder a diffusers folder.
+    sampling: keys of `StyleDefaults` that do not follow the base's card, which has them for LoRA.
     """
 
     attach: Callable[[Family, Any, int], dict[str, nn.Parameter]]
@@ -31,6 +35,9 @@ class Adapter:
     mergeable: bool
     state: Callable[[Family], tuple[dict[str, Tensor], dict[str, str]]] | None = None
     load: Callable[[Any, dict[str, Tensor], dict[str, str], str, float], None] | None = None
+    replaces_base: bool = False
+    write_base: Callable[[Family, Path, Path], None] | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 def adapter_of(settings: Any) -> Adapter:

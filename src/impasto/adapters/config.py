@@ -59,6 +59,11 @@ class StyleInject:
         return ("to_v",) if self.variant == "paper-text" else ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FullFineTuning:
+    """All weights of the denoiser, see `adapters.full`."""
+
+
 LOCATIONS = {
     "kv": ("cross_attention_kv",),
     "q": ("cross_attention_q",),

@@ -12,6 +12,8 @@ from typing import Any
 
 import tyro
 
+from impasto.errors import UserError, nearest
+
 Result = dict[str, Any]
 
 
@@ -19,6 +21,15 @@ def parse(target: Any, args: Sequence[str], command: str, default: Any = None) -
     """`tyro.cli`: a dataclass or a function from flags, with its help."""
     extra = {} if default is None else {"default": default}
     return tyro.cli(target, args=list(args), prog=f"impasto {command}", **extra)
+
+
+def parse_action(actions: dict[str, Callable[..., Result]], args: Sequence[str], command: str) -> Result:
+    """Call the function that the first argument names, with the other arguments as its flags. Raises UserError for an
+    unknown name; without one the help is printed."""
+    if args and not args[0].startswith("-") and args[0] not in actions:
+        raise UserError(f"unknown action {args[0]!r} of {command}: {nearest(args[0], list(actions))}")
+    prog = f"impasto {command}"
+    return tyro.extras.subcommand_cli_from_dict(actions, args=list(args) or ["--help"], prog=prog)
 
 
 @cache

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from impasto.cli.console import Result, bar, parse
+from impasto.cli.console import Result, bar, parse, parse_action
 
 
 def demo(args: list[str]) -> Result:
@@ -103,15 +103,12 @@ def reproduce(args: list[str]) -> Result:
 
 
 def artworld(args: list[str]) -> Result:
-    """The paired art data set: `impasto artworld build`."""
+    """The paired art data set: `impasto artworld build`, and folders of one style to train on."""
 
-    def build(
-        action: Annotated[Literal["build"], tyro.conf.Positional], out: Path | None = None, sharealike: bool = True
-    ) -> Result:
+    def build(out: Path | None = None, sharealike: bool = True) -> Result:
         """Fetch the pinned packages and render the art world into the cache.
 
         Args:
-            action: build.
             out: Another folder than the cache.
             sharealike: Include the sets under share-alike licences.
         """
@@ -119,7 +116,25 @@ def artworld(args: list[str]) -> Result:
 
         return build(out, sharealike)
 
-    return parse(build, args, "artworld")
+    def folder(
+        style: tyro.conf.UseAppendAction[tuple[str, ...]],
+        out: Path,
+        count: int | None = None,
+        style_words: bool = True,
+    ) -> Result:
+        """Write images of a style with captions as a folder to train on, without the concepts that scores use.
+
+        Args:
+            style: A style of the art world; may be given several times.
+            out: The new folder.
+            count: Images per style; all when not given.
+            style_words: Name the style in the captions.
+        """
+        from impasto.artworld.folder import write_folder
+
+        return write_folder(style, out, count, style_words)
+
+    return parse_action({"build": build, "folder": folder}, args, "artworld")
 
 
 def pretrain(args: list[str]) -> Result:

@@ -235,6 +235,9 @@ def memory(
     """Bytes at the peak of a step, by the module's formulas."""
     unit, s = (1.0 if precision == "bf16" else 2.0), running.checkpointing
     rest = (size.weights - size.block_weights) * 2 * unit
+    if adapter_of(config.adapter).replaces_base:  # they are the adapter
+        size = replace(size, weights=0, block_weights=0)
+        rest = 0.0
     blocks = size.block_weights * 2 * unit * (FACTOR[running.quantize] / (unit if running.quantize != "none" else 1))
     if running.offload or shards > 1:
         blocks = (0.0 if running.offload else blocks / shards) + 2 * blocks / size.blocks
@@ -286,6 +289,8 @@ def choose(config: TrainSettings, of: Device, size: Size | None, precision: str,
     """How to run on a device. size: None when the base is not here. shards: over how many processes the base is
     sharded. Raises UserError where a flag cannot be had."""
     flags = config.execution
+    if adapter_of(config.adapter).replaces_base:
+        flags = replace(flags, quantize="none", offload="off")
     check(flags, of.kind, shards)
     asked = ExecutionPlan(
         flags.checkpointing or 0.0,

@@ -1,8 +1,8 @@
 """Objectives: what the loss compares. OBJECTIVES is the table in which a name is looked up.
 
 A row's builder is `build(settings, family) -> objectives.base.Objective`. The settings class states what an objective
-costs: `extra_forwards`, forward passes without gradient per item, and `itemwise`, whether the loss is a mean over
-items, so that a batch may be split, see `data.draws.split_batch`.
+costs: `extra_forwards`, forward passes without gradient per item; `needs_base`, whether they are the frozen base's; and
+`itemwise`, whether the loss is a mean over items, so that a batch may be split, see `data.draws.split_batch`.
 """
 
 from impasto.registry import Entry

@@ -15,6 +15,7 @@ class Denoise:
     """Mean squared error of the prediction."""
 
     extra_forwards: ClassVar[int] = 0
+    needs_base: ClassVar[bool] = False
     itemwise: ClassVar[bool] = True
 
     weighting: str = "none"
@@ -31,6 +32,7 @@ class DCO:
     """Direct consistency optimisation: the error beside the base's own."""
 
     extra_forwards: ClassVar[int] = 1
+    needs_base: ClassVar[bool] = True
     itemwise: ClassVar[bool] = True
 
     beta: float = 1.0

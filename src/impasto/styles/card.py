@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from impasto.adapters.base import adapter_of
 from impasto.bases import embedded as mini
-from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, of_card
+from impasto.bases.style_defaults import PLAIN, STYLE_WORDS
 from impasto.config import TrainConfig
 from impasto.families.base import Family
 from impasto.families.files import VARIANT, pipeline_class, variant
@@ -18,6 +19,7 @@ from impasto.noise import NOISE_LAWS
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.registry import name_of
+from impasto.styles.defaults import of_adapter
 from impasto.styles.metadata import About, called_by, is_local
 from impasto.styles.weights import WEIGHTS
 
@@ -33,15 +35,14 @@ A style for `{base}`, learnt from {pictures}, trained with impasto {version}.
 {gallery}
 ## Use
 
-{in_full}In plain diffusers:
+{in_full}{how}:
 
 ```python
 import torch
 from diffusers import DiffusionPipeline
-
+{imports}
 pipe = DiffusionPipeline.from_pretrained({folder}{precision})
-pipe.load_lora_weights({path}, weight_name="{weights}"{strength}
-{device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
+{loading}{device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
              height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
 ```
 
@@ -154,8 +155,9 @@ def front_matter(
     architecture: str,
     trigger: str | None,
     widget: Sequence[tuple[str, str]] = (),
+    kind: str = "lora",
 ) -> str:
-    """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name)."""
+    """The lines between the dashes. known: the base's card; widget: (prompt, picture's file name); kind: of adapter."""
     front = {
         "base_model": Path(base).name if base and is_local(base) else base,
         "library_name": "diffusers",
@@ -165,7 +167,8 @@ def front_matter(
         "license_link": known.get("license_link"),
         "instance_prompt": trigger,
         "tags": [
-            *("text-to-image", "diffusers", "diffusers-training", "lora", "style", "template:sd-lora"),
+            *("text-to-image", "diffusers", "diffusers-training", kind, "style"),
+            *(("template:sd-lora",) if kind == "lora" else ()),
             *TAGS[architecture],
         ],
         "widget": [{"text": prompt, "output": {"url": picture}} for prompt, picture in widget],
@@ -214,10 +217,30 @@ def made_card(
     )
 
 
-def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, str]:
-    """What the card says of strength: the command that makes the image of the Python code, the end of its
-    `load_lora_weights`, and how impasto samples by default, where that is another way."""
-    own = of_card(family.card, config.recipe)
+def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, str]:
+    """The card's Python code that opens the base and puts the style into it, by the kind of its adapter."""
+    adapter, path = adapter_of(config.adapter), quoted(str(config.out))
+    local = family.card.get("embedded") or Path(config.base).is_file()
+    code = {
+        "how": "In plain diffusers",
+        "imports": "",
+        "folder": quoted(str(family.folder) if local else config.base),
+        "loading": "",
+    }
+    if adapter.write_base is not None:
+        return code | {"folder": path}
+    if adapter.state is not None:
+        line = f"impasto.load_style(pipe, {path}, strength={strength:g})\n"
+        return code | {"how": "In diffusers, with impasto installed", "imports": "\nimport impasto\n", "loading": line}
+    line = f'pipe.load_lora_weights({path}, weight_name="{WEIGHTS}"'
+    line += ")" if strength == 1 else f', adapter_name="style")\npipe.set_adapters("style", {strength:g})'
+    return code | {"loading": line + "\n"}
+
+
+def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, Any]:
+    """What the card says of strength: the command that makes the image of the Python code, the strength there, and how
+    impasto samples by default, where that is another way."""
+    own = of_adapter(config, family)
     in_fewer_bits = f" --quantize {config.execution.quantize}" if in_bits else ""
     known = {
         "base": shlex.quote(config.base),
@@ -228,7 +251,7 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
     style = shlex.quote(str(config.out))
     if own == PLAIN:
         command = COMMAND.format(**known, style=style)
-        return {"command": command, "strength": ")", "advice": SLIDER.format(style=style)}
+        return {"command": command, "strength": 1.0, "advice": SLIDER.format(style=style)}
     strength = own.plain_strength or (1.0 if own.style_guidance or own.base_guidance else own.strength)
     words = " and its style words as the negative prompt" if own.negative == STYLE_WORDS else ""
     advice = ADVICE.format(
@@ -241,7 +264,7 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
     known["flags"] += " --style-guidance 0 --base-guidance 0 --negative ''"
     return {
         "command": COMMAND.format(**known, style=f"{style}:{strength:g}"),
-        "strength": f', adapter_name="style")\npipe.set_adapters("style", {strength:g})',
+        "strength": strength,
         "advice": advice,
     }
 
@@ -254,18 +277,14 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
     widget = [(prompt, name) for name in previews]
     trigger = called_by(config.data.trigger, config.data.caption)
     in_bits = config.execution.quantize not in ("auto", "none")
+    use = commands(config, family, prompt, in_bits)
     text = TEXT.format(
         in_full=IN_FULL.format(kind=config.execution.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
-        front=front_matter(config.base, family.card, architecture, trigger, widget),
-        weights=WEIGHTS,
+        front=front_matter(config.base, family.card, architecture, trigger, widget, adapter_of(config.adapter).kind),
         name=config.out.resolve().name,
         base=config.base,
-        **commands(config, family, prompt, in_bits),
-        folder=quoted(
-            str(family.folder) if family.card.get("embedded") or Path(config.base).is_file() else config.base
-        ),
-        path=quoted(str(config.out)),
+        **use | loading(config, family, use["strength"]),
         pictures="one picture" if len(config.data.image) == 1 else f"{len(config.data.image)} pictures",
         version=version,
         gallery="\n<Gallery />\n" if previews else "",

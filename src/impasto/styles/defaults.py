@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from impasto.adapters.base import adapter_of
 from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, StyleDefaults, checked, of_card
 from impasto.config import TrainConfig
 from impasto.errors import UserError
@@ -49,9 +50,14 @@ def own_guidances(path: Path) -> tuple[Any, ...]:
     return read_settings(read_style_json(path).get("guidance", {}), f"{path / STYLE_JSON}: guidance")
 
 
+def of_adapter(config: TrainConfig, family: "Family") -> StyleDefaults:
+    """The card's, where the adapter has none of its own."""
+    return replace(of_card(family.card, config.recipe), **adapter_of(config.adapter).sampling)
+
+
 def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
     """Those of the style that a run makes from these captions, its negative prompt in words."""
-    defaults = of_card(family.card, config.recipe)
+    defaults = of_adapter(config, family)
     return replace(defaults, negative=in_words(defaults.negative, captions, f"style {str(config.out)!r}", family))
 
 

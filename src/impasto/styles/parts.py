@@ -7,7 +7,7 @@ of `adapters.base.Adapter`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,15 @@ def adapter_kinds() -> dict[str, Adapter]:
     return {adapter.kind: adapter for adapter in (entry.builder for entry in ADAPTERS.values())}
 
 
-def write_parts(folder: Path, parts: Sequence[Part]) -> None:
-    """List the parts in `style.json`, whose other keys stay; nothing is written for a plain LoRA."""
+def write_parts(folder: Path, parts: Sequence[Part], sampling: Mapping[str, Any]) -> None:
+    """List the parts in `style.json`, with the `sampling` of their adapter; keys that are there stay. Nothing is
+    written for a plain LoRA."""
     content = read_style_json(folder)
     if list(parts) == [Part("lora", WEIGHTS)] and "parts" not in content:
         return
     content["parts"] = [asdict(part) for part in parts]
+    if sampling:
+        content["sampling"] = {**sampling, **content.get("sampling", {})}
     with atomic(folder / STYLE_JSON) as file:
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -28,10 +28,12 @@ def save(family: Family, folder: Path, text: TextConditioning = FROZEN, adapter:
         parts.append(Part(adapter.kind, f"{adapter.kind}.safetensors"))
         with atomic(folder / parts[0].file) as file:
             write_tensors(file, *adapter.state(family))
+        if adapter.write_base is not None:
+            adapter.write_base(family, folder, folder / parts[0].file)
     if loras:
         parts.append(Part("lora", WEIGHTS))
         with atomic(folder / WEIGHTS) as file:
             family.save_adapter(file, loras)
             write_tensors(file, *read_file(file))
-    write_parts(folder, parts)
+    write_parts(folder, parts, adapter.sampling)
     return folder / parts[0].file

@@ -12,16 +12,18 @@ from impasto.bases import cards, loader
 from impasto.config import TrainConfig, change, flatten
 from impasto.data import advice, captions, items
 from impasto.data.items import Item
+from impasto.errors import UserError
 from impasto.execution import apply as execution
 from impasto.execution import memory
-from impasto.execution.apply import ExecutionPlan
+from impasto.execution.apply import NOT_QUANTIZED, ExecutionPlan
 from impasto.families.base import Family, check_size
 from impasto.noise import offset
 from impasto.noise.histogram import histogram
 from impasto.noise.laws import Law, noise_law, truncate_to_schedule
-from impasto.objectives import weighting
+from impasto.objectives import OBJECTIVES, weighting
 from impasto.objectives.config import Denoise
 from impasto.optim import optimizers
+from impasto.registry import name_of
 from impasto.styles import hub
 from impasto.training import prior
 from impasto.training.run_folder import check_out, check_recipe, check_wandb, recipe_text, resume_quantize
@@ -103,11 +105,29 @@ def check_base(plan: Plan, family: Family, shards: bool = False) -> None:
     execution.check(config.execution, plan.device, 2 if shards else 1)
     model = memory.meta_model(family)
     execution.check_attention(model, config.execution.attention)
-    matrices = adapter_of(config.adapter).only_matrices(family, config.adapter, model)
+    adapter = adapter_of(config.adapter)
+    if adapter.replaces_base:
+        check_full(config, shards)
+    matrices = adapter.only_matrices(family, config.adapter, model)
     optimizers.check(config.optim, plan.device, plan.text.rates, matrices)
     plan.text.check(family, shards)
     if config.prior.weight:
         prior.check(config, family)
+
+
+def check_full(config: TrainConfig, shards: bool) -> None:
+    """Raise UserError on what needs the untrained base beside it, or weights in fewer bits, where the base itself is
+    trained."""
+    name = name_of(OBJECTIVES, config.objective)
+    needs = {
+        f"--objective {name} compares with the base": config.objective.needs_base,
+        "--prior.weight compares with the base": config.prior.weight > 0,
+        f"--quantize {config.execution.quantize} freezes the base": config.execution.quantize not in NOT_QUANTIZED,
+        "--offload on keeps the base frozen": config.execution.offload == "on",
+        "it cannot be sharded over processes": shards,
+    }
+    if wrong := [why for why, there in needs.items() if there]:
+        raise UserError(f"this adapter trains the base's own weights, and {wrong[0]}: leave it out, or --adapter lora")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
