@@ -45,7 +45,7 @@ def reproduce(args: list[str]) -> Result:
         group: Annotated[str, tyro.conf.Positional] = "style-friendly",
         cells: str = "smoke",
         claim: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-        base: str = "mini-sd3",
+        base: str | None = None,
         out: Path | None = None,
         workers: int = 1,
         cluster: str | None = None,

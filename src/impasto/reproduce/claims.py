@@ -122,7 +122,8 @@ class Reading:
 class Claim:
     """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
 
-    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each.
+    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each. sheet: arms whose images are shown side by
+    side.
     """
 
     id: str
@@ -131,13 +132,14 @@ class Claim:
     readings: tuple[Reading, ...]
     shown: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sheet: tuple[str, ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
         """All arms, in order."""
         compared = [arm for reading in self.readings for compare in reading.compares for arm in compare.weights]
         drawn = [arm for arms in self.curves.values() for arm in arms]
-        return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
+        return tuple(dict.fromkeys([*compared, *drawn, *self.shown, *self.sheet]))
 
 
 def restricted(claim: Claim, arms: Collection[str], ours: bool = True) -> Claim | None:

@@ -5,7 +5,8 @@
     taught      a teacher per primary style, and images of train styles for its student    as mixed
     biased      a teacher that was trained with one subject under many captions            as single
     subject     four drawings of one recoloured object    smoke: 1 object x 1 seed         full: 9 x 3
-    secondary   for choosing settings: two secondary styles, other concepts
+    probe       as mixed, without images: jobs that measure what was trained
+    secondary   for choosing settings: one or two secondary styles, other concepts
 
 "Folder k" holds every third concept from the k-th on, never an evaluation concept. Prompts are "{label}, {style
 description}" of 12 (smoke) or 24 (full) evaluation concepts; for taught and biased "{label}" alone, since these
@@ -16,7 +17,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
@@ -36,6 +37,7 @@ from impasto.reproduce.subjects import subject_scores, subject_units
 SIZES = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 """Folders, seeds, evaluation concepts."""
 SMOKE_STYLE = "streamline-emojis"
+SECONDARY = ("icon-park", "symbola")
 PARTS = 3
 TEACHER = {
     **{"noise": "uniform", "adapter": "full", "lr": 5e-5, "steps": 300, "batch": 8, "accumulate": 1},
@@ -69,6 +71,7 @@ class FolderWorld:
     generic: int = 16
     limit: int | None = None
     teacher: Mapping[str, Any] = field(default_factory=lambda: TEACHER)
+    jobs: Mapping[str, Any] = field(default_factory=lambda: folder_jobs.JOBS)
     sizes = ("smoke", "full")
     undecided = ("smoke",)
     to_reference = False
@@ -76,7 +79,6 @@ class FolderWorld:
         *("style_accuracy", "concept_top5", "clip_s", "kid", "ssim_teacher", "leakage", "subject"),
         *("knn_style", "knn_concept"),
     )
-    jobs: ClassVar[Mapping[str, Any]] = folder_jobs.JOBS
 
     def describe(self) -> str:
         """One paragraph for the page."""
@@ -100,9 +102,18 @@ class FolderWorld:
         names, split = load_meta()["style_names"], load_meta()["split"]
         primary = [names[style] for style in split["primary_styles"]]
         if where == "subject":
-            return subject_units(cells, seeds)
+            units = subject_units(cells, seeds)
+            return {name: own | {"reference_sha256": self.data_hash(own)} for name, own in units.items()}
+        if where == "probe":
+            data = [styled(primary, (folder, PARTS), self.images) for folder in range(folders)]
+            return {
+                f"folder {folder}, {seed}": {"style": "all", "reference": f"folder {folder}", "data": data[folder]}
+                | {"prompts": [], "seed": seed, "reference_sha256": self.data_hash({"data": data[folder]})}
+                for folder in range(folders)
+                for seed in range(seeds)
+            }
         if where == "secondary":
-            chosen = [names[style] for style in split["secondary_styles"][:2]]
+            chosen = SECONDARY[: 1 if cells == "smoke" else len(SECONDARY)]
             return {f"{style}, 0": self.secondary_unit(style, concepts) for style in chosen}
         styles = [SMOKE_STYLE] if cells == "smoke" and where in ("single", "biased") else primary
         return {
@@ -130,14 +141,16 @@ class FolderWorld:
         index = load_meta()["style_names"].index(style)
         known = [c for c in load_meta()["split"]["evaluation_concepts"] if c in available(index)]
         form = "label" if "teacher" in more else "styled"
-        return self.complete(style, data, known, form, seed, n) | {"reference": f"folder {folder}"} | more
+        own = self.complete(style, data, known, form, seed, n) | {"reference": f"folder {folder}"} | more
+        return own | {"reference_sha256": self.data_hash(own)}
 
     def secondary_unit(self, style: str, n: int) -> dict[str, Any]:
         """Trained on every second concept, prompted with others that the base knows."""
         index, data = load_meta()["style_names"].index(style), styled([style], (0, 2), self.images)
         trained = {entry.concept for entry in image_sets.entries(data)}
         known = [c for c in free_concepts() if c in available(index) and c not in trained]
-        return self.complete(style, data, known, "styled", 0, n) | {"reference": "folder 0"}
+        own = self.complete(style, data, known, "styled", 0, n) | {"reference": "folder 0"}
+        return own | {"reference_sha256": self.data_hash(own)}
 
     def complete(
         self, style: str, data: dict[str, Any], concepts: Sequence[int], form: str, seed: int, n: int
@@ -152,6 +165,9 @@ class FolderWorld:
         return SmallWorld(judges=self.judges, encoder=self.encoder).instruments()
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
+        return self.data_hash(spec)
+
+    def data_hash(self, spec: Mapping[str, Any]) -> str:
         """sha256 of all training data of a spec."""
         sets = [spec["data"], *([spec["teacher"]["data"]] if "teacher" in spec else [])]
         return hashlib.sha256("".join(map(image_sets.digest, sets)).encode()).hexdigest()
