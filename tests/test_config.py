@@ -193,7 +193,10 @@ def test_a_warm_up_ends_before_the_run_does():
 
 
 def test_free_keys_exist():
-    assert set(FREE) - {"components", "checkpointing", "push_to_hub", "hub_private"} <= flatten(TrainConfig()).keys()
+    assert (
+        set(FREE) - {"components", "pairs", "checkpointing", "push_to_hub", "hub_private"}
+        <= flatten(TrainConfig()).keys()
+    )
     assert all(kind_of(key) is not None for key in FREE)
 
 

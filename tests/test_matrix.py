@@ -61,6 +61,8 @@ def images(base, style=None, **more):
 @pytest.mark.parametrize("kind", ["sd3", "flux", "sdxl", "sd15"])
 def test_matrix_trains_saves_loads_and_generates(kind, row, request, picture, tmp_path):
     base, keys = request.getfixturevalue(f"tiny_{kind}"), {**row, **OF_LAW.get(row["noise"], {})}
+    if row["objective"] == "distill":
+        keys["objective.teacher"] = str(base)
     if row["optimizer"] == "prodigy":
         keys["text"] = "frozen"  # one rate for all weights
     if row["optimizer"] == "muon":

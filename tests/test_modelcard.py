@@ -76,6 +76,17 @@ def test_the_code_of_a_run(request, picture, tmp_path, placed, name, where):
     assert (np.asarray(left["image"]) == np.asarray(image)).all()
 
 
+@pytest.mark.parametrize("kind", ["styleinject", "full"])
+def test_card_of_another_adapter_has_code_that_generates_its_image(tiny_sd15, picture, tmp_path, placed, kind):
+    base, given = str(tiny_sd15), {"image": [str(picture)], "caption": [CAPTION], "out": str(tmp_path / "ink")}
+    train(resolve("uniform", base, adapter=kind, lr=1e-2, steps=2, preview=False, tensorboard=False, **given))
+    card = (tmp_path / "ink" / "README.md").read_text()
+    assert "load_lora_weights" not in card and f'"{kind}"' in card and "sd-lora" not in card
+    made = np.asarray(run_code(card)["image"])
+    (image, _), *_ = generate(base, [CAPTION], styles=[str(tmp_path / "ink")], device="cpu", precision="bf16")
+    assert (made == np.asarray(image)).all()
+
+
 @pytest.mark.parametrize("parts", ["*", "unet"])
 def test_the_code_on_a_base_of_half_precision_only(tiny_sd15, picture, tmp_path, placed, parts):
     base = shutil.copytree(tiny_sd15, tmp_path / "half")

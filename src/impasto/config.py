@@ -147,7 +147,7 @@ ALIASES = {
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
 
 FREE = (
-    *("out", "recipe", "base", "components", "image", "device", "checkpoint_every", "keep"),
+    *("out", "recipe", "base", "components", "image", "pairs", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
 )

@@ -40,6 +40,10 @@ class Adapter:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
+PLAIN_SAMPLING = {"strength": 1.0, "style_guidance": 0.0, "base_guidance": 0.0, "negative": ""}
+"""`Adapter.sampling` of adapters that are sampled as plain diffusers does, whatever the base's card says for LoRA."""
+
+
 def adapter_of(settings: Any) -> Adapter:
     """The adapter of a settings object."""
     return ADAPTERS[name_of(ADAPTERS, settings)].builder

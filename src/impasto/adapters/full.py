@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.adapters.base import Adapter
+from impasto.adapters.base import PLAIN_SAMPLING, Adapter
 from impasto.adapters.config import FullFineTuning
 from impasto.errors import UserError
 from impasto.families.base import Family
@@ -113,5 +113,5 @@ ADAPTER = Adapter(
     load=load,
     write_base=write_model_folder,
     replaces_base=True,
-    sampling={"strength": 1.0, "style_guidance": 0.0, "base_guidance": 0.0, "negative": ""},
+    sampling=PLAIN_SAMPLING,
 )

@@ -4,15 +4,32 @@ import re
 import warnings
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from impasto.cli.console import Result, bar, parse
+from impasto.cli.console import Result, bar, last_value, parse
+from impasto.errors import UserError
+
+if TYPE_CHECKING:
+    from impasto.config import TrainConfig
 
 DRY_RUN = Annotated[
     bool, tyro.conf.arg(help="Only print the plan: settings, noise, device, memory, time; no weights are read.")
 ]
+
+TEACHER = re.compile(r"--teacher(=.*)?$")
+SAMPLES = Annotated[
+    int | None, tyro.conf.arg(help="Distil on this many images that the teacher generates first, instead of --image.")
+]
+PROMPTS = Annotated[
+    Path | None,
+    tyro.conf.arg(help="A file with a caption per line for --samples; --caption and --pairs count as well."),
+]
+DISTILL = """Distil a tuned base into an adapter on another base.
+
+--teacher FOLDER_OR_ID names the tuned base; --unshared gives it its own text encoder (captions with a second form:
+teacher_text in metadata.jsonl, or --pairs). All other flags are those of `impasto train`."""
 
 
 def train(args: list[str]) -> Result:
@@ -24,7 +41,56 @@ def train(args: list[str]) -> Result:
     config, command = parse_config(args, "train", {"dry_run": (DRY_RUN, False)}, doc)
     if note := recipe_note(config):
         warnings.warn(note, stacklevel=1)
-    if command.dry_run:
+    return run_training(config, command.dry_run)
+
+
+def distill(args: list[str]) -> Result:
+    """Distil a tuned base, the teacher, into an adapter on another base."""
+    from impasto.cli.settings import parse_config
+    from impasto.config import change
+    from impasto.sampling.prompts import lines
+
+    args = ["--objective.teacher" + arg.removeprefix("--teacher") if TEACHER.match(arg) else arg for arg in args]
+    args = ["--objective.no-shared" if arg == "--unshared" else arg for arg in args]
+    if last_value(args, "recipe") is None:
+        args = ["--recipe", "distill", *args]
+    extra = {"dry_run": (DRY_RUN, False), "samples": (SAMPLES, None), "prompts": (PROMPTS, None)}
+    config, command = parse_config(args, "distill", extra, DISTILL)
+    teacher = getattr(config.objective, "teacher", None)
+    if not teacher:
+        raise UserError("no teacher: name a tuned base with --teacher FOLDER_OR_ID")
+    if command.samples is not None and config.data.image:
+        raise UserError("--samples and --image exclude each other: the teacher's images, or those of a folder")
+    if command.samples is None and command.prompts:
+        raise UserError("--prompts are for --samples: say how many images the teacher generates")
+    if command.samples is not None:
+        from impasto.data.pairs import read_pairs
+        from impasto.training.teacher_samples import write_samples
+
+        prompts = [(caption, None) for caption in config.data.caption]
+        prompts += [(caption, None) for caption in (lines(command.prompts, "prompts") if command.prompts else ())]
+        prompts += list(read_pairs(config.data.pairs).items()) if config.data.pairs else []
+        folder = config.out / "samples"
+        config = change(config, image=(folder,), caption=(), pairs=None)
+        if command.dry_run and not folder.is_dir():
+            raise UserError("--dry-run needs the images: leave it out, and --samples generates them; or give --image")
+        with bar("samples", command.samples) as progress:
+            write_samples(
+                teacher,
+                prompts,
+                command.samples,
+                folder,
+                seed=config.seed,
+                device=config.device,
+                precision=config.precision,
+                progress=lambda done, total: progress(done, "", total),
+            )
+    return run_training(config, command.dry_run)
+
+
+def run_training(config: "TrainConfig", dry: bool) -> Result:
+    """Train, or print the plan."""
+    if dry:
         from impasto.training.plan import dry_run
 
         return dry_run(config)

@@ -21,6 +21,9 @@ class DataConfig:
     caption: Append[tuple[str, ...]] = ()
     """What it shows and in what style: "a rocket in pixel art style". One for each image, or one for all; in folders
     for those without a caption of their own (a .txt beside the image, or metadata.jsonl)."""
+    pairs: Path | None = None
+    """For distillation without a shared text encoder: a JSONL file, per line an object with `text`, a caption, and
+    `teacher_text`, the teacher's caption of the same image. Or `teacher_text` beside `text` in metadata.jsonl."""
     trigger: str = ""
     """What stands for [trigger] in captions: a word or two of your own."""
     caption_prefix: str = ""

@@ -9,17 +9,18 @@ over several devices changes no draw.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from impasto.data.batch import Batch
 from impasto.data.config import DataConfig
-from impasto.data.prepare import Prepared
+from impasto.data.prepare import Prepared, Rows
+from impasto.families.base import Condition
 from impasto.noise.config import NoiseSettings
 from impasto.noise.laws import Law
 from impasto.noise.offset import add_offset
@@ -65,18 +66,23 @@ class Draws:
         views = [
             pair.views[self.shared(step, f"crop {i}", len(pair.views))] for i, pair in zip(items, pairs, strict=True)
         ]
-        captions = [self.dropped(step, i, pair.caption) for i, pair in zip(items, pairs, strict=True)]
+        kept = [self.keeps(step, i) for i in items]
+        captions: list[Any] = [pair.caption if keep else data.empty for pair, keep in zip(pairs, kept, strict=True)]
         device = self.device or data.x[0].device
         lam_B = self.law(own).to(device)
         x = torch.stack([data.x[view] for view in views]).to(device)
         eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in own])
         eps = add_offset(eps, own, self.config.noise.offset).to(device)
-        rows = data.conds[self.length(step)].items()
-        cond = {name: torch.stack([row[i] for i in captions]).to(device) for name, row in rows}
-        if data.sizes is not None:
-            cond["size_ids"] = data.sizes[views].to(device)
+        sizes = {} if data.sizes is None else {"size_ids": data.sizes[views].to(device)}
+        cond = gather(data.conds[self.length(step)], captions, device) | sizes
         prompts = tuple(data.captions[i] for i in captions) if data.captions else ()
-        return Batch(x, eps, cond, self.mask(views, x), prompts), lam_B, own
+        teacher_cond = None
+        if data.teacher_conds is not None:
+            rows = [
+                pair.teacher_caption if keep else data.teacher_empty for pair, keep in zip(pairs, kept, strict=True)
+            ]
+            teacher_cond = gather(data.teacher_conds, rows, device) | sizes
+        return Batch(x, eps, cond, self.mask(views, x), prompts, teacher_cond=teacher_cond), lam_B, own
 
     def mask(self, views: Sequence[int], x: Tensor) -> Tensor | None:
         """Weights (B, 1, h, w), ones where a picture has no mask; None when none has."""
@@ -125,12 +131,12 @@ class Draws:
             place -= len(bucket)
         raise AssertionError("a place beyond the last bucket")
 
-    def dropped(self, step: int, item: int, caption: int) -> int:
-        """The caption's row, or that of the empty one."""
+    def keeps(self, step: int, item: int) -> bool:
+        """Whether an item keeps its caption; else it has the empty one."""
         if not self.config.data.caption_dropout or self.prepared.empty is None:
-            return caption
+            return True
         u = torch.rand((), generator=generator(self.config.seed, step, f"dropout {item}")).item()
-        return self.prepared.empty if u < self.config.data.caption_dropout else caption
+        return u >= self.config.data.caption_dropout
 
     def shared(self, step: int, name: str, count: int) -> int:
         """A number below `count`, from a generator of its own."""
@@ -139,6 +145,11 @@ class Draws:
     @staticmethod
     def below(count: int, own: Generator) -> int:
         return int(torch.randint(count, (1,), generator=own))
+
+
+def gather(cond: Mapping[str, Rows], rows: Sequence[Any], device: torch.device | str) -> Condition:
+    """These rows of a condition."""
+    return {name: torch.stack([some[i] for i in rows]).to(device) for name, some in cond.items()}
 
 
 Drawn = tuple[Batch, Tensor, list[Generator]]
@@ -153,8 +164,11 @@ def split_batch(drawn: Drawn, most: int) -> Iterator[tuple[float, Drawn]]:
         return
     for first in range(0, n, most):
         at = slice(first, first + most)
-        cond = {name: rows[at] for name, rows in batch.cond.items()}
+        cond, teacher_cond = (
+            some and {name: rows[at] for name, rows in some.items()} for some in (batch.cond, batch.teacher_cond)
+        )
         mask = None if batch.mask is None else batch.mask[at]
         rows = {"x": batch.x[at], "eps": batch.eps[at], "cond": cond, "mask": mask, "prompts": batch.prompts[at]}
+        rows["teacher_cond"] = teacher_cond
         part = replace(batch, **rows, part=(first, n))
         yield len(own[at]) / n, (part, lam_B[at], own[at])

@@ -2,7 +2,8 @@
 
     style/a.png  style/a.txt  style/a.mask.png     a picture, its caption, its loss mask
     style/night/b.jpg  style/masks/night/b.png     subfolders; masks in folders of that name
-    style/metadata.jsonl                           {"file_name": "night/b.jpg", "text": "..."} (HF imagefolder)
+    style/metadata.jsonl                           {"file_name": "night/b.jpg", "text": "..."} (HF imagefolder), maybe
+                                                   with "teacher_text", the caption for the teacher of a distillation
     style/10_wibble/c.png                          kohya's form: counts 10 times, "wibble" is its caption if it has none
 
 Files are listed by their names, never in the order in which the disk holds them. What a name ends in, and "mask" and
@@ -22,6 +23,8 @@ from pathlib import Path
 from impasto.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+Texts = tuple[str, str | None]
+"""A caption, and the teacher's where there is one."""
 KOHYA = re.compile(r"(\d{1,3})_(.+)")
 TXT = tuple(map("".join, product(".", "tT", "xX", "tT")))
 NO_CAPTION = {"readme", "license", "licence", "notice", "credits"}
@@ -29,13 +32,15 @@ NO_CAPTION = {"readme", "license", "licence", "notice", "credits"}
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture file. caption: its own, None when it has none. spare: what its folder's name offers as a caption."""
+    """A picture file. caption: its own, None when it has none. spare: what its folder's name offers as a caption.
+    teacher_caption: for the teacher of a distillation."""
 
     path: Path
     caption: str | None = None
     repeats: int = 1
     mask: Path | None = None
     spare: str | None = None
+    teacher_caption: str | None = None
 
 
 def bad(message: str, skip: bool) -> None:
@@ -59,7 +64,7 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
             masks[owner] = file
     if not pictures:
         raise UserError(f"folder {str(folder)!r} holds no picture (PNG, JPEG, WebP, ...)")
-    told: dict[Path, str] = {}
+    told: dict[Path, Texts] = {}
     for file in (f for f in files if f.name.lower() == "metadata.jsonl"):
         told |= metadata(file, set(pictures), told, skip)
     stems = {picture.with_suffix("") for picture in pictures}
@@ -101,11 +106,11 @@ def walk(folder: Path, skip: bool) -> list[Path]:
     return sorted(files, key=Path.as_posix)
 
 
-def entry(picture: Path, folder: Path, told: str | None, mask: Path | None, skip: bool) -> Entry | None:
+def entry(picture: Path, folder: Path, told: Texts | None, mask: Path | None, skip: bool) -> Entry | None:
     """One picture of a folder; None when its captions are bad and shall be skipped."""
     try:
         own = sidecar(picture)
-        if own is not None and told is not None and own != told:
+        if own is not None and told is not None and own != told[0]:
             raise UserError(
                 f"{str(picture)!r} has two captions, in {picture.stem}.txt and in metadata.jsonl: remove one"
             )
@@ -114,7 +119,8 @@ def entry(picture: Path, folder: Path, told: str | None, mask: Path | None, skip
         return None
     parents = [folder.resolve().name, *picture.relative_to(folder).parts[:-1]]
     kohya = next((match for name in reversed(parents) if (match := KOHYA.fullmatch(name))), None)
-    found = Entry(picture, own if told is None else told, mask=mask)
+    text, teacher_text = (own, None) if told is None else told
+    found = Entry(picture, text, mask=mask, teacher_caption=teacher_text)
     return replace(found, repeats=max(1, int(kohya[1])), spare=kohya[2].replace("_", " ")) if kohya else found
 
 
@@ -162,16 +168,10 @@ def masked(file: Path, folder: Path) -> Path | None:
     return folder.joinpath(*parents, stem)
 
 
-def metadata(file: Path, pictures: set[Path], told: Mapping[Path, str], skip: bool) -> dict[Path, str]:
+def metadata(file: Path, pictures: set[Path], told: Mapping[Path, Texts], skip: bool) -> dict[Path, Texts]:
     """Captions by picture out of a metadata.jsonl; a wrong line is named by its number. told: by others before it."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold what splitlines() breaks at
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{str(file)!r} cannot be read as UTF-8 text") from None
-    found: dict[Path, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    found: dict[Path, Texts] = {}
+    for number, line in json_lines(file):
         problem, picture, text = row(line, file.parent, pictures)
         if not problem and picture in found:
             problem = f"{picture.name!r} was described before"
@@ -184,23 +184,41 @@ def metadata(file: Path, pictures: set[Path], told: Mapping[Path, str], skip: bo
     return found
 
 
-def row(line: str, folder: Path, pictures: set[Path]) -> tuple[str, Path, str]:
-    """(what is wrong or "", picture, caption) of one line."""
+def json_lines(file: Path) -> list[tuple[int, str]]:
+    """(number, line) of the lines of a JSONL file that are not blank. Raises UserError where it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold what splitlines() breaks at
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{str(file)!r} cannot be read as UTF-8 text") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def json_texts(line: str, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
+    """(what is wrong or "", texts by key) of one JSON object."""
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
-        return f"no valid JSON ({error.msg})", folder, ""
+        return f"no valid JSON ({error.msg})", {}
     except RecursionError:
-        return "nested too deeply", folder, ""
+        return "nested too deeply", {}
     if not isinstance(values, dict):
-        return 'not an object like {"file_name": "a.png", "text": "..."}', folder, ""
-    for key in ("file_name", "text"):
+        return f"not an object like {json.dumps(dict.fromkeys(required, '...'))}", {}
+    keys = [*required, *(key for key in optional if key in values)]
+    for key in keys:
         if not isinstance(values.get(key), str) or not values[key].strip():
-            return f"{key!r} is missing or empty", folder, ""
+            return f"{key!r} is missing or empty", {}
+    return "", {key: values[key] for key in keys}
+
+
+def row(line: str, folder: Path, pictures: set[Path]) -> tuple[str, Path, Texts]:
+    """(what is wrong or "", picture, its captions) of one line."""
+    problem, values = json_texts(line, ("file_name", "text"), ("teacher_text",))
+    if problem:
+        return problem, folder, ("", None)
     picture = folder / values["file_name"]
     if picture not in pictures:
-        return f"there is no picture {values['file_name']!r} in {str(folder)!r}", folder, ""
-    return "", picture, " ".join(values["text"].split())
+        return f"there is no picture {values['file_name']!r} in {str(folder)!r}", folder, ("", None)
+    return "", picture, (" ".join(values["text"].split()), values.get("teacher_text"))
 
 
 def named(paths: Sequence[Path], most: int = 3) -> str:

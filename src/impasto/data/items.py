@@ -13,6 +13,7 @@ from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
 from impasto.data.config import DataConfig
 from impasto.data.folder import Entry
+from impasto.data.pairs import read_pairs, with_teacher_captions
 from impasto.data.pictures import Picture, look
 from impasto.data.references import NOTES, TRANSPARENT, enlarged
 from impasto.errors import UserError
@@ -24,7 +25,8 @@ PREVIEWS = 4  # prompts of previews and captions in the card, where pictures bri
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to train on. mask: a file, or "alpha"; mask_sha256 of the file. views: at least one, all of `shape`."""
+    """A picture to train on. mask: a file, or "alpha"; mask_sha256 of the file. views: at least one, all of `shape`.
+    teacher_caption: for the teacher of a distillation, None where it is given the caption."""
 
     picture: Picture
     caption: str
@@ -33,10 +35,12 @@ class Item:
     repeats: int = 1
     mask: Path | str | None = None
     mask_sha256: str | None = None
+    teacher_caption: str | None = None
 
     def fingerprint(self) -> list[Any]:
         """All that training depends on, for hashes."""
-        return [self.picture.sha256, self.caption, self.shape, self.repeats, self.mask_sha256 or self.mask]
+        own = [self.picture.sha256, self.caption, self.shape, self.repeats, self.mask_sha256 or self.mask]
+        return own if self.teacher_caption is None else [*own, self.teacher_caption]
 
 
 def read(
@@ -86,7 +90,16 @@ def entries(config: DataConfig) -> list[Entry]:
         result += [replace(entry, repeats=times[i]) for entry in found] if times else found
     if times and len(set(times)) == 1:
         say_same(times[0], named)
-    return result
+    if config.pairs:
+        result = with_teacher_captions(result, read_pairs(config.pairs, lambda text: fill(text, config)), config.pairs)
+    return [with_trigger(entry, config) for entry in result]
+
+
+def with_trigger(entry: Entry, config: DataConfig) -> Entry:
+    """With the teacher's caption, where there is one, as `captions.fill` completes it; the prefix is not for it."""
+    if entry.teacher_caption is None:
+        return entry
+    return replace(entry, teacher_caption=captions.fill(entry.teacher_caption, trigger=config.trigger))
 
 
 def say_same(times: int, named: Collection[int]) -> None:
@@ -160,7 +173,8 @@ def item(entry: Entry, config: DataConfig, step: int | None, largest: int | None
             raise UserError(f"{error}" + ("; --skip-bad leaves it out" if skippable else "")) from None
         warnings.warn(f"{error}: left out", stacklevel=2)
         return None
-    return Item(picture, entry.caption or "", shape, views, entry.repeats, mask, mask_sha256)
+    caption = entry.caption or ""
+    return Item(picture, caption, shape, views, entry.repeats, mask, mask_sha256, entry.teacher_caption)
 
 
 def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:

@@ -32,11 +32,13 @@ Rows = Any
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture with its caption. views: rows of x, one is drawn each time; caption: row of the conditions."""
+    """One picture with its caption. views: rows of x, one is drawn each time; caption: row of the conditions;
+    teacher_caption: row of the teacher's."""
 
     views: tuple[int, ...]
     caption: int
     repeats: int = 1
+    teacher_caption: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Prepared:
     x: rows (C, h, w), in several shapes maybe. conds: rows of each condition. pairs: which belong together; row i with
     row i where none are given. masks: per row of x None or weights (1, h, w) with mean 1. sizes: per row of x SDXL's
     (original h, w, crop top, left, target h, w). empty: the row of the empty caption. captions: the rows' words.
+    teacher_conds, teacher_empty: the same of a distillation's teacher, at its first text length; None without one.
     """
 
     x: Rows
@@ -56,6 +59,8 @@ class Prepared:
     sizes: Tensor | None = None
     empty: int | None = None
     captions: tuple[str, ...] = ()
+    teacher_conds: dict[str, Rows] | None = None
+    teacher_empty: int | None = None
 
     @cached_property
     def all_pairs(self) -> tuple[Pair, ...]:
@@ -63,13 +68,17 @@ class Prepared:
 
     def to(self, device: torch.device | str) -> "Prepared":
         """All of it on `device` when it is small; else as it is, for the batches to follow one by one."""
-        rows = [self.x, *(rows for cond in self.conds.values() for rows in cond.values())]
+        teacher = self.teacher_conds or {}
+        rows = [self.x, *(rows for cond in (*self.conds.values(), teacher) for rows in cond.values())]
         if sum(t.nbytes for some in rows for t in some) > ON_DEVICE:
             return self
         conds = {n: {name: moved(some, device) for name, some in cond.items()} for n, cond in self.conds.items()}
         masks = tuple(mask if mask is None else mask.to(device) for mask in self.masks)
         sizes = None if self.sizes is None else self.sizes.to(device)
-        return replace(self, x=moved(self.x, device), conds=conds, masks=masks, sizes=sizes)
+        own = {"x": moved(self.x, device), "conds": conds, "masks": masks, "sizes": sizes}
+        if self.teacher_conds is not None:
+            own["teacher_conds"] = {name: moved(some, device) for name, some in teacher.items()}
+        return replace(self, **own)
 
 
 def moved(rows: Rows, device: torch.device | str) -> Rows:
@@ -77,20 +86,25 @@ def moved(rows: Rows, device: torch.device | str) -> Rows:
 
 
 def prepare_items(
-    family: Family, items: Sequence[Item], dropout: bool = False, progress: Callable[[int, int], None] | None = None
+    family: Family,
+    items: Sequence[Item],
+    dropout: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    teacher: Family | None = None,
 ) -> Prepared:
     """Latents and text embeddings of all items; what is in the cache needs neither VAE nor text encoders.
 
     dropout: the empty caption as well. progress: called with (done, of how many) after each picture and caption.
+    teacher: encodes `teacher_caption`, or the caption of items without one; its encoders are freed afterwards.
     """
-    captions = {
-        caption: i for i, caption in enumerate(dict.fromkeys([*(one.caption for one in items)] + [""] * dropout))
-    }
-    total, done = len(items) + len(captions), 0
+    captions = numbered([one.caption for one in items], dropout)
+    teacher_captions = numbered([one.teacher_caption or one.caption for one in items], dropout) if teacher else {}
+    total, done = len(items) + len(captions) + len(teacher_captions), 0
     x, masks, sizes, pairs = [], [], [], []
     for one in items:
         kept = view_tensors(family, one)
-        pairs.append(Pair(tuple(range(len(x), len(x) + len(kept))), captions[one.caption], one.repeats))
+        of_teacher = teacher_captions.get(one.teacher_caption or one.caption, 0)
+        pairs.append(Pair(tuple(range(len(x), len(x) + len(kept))), captions[one.caption], one.repeats, of_teacher))
         for view, tensors in kept:
             x.append(tensors["x"])
             masks.append(tensors.get("mask"))
@@ -105,6 +119,15 @@ def prepare_items(
                 cond.setdefault(name, []).append(rows[0])
         if progress:
             progress(done := done + 1, total)
+    teacher_conds: dict[str, Rows] = {}
+    for caption in teacher_captions:
+        assert teacher is not None
+        for name, rows in text(teacher, caption, next(iter(teacher.text_lengths))).items():
+            teacher_conds.setdefault(name, []).append(rows[0])
+        if progress:
+            progress(done := done + 1, total)
+    if teacher:
+        teacher.free("encoders")
     wanted = getattr(family, "wants_size_ids", False)
     return Prepared(
         x,
@@ -115,7 +138,14 @@ def prepare_items(
         torch.tensor(sizes, dtype=torch.float32) if wanted else None,
         captions[""] if dropout else None,
         tuple(captions),
+        teacher_conds if teacher else None,
+        teacher_captions[""] if teacher and dropout else None,
     )
+
+
+def numbered(captions: Sequence[str], dropout: bool) -> dict[str, int]:
+    """Each different caption with its row; the empty one as well with `dropout`."""
+    return {caption: i for i, caption in enumerate(dict.fromkeys([*captions, *([""] * dropout)]))}
 
 
 def view_tensors(family: Family, item: Item) -> list[tuple[View, dict[str, Tensor]]]:

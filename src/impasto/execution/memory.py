@@ -18,6 +18,7 @@ Estimates, for LoRA on a frozen base with cached latents and texts; T tokens of 
                   4 T^2 D L forward; backward costs as much again (attention 2.5 times), as frozen weights need no
                   gradient; half of the matmul peak is what is sustained. Every picture of the prior, and with
                   DCO of the batch, costs F_lin + F_att more: the base's own prediction
+    teacher       of a distillation: its weights, and F_lin + F_att a picture
 
 Before that the autoencoder (.35 GB in fp32 and 2 KB a pixel) encodes the pictures, then the text encoders the captions,
 one after the other, with nothing else there; text encoders without room (T5-XXL: 9.5 GB) do so in main memory.
@@ -234,10 +235,11 @@ def memory(
 ) -> float:
     """Bytes at the peak of a step, by the module's formulas."""
     unit, s = (1.0 if precision == "bf16" else 2.0), running.checkpointing
-    rest = (size.weights - size.block_weights) * 2 * unit
+    rest, teacher = (size.weights - size.block_weights) * 2 * unit, size.weights * 2 * unit
     if adapter_of(config.adapter).replaces_base:  # they are the adapter
         size = replace(size, weights=0, block_weights=0)
         rest = 0.0
+    rest += config.objective.teachers * teacher
     blocks = size.block_weights * 2 * unit * (FACTOR[running.quantize] / (unit if running.quantize != "none" else 1))
     if running.offload or shards > 1:
         blocks = (0.0 if running.offload else blocks / shards) + 2 * blocks / size.blocks

@@ -1,8 +1,11 @@
 """Objectives: what the loss compares. OBJECTIVES is the table in which a name is looked up.
 
-A row's builder is `build(settings, family) -> objectives.base.Objective`. The settings class states what an objective
-costs: `extra_forwards`, forward passes without gradient per item; `needs_base`, whether they are the frozen base's; and
-`itemwise`, whether the loss is a mean over items, so that a batch may be split, see `data.draws.split_batch`.
+A row's builder is `build(settings, family) -> objectives.base.Objective`. The settings class states
+
+    extra_forwards   forward passes without gradient per item
+    needs_base       whether they are the frozen base's
+    teachers         other models of the base's size that it holds
+    itemwise         whether the loss is a mean over items, so that a batch may be split, see `data.draws.split_batch`
 """
 
 from impasto.registry import Entry
@@ -17,5 +20,10 @@ OBJECTIVES: dict[str, Entry] = {
         "impasto.objectives.config:DCO",
         "impasto.objectives.dco:build",
         "the same, only as far as it is below the base's own error",
+    ),
+    "distill": Entry(
+        "impasto.objectives.config:Distill",
+        "impasto.objectives.distill:build",
+        "the predictions of another base, the teacher, as targets",
     ),
 }

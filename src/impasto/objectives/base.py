@@ -11,9 +11,12 @@ from impasto.objectives import OBJECTIVES
 from impasto.registry import name_of
 
 Objective = Callable[[Family, Batch, Tensor, list[Generator]], dict[str, Tensor]]
-"""`objective(family, batch, lam_B, generators) -> {"loss": scalar, ...parts}`; the parts are logged as they are."""
+"""`objective(family, batch, lam_B, generators) -> {"loss": scalar, ...parts}`; the parts are logged as they are.
+
+It may have two attributes: `text_family`, whose text encoders encode the captions' second form for
+`Batch.teacher_cond`, and `provenance`, what recipe.toml states of it beside the settings."""
 
 
 def build_objective(settings: Any, family: Family) -> Objective:
-    """The objective of these settings on a base. Raises UserError where it is not for this base."""
+    """The objective of these settings on a base; no weights are read. Raises UserError where it does not fit."""
     return OBJECTIVES[name_of(OBJECTIVES, settings)].builder(settings, family)

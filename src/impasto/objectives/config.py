@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from impasto.coerce import check_numbers
+from impasto.errors import UserError
 
 Append = tyro.conf.UseAppendAction
 
@@ -16,6 +17,7 @@ class Denoise:
 
     extra_forwards: ClassVar[int] = 0
     needs_base: ClassVar[bool] = False
+    teachers: ClassVar[int] = 0
     itemwise: ClassVar[bool] = True
 
     weighting: str = "none"
@@ -33,6 +35,7 @@ class DCO:
 
     extra_forwards: ClassVar[int] = 1
     needs_base: ClassVar[bool] = True
+    teachers: ClassVar[int] = 0
     itemwise: ClassVar[bool] = True
 
     beta: float = 1.0
@@ -42,6 +45,34 @@ class DCO:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("beta",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """The predictions of a tuned base, the teacher; see `objectives.distill`."""
+
+    extra_forwards: ClassVar[int] = 1
+    needs_base: ClassVar[bool] = False
+    teachers: ClassVar[int] = 1
+    itemwise: ClassVar[bool] = True
+
+    teacher: str | None = None
+    """The base to learn from, as --base takes it: of the same architecture, latents, schedule and prediction."""
+    shared: bool = True
+    """The teacher is conditioned by the student's text encoder; without it by its own, on the captions' second form
+    (teacher_text in metadata.jsonl, or --pairs)."""
+    out_weight: float = 1.0
+    """Weight of OutKD, the mean squared difference of the predictions."""
+    feature_weight: float | None = None
+    """Weight of FeatKD, the sum over down, mid and up blocks of the mean squared difference of their outputs. 1e-3 when
+    not given; 0 without a shared text encoder, and for transformers, which have no such blocks."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_0=("out_weight", "feature_weight"), prefix="objective.")
+        if not self.shared and self.feature_weight:
+            raise UserError("FeatKD needs a shared text encoder: leave out --objective.feature-weight")
+        if not self.out_weight and self.feature_weight == 0:
+            raise UserError("out_weight and feature_weight are both 0: nothing would be learnt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from impasto.failures import interruptible, out_of_memory
 from impasto.families.base import Family
 from impasto.noise import offset
 from impasto.noise.laws import truncate_to_schedule
-from impasto.objectives.base import build_objective
+from impasto.objectives.base import Objective, build_objective
 from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
 from impasto.styles.parts import has_weights
@@ -59,8 +59,9 @@ def fit(config: TrainConfig, progress: Progress | None = None, preparing: Prepar
     running = workers.broadcast(plan.choose_execution(family, workers.size if workers.shards else 1))
     plan = with_used(plan, quantize=running.quantize, precision=family.precision)
     config = plan.config
+    objective = build_objective(config.objective, family)
     with workers.first_process_first():
-        run = RunFolder(config, provenance(plan, family, workers, running), main=workers.main)
+        run = RunFolder(config, provenance(plan, family, objective, workers, running), main=workers.main)
     try:
         done, state = run.resume()
         hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
@@ -68,8 +69,8 @@ def fit(config: TrainConfig, progress: Progress | None = None, preparing: Prepar
         with explain_failures(config.out, hint):
             if not finished:
                 with workers.first_process_first():
-                    draws, previews = prepare(plan, family, preparing)
-                trainer = build_trainer(plan, family, running, draws, done, state, workers)
+                    draws, previews = prepare(plan, family, objective, preparing)
+                trainer = build_trainer(plan, family, objective, running, draws, done, state, workers)
                 run_steps(trainer, run, done, previews, progress)
                 if workers.main:
                     finish(plan, family, trainer, previews)
@@ -108,12 +109,13 @@ def with_used(plan: Plan, **keys: Any) -> Plan:
     return replace(plan, config=change(plan.config, **keys), expanded=change(plan.expanded, **keys))
 
 
-def prepare(plan: Plan, family: Family, preparing: Preparing | None) -> tuple[Draws, Previews]:
+def prepare(plan: Plan, family: Family, objective: Objective, preparing: Preparing | None) -> tuple[Draws, Previews]:
     """Encode images and captions, then free the encoders."""
     config = plan.config
     with explain_failures(config.out, memory.oom_hint_prepare(config)):
         show = preparing if len(plan.items) > data.FEW else None
-        prepared = prepare_items(family, plan.items, config.data.caption_dropout > 0, show)
+        teacher = getattr(objective, "text_family", None)
+        prepared = prepare_items(family, plan.items, config.data.caption_dropout > 0, show, teacher)
         if config.prior.weight:
             prior.read(plan.expanded, family)
         previews = Previews(family, plan.expanded, plan.text)
@@ -127,6 +129,7 @@ def prepare(plan: Plan, family: Family, preparing: Preparing | None) -> tuple[Dr
 def build_trainer(
     plan: Plan,
     family: Family,
+    objective: Objective,
     running: ExecutionPlan,
     draws: Draws,
     done: int,
@@ -138,7 +141,6 @@ def build_trainer(
     config = plan.config
     text_parameters = plan.text.attach(family)
     load_denoiser(running, family, sharded=workers.shards)
-    objective = build_objective(config.objective, family)
     if config.prior.weight:  # its images are the base's: before the adapter
         objective = prior.build(plan.expanded, family, objective)
     adapter = adapter_of(config.adapter).attach(family, config.adapter, config.seed)
@@ -211,10 +213,15 @@ def generate_previews(previews: Previews, step: int) -> list[str]:
     return []
 
 
-def provenance(plan: Plan, family: Family, workers: Workers, running: ExecutionPlan) -> dict[str, Any]:
+def provenance(
+    plan: Plan, family: Family, objective: Objective, workers: Workers, running: ExecutionPlan
+) -> dict[str, Any]:
     """What recipe.toml states beside the settings: hashes, whether the base was a folder or file here, captions,
     processes, execution, versions of what computes."""
-    base = {"base_sha256": family.hash, "base_local": Path(plan.config.base).exists()}
+    base = getattr(objective, "provenance", {}) | {
+        "base_sha256": family.hash,
+        "base_local": Path(plan.config.base).exists(),
+    }
     used = data.caption_stats(plan.items) | {"processes": workers.size, "running": list(running.why)}
     return base | data.hashes(plan.items) | used | {name: version(name) for name in PACKAGES}
 

@@ -21,6 +21,7 @@ from impasto.noise import offset
 from impasto.noise.histogram import histogram
 from impasto.noise.laws import Law, noise_law, truncate_to_schedule
 from impasto.objectives import OBJECTIVES, weighting
+from impasto.objectives.base import build_objective
 from impasto.objectives.config import Denoise
 from impasto.optim import optimizers
 from impasto.registry import name_of
@@ -100,8 +101,7 @@ def check_base(plan: Plan, family: Family, shards: bool = False) -> None:
     config = plan.config
     check_size(config.data.size, family)
     truncate_to_schedule(plan.law, family.schedule)
-    if isinstance(config.objective, Denoise):
-        weighting.build(config.objective, family)
+    build_objective(config.objective, family)
     execution.check(config.execution, plan.device, 2 if shards else 1)
     model = memory.meta_model(family)
     execution.check_attention(model, config.execution.attention)

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from impasto.adapters.base import Adapter
+from impasto.adapters.base import PLAIN_SAMPLING, Adapter
 from impasto.adapters.config import StyleInject
 from impasto.adapters.lora import endings, ends
 from impasto.adapters.styleinject.layers import TENSORS, StyleInjectLayer, initial_bound, tensor_shapes
@@ -138,4 +138,13 @@ def check_shapes(base: Mapping[str, tuple[int, ...]], file: Mapping[str, tuple[i
         raise UserError(f"this StyleInject was not trained for this base: {len(wrong)} tensors do not fit{first}")
 
 
-ADAPTER = Adapter(attach, count_on, only_matrices, kind="styleinject", mergeable=False, state=state, load=load)
+ADAPTER = Adapter(
+    attach,
+    count_on,
+    only_matrices,
+    kind="styleinject",
+    mergeable=False,
+    state=state,
+    load=load,
+    sampling=PLAIN_SAMPLING,
+)
