@@ -46,11 +46,11 @@ def generate(
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
     styles: style folders or files, each with an optional strength, "runs/neon:0.8". guidances: settings of
-    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`. Strength, style guidance, negative
-    prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a guidance of
-    fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as `TrainConfig.quantize` has
-    it but for "auto". Everything that can be wrong is found before this returns (UserError); images are generated when
-    they are asked for.
+    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`. Strength, sampler, style guidance,
+    negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a
+    guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
+    `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found before this returns (UserError);
+    images are generated when they are asked for.
     """
     check_seed(seed)
     check_prompts(prompts)
@@ -119,6 +119,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         config.batch,
         config.style_guidance,
         config.base_guidance,
+        config.sampler,
     )
     pictures = generate(
         config.base,
@@ -148,7 +149,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
 
 
 USED = (
-    *("guidance", "style_guidance", "base_guidance", "negative_prompt"),
+    *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
     *("log_snr", "prompt_of_step", "switch_share"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""

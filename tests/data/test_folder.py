@@ -7,7 +7,7 @@ import random
 import pytest
 from PIL import Image
 
-from impasto.data.folder import listing, single
+from impasto.data.folder import listing, singles
 from impasto.errors import UserError
 
 
@@ -115,8 +115,8 @@ def test_masks_are_found_and_are_no_pictures(folder):
         "c.png": style / "n/masks/c.png",
         "d.png": style / "masks/n/d.png",
     }
-    assert single(style / "a.png", True).mask == style / "a.mask.png"
-    assert single(style / "b.jpg", True).mask == style / "masks/b.png"
+    assert singles([style / "a.png"], True)[0].mask == style / "a.mask.png"
+    assert singles([style / "b.jpg"], True)[0].mask == style / "masks/b.png"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_endings_in_any_case(folder):
     folder("A.JPG"), folder("A.TXT", "a cat"), folder("b.png"), folder("b.Txt", "a dog"), folder("sub/c.png")
     folder("sub/Metadata.JSONL", row("c.png", "a cow"))
     assert [entry.caption for entry in listing(folder.path)] == ["a cat", "a dog", "a cow"]
-    assert single(folder.path / "A.JPG", False).caption == "a cat"
+    assert singles([folder.path / "A.JPG"], False)[0].caption == "a cat"
     folder("c.TXT", "a bird")
     with pytest.raises(UserError, match=r"c.TXT' has no picture of that name"):
         listing(folder.path)
@@ -186,7 +186,7 @@ def test_masks_in_any_case(folder):
     found = {entry.path.name: entry.mask for entry in listing(folder.path)}
     style = folder.path
     assert found == {"a.png": style / "Masks/a.png", "b.png": style / "b.MASK.png", "c.png": style / "MASKS/n/c.PNG"}
-    assert [single(style / f"{name}.png", True).mask for name in "ab"] == [found["a.png"], found["b.png"]]
+    assert [singles([style / f"{name}.png"], True)[0].mask for name in "ab"] == [found["a.png"], found["b.png"]]
 
 
 def test_links_are_followed_once(folder):

@@ -18,7 +18,8 @@ class Adapter:
 
     attach: (family, settings, seed) -> trainable parameters by name, float32; the adapter is called "default".
     count: (family, settings, model) -> trainable weights on `model`, which may be on the meta device; raises UserError
-    where the settings are not for it. only_matrices: whether all of these are matrices, as Muon needs them.
+    where the settings are not for it. shapes: (family, settings, model) -> shapes of these by "{layer}.{tensor}", where
+    the adapter has layers. only_matrices: whether all of these are matrices, as Muon needs them.
     kind: of its part in a style folder. mergeable: whether it can be added to the base's weights.
     state: family -> (tensors, metadata) of one safetensors file; load: (pipeline, tensors, metadata, name, strength)
     puts them into a diffusers pipeline as adapter `name` (UserError where they do not fit). None for a plain LoRA,
@@ -35,6 +36,7 @@ class Adapter:
     mergeable: bool
     state: Callable[[Family], tuple[dict[str, Tensor], dict[str, str]]] | None = None
     load: Callable[[Any, dict[str, Tensor], dict[str, str], str, float], None] | None = None
+    shapes: Callable[[Family, Any, nn.Module], Mapping[str, tuple[int, ...]]] | None = None
     replaces_base: bool = False
     write_base: Callable[[Family, Path, Path], None] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -325,10 +325,16 @@ def count_on(family: Family, config: KVBottleneck, model: nn.Module) -> int:
     return count(model, config, endings(family, LOCATIONS[config.location], model))
 
 
+def shapes(family: Family, config: KVBottleneck, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """`expected` on the layers of the settings' location."""
+    return expected(model, config, endings(family, LOCATIONS[config.location], model))
+
+
 def only_matrices(family: Family, config: KVBottleneck, model: nn.Module) -> bool:
     """Whether all tensors are matrices: shared ones have biases too."""
-    shapes = expected(model, config, endings(family, LOCATIONS[config.location], model))
-    return all(len(shape) == 2 for shape in shapes.values())
+    return all(len(shape) == 2 for shape in shapes(family, config, model).values())
 
 
-ADAPTER = Adapter(attach, count_on, only_matrices, kind="kv-bottleneck", mergeable=False, state=state, load=load)
+ADAPTER = Adapter(
+    attach, count_on, only_matrices, kind="kv-bottleneck", mergeable=False, state=state, load=load, shapes=shapes
+)

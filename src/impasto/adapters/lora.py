@@ -7,6 +7,7 @@ Hu et al. 2021, arXiv 2106.09685; the init is peft's "gaussian", which the Style
 r = alpha = 32 on the attention of both streams.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -81,24 +82,32 @@ def add(family: Family, settings: LoRA, seed: int) -> dict[str, nn.Parameter]:
     return attach(family.denoiser, settings.rank, settings.alpha, endings(family, settings.targets), seed)
 
 
-def adapted_layers(family: Family, settings: LoRA, model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+def adapted_layers(family: Family, settings: LoRA, model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers of `model` that get an update."""
     names = endings(family, settings.targets, model)
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
-    return [layer for name, layer in layers if ends(name, names)]
+    return {name: layer for name, layer in layers if ends(name, names)}
+
+
+def shapes(family: Family, settings: LoRA, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of its tensors on `model`, "{layer}.{tensor}"; a convolution's A has its kernel."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, layer in adapted_layers(family, settings, model).items():
+        rows, *columns = layer.weight.shape
+        found |= {f"{name}.lora_A": (settings.rank, *columns), f"{name}.lora_B": (rows, settings.rank)}
+    return found
 
 
 def count(family: Family, settings: LoRA, model: nn.Module) -> int:
     """rank (rows + columns) per layer; a convolution's kernel counts as columns."""
-    layers = adapted_layers(family, settings, model)
-    return sum(settings.rank * (layer.weight.shape[0] + layer.weight[0].numel()) for layer in layers)
+    return sum(map(math.prod, shapes(family, settings, model).values()))
 
 
 def only_matrices(family: Family, settings: LoRA, model: nn.Module) -> bool:
-    return not any(isinstance(layer, nn.Conv2d) for layer in adapted_layers(family, settings, model))
+    return not any(isinstance(layer, nn.Conv2d) for layer in adapted_layers(family, settings, model).values())
 
 
-ADAPTER = Adapter(add, count, only_matrices, kind="lora", mergeable=True)
+ADAPTER = Adapter(add, count, only_matrices, kind="lora", mergeable=True, shapes=shapes)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ CARD_TYPES = {  # types of the keys of an `impasto.json`; see cards.toml
     "generate.steps": int,
     "generate.guidance": float,
     "generate.batch": int,
+    "generate.sampler": str,
     **dict.fromkeys(("name", "pipeline", "license", "license_name", "license_link"), str),
     **dict.fromkeys(("recipe", "modelspec", "predicts"), str),
 }

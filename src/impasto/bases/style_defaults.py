@@ -14,9 +14,9 @@ STYLE_WORDS = "style words"
 
 @dataclass(frozen=True)
 class StyleDefaults:
-    """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance: None
-    for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength without style guidance
-    (plain diffusers, other tools), for the model card."""
+    """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance,
+    sampler: None for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength without
+    style guidance (plain diffusers, other tools), for the model card."""
 
     strength: float = 1.0
     style_guidance: float = 0.0
@@ -24,10 +24,12 @@ class StyleDefaults:
     guidance: float | None = None
     negative: str = ""
     plain_strength: float | None = None
+    sampler: str | None = None
 
     def complete(self, given: T) -> T:
         """`given`, a `Sampling`, with its None values replaced by these."""
-        values = {key: getattr(self, key) for key in ("guidance", "style_guidance", "base_guidance", "negative")}
+        keys = ("guidance", "style_guidance", "base_guidance", "negative", "sampler")
+        values = {key: getattr(self, key) for key in keys}
         missing = {key: value for key, value in values.items() if getattr(given, key) is None}
         return replace(given, **missing)  # pyright: ignore[reportArgumentType]
 

@@ -314,7 +314,7 @@ class VariantSampler:
         self.pipe = family.pipeline()
         self.encode = prompt_encoder(family, self.pipe)
         assert sampling.steps is not None and sampling.size is not None
-        self.log_snr = grid(family, sampling.steps, sampling.size)
+        self.log_snr = grid(family, sampling.steps, sampling.size, sampling.scheduler(family))
 
     def sample_all(
         self,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 
 from impasto import __version__
+from impasto.cli.adapters import adapters, show_adapters
 from impasto.cli.concepts import concepts, show_concepts
 from impasto.cli.console import (
     Result,
@@ -43,7 +44,7 @@ def noise(args: list[str]) -> Result:
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
-        *(train, distill, generate, invert, evaluate, report, sheet, recipes, concepts),
+        *(train, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
     )
@@ -55,6 +56,7 @@ prints its result as one JSON object, on the last line of standard output."""
 
 
 SHOW: dict[str, Callable[[Result], None]] = {
+    "adapters": show_adapters,
     "evaluate": show_scores,
     "concepts": show_concepts,
     "demo": lambda result: None,

@@ -31,6 +31,7 @@ a an the and or of in on at by with from to into over under behind beside near i
 one two three several many small large big little old young new thick thin bright dark light soft bold fine very
 """
 SAME, ALIKE, FEW = 0.5, 3, 3  # share of captions; different bits of 64; pictures that a pattern needs
+MOST_COMPARED = 2000  # pictures that are compared with all others: of more, a sample is enough for advice
 
 
 def advise(items: Sequence[Item], config: DataConfig, prior: bool = False) -> list[str]:
@@ -88,18 +89,17 @@ def alike(items: Sequence[Item], config: DataConfig) -> str:
     """Pictures that are nearly the same: by their difference hashes, flat ones aside."""
     hashes = np.array([one.picture.dhash for one in items], dtype=np.int64).view(np.uint64)
     told = np.bitwise_count(hashes) > ALIKE
-    pairs = []
-    for i in np.flatnonzero(told):
-        near = np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= ALIKE
-        pairs += [(i, i + 1 + j) for j in np.flatnonzero(near & told[i + 1 :])]
+    pairs, count = [], 0
+    for i in np.flatnonzero(told)[:MOST_COMPARED]:
+        near = np.flatnonzero((np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= ALIKE) & told[i + 1 :])
+        pairs += [(i, i + 1 + j) for j in near[: 3 - len(pairs)]] if len(pairs) < 3 else []
+        count += len(near)
     if not pairs:
         return ""
-    some = "; ".join(named([items[i].picture.path, items[j].picture.path]) for i, j in pairs[:3])
-    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-    what = "pair of pictures looks" if len(pairs) == 1 else "pairs of pictures look"
-    return (
-        f"{len(pairs)} {what} nearly the same ({some}{more}): each counts by itself; keep one, or say so by --repeats"
-    )
+    some = "; ".join(named([items[i].picture.path, items[j].picture.path]) for i, j in pairs)
+    more = f" and {count - 3} more" if count > 3 else ""
+    what = "pair of pictures looks" if count == 1 else "pairs of pictures look"
+    return f"{count} {what} nearly the same ({some}{more}): each counts by itself; keep one, or say so by --repeats"
 
 
 def content(caption: str, trigger: str) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from impasto.data.batch import Batch
 from impasto.data.config import DataConfig
-from impasto.data.prepare import Prepared, Rows
+from impasto.data.prepare import Prepared, Rows, row_shape
 from impasto.families.base import Condition
 from impasto.noise.config import NoiseSettings
 from impasto.noise.laws import Law
@@ -105,9 +105,9 @@ class Draws:
         patch: latents per token and side.
         """
         shares, pair = self.prepared.shares, self.prepared.all_pairs[self.bucket(step)[0]]
-        height, width = self.prepared.x[pair.views[0]].shape[-2:]
+        height, width = row_shape(self.prepared.x, pair.views[0])[-2:]
         usual, own = (
-            height * width // patch**2 + self.prepared.conds[length]["text"][0].shape[0]
+            height * width // patch**2 + row_shape(self.prepared.conds[length]["text"], 0)[0]
             for length in (max(shares, key=lambda length: shares[length]), self.length(step))
         )
         return min(self.config.optim.batch, max(1, round(self.config.optim.batch * usual / own)))
@@ -119,7 +119,7 @@ class Draws:
         unit = math.gcd(*(pair.repeats for pair in pairs))
         found: dict[torch.Size, list[int]] = {}
         for i, pair in enumerate(pairs):
-            found.setdefault(self.prepared.x[pair.views[0]].shape, []).extend([i] * (pair.repeats // unit))
+            found.setdefault(row_shape(self.prepared.x, pair.views[0]), []).extend([i] * (pair.repeats // unit))
         return list(found.values())
 
     def bucket(self, step: int) -> list[int]:

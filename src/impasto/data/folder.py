@@ -124,12 +124,28 @@ def entry(picture: Path, folder: Path, told: Texts | None, mask: Path | None, sk
     return replace(found, repeats=max(1, int(kohya[1])), spare=kohya[2].replace("_", " ")) if kohya else found
 
 
-def single(picture: Path, captioned: bool) -> Entry:
-    """A picture given by its name, with the mask beside it, and the caption when it has none yet."""
-    near = sorted(f for names in ("*.[mM][aA][sS][kK].*", "[mM][aA][sS][kK][sS]/*") for f in picture.parent.glob(names))
-    near = [f for f in near if f.suffix.lower() in SUFFIXES]
-    masks = [f for f in near if masked(f, picture.parent) == picture.with_suffix("")]
-    return Entry(picture, None if captioned else sidecar(picture), mask=masks[0] if masks else None)
+def singles(pictures: Sequence[Path], captioned: bool) -> list[Entry]:
+    """Pictures given by their names, with the masks beside them, and the captions when they have none yet."""
+    masks = {folder: near_masks(folder) for folder in {picture.parent for picture in pictures}}
+    return [
+        Entry(
+            picture,
+            None if captioned else sidecar(picture),
+            mask=masks[picture.parent].get(picture.with_suffix("")),
+        )
+        for picture in pictures
+    ]
+
+
+def near_masks(folder: Path) -> dict[Path, Path]:
+    """The masks in a folder, or in its folder masks, by their pictures without suffix; of two the first by name."""
+    near = sorted(f for names in ("*.[mM][aA][sS][kK].*", "[mM][aA][sS][kK][sS]/*") for f in folder.glob(names))
+    found: dict[Path, Path] = {}
+    for file in near:
+        owner = masked(file, folder) if file.suffix.lower() in SUFFIXES else None
+        if owner is not None:
+            found.setdefault(owner, file)
+    return found
 
 
 def sidecar(picture: Path) -> str | None:

@@ -116,7 +116,7 @@ def by_name(files: Sequence[Path], config: DataConfig) -> list[Entry]:
     """Pictures given by their names: with the captions given, or with those beside them."""
     if not files:
         return []
-    found = [folder.single(path, bool(config.caption)) for path in files]
+    found = folder.singles(files, bool(config.caption))
     if not config.caption and any(entry.caption for entry in found):
         refuse_silent(found, "pictures")
     given = config.caption or [entry.caption for entry in found if entry.caption]

@@ -3,7 +3,8 @@
 A cache file is named by all that it depends on (file bytes, crop, mask, size, or prompt, length and the precision of
 the text encoders, where the autoencoder always has float32; base weights), and a pair is made from what the two were
 asked for, never from their places in two lists. Latents are made one by one, so that they do not depend on what they
-would share a batch with; memory holds one decoded picture at a time.
+would share a batch with; memory holds one decoded picture at a time. Sets above ON_DEVICE stay in their cache files, of
+which a batch reads its own rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,15 +20,16 @@ from torch import Tensor
 
 from impasto.data import masks as loss_masks
 from impasto.data.buckets import View
+from impasto.data.cache import DiskRows, Stored, stored
 from impasto.data.cache import cached as cached
 from impasto.data.items import Item
 from impasto.data.references import Reference, to_tensor
 from impasto.families.base import Condition, Family
 
-ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch does
+ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch is read
 
 Rows = Any
-"""One tensor, or a list of tensors that may differ in shape: what is indexed by a row."""
+"""One tensor, or a list or `DiskRows` of tensors that may differ in shape: what is indexed by a row."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Prepared:
     conds: dict[int, dict[str, Rows]]
     shares: dict[int, float]
     pairs: tuple[Pair, ...] = ()
-    masks: tuple[Tensor | None, ...] = ()
+    masks: Sequence[Tensor | None] = ()
     sizes: Tensor | None = None
     empty: int | None = None
     captions: tuple[str, ...] = ()
@@ -70,7 +72,7 @@ class Prepared:
         """All of it on `device` when it is small; else as it is, for the batches to follow one by one."""
         teacher = self.teacher_conds or {}
         rows = [self.x, *(rows for cond in (*self.conds.values(), teacher) for rows in cond.values())]
-        if sum(t.nbytes for some in rows for t in some) > ON_DEVICE:
+        if any(isinstance(some, DiskRows) for some in rows) or sum(t.nbytes for some in rows for t in some) > ON_DEVICE:
             return self
         conds = {n: {name: moved(some, device) for name, some in cond.items()} for n, cond in self.conds.items()}
         masks = tuple(mask if mask is None else mask.to(device) for mask in self.masks)
@@ -79,6 +81,11 @@ class Prepared:
         if self.teacher_conds is not None:
             own["teacher_conds"] = {name: moved(some, device) for name, some in teacher.items()}
         return replace(self, **own)
+
+
+def row_shape(rows: Rows, i: int) -> torch.Size:
+    """The shape of a row, also where it is not read yet."""
+    return rows.shape(i) if isinstance(rows, DiskRows) else rows[i].shape
 
 
 def moved(rows: Rows, device: torch.device | str) -> Rows:
@@ -100,9 +107,11 @@ def prepare_items(
     captions = numbered([one.caption for one in items], dropout)
     teacher_captions = numbered([one.teacher_caption or one.caption for one in items], dropout) if teacher else {}
     total, done = len(items) + len(captions) + len(teacher_captions), 0
-    x, masks, sizes, pairs = [], [], [], []
+    x: list[Stored] = []
+    masks: list[Stored | None] = []
+    sizes, pairs = [], []
     for one in items:
-        kept = view_tensors(family, one)
+        kept = stored_views(family, one)
         of_teacher = teacher_captions.get(one.teacher_caption or one.caption, 0)
         pairs.append(Pair(tuple(range(len(x), len(x) + len(kept))), captions[one.caption], one.repeats, of_teacher))
         for view, tensors in kept:
@@ -112,33 +121,33 @@ def prepare_items(
         if progress:
             progress(done := done + 1, total)
     family.free("vae")  # makes room for the text encoders
-    conds: dict[int, dict[str, Rows]] = {length: {} for length in family.text_lengths}
+    texts: dict[int, dict[str, list[Stored]]] = {length: {} for length in family.text_lengths}
     for caption in captions:
-        for length, cond in conds.items():
-            for name, rows in text(family, caption, length).items():
-                cond.setdefault(name, []).append(rows[0])
+        for length, cond in texts.items():
+            add_text(cond, family, caption, length)
         if progress:
             progress(done := done + 1, total)
-    teacher_conds: dict[str, Rows] = {}
+    teacher_texts: dict[str, list[Stored]] = {}
     for caption in teacher_captions:
         assert teacher is not None
-        for name, rows in text(teacher, caption, next(iter(teacher.text_lengths))).items():
-            teacher_conds.setdefault(name, []).append(rows[0])
+        add_text(teacher_texts, teacher, caption, next(iter(teacher.text_lengths)))
         if progress:
             progress(done := done + 1, total)
     if teacher:
         teacher.free("encoders")
     wanted = getattr(family, "wants_size_ids", False)
+    found = [*x, *masks, *(row for cond in (*texts.values(), teacher_texts) for rows in cond.values() for row in rows)]
+    load = list if sum(row.nbytes for row in found if row is not None) <= ON_DEVICE else lambda rows: rows
     return Prepared(
-        x,
-        conds,
+        load(DiskRows(x)),
+        {length: {name: load(DiskRows(rows, first)) for name, rows in cond.items()} for length, cond in texts.items()},
         dict(family.text_lengths),
         tuple(pairs),
-        tuple(masks) if any(mask is not None for mask in masks) else (),
+        load(DiskRows(masks, weighted)) if any(mask is not None for mask in masks) else (),
         torch.tensor(sizes, dtype=torch.float32) if wanted else None,
         captions[""] if dropout else None,
         tuple(captions),
-        teacher_conds if teacher else None,
+        {name: load(DiskRows(rows, first)) for name, rows in teacher_texts.items()} if teacher else None,
         teacher_captions[""] if teacher and dropout else None,
     )
 
@@ -148,7 +157,17 @@ def numbered(captions: Sequence[str], dropout: bool) -> dict[str, int]:
     return {caption: i for i, caption in enumerate(dict.fromkeys([*captions, *([""] * dropout)]))}
 
 
-def view_tensors(family: Family, item: Item) -> list[tuple[View, dict[str, Tensor]]]:
+def add_text(cond: dict[str, list[Stored]], family: Family, caption: str, length: int) -> None:
+    """Append the rows of a caption to those of a condition."""
+    for name, row in stored(*text_entry(family, caption, length)).items():
+        cond.setdefault(name, []).append(row)
+
+
+def first(rows: Tensor) -> Tensor:
+    return rows[0]
+
+
+def stored_views(family: Family, item: Item) -> list[tuple[View, dict[str, Stored]]]:
     """{"x": (C, h, w), "mask": (1, h, w) where there is one} of each view whose mask leaves something."""
     decoded: list[Reference] = []
 
@@ -159,14 +178,18 @@ def view_tensors(family: Family, item: Item) -> list[tuple[View, dict[str, Tenso
 
     kept = []
     for view in item.views:
-        key = {"image": item.picture.sha256, "box": view.box, "shape": view.shape, "mirrored": view.mirrored}
-        key |= {"mask": item.mask_sha256 or item.mask, "base": family.hash}
-        tensors = cached(key, lambda view=view: encode(family, reference(), item, view))
-        if "mask" not in tensors or tensors["mask"].mean() >= loss_masks.LEAST:
-            kept.append((view, weighted(tensors)))
+        tensors = stored(view_key(family, item, view), lambda view=view: encode(family, reference(), item, view))
+        if "mask" not in tensors or tensors["mask"].read().mean() >= loss_masks.LEAST:
+            kept.append((view, tensors))
     if not kept:
         raise loss_masks.nothing(item.picture)
     return kept
+
+
+def view_key(family: Family, item: Item, view: View) -> dict[str, Any]:
+    """The key of a view's latents in the cache."""
+    key = {"image": item.picture.sha256, "box": view.box, "shape": view.shape, "mirrored": view.mirrored}
+    return key | {"mask": item.mask_sha256 or item.mask, "base": family.hash}
 
 
 def encode(family: Family, reference: Reference, item: Item, view: View) -> dict[str, Tensor]:
@@ -180,9 +203,9 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
     return {"x": x, "mask": torch.from_numpy(np.asarray(share) / 255)[None]}
 
 
-def weighted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the mask divided by its mean: what it leaves weighs as much as a whole picture."""
-    return tensors | {"mask": tensors["mask"] / tensors["mask"].mean()} if "mask" in tensors else tensors
+def weighted(mask: Tensor) -> Tensor:
+    """The mask divided by its mean: what it leaves weighs as much as a whole picture."""
+    return mask / mask.mean()
 
 
 def cut(
@@ -195,8 +218,13 @@ def cut(
 
 def text(family: Family, prompt: str, length: int) -> Condition:
     """The condition of one prompt, one row."""
+    return cached(*text_entry(family, prompt, length))
+
+
+def text_entry(family: Family, prompt: str, length: int) -> tuple[dict[str, Any], Callable[[], Condition]]:
+    """The key of a prompt's condition in the cache, and what makes it."""
     key = {"prompt": prompt, "length": length, "base": family.hash, "precision": family.precision}
-    return cached(key, lambda: {name: t.float() for name, t in family.encode_prompt([prompt], length).items()})
+    return key, lambda: {name: t.float() for name, t in family.encode_prompt([prompt], length).items()}
 
 
 def stack(conds: Sequence[Condition]) -> Condition:

@@ -5,7 +5,7 @@ and scale, text encoders and the prediction type; a method sees latents, log-SNR
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,9 @@ from impasto.noise.schedule import Schedule
 
 Condition = dict[str, Tensor]
 """The denoiser's inputs beside latents and noise level: named tensors whose first dimension is the item."""
+
+MakeScheduler = Callable[[Mapping[str, Any]], Any]
+"""Configuration of a base's own diffusers scheduler -> the scheduler to sample with."""
 
 
 class Family(Protocol):
@@ -83,9 +86,9 @@ class Family(Protocol):
         """Latents (B, C, h, w) in the denoiser's own layout."""
         ...
 
-    def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
+    def sampling_levels(self, steps: int, size: tuple[int, int], make: MakeScheduler | None = None) -> Tensor:
         """log-SNR (steps,), float64, noisiest first, of the denoiser's calls when the pipeline generates latents of
-        `size` (h, w), by the folder's scheduler with its time shift."""
+        `size` (h, w), by the folder's scheduler with its time shift, or by the one that `make` makes."""
         ...
 
     def encode_prompt(self, prompts: Sequence[str], length: int | None = None, pipe: Any = None) -> Condition:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from impasto import devices
 from impasto.errors import UserError
-from impasto.families.base import Condition, component_bytes, quiet, warn_if_truncated
+from impasto.families.base import Condition, MakeScheduler, component_bytes, quiet, warn_if_truncated
 from impasto.families.files import explain_load_errors, folder_hash, model_index, variant
 from impasto.files import read_object
 
@@ -241,12 +241,13 @@ class DiffusersFolder(ABC):
     def pack(self, latents: Tensor) -> Tensor:
         return latents
 
-    def sampling_levels(self, steps: int, size: tuple[int, int]) -> Tensor:
-        """By the folder's scheduler, called as the pipeline calls it (`scheduler_arguments`)."""
+    def sampling_levels(self, steps: int, size: tuple[int, int], make: MakeScheduler | None = None) -> Tensor:
+        """The scheduler is called as the pipeline calls it (`scheduler_arguments`)."""
         import diffusers
 
         config = self.config("scheduler")
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        with quiet():
+            scheduler = (make or getattr(diffusers, config["_class_name"]).from_config)(config)
         tokens = size[0] // self.patch * (size[1] // self.patch)
         scheduler.set_timesteps(steps, **self.scheduler_arguments(scheduler.config, steps, tokens))
         return self.schedule.log_snr(scheduler.timesteps.double() * self.time_scale)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from impasto.families.base import Condition, Family
+from impasto.families.base import Condition, Family, MakeScheduler
 
 Encode = Callable[[str], Condition]
 """Prompt -> condition of one row."""
@@ -27,6 +27,10 @@ class Sampling(Protocol):
 
     @property
     def size(self) -> int | None: ...
+
+    def scheduler(self, family: Family) -> MakeScheduler | None:
+        """What makes the scheduler that is used instead of the base's own; None for the base's own."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families.base import Family
+from impasto.families.base import Family, MakeScheduler
 from impasto.guidance.base import Encode, Guidance, Rows, Sampling
 from impasto.guidance.config import PromptSwitch
 
@@ -71,7 +71,8 @@ class SwitchedPrompts(Guidance):
 def bind(settings: PromptSwitch, family: Family, sampling: Sampling, encode: Encode) -> SwitchedPrompts:
     """Raises UserError where one prompt would be used in all steps."""
     assert settings.at is not None and sampling.steps is not None and sampling.size is not None
-    return switch_prompts(family, settings.second, settings.at, grid(family, sampling.steps, sampling.size))
+    levels = grid(family, sampling.steps, sampling.size, sampling.scheduler(family))
+    return switch_prompts(family, settings.second, settings.at, levels)
 
 
 def switch_prompts(
@@ -96,10 +97,11 @@ def finite(level: float) -> float | None:
     return round(level, 6) if math.isfinite(level) else None
 
 
-def grid(family: Family, steps: int, size: int) -> list[float]:
-    """The log-SNR of every step of the base's own sampling of square pictures; -inf for pure noise."""
+def grid(family: Family, steps: int, size: int, make: MakeScheduler | None = None) -> list[float]:
+    """The log-SNR of every step when square pictures are sampled, by the base's own scheduler or the one that `make`
+    makes; -inf for pure noise."""
     side = size // (family.unit // family.patch)
-    return family.sampling_levels(steps, (side, side)).tolist()
+    return family.sampling_levels(steps, (side, side), make).tolist()
 
 
 @contextmanager

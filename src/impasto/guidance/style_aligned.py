@@ -159,7 +159,7 @@ class AlignedToReference(Guidance):
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
         self.settings, self.family, self.encode = settings, family, encode
-        self.steps, self.size = sampling.steps, sampling.size
+        self.steps, self.size, self.scheduler = sampling.steps, sampling.size, sampling.scheduler(family)
         self.picture = references.read(settings.image, sampling.size)
         self.leading = (settings.caption,)
 
@@ -169,7 +169,7 @@ class AlignedToReference(Guidance):
         x = self.family.encode_image(self.picture.pixels(self.size))
         self.family.free("vae")  # the pipeline has its own
         height, width = x.shape[-2:]
-        levels = self.family.sampling_levels(self.steps, (height, width))
+        levels = self.family.sampling_levels(self.steps, (height, width), self.scheduler)
         return invert(self.family, x, self.encode(self.settings.caption), levels=levels)
 
     @contextmanager

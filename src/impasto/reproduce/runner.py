@@ -8,7 +8,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
+from impasto.sampling.samplers import DEFAULT, make_scheduler
 from impasto.training.train import train
 
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
@@ -114,9 +115,11 @@ def _family(base: str, device: str, precision: str) -> Family:
 
 
 def sampling_of(family: Family) -> dict[str, Any]:
-    """The spec's sampling: steps, guidance and size of the base's card, strength 1."""
+    """The spec's sampling: steps, guidance, size and sampler (where it is not the base's own) of the base's card,
+    strength 1."""
     own = Sampling().on(family)
     values = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
+    values |= {} if own.sampler == DEFAULT else {"sampler": own.sampler}
     return values | {"strength": 1.0, "precision": family.precision}
 
 
@@ -202,6 +205,7 @@ def generate_images(
     part.mkdir()
     asked = spec["sampling"]
     sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
+    sampling = replace(sampling, sampler=asked.get("sampler", DEFAULT))
     job = {**HOW, **jobs}[spec["arm"]["how"]](spec, place, folder, reference)
     if job is None:
         part.rename(images)
@@ -263,7 +267,12 @@ def only_first_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, refer
 
 def switch_level(spec: Mapping[str, Any], place: BaseSpec) -> float:
     """The log-SNR of the first step after the switch."""
-    return grid(place.family(), spec["sampling"]["steps"], spec["sampling"]["size"])[spec["arm"]["first_steps"]]
+    return levels_of(place.family(), spec["sampling"])[spec["arm"]["first_steps"]]
+
+
+def levels_of(family: Family, sampling: Mapping[str, Any]) -> list[float]:
+    """The log-SNR of every step of a spec's sampling."""
+    return grid(family, sampling["steps"], sampling["size"], make_scheduler(sampling.get("sampler", DEFAULT), family))
 
 
 def resolve_switch(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], str]:
@@ -276,7 +285,7 @@ def resolve_switch(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, An
     if "at" not in own:
         return own, ""
     values = sampling_of(family)
-    switch = switch_prompts(family, str, own.pop("at"), grid(family, values["steps"], values["size"]))
+    switch = switch_prompts(family, str, own.pop("at"), levels_of(family, values))
     first = switch.in_second.index(True)
     return own | {"first_steps": first}, f" (the first {first} of {values['steps']} steps)"
 

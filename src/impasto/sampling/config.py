@@ -38,6 +38,9 @@ class GenerateConfig:
     """Pictures per prompt."""
     steps: int | None = None
     """Sampling steps; as the base's card says when not given."""
+    sampler: str | None = None
+    """Sampler: default (the base's own), euler, euler-ancestral, ddim, dpm++-2m; the style's own, or as the base's card
+    says, when not given. SD3 and FLUX have default and euler."""
     guidance: float | None = None
     """Guidance scale; as the base's card says when not given."""
     style_guidance: float | None = None

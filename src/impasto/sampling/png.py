@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from impasto.files import atomic
+from impasto.sampling.samplers import SAMPLERS
 
 
 def told(file: Path) -> dict[str, Any]:
@@ -35,8 +36,8 @@ def metadata(text: Any) -> dict[str, Any]:
 
 
 Info = dict[str, Any]
-"""What a picture tells: prompt, negative_prompt, seed, steps, guidance, width, height, base, base_hash, styles; where
-the prompt was switched, `PromptSwitch.info`."""
+"""What a picture tells: prompt, negative_prompt, seed, steps, guidance, width, height, base, base_hash, styles; sampler
+where it is not the base's own; where the prompt was switched, `PromptSwitch.info`."""
 
 
 def save_png(image: Image.Image, info: Info, path: Path) -> None:
@@ -54,6 +55,7 @@ def parameters(info: Info) -> str:
     styles = "".join(f" <lora:{Path(s['path']).name}:{s['strength']:g}>" for s in info["styles"])
     settings = {
         "Steps": info["steps"],
+        **({"Sampler": SAMPLERS[info["sampler"]].label} if "sampler" in info else {}),
         "CFG scale": f"{info['guidance']:g}",
         **({"Style guidance": f"{info['style_guidance']:g}"} if info.get("style_guidance") else {}),
         **({"Base guidance": f"{info['base_guidance']:g}"} if info.get("base_guidance") else {}),

@@ -19,23 +19,25 @@ from PIL import Image
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.families.base import Condition, Family, quiet
+from impasto.families.base import Condition, Family, MakeScheduler, quiet
 from impasto.guidance import style_guidance
 from impasto.guidance.base import Encode, Guidance, Rows
 from impasto.guidance.style_guidance import Weights
 from impasto.noise.schedule import VariancePreserving
 from impasto.sampling.png import Info
+from impasto.sampling.samplers import DEFAULT, make_scheduler, scheduler_class, using
 
 VERSION = version("impasto")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled. steps, guidance, size and batch as the base's card says where they are None.
+    """How images are sampled. steps, guidance, size, batch and sampler as the base's card says where they are None.
 
-    style_guidance, base_guidance: see `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for
-    the words of the style. None in these: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere
-    they are 0 and "".
+    sampler: a name in SAMPLERS; "default" where the card is silent too. style_guidance, base_guidance: see
+    `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for the words of the style. None in
+    these three and in sampler: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere the three
+    are 0 and "".
     """
 
     steps: int | None = None
@@ -45,6 +47,7 @@ class Sampling:
     batch: int | None = None
     style_guidance: float | None = None
     base_guidance: float | None = None
+    sampler: str | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -57,10 +60,12 @@ class Sampling:
             batch=card["batch"] if self.batch is None else self.batch,
             style_guidance=self.style_guidance or 0.0,
             base_guidance=self.base_guidance or 0.0,
+            sampler=card.get("sampler", DEFAULT) if self.sampler is None else self.sampler,
         )
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
+        scheduler_class(filled.sampler or DEFAULT, family)
         most = len(family.schedule.levels) - 1 if isinstance(family.schedule, VariancePreserving) else math.inf
         if (filled.steps or 0) > most:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
@@ -77,6 +82,10 @@ class Sampling:
         if self.guidance and family.guided_by == "nothing":
             warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
+
+    def scheduler(self, family: Family) -> MakeScheduler | None:
+        """What makes the sampler's scheduler, see `samplers.make_scheduler`; None for the base's own."""
+        return make_scheduler(self.sampler or DEFAULT, family)
 
     def guided(self, family: Family) -> bool:
         """Whether the pipeline is to compute the negative prompt for its guidance scale."""
@@ -133,6 +142,7 @@ def sample(
     negative = sampling.negative or ""
     compared = sampling.guided(family) or any(one.needs_negative for one in guidances)
     leading = [prompt for one in guidances for prompt in one.leading]
+    scheduler = sampling.scheduler(family)
     for first in range(0, len(jobs), batch):
         part = jobs[first : first + batch]
         prompts, seeds = (*leading, *(prompt for prompt, _ in part)), [0] * len(leading) + [seed for _, seed in part]
@@ -140,7 +150,7 @@ def sample(
         call = rows.call() | {"guidance_scale": guidance}
         if start is not None:
             call["latents"] = family.pack(torch.cat([start(seed) for seed in seeds]))
-        with quiet(), ExitStack() as active:
+        with quiet(), using(pipe, scheduler), ExitStack() as active:
             for one in guidances:
                 call |= active.enter_context(one.apply(pipe, rows))
             images = pipe(
@@ -161,6 +171,7 @@ def sample(
             image = as_image(pixels) if output == "pil" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
+            info |= {"sampler": sampling.sampler} if sampling.sampler not in (None, DEFAULT) else {}
             for one in guidances:
                 info |= one.info(prompt)
             yield image, info | about | {"version": VERSION}

@@ -1,4 +1,4 @@
-"""How a style is sampled where no flag says otherwise: strength, style guidance, guidance, negative prompt.
+"""How a style is sampled where no flag says otherwise: strength, sampler, style guidance, guidance, negative.
 
 A weaker adapter, amplified against the base while sampling (`guidance.style_guidance`), has as much of the style as the
 full adapter and keeps more of the content (docs/style-guidance.md). The values come, first to last, from the flags,

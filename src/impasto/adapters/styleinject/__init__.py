@@ -65,6 +65,11 @@ def count(model: nn.Module, config: StyleInject) -> int:
     return sum(map(math.prod, expected(model, config).values()))
 
 
+def shapes(family: Family, config: StyleInject, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """`expected`, targets by kinds of layers too."""
+    return expected(model, resolve(family, config, model))
+
+
 def count_on(family: Family, config: StyleInject, model: nn.Module) -> int:
     """`count`, targets by kinds of layers too."""
     return count(model, resolve(family, config, model))
@@ -72,8 +77,7 @@ def count_on(family: Family, config: StyleInject, model: nn.Module) -> int:
 
 def only_matrices(family: Family, config: StyleInject, model: nn.Module) -> bool:
     """Whether all trained tensors are matrices: the stacked A_i are not."""
-    shapes = expected(model, resolve(family, config, model))
-    return all(len(shape) == 2 for shape in shapes.values())
+    return all(len(shape) == 2 for shape in shapes(family, config, model).values())
 
 
 def expected(model: nn.Module, config: StyleInject) -> dict[str, tuple[int, ...]]:
@@ -147,4 +151,5 @@ ADAPTER = Adapter(
     state=state,
     load=load,
     sampling=PLAIN_SAMPLING,
+    shapes=shapes,
 )
