@@ -51,7 +51,9 @@ def scores(arm: Arm, name: str, cells: str, world, place: BaseSpec) -> dict[str,
     family = place.family()
     spec = settings_of(arm, family, place.base)
     units = world.units(cells, arm.where)
-    found = [run_cell(Cell(name, unit, build_spec(world, family, spec, own)), world, place) for unit, own in units.items()]
+    found = [
+        run_cell(Cell(name, unit, build_spec(world, family, spec, own)), world, place) for unit, own in units.items()
+    ]
     names = ("style_accuracy", "style_probability", "concept_top5", "kid")
     return {metric: sum(one["scores"][metric] for one in found) / len(found) for metric in names}
 

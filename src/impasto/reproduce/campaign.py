@@ -35,12 +35,13 @@ GROUPS = {
     "styleinject": "impasto.reproduce.styleinject",
 }
 """Groups of claims, one module each: CLAIMS, arms(base_hash, calibration, world), and optionally following(campaign) ->
-{name: arm}, arms that depend on existing cells; BASE, the default base; WORLDS {protocol: () -> World}."""
+{name: arm}, arms that depend on existing cells; claims(world), other
+claims than CLAIMS; BASE, the default base; WORLDS {protocol: (references, clip, dino) -> World}."""
 CALIBRATION = "calibration.json"
 """The calibration last given, stored beside the cells for later calls."""
 PROTOCOLS = ("small-world", "paper")
 DEFAULT_BASE = "mini-sd3"
-DEFAULT_SECONDS = dict.fromkeys(("mini-sd3", "mini-sd15"), {"train": (45.0, 0.8), "other": (5.0, 0.8)})
+DEFAULT_SECONDS = {name: {"train": (45.0, 0.8), "other": (5.0, 0.8)} for name in ("mini-sd3", "mini-sd15")}
 """(seconds per cell, seconds per image) on one free core, used until cells are timed: a trained smoke cell took 57 CPU
 seconds including imports; the other kind is estimated from the demo."""
 Progress = Callable[[int, int, str], None]
@@ -199,7 +200,8 @@ def make_campaign(
     arms: dict[str, Arm] = module.arms(
         family.hash, calibration or stored_calibration(out, family.hash, log), world.name
     )
-    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms, ours=world.name != "paper")))
+    stated = module.claims(world.name) if hasattr(module, "claims") else module.CLAIMS
+    claims = tuple(claim for one in stated if (claim := restricted(one, arms, ours=world.name != "paper")))
     return Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms).with_following()
 
 
@@ -288,9 +290,7 @@ def make_world(
         raise UserError(f"unknown protocol {protocol!r}: {nearest(protocol, list(PROTOCOLS))}")
     own = getattr(module_of(group), "WORLDS", {})
     if protocol in own:
-        if folder or dino:
-            raise UserError(f"the claims {group} have no --references and no --dino: leave them out")
-        return own[protocol](clip) if protocol == "paper" else own[protocol]()
+        return own[protocol](folder, clip, dino)
     if protocol == "paper":
         if folder is None:
             raise UserError("--protocol paper needs --references DIR, the folder of StyleDrop's 18 images")

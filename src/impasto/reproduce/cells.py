@@ -89,9 +89,7 @@ def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
     return {"how": arm.how, "settings": settings, **arm.options}
 
 
-def config_of(
-    settings: Mapping[str, Any], family: Family, base: str, recipe: str = "style-friendly"
-) -> TrainConfig:
+def config_of(settings: Mapping[str, Any], family: Family, base: str, recipe: str = "style-friendly") -> TrainConfig:
     """The resolved config of an arm, with the base's learning rate, steps and batch. Raises UserError if the base does
     not support it."""
     config = resolve(recipe, base, **{**settings, "precision": family.precision})

@@ -47,8 +47,9 @@ class Arm:
     """One method of generating images in a style.
 
     settings: changes to `recipe`, keys of TrainConfig. how: "train", or another method (`runner.HOW`, the world's
-    `jobs`) with its `options`. where: the world's units, "heldout" (a reference of a style that the base was not trained on),
-    "known" (no reference), "secondary" (styles for choosing) or "fresh" (as heldout, other references and seeds).
+    `jobs`) with its `options`. where: the world's units, "heldout" (a reference of a style that the base was not
+    trained on), "known" (no reference), "secondary" (styles for choosing) or "fresh" (as heldout, other references and
+    seeds).
     layers_of: a recipe whose target layers are used (the base's card takes precedence). needs: a layer kind that the
     base must have. absent: why it cannot be run, if so. untestable: what it lacks is not to be had here, so that its
     readings have the verdict "not testable here".
@@ -122,8 +123,8 @@ class Reading:
 class Claim:
     """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
 
-    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each. sheet: arms whose images are shown side by
-    side.
+    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each. sheet: arms whose images are shown
+    side by side.
     """
 
     id: str
@@ -173,8 +174,8 @@ def judge(
 ) -> list[dict[str, Any]]:
     """The readings of `claim` with effects, intervals, p, verdicts and, if undecided, the reasons.
 
-    seen: {name of the reading: its evidence}. left_out: {arm: why it cannot be run here}. untestable: those of them that
-    make a reading "not testable here".
+    seen: {name of the reading: its evidence}. left_out: {arm: why it cannot be run here}. untestable: those of them
+    that make a reading "not testable here".
     """
     results = []
     for reading in claim.readings:

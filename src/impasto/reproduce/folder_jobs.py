@@ -7,7 +7,8 @@ Trained styles lie in the cache by the hash of everything that they depend on, s
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ def content_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def trained(spec: Mapping[str, Any], place: BaseSpec, own: Mapping[str, Any], **more: Any) -> Path:
+def trained(
+    spec: Mapping[str, Any], place: BaseSpec, own: Mapping[str, Any], images: Path | None = None, **more: Any
+) -> Path:
     """The style folder of a training, run unless it is in the cache.
 
-    own: {settings, data, ...}: all that it depends on beside base and seed. more: settings that follow from `own`,
+    own: {settings, data, ...}: all that it depends on beside base and seed. images: the folder, by default the set
+    `data`. more: settings that follow from `own`,
     such as the path of a teacher.
     """
     content = {"base": spec["base"], "precision": spec["sampling"]["precision"], "seed": spec["seed"], **own}
@@ -42,9 +46,8 @@ def trained(spec: Mapping[str, Any], place: BaseSpec, own: Mapping[str, Any], **
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not (folder / "done").is_file():
-            images = image_sets.write(
-                own["data"], cache_dir("reproduce", "sets", image_sets.digest(own["data"])[:20])
-            )
+            if images is None:
+                images = image_sets.write(own["data"], set_folder(own["data"]))
             given = {key: value for key, value in own["settings"].items() if value is not None}
             fixed = {"image": (images,), "seed": spec["seed"], "out": folder / "style", "device": place.device}
             quiet = {"preview": False, "tensorboard": False, "quantize": "none"}
@@ -52,6 +55,11 @@ def trained(spec: Mapping[str, Any], place: BaseSpec, own: Mapping[str, Any], **
             shutil.rmtree(folder / "style" / "state", ignore_errors=True)
             (folder / "done").touch()
     return folder / "style"
+
+
+def set_folder(data: Mapping[str, Any]) -> Path:
+    """Where a set lies in the cache."""
+    return cache_dir("reproduce", "sets", image_sets.digest(data)[:20])
 
 
 def use(style: Path, spec: Mapping[str, Any], folder: Path) -> Job:
@@ -64,8 +72,10 @@ def use(style: Path, spec: Mapping[str, Any], folder: Path) -> Job:
 
 
 def folder_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
-    """Train on the unit's folder."""
-    return use(trained(spec, place, {"settings": spec["arm"]["settings"], "data": spec["data"]}), spec, folder)
+    """Train on the unit's folder; with prior preservation on the prompts `prior` of its data."""
+    prior = {"prior.prompt": tuple(spec["data"]["prior"])} if "prior" in spec["data"] else {}
+    style = trained(spec, place, {"settings": spec["arm"]["settings"], "data": spec["data"]}, **prior)
+    return use(style, spec, folder)
 
 
 def teacher_style(spec: Mapping[str, Any], place: BaseSpec) -> Path:
@@ -87,22 +97,25 @@ def teacher_images(spec: Mapping[str, Any], place: BaseSpec) -> Path:
         if not (folder / "images").is_dir():
             shutil.rmtree(folder / "part", ignore_errors=True)
             (folder / "part").mkdir()
-            sampling = Sampling(
-                asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0
-            )
-            images = generate(
-                place.base,
-                spec["prompts"],
-                styles=(f"{teacher_style(spec, place)}:1",),
-                seed=1000 * spec["seed"],
-                sampling=sampling,
-                device=place.device,
-                precision=asked["precision"],
-            )
-            for i, (image, info) in enumerate(images):
-                save_png(image, info, folder / "part" / f"{i:04d}.png")
+            styles = (f"{teacher_style(spec, place)}:1",)
+            write_images(place, spec["prompts"], styles, spec["seed"], asked, folder / "part")
             (folder / "part").rename(folder / "images")
     return folder / "images"
+
+
+def write_images(
+    place: BaseSpec,
+    prompts: Sequence[str],
+    styles: Sequence[str],
+    seed: int,
+    asked: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write an image per prompt, from the noise that every arm of this seed has. asked: a spec's sampling."""
+    sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
+    own = {"seed": 1000 * seed, "sampling": sampling, "device": place.device, "precision": asked["precision"]}
+    for i, (image, info) in enumerate(generate(place.base, prompts, styles=styles, **own)):
+        save_png(image, info, folder / f"{i:04d}.png")
 
 
 def teacher_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
@@ -128,6 +141,22 @@ def distill_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, referenc
     return use(style, spec, folder)
 
 
+def unshared_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
+    """As `distill_job`, into a student with a text encoder of its own and prompts in its language; without settings the
+    student as it is."""
+    teacher_images(spec, place)
+    arm, asked, styles = spec["arm"], spec["sampling"], ()
+    student = replace(place, base=str(cache_dir("bases", arm["student"])))
+    if "settings" in arm:
+        own = {"settings": arm["settings"], "data": spec["data"], "teacher": spec["teacher"], "student": arm["sha256"]}
+        more = {"objective": "distill", "objective.shared": False}
+        style = trained(spec, student, own, **more, **{"objective.teacher": str(teacher_style(spec, place))})
+        store_scores(folder, last_losses(style))
+        styles = (f"{style}:1",)
+    prompts = [spec["data"]["translations"][label] for label in spec["prompts"]]
+    write_images(student, prompts, styles, spec["seed"], asked, folder / "images.part")
+
+
 def last_losses(style: Path, rows: int = 20) -> dict[str, float]:
     """Means of the distillation errors "out" and "feature" over the last steps, as far as they were logged."""
     file = style / "metrics.jsonl"
@@ -148,4 +177,10 @@ def stored_scores(folder: Path) -> dict[str, float]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-JOBS = {"folder": folder_job, "teacher": teacher_job, "untaught": untaught_job, "distill": distill_job}
+JOBS = {
+    "folder": folder_job,
+    "teacher": teacher_job,
+    "untaught": untaught_job,
+    "distill": distill_job,
+    "unshared": unshared_job,
+}

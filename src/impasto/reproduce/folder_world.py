@@ -3,6 +3,7 @@
     single      64 images of one held-out style           smoke: 1 style x 1 folder x 1 seed   full: 3 x 3 x 3
     mixed       3 x 64 images of the three primary styles, scored per style       smoke: 3 x 1 x 1   full: 3 x 3 x 3
     taught      a teacher per primary style, and images of train styles for its student    as mixed
+    unshared    as taught, with a student of another language
     biased      a teacher that was trained with one subject under many captions            as single
     subject     four drawings of one recoloured object    smoke: 1 object x 1 seed         full: 9 x 3
     probe       as mixed, without images: jobs that measure what was trained
@@ -24,7 +25,9 @@ from PIL import Image
 from impasto.artworld import free_concepts, load_meta
 from impasto.errors import UserError, nearest
 from impasto.evaluation import evaluate
+from impasto.evaluation.clip import clip_t
 from impasto.evaluation.distribution import kernel_distance
+from impasto.evaluation.labels import Labels
 from impasto.evaluation.paired import ssim
 from impasto.evaluation.samples import read_folder, to_tensor
 from impasto.evaluation.truth import true_pictures
@@ -40,8 +43,14 @@ SMOKE_STYLE = "streamline-emojis"
 SECONDARY = ("icon-park", "symbola")
 PARTS = 3
 TEACHER = {
-    **{"noise": "uniform", "adapter": "full", "lr": 5e-5, "steps": 300, "batch": 8, "accumulate": 1},
-    **{"weight_decay": 0.0, "optimizer": "adamw"},
+    "noise": "uniform",
+    "adapter": "full",
+    "lr": 5e-5,
+    "steps": 300,
+    "batch": 8,
+    "accumulate": 1,
+    "weight_decay": 0.0,
+    "optimizer": "adamw",
 }
 """Settings of a teacher's training: the whole denoiser, on all images of a style but the evaluation concepts."""
 MEASURES = {
@@ -61,7 +70,7 @@ BIAS = ("cat face", 0.3)
 @dataclass(frozen=True)
 class FolderWorld:
     """See `runner.World`. judges, encoder: the packaged ones when None. images: per style and folder; limit: largest
-    number of prompts."""
+    number of prompts. translations: {label: label in the language of the student of "unshared"}."""
 
     name: str = "folders"
     measures: Mapping[str, Measure] = field(default_factory=lambda: MEASURES)
@@ -70,6 +79,7 @@ class FolderWorld:
     images: int = 64
     generic: int = 16
     limit: int | None = None
+    translations: Mapping[str, str] | None = None
     teacher: Mapping[str, Any] = field(default_factory=lambda: TEACHER)
     jobs: Mapping[str, Any] = field(default_factory=lambda: folder_jobs.JOBS)
     sizes = ("smoke", "full")
@@ -104,6 +114,8 @@ class FolderWorld:
         if where == "subject":
             units = subject_units(cells, seeds)
             return {name: own | {"reference_sha256": self.data_hash(own)} for name, own in units.items()}
+        if where == "unshared" and not self.translations:
+            return {}
         if where == "probe":
             data = [styled(primary, (folder, PARTS), self.images) for folder in range(folders)]
             return {
@@ -127,10 +139,12 @@ class FolderWorld:
     def unit(self, where: str, style: str, primary: list[str], folder: int, seed: int, n: int) -> dict[str, Any]:
         """One pair: training data, prompts, seed."""
         part, more = (folder, PARTS), {}
-        if where in ("taught", "biased"):
+        if where in ("taught", "biased", "unshared"):
             names = load_meta()["style_names"]
             train = [names[one] for one in load_meta()["split"]["train_styles"]]
             data = styled(train, part, self.generic, "label")
+            if where == "unshared":
+                data["translations"] = dict(self.translations or {})
             own = styled([style], (0, 1), 10_000, "label")
             if where == "biased":
                 more["subject"] = BIAS[0]
@@ -141,6 +155,8 @@ class FolderWorld:
         index = load_meta()["style_names"].index(style)
         known = [c for c in load_meta()["split"]["evaluation_concepts"] if c in available(index)]
         form = "label" if "teacher" in more else "styled"
+        if where == "unshared":
+            known = [c for c in known if load_meta()["concepts"][c]["label"] in data["translations"]]
         own = self.complete(style, data, known, form, seed, n) | {"reference": f"folder {folder}"} | more
         return own | {"reference_sha256": self.data_hash(own)}
 
@@ -184,13 +200,17 @@ class FolderWorld:
         judges, encoder = world._judges(), world._encoder()
         if "subject_data" in spec:
             return subject_scores(folder, spec, judges, encoder) | extra
+        known = Labels.from_meta(load_meta())
+        asked = folder.parent / "concepts.txt"  # PNGs of a student of another language have its prompts
+        ids = [known.concept(prompt) for prompt in spec["prompts"]]
+        asked.write_text("".join(f"{'' if i is None else known.names[i]}\n" for i in ids), encoding="utf-8")
         subject = spec.get("subject")
-        found = evaluate(folder, spec["style"], reference_concept=subject, judges=judges, encoder=encoder)
+        found = evaluate(folder, spec["style"], asked, reference_concept=subject, judges=judges, encoder=encoder)
         scores = {name: float(found[name]) for name in METRICS if found[name] is not None}
-        cosines = [row["clip_t"] for row in found["images"] if row["clip_t"] is not None]
-        if cosines:
-            scores["clip_s"] = sum(2.5 * max(cosine, 0.0) for cosine in cosines) / len(cosines)
         images = [sample.image for sample in read_folder(folder)]
+        texts = encoder.texts(spec["prompts"])
+        if texts is not None:
+            scores["clip_s"] = float((2.5 * clip_t(encoder.images(images), texts).clamp(min=0)).mean())
         index = load_meta()["style_names"].index(spec["style"])
         truths = list(true_pictures(index, load_meta()["split"]["evaluation_concepts"]).values())
         scores["kid"] = kernel_distance(judges.style_features(images), judges.style_features(truths))

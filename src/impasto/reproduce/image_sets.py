@@ -8,6 +8,8 @@ A set is a JSON value of a cell's spec:
     captions   "styled": "{label}, {style description}"; "label": "{label}"; or a template with {label} and {style}
     concepts   labels; by default all that a style has but the evaluation concepts
     turn       degrees by which hues are rotated, 0 by default
+    translations  {label: label in the student's language}: the captions; "teacher_text" is the original
+    prior      prompts of the class, for prior preservation
     intruder   [label, share]: this share of the images show that concept, under the captions of others
 """
 
@@ -46,10 +48,10 @@ def styled(styles: list[str], part: tuple[int, int] = (0, 1), count: int = 64, c
 def entries(data: Mapping[str, Any]) -> list[Entry]:
     """The images of a set, by style and concept."""
     meta, (first, step) = load_meta(), data["part"]
-    banned, found = set(meta["split"]["evaluation_concepts"]), []
+    banned, found, spoken = set(meta["split"]["evaluation_concepts"]), [], data.get("translations")
     for style in map(style_index, data["styles"]):
         named = [concept_index(label) for label in data.get("concepts", ())]
-        drawn = sorted(available(style))
+        drawn = [c for c in sorted(available(style)) if not spoken or meta["concepts"][c]["label"] in spoken]
         known = [c for c in named if c in drawn] if named else [c for c in drawn if c not in banned][first::step]
         count = min(data["count"], len(known))
         chosen = [known[i * len(known) // count] for i in range(count)]
@@ -117,7 +119,10 @@ def write(data: Mapping[str, Any], folder: Path) -> Path:
     for i, (entry, image) in enumerate(zip(entries(data), images(data), strict=True)):
         name = f"{i:04d}.png"
         Image.fromarray(image).save(folder / name)
-        rows.append(json.dumps({"file_name": name, "text": entry.caption}, ensure_ascii=False))
+        row = {"file_name": name, "text": entry.caption}
+        if "translations" in data:
+            row |= {"text": data["translations"][entry.caption], "teacher_text": entry.caption}
+        rows.append(json.dumps(row, ensure_ascii=False))
     with atomic(folder / METADATA) as temporary:
         temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder

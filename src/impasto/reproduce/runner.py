@@ -130,9 +130,9 @@ def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
         "protocol": world.name,
         "base": family.hash,
         "arm": dict(arm),
-        "sampling": sampling_of(family),
         "instruments": world.instruments(),
         **unit,
+        "sampling": sampling_of(family) | unit.get("sampling", {}),
     }
 
 

@@ -6,20 +6,26 @@ the place of preference. Sizes are the small world's: StyleInject r 8 with n = 1
 width d, LoRA r 96 192 d; n = 4 has 49 d, LoRA r 24 48 d.
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from impasto.reproduce import folder_jobs, styleinject_router
+from impasto.bases import loader
+from impasto.errors import UserError
+from impasto.files import cache_dir
+from impasto.reproduce import folder_jobs, styleinject_paper, styleinject_router
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less
 from impasto.reproduce.folder_world import FolderWorld
+from impasto.reproduce.paper import CLIP
 from impasto.reproduce.styleinject_rates import RATES
 
 BASE = "mini-sd15"
 SINGLE_STEPS, MIXED_STEPS, DISTILL_STEPS, SUBJECT_STEPS = 150, 450, 200, 150
 COMMON = {"noise": "uniform", "batch": 8, "accumulate": 1, "weight_decay": 0.0}
 ATTENTION = ("to_q", "to_v")
-CONVOLUTIONS = ("convolution",)
+EVERYWHERE = (*ATTENTION, "convolution")
 """The paper distils into to_q, to_v and all convolutions (section V-B)."""
 NO_PREFERENCE = "ImageReward and PickScore have no weights here"
 
@@ -52,16 +58,22 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 SETS = {"": ("mixed", "three styles in one folder", MIXED_STEPS), "one: ": ("single", "one style", SINGLE_STEPS)}
 """{prefix of an arm's name: (units, description, steps)}."""
 
+PRIOR = {"prior.weight": 1.0, "prior.batch": 4, "prior.target": "data"}
+"""DreamBooth's prior preservation: the base's images of the class, with the ordinary loss."""
+TAUGHT_RATE = {"lr": 1e-3}
+"""Of distilled adapters, from the trial on one style."""
 DISTILL: Mapping[str, float] = {}
 """Weights of the distillation errors; the objective's own."""
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "student": ("StyleInject n 4 r 8, attention and convolutions", styleinject(4, 8, (*ATTENTION, *CONVOLUTIONS))),
-    "student, lora": ("LoRA r 32, the same layers", lora(32, (*ATTENTION, *CONVOLUTIONS))),
-    "student, full": ("the whole U-Net", FULL),
+    "student": ("StyleInject n 4 r 8, attention and convolutions", styleinject(4, 8, EVERYWHERE) | TAUGHT_RATE),
+    "student, lora": ("LoRA r 32, the same layers", lora(32, EVERYWHERE) | TAUGHT_RATE),
+    "student, full": ("the whole U-Net", FULL | {"lr": 5e-5}),
 }
 
 
-def on_folder(what: str, settings: Mapping[str, Any], where: str, steps: int, how: str = "folder", **options: Any) -> Arm:
+def on_folder(
+    what: str, settings: Mapping[str, Any], where: str, steps: int, how: str = "folder", **options: Any
+) -> Arm:
     """An arm that trains on the unit's folder."""
     return Arm(what, {**settings, "steps": steps}, how=how, options=options, where=where)
 
@@ -76,6 +88,40 @@ def students(where: str, prefix: str) -> dict[str, Arm]:
             for name, (what, settings) in STUDENTS.items()
         },
     }
+
+
+STUDENT_BASE, LABELS = "mini-sd15-zh", "labels.json"
+UNSHARED_STEPS = (50, 100, 200)
+UNSHARED_CURVE = "unshared{}, {} steps"
+
+
+def unshared() -> dict[str, Arm]:
+    """The arms of a student of another language; absent where the base is not in the cache, with its labels."""
+    folder = cache_dir("bases", STUDENT_BASE)
+    if (folder / LABELS).is_file():
+        common = {"student": STUDENT_BASE, "sha256": loader.load(str(folder)).hash}
+        absent = {}
+    else:
+        missing = f"no base {STUDENT_BASE} in {folder.parent}" if not folder.is_dir() else f"{folder} lacks {LABELS}"
+        common, absent = {}, {"absent": missing, "untestable": True}
+    found = {
+        "unshared: teacher": Arm("the teacher, prompted in its language", how="teacher", where="unshared", **absent),
+        "unshared: untaught": Arm("the student alone", how="unshared", where="unshared", options=common, **absent),
+    }
+    for name, method in (("", "student"), (" lora", "student, lora")):
+        what, settings = STUDENTS[method]
+        for steps in UNSHARED_STEPS:
+            last = "unshared" + (":" + name if name else "")
+            arm = last if steps == UNSHARED_STEPS[-1] else UNSHARED_CURVE.format(name, steps)
+            own = on_folder(what, settings, "unshared", steps, "unshared", **common)
+            found[arm] = replace(own, **absent)
+    return found
+
+
+def translations() -> dict[str, str] | None:
+    """{label: label in the student's language}, None without that base."""
+    file = cache_dir("bases", STUDENT_BASE) / LABELS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def router(what: str, **options: bool) -> Arm:
@@ -97,8 +143,8 @@ ARMS: dict[str, Arm] = {
     "router, shuffled": router("the same outputs, shuffled labels", shuffled=True),
     "router, untrained": router("a router as initialised", untrained=True),
     "subject: base": Arm("the base alone, the subject's class in words", how="plain", where="subject"),
-    "subject: n 4": on_folder("StyleInject n 4 r 8", styleinject(4), "subject", SUBJECT_STEPS),
-    "subject: lora 24": on_folder("LoRA r 24", lora(24), "subject", SUBJECT_STEPS),
+    "subject: n 4": on_folder("StyleInject n 4 r 8", styleinject(4) | PRIOR, "subject", SUBJECT_STEPS),
+    "subject: lora 24": on_folder("LoRA r 24", lora(24) | PRIOR, "subject", SUBJECT_STEPS),
 }
 
 
@@ -216,6 +262,29 @@ CLAIMS: tuple[Claim, ...] = (
         sheet=("untaught", "teacher", "student", "student, lora", "student, full"),
     ),
     Claim(
+        "I5",
+        "Distilled into a student with another text encoder, StyleInject keeps the text where LoRA loses it.",
+        TABLE_III_ZH,
+        (
+            Reading(
+                "style for preference",
+                (
+                    more("unshared", "unshared: lora"),
+                    more("unshared", "unshared: lora", "text"),
+                    more("unshared", "unshared: untaught"),
+                ),
+            ),
+            PREFERENCE,
+        ),
+        shown=("unshared: teacher",),
+        curves={
+            "steps, StyleInject": {UNSHARED_CURVE.format("", steps): float(steps) for steps in UNSHARED_STEPS[:-1]}
+            | {"unshared": float(UNSHARED_STEPS[-1])},
+            "steps, LoRA": {UNSHARED_CURVE.format(" lora", steps): float(steps) for steps in UNSHARED_STEPS[:-1]}
+            | {"unshared: lora": float(UNSHARED_STEPS[-1])},
+        },
+    ),
+    Claim(
         "I6",
         "The router groups styles and concepts.",
         {"figure 9": "t-SNE of the router's outputs: clusters by style and by concept"},
@@ -231,17 +300,68 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
     ),
+    Claim(
+        "I7",
+        "With DreamBooth's loss StyleInject binds a subject and follows the text.",
+        {"figure 7": "qualitative: subjects of 3 to 5 images in new scenes and styles"},
+        (
+            Reading(
+                "subject and text",
+                (
+                    more("subject: n 4", "subject: base", "subject"),
+                    no_less("subject: n 4", "subject: base"),
+                    no_less("subject: n 4", "subject: lora 24", "subject"),
+                    no_less("subject: n 4", "subject: lora 24"),
+                ),
+            ),
+        ),
+        sheet=("subject: base", "subject: n 4", "subject: lora 24"),
+    ),
+    Claim(
+        "I8",
+        "A teacher's bias to one subject is not inherited by its student.",
+        {"section V-B": "the anime teacher draws a girl into most prompts; its student does not"},
+        (
+            Reading(
+                "less of the subject, at no less style",
+                (
+                    Compare(
+                        "the student shows less of the subject than its teacher",
+                        {"biased: teacher": 1.0, "biased: student": -1.0},
+                        "bias",
+                    ),
+                    no_less("biased: student", "biased: teacher", "style"),
+                ),
+            ),
+        ),
+        shown=("biased: student, lora",),
+        sheet=("biased: untaught", "biased: teacher", "biased: student", "biased: student, lora"),
+    ),
 )
 
 
 def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]:
     """ARMS; those of the paper's protocol in its world."""
-    return ARMS
+    return styleinject_paper.ARMS if world == "paper" else ARMS | unshared()
 
 
-def small_world() -> FolderWorld:
-    """The small world with the router's job."""
-    return FolderWorld(jobs={**folder_jobs.JOBS, **styleinject_router.JOBS})
+def claims(world: str) -> tuple[Claim, ...]:
+    """CLAIMS; in the paper's protocol those that its numbers decide."""
+    return styleinject_paper.claims(CLAIMS, PREFERENCE) if world == "paper" else CLAIMS
 
 
-WORLDS = {"small-world": small_world}
+def small_world(folder: Path | None = None, clip: str | None = None, dino: str | None = None) -> FolderWorld:
+    """The small world with the router's job. Raises UserError on flags of the paper's protocol."""
+    if folder or clip or dino:
+        raise UserError("--references, --clip and --dino need --protocol paper")
+    return FolderWorld(jobs={**folder_jobs.JOBS, **styleinject_router.JOBS}, translations=translations())
+
+
+def paper_world(folder: Path | None, clip: str | None, dino: str | None) -> styleinject_paper.PromptWorld:
+    """The paper's protocol. Raises UserError without a training folder."""
+    if folder is None or dino:
+        raise UserError("--protocol paper needs --references DIR, the folder of images to train on; it has no --dino")
+    return styleinject_paper.PromptWorld(folder, clip or CLIP)
+
+
+WORLDS = {"small-world": small_world, "paper": paper_world}

@@ -25,6 +25,8 @@ DRAWN_IN = ("twemoji", "noto", "fluent-emoji-flat", "emojione")
 """Styles of the references: coloured ones."""
 PLACED_IN = ("fxemoji", "noto-v1", "openmoji", "emojione-v1")
 """Other coloured styles that the base knows."""
+OTHER = ("openmoji-black", "emojione-monotone", "noto-emoji-mono", "fluent-emoji-high-contrast")
+"""Styles of the prior's prompts beside those of the references."""
 COMPANIONS = ("", " and a mountain")
 SUBJECTS = ("guitar", "t-shirt", "crown", "rabbit face", "bus", "castle", "pig face", "basketball", "fire")
 
@@ -43,11 +45,17 @@ def subject_unit(label: str, seed: int) -> dict[str, Any]:
     names = load_meta()["style_names"]
     data = {"styles": list(DRAWN_IN), "part": [0, 1], "count": 1, "concepts": [label], "turn": TURN}
     data["captions"] = f"{IDENTIFIER} {{label}}, {{style}}"
+    data["prior"] = [f"{label}, {image_sets.words(names.index(style))}" for style in (*DRAWN_IN, *OTHER)]
     placed = [(label + more, names.index(style)) for style in PLACED_IN for more in COMPANIONS]
     plain = [f"{what}, {image_sets.words(style)}" for what, style in placed]
     return {
-        **{"style": label, "reference": label, "data": data, "seed": seed, "subject_data": label},
-        **{"prompts": [f"{IDENTIFIER} {prompt}" for prompt in plain], "plain": plain},
+        "style": label,
+        "reference": label,
+        "data": data,
+        "seed": seed,
+        "subject_data": label,
+        "prompts": [f"{IDENTIFIER} {prompt}" for prompt in plain],
+        "plain": plain,
     }
 
 
