@@ -335,3 +335,34 @@ def test_open_image_with_large_text_chunk(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png", pnginfo=info)
     image, meta = open_image(tmp_path / "a.png")
     assert image.getpixel((0, 0)) == (255, 0, 0) and meta == {}
+
+
+def test_evaluate_concepts_are_null_where_the_judge_does_not_know_the_reference(tmp_path, judges, encoder):
+    folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)] * 2)
+    known, unknown = (draw(tmp_path / f"{name}.png", UNIFONT, RABBIT) for name in ("known", "unknown"))
+    scores = evaluate(folder, None, None, known, "rabbit face", judges=judges, encoder=encoder)
+    assert scores["concept_top1"] == 1.0 and scores["leakage"] == 0.0
+    scores = evaluate(folder, None, None, unknown, "penguin", judges=judges, encoder=encoder)
+    assert scores["concept_top1"] is None and scores["leakage"] is None and scores["style_cosine"] is not None
+    assert "does not recognise the reference" in scores["notes"][0]
+    assert evaluate(folder, "unifont", None, unknown, "penguin", judges=judges)["concept_top1"] == 1.0
+
+
+def test_evaluate_images_of_another_base_are_not_judged(tmp_path, judges, encoder):
+    folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)], base="black-forest-labs/FLUX.1-dev")
+    scores = evaluate(folder, reference=draw(tmp_path / "ref.png", UNIFONT, RABBIT), judges=judges)
+    assert scores["style_cosine"] is None and scores["concept_top1"] is None and scores["clip_t"] is None
+    assert "--clip / --dino" in scores["notes"][0] and scores["encoder"] is None
+    scores = evaluate(folder, reference=tmp_path / "ref.png", judges=judges, encoder=encoder, dino=encoder)
+    assert scores["clip_t"] is not None and scores["dino_i_reference"] == scores["clip_i_reference"] is not None
+
+
+def test_evaluate_similarities_lie_between_unrelated_images_and_crops_of_the_reference(tmp_path, judges, encoder):
+    reference = draw(tmp_path / "ref.png", UNIFONT, PENGUIN)
+    folder = folder_of(tmp_path / "images", [(UNIFONT, PENGUIN, PENGUIN)])
+    scores = evaluate(folder, reference=reference, judges=judges, encoder=encoder)
+    limits = scores["ranges"]["style_cosine"]
+    assert set(scores["ranges"]) == {"style_cosine", "clip_i_reference"} and limits["floor"] < limits["ceiling"]
+    expected = (scores["style_cosine"] - limits["floor"]) / (limits["ceiling"] - limits["floor"])
+    assert scores["reference_style"] == pytest.approx(expected)
+    assert all(row["style_judged"] is None for row in scores["images"])

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from impasto.bases.loader import load
+from impasto.cli.train import distill
 from impasto.config import resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
@@ -155,3 +157,20 @@ def test_write_samples_resumes_and_gives_the_images_of_the_teacher(teacher, tmp_
     assert lines[1] == {"file_name": "00001.png", "text": "ein Hund", "teacher_text": "a dog"}
     with pytest.raises(UserError, match="another teacher or other prompts"):
         write_samples(str(teacher), prompts[:1], 3, tmp_path / "a", seed=5, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distill_command_makes_a_lora_of_a_styleinject_style(tiny_sd15, picture, tmp_path):
+    given = {"image": [str(picture)], "caption": [CAPTION], "preview": False, "tensorboard": False}
+    style, out = tmp_path / "style", tmp_path / "lora"
+    train(resolve("styleinject", str(tiny_sd15), out=style, size=16, batch=2, steps=4, lr=0.1, **given))
+    flags = f"--teacher {style} --base {tiny_sd15} --adapter lora --samples 2 --caption {CAPTION.replace(' ', '_')}"
+    flags += f" --out {out} --steps 30 --lr 1e-2 --batch 2 --size 16 --no-preview --no-tensorboard"
+    distill(flags.split())
+    losses = [row["out"] for row in rows(out)]
+    assert losses[0] > 0 and sum(losses[-5:]) < sum(losses[:5])
+    recipe = tomllib.loads((out / "recipe.toml").read_text())
+    assert recipe["objective"]["teacher"] == str(tiny_sd15) and len(list((out / "samples").glob("*.png"))) == 2
+    assert (out / "pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(UserError, match="exclude each other"):
+        distill([*flags.split(), "--image", str(picture)])

@@ -18,6 +18,8 @@ def evaluate(args: list[str]) -> Result:
         reference: Path | None = None,
         reference_concept: str | None = None,
         base_images: Path | None = None,
+        clip: str = "clip",
+        dino: str | None = None,
         out: Path | None = None,
     ) -> Result:
         """Score a folder of generated pictures.
@@ -29,11 +31,15 @@ def evaluate(args: list[str]) -> Result:
             reference: The picture that the style was learnt from, for styles that the judges do not know.
             reference_concept: What that picture shows, for leakage; by default what its caption names.
             base_images: The same prompts drawn by the base alone, scored beside them.
+            clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
+            dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
             out: Where the scores are written; scores.json in the folder when not given.
         """
         from impasto.evaluation import evaluate
 
-        return evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out)
+        return evaluate(
+            folder, style_of, concepts, reference, reference_concept, base_images, encoder=clip, out=out, dino=dino
+        )
 
     return parse(evaluate, args, "evaluate")
 

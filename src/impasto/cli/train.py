@@ -4,7 +4,7 @@ import re
 import warnings
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,8 +28,9 @@ PROMPTS = Annotated[
 ]
 DISTILL = """Distil a tuned base into an adapter on another base.
 
---teacher FOLDER_OR_ID names the tuned base; --unshared gives it its own text encoder (captions with a second form:
-teacher_text in metadata.jsonl, or --pairs). All other flags are those of `impasto train`."""
+--teacher names the tuned base (a folder or hub id), or a style folder, which is put on its own base; --unshared gives
+it its own text encoder (captions with a second form: teacher_text in metadata.jsonl, or --pairs). All other flags are
+those of `impasto train`."""
 
 
 def train(args: list[str]) -> Result:
@@ -59,6 +60,7 @@ def distill(args: list[str]) -> Result:
     teacher = getattr(config.objective, "teacher", None)
     if not teacher:
         raise UserError("no teacher: name a tuned base with --teacher FOLDER_OR_ID")
+    config = change(config, **split_teacher(teacher))
     if command.samples is not None and config.data.image:
         raise UserError("--samples and --image exclude each other: the teacher's images, or those of a folder")
     if command.samples is None and command.prompts:
@@ -76,16 +78,30 @@ def distill(args: list[str]) -> Result:
             raise UserError("--dry-run needs the images: leave it out, and --samples generates them; or give --image")
         with bar("samples", command.samples) as progress:
             write_samples(
-                teacher,
+                config.objective.teacher,
                 prompts,
                 command.samples,
                 folder,
+                styles=[f"{style}:1"] if (style := config.objective.teacher_style) else [],
                 seed=config.seed,
                 device=config.device,
                 precision=config.precision,
                 progress=lambda done, total: progress(done, "", total),
             )
     return run_training(config, command.dry_run)
+
+
+def split_teacher(teacher: str) -> dict[str, Any]:
+    """The settings of a teacher: a base as it is; of a style folder its base, and the style on that. Raises UserError
+    where the style does not state its base."""
+    folder = Path(teacher)
+    if not folder.is_dir() or (folder / "model_index.json").is_file():
+        return {"objective.teacher": teacher}
+    from impasto.styles.metadata import read_about
+
+    if not (base := read_about(folder).base):
+        raise UserError(f"the style {teacher!r} does not state its base: give --teacher a base model")
+    return {"objective.teacher": base, "objective.teacher_style": folder}
 
 
 def run_training(config: "TrainConfig", dry: bool) -> Result:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -16,10 +16,11 @@ from impasto.data import captions
 from impasto.errors import UserError, nearest
 from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.evaluation.labels import Labels, concepts_of, read_concepts
-from impasto.evaluation.samples import Sample, open_image, read_folder
+from impasto.evaluation.samples import Sample, open_image, read_folder, to_tensor
 from impasto.evaluation.scorer import Scorer
 from impasto.evaluation.scores import means
 from impasto.evaluation.truth import true_pictures
+from impasto.evaluation.validity import between, check_bases, check_reference, similarity_range
 from impasto.files import atomic
 from impasto.judges.model import Judges
 from impasto.styles.weights import style_hash
@@ -35,6 +36,7 @@ def evaluate(
     judges: Judges | None = None,
     encoder: Encoder | Path | str | None = "clip",
     out: Path | str | None = None,
+    dino: Encoder | Path | str | None = None,
 ) -> dict[str, Any]:
     """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. An
     existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
@@ -47,7 +49,11 @@ def evaluate(
     reference_concept: label of the reference's object; default: the concept of the style folder's (first) caption.
     base_images: folder with images of the same prompts, each as often, from the base without adapter; scored the same
         way, under "base".
-    judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None.
+    judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None. dino: a
+        folder or hub id of an encoder of images, for one more cosine with the reference.
+
+    The packaged judges and CLIP score images of the embedded bases only, and concepts only where the judge finds the
+    reference's own; else their scores are None and "notes" says why (`evaluation.validity`).
 
     Result: every score of `scores.SCORES` as its mean over the images (None if unknown), "interval" (95 %, [low, high])
     and "n" per score, the same under "true" (true images of the same cells) and "base" (None if not given), "images" (a
@@ -61,7 +67,12 @@ def evaluate(
     trained, found = _reference(samples, reference, reference_concept, labels)
     style = _style(style_of, judges)
     truths = {} if style is None else true_pictures(style, [c for c in expected if c is not None])
-    scorer = Scorer(judges, _encoder(encoder), style, trained.image, trained.concept, truths)
+    judged, invalid = _judged(samples, judges, trained, style)
+    if not judged and encoder == "clip":
+        encoder = None
+    scorer = Scorer(
+        judges, _encoder(encoder), style, trained.image, trained.concept, truths, _encoder(dino), judged=judged
+    )
     rows = scorer.rows((sample.image for sample in samples), expected, [sample.prompt for sample in samples])
     result = {
         "folder": str(folder),
@@ -70,11 +81,13 @@ def evaluate(
         "reference": trained.describe(labels),
         "judges": {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card},
         "encoder": scorer.encoder.name if scorer.encoder else None,
+        "dino": scorer.dino.name if scorer.dino else None,
         "sampling": _sampling(samples),
-        **means(rows),
+        **(scores := means(rows)),
+        **_ranges(scorer, scores),
         "true": _true_means(scorer, samples, expected),
         "base": _base_means(scorer, base, concepts, labels),
-        "notes": notes + unsure + found + _notes(style_of, expected, truths, trained),
+        "notes": invalid + notes + unsure + found + _notes(style_of, expected, truths, trained),
         "images": [{"file": s.path.name, "prompt": s.prompt, **row} for s, row in zip(samples, rows, strict=True)],
     }
     with atomic(target) as path:
@@ -212,6 +225,32 @@ def _base(folder: Path | str, samples: Sequence[Sample]) -> tuple[list[Sample], 
             "with the base alone, or leave out --base-images"
         )
     return base, []
+
+
+def _judged(
+    samples: Sequence[Sample], judges: Judges, trained: ReferenceInfo, style: int | None
+) -> tuple[Literal["all", "style", ""], list[str]]:
+    """Which of the judges' scores are valid (`Scorer.judged`), and the reason for others in a note."""
+    if foreign := check_bases([sample.meta for sample in samples]):
+        return "", [foreign]
+    if style is not None or trained.image is None or trained.concept is None:
+        return "all", []
+    unknown = check_reference(judges, trained.image, trained.concept)
+    return ("style", [unknown]) if unknown else ("all", [])
+
+
+def _ranges(scorer: Scorer, scores: dict[str, Any]) -> dict[str, Any]:
+    """ "ranges": floor and ceiling of each cosine with the reference; "reference_style": where the images lie between
+    them, by the judge's style features, else by an encoder's."""
+    if scorer.reference is None:
+        return {"ranges": {}, "reference_style": None}
+    embed = {"dino_i_reference": scorer.dino, "clip_i_reference": scorer.encoder}
+    ways = {name: encoder.images for name, encoder in embed.items() if encoder is not None}
+    if scorer.judged:
+        ways = {"style_cosine": lambda images: scorer.judges.style_features(to_tensor(images))} | ways
+    ranges = {name: similarity_range(scorer.reference, way) for name, way in ways.items()}
+    name = next(iter(ranges), None)
+    return {"ranges": ranges, "reference_style": None if name is None else between(scores[name], ranges[name])}
 
 
 def _encoder(encoder: Encoder | Path | str | None) -> Encoder | None:

@@ -12,15 +12,15 @@ def style_rows(probabilities: Tensor, names: Sequence[str], kinds: Sequence[str]
     """One row per image from style probabilities [n, styles] that sum to 1.
 
     `style_accuracy`: the most probable style is `style`; `kind_accuracy`: it has the coarse kind of `style`;
-    `style_probability`: the probability of `style`. All None when `style` is None (not a style of the judge).
+    `style_probability`: the probability of `style`; `style_judged`: the most probable style. All None when `style` is
+    None (not a style of the judge).
     """
     rows = []
     for row in probabilities:
-        best = int(row.argmax())
-        known = style is not None
+        best, known = int(row.argmax()), style is not None
         rows.append(
             {
-                "style_judged": names[best],
+                "style_judged": names[best] if known else None,
                 "style_accuracy": best == style if known else None,
                 "kind_accuracy": kinds[best] == kinds[style] if known else None,
                 "style_probability": float(row[style]) if known else None,

@@ -1,13 +1,8 @@
 """Content leakage: the reference's object in images of other concepts.
 
-<<<<<<< HEAD:src/impasto/evaluation/leakage.py
 An image leaks when the concept judge's probability of the reference's concept is at least `threshold`. Images whose
-prompt names that concept or none are excluded. Since the judge errs and some concepts look alike, compare the share
-with that of the base without adapter and of the true images.
-=======
-An image leaks when the concept judge gives the reference's concept at least `threshold`. Images whose prompt asks for
-that very concept, or names none, are left out. The judge errs, and some concepts look alike: the share is read beside
-the same share of the base without adapter and of the true pictures.
+prompt names that concept, or none, are excluded. The judge errs, and some concepts look alike: compare the share with
+that of the base without adapter and of the true images.
 
 A reference of several things leaks those that a prompt does not name. Of a thing c that the prompt does not name,
 
@@ -17,7 +12,6 @@ which is above 0 where the image shows more of c than the base would, and needs 
 into true images (docs/results/finestyle/leakage.json), the bare difference says little: whatever is added to an image
 raises most concepts. So logits are the largest over the whole image and WINDOWS of it, and leaks are taken less the
 median over all concepts ("centred"), whose own leak then is 0 on average.
->>>>>>> helper-finestyle:src/impasto/evaluate/leakage.py
 """
 
 from collections.abc import Collection, Sequence

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -15,13 +15,18 @@ from impasto.evaluation.judged import Row, concept_rows, style_rows
 from impasto.evaluation.leakage import leaks
 from impasto.evaluation.samples import to_tensor
 
+OF_CONCEPTS = ("concept_judged", "concept_rank", "concept_top1", "concept_top5", "leakage")
+OF_STYLE = ("style_judged", "style_accuracy", "kind_accuracy", "style_probability", "style_cosine")
+"""Scores by the judges."""
+
 
 @dataclass(frozen=True)
 class Scorer:
     """Judges, encoder and targets. None (or an empty dict) is unknown; the scores that need it are None.
 
     judges: `judges.model.Judges`; encoder: small CLIP or another; style: id of the expected style; reference,
-    reference_concept: the training image and its concept; truths: concept -> true image in the style.
+    reference_concept: the training image and its concept; truths: concept -> true image in the style; dino: an encoder
+    of images alone; judged: which of the judges' scores are valid here: all, those of style, or none ("").
     """
 
     judges: Any
@@ -30,6 +35,8 @@ class Scorer:
     reference: Image.Image | None = None
     reference_concept: int | None = None
     truths: dict[int, Image.Image] = field(default_factory=dict)
+    dino: Encoder | None = None
+    judged: Literal["all", "style", ""] = "all"
 
     def rows(
         self,
@@ -42,19 +49,22 @@ class Scorer:
 
         images: consumed BATCH at a time, not kept.
         """
-        rows, embedded, remaining = [], [], iter(images)
+        rows, embedded, dino, remaining = [], [], [], iter(images)
         for start in range(0, len(concepts), BATCH):
-            part, vectors = self._score_batch(list(islice(remaining, BATCH)), concepts[start : start + BATCH], true)
-            rows += part
-            embedded += vectors
+            batch = list(islice(remaining, BATCH))
+            rows += self._score_batch(batch, concepts[start : start + BATCH], true)
+            embedded += [] if self.encoder is None else [self.encoder.images(batch)]
+            dino += [] if self.dino is None else [self.dino.images(batch)]
+            batch.clear()  # before the next one is read
         if self.encoder is not None and rows:
             self._clip(rows, self.encoder, torch.cat(embedded), concepts, prompts, true)
+        if self.dino is not None and rows and self.reference is not None:
+            cosines = clip.clip_i_reference(torch.cat(dino), self.dino.images([self.reference]))
+            self._add(rows, "dino_i_reference", cosines)
         return rows
 
-    def _score_batch(
-        self, images: list[Image.Image], concepts: Sequence[int | None], true: bool
-    ) -> tuple[list[Row], list[Tensor]]:
-        """(rows with the judges' and paired scores, [encoder embeddings] or [])."""
+    def _score_batch(self, images: list[Image.Image], concepts: Sequence[int | None], true: bool) -> list[Row]:
+        """Rows with the judges' and paired scores."""
         pixels = to_tensor(images)
         probabilities = self.judges.concept(pixels)
         style = style_rows(self.judges.style(pixels), self.judges.style_names, self.judges.kinds, self.style)
@@ -62,9 +72,12 @@ class Scorer:
         leak = leaks(probabilities, concepts, self.reference_concept, self.judges.concept_threshold)
         rows = [a | b | {"leakage": c} for a, b, c in zip(style, concept, leak, strict=True)]
         self._add(rows, "style_cosine", self._style_cosine(pixels))
+        if self.judged != "all":
+            for row in rows:
+                row |= dict.fromkeys(OF_CONCEPTS if self.judged else OF_CONCEPTS + OF_STYLE)
         if not true:
             self._pairs(rows, pixels, concepts)
-        return rows, [] if self.encoder is None else [self.encoder.images(images)]
+        return rows
 
     def _add(self, rows: list[Row], name: str, values: Tensor | None, index: Sequence[int] | None = None) -> None:
         """Put values [n] into rows `index` (default: all); NaN and None leave the score None."""

@@ -35,6 +35,7 @@ SCORES: dict[str, Score] = {
     ),
     "style_cosine": Score("style features", "cosine of the style judge's features with the reference's"),
     "clip_i_reference": Score("CLIP-I, reference", "cosine of image embeddings with the reference's"),
+    "dino_i_reference": Score("DINO, reference", "cosine of another encoder's embeddings with the reference's"),
     "clip_i_style": Score("CLIP-I, true style", "mean cosine with the true images of other concepts in the style"),
     "clip_i_paired": Score("CLIP-I, true picture", "cosine with the true image of the same concept in the style"),
     "ssim": Score("SSIM, true picture", "structural similarity (luma, 11 x 11 Gaussian) with the true image"),

@@ -28,6 +28,13 @@ def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "
     return table
 
 
+def range_columns(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Columns of the floor and the ceiling of the similarities with the reference, none where there are none."""
+    ranges = result.get("ranges") or {}
+    columns = {"unrelated": "floor", "reference": "ceiling"}
+    return {title: {name: own[key] for name, own in ranges.items()} for title, key in columns.items() if ranges}
+
+
 def cell(column: Mapping[str, Any] | None, name: str) -> str:
     """`62 %` or `.712` with the 95 % interval below it (rich markup, dim); a dash for an unknown score."""
     if column is None or column.get(name) is None:

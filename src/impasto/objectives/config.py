@@ -1,6 +1,7 @@
 """Settings of the objectives and of prior preservation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import tyro
@@ -58,6 +59,8 @@ class Distill:
 
     teacher: str | None = None
     """The base to learn from, as --base takes it: of the same architecture, latents, schedule and prediction."""
+    teacher_style: Path | None = None
+    """A style folder that the teacher carries, at strength 1: how a StyleInject style becomes a LoRA."""
     shared: bool = True
     """The teacher is conditioned by the student's text encoder; without it by its own, on the captions' second form
     (teacher_text in metadata.jsonl, or --pairs)."""

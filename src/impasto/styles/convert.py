@@ -130,7 +130,7 @@ def open_style(
     if Path(style).is_dir() and (kind := read_parts(Path(style))[0].kind) != "lora":
         raise UserError(
             f"style {str(style)!r} is a {kind} adapter: export, merge and resize are for LoRA; load it with "
-            "impasto.load_style(pipe, folder)"
+            f"impasto.load_style(pipe, folder), or make a LoRA of it: impasto distill --teacher {style} --adapter lora"
         )
     if base is not None:
         check_name(base)

@@ -30,8 +30,10 @@ from impasto.noise.laws import truncate_to_schedule
 from impasto.objectives.base import Objective, build_objective
 from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
+from impasto.styles.load import load_style
 from impasto.styles.parts import has_weights
 from impasto.styles.save import save
+from impasto.styles.weights import style_hash
 from impasto.training import prior
 from impasto.training.checkpoints import describe_last, explain_failures
 from impasto.training.plan import Plan, check_base, make_plan, warn_advice
@@ -140,6 +142,8 @@ def build_trainer(
     `done` steps, or {}."""
     config = plan.config
     text_parameters = plan.text.attach(family)
+    if style := getattr(config.objective, "teacher_style", None):
+        load_teacher_style(getattr(objective, "teacher"), style)  # noqa: B009
     load_denoiser(running, family, sharded=workers.shards)
     if config.prior.weight:  # its images are the base's: before the adapter
         objective = prior.build(plan.expanded, family, objective)
@@ -148,6 +152,12 @@ def build_trainer(
     workers.shard(family.denoiser, adapter)
     trainable = TrainableParameters(config.optim, adapter | text_parameters, done, state, plan.text.rates)
     return Trainer(config, family, plan.text, objective, draws, trainable, workers)
+
+
+def load_teacher_style(teacher: Family, style: Path) -> None:
+    """Put a style on a teacher's denoiser. Raises UserError where it is for another base."""
+    encoders: dict[str, Any] = dict.fromkeys(teacher.encoder_parts)
+    load_style(teacher.pipeline(**encoders, **{teacher.part: teacher.denoiser}), style)
 
 
 def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, progress: Progress | None) -> None:
@@ -218,10 +228,10 @@ def provenance(
 ) -> dict[str, Any]:
     """What recipe.toml states beside the settings: hashes, whether the base was a folder or file here, captions,
     processes, execution, versions of what computes."""
-    base = getattr(objective, "provenance", {}) | {
-        "base_sha256": family.hash,
-        "base_local": Path(plan.config.base).exists(),
-    }
+    base: dict[str, Any] = {"base_sha256": family.hash, "base_local": Path(plan.config.base).exists()}
+    base |= getattr(objective, "provenance", {})
+    if style := getattr(plan.config.objective, "teacher_style", None):
+        base["teacher_style_sha256"] = style_hash(style)
     used = data.caption_stats(plan.items) | {"processes": workers.size, "running": list(running.why)}
     return base | data.hashes(plan.items) | used | {name: version(name) for name in PACKAGES}
 

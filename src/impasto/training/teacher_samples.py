@@ -19,6 +19,7 @@ def write_samples(
     count: int,
     folder: Path,
     *,
+    styles: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -34,7 +35,7 @@ def write_samples(
     if not prompts:
         raise UserError("--samples needs captions to generate them for: --caption, --prompts FILE, or --pairs FILE")
     writable_folder(folder)
-    settings: dict[str, Any] = {"teacher": teacher, "prompts": [list(pair) for pair in prompts]}
+    settings: dict[str, Any] = {"teacher": teacher, "styles": list(styles), "prompts": [list(pair) for pair in prompts]}
     settings |= {"count": count, "seed": seed}
     if (folder / NAME).is_file() and read_object(folder / NAME) != settings:
         raise UserError(f"{folder} holds samples of another teacher or other prompts: choose another --out")
@@ -44,7 +45,7 @@ def write_samples(
     done = next((i for i in range(count) if not (folder / f"{i:05d}.png").is_file()), count)
     if done < count:
         asked = [caption if own is None else own for caption, own in pairs[done:]]
-        images = generate(teacher, asked, seed=seed + done, device=device, precision=precision)
+        images = generate(teacher, asked, styles=styles, seed=seed + done, device=device, precision=precision)
         for i, (image, info) in enumerate(images, done):
             save_png(image, info, folder / f"{i:05d}.png")
             if progress:
