@@ -4,13 +4,14 @@
 
 Every kind is trained for 150 steps of 8 on 64 images of a secondary style, and prompted with concepts that it was not
 trained on. Chosen is the rate with the highest style accuracy among those that keep 90 % of the base's concept top-5
-(ties: the higher probability of the style); the loss on unseen images is a bad rule. The choice goes into
+(ties: the higher probability of the style), else that with the largest harmonic mean of both; the loss on unseen images is a bad rule. The choice goes into
 `impasto.reproduce.styleinject_rates` by hand.
 """
 
 import argparse
 import json
 from pathlib import Path
+from statistics import harmonic_mean
 
 from impasto.reproduce.cells import Cell, settings_of
 from impasto.reproduce.claims import Arm
@@ -58,11 +59,14 @@ def scores(arm: Arm, name: str, cells: str, world, place: BaseSpec) -> dict[str,
     return {metric: sum(one["scores"][metric] for one in found) / len(found) for metric in names}
 
 
-def choose(rows: dict[str, dict[str, float]], text: float) -> float | None:
-    """The rate with most style among those that keep the text; None where none does."""
+def choose(rows: dict[str, dict[str, float]], text: float) -> float:
+    """The rate with most style among those that keep the text; where none does, that with the largest harmonic mean of
+    style accuracy and concept top-5."""
     kept = {rate: own for rate, own in rows.items() if own["concept_top5"] >= KEPT * text}
-    best = max(kept, key=lambda rate: (kept[rate]["style_accuracy"], kept[rate]["style_probability"]), default=None)
-    return None if best is None else float(best)
+    if kept:
+        return float(max(kept, key=lambda rate: (kept[rate]["style_accuracy"], kept[rate]["style_probability"])))
+    means = {rate: harmonic_mean((own["style_accuracy"], own["concept_top5"])) for rate, own in rows.items()}
+    return float(max(means, key=lambda rate: means[rate]))
 
 
 if __name__ == "__main__":

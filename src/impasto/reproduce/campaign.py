@@ -166,6 +166,7 @@ def reproduce(
     failed, tried = [], set[str]()
     try:
         while missing:
+            missing.sort(key=training_steps)  # cheap ones first, so that results come early
             failed += run(campaign, missing, workers, cluster, progress)
             tried |= {cell.key for cell in missing}
             campaign = campaign.with_following()
@@ -350,6 +351,11 @@ def estimate_minutes(
             else DEFAULT_SECONDS[base][kind][0] + prompts * DEFAULT_SECONDS[base][kind][1]
         )
     return round(total / 60 / workers, 1)
+
+
+def training_steps(cell: Cell) -> int:
+    """Steps of a cell's training; 0 without one."""
+    return cell.spec["arm"].get("settings", {}).get("steps") or 0
 
 
 def cost_key(spec: Mapping[str, Any]) -> tuple[str, int]:
