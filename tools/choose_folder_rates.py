@@ -4,8 +4,8 @@
 
 Every kind is trained for 150 steps of 8 on 64 images of a secondary style, and prompted with concepts that it was not
 trained on. Chosen is the rate with the highest style accuracy among those that keep 90 % of the base's concept top-5
-(ties: the higher probability of the style), else that with the largest harmonic mean of both; the loss on unseen images is a bad rule. The choice goes into
-`impasto.reproduce.styleinject_rates` by hand.
+(ties: the higher probability of the style), else that with the largest harmonic mean of both; the loss on unseen
+images is a bad rule. The choice goes into `impasto.reproduce.styleinject_rates` by hand.
 """
 
 import argparse

@@ -34,9 +34,13 @@ GROUPS = {
     "calibration": "impasto.reproduce.calibration",
     "styleinject": "impasto.reproduce.styleinject",
 }
-"""Groups of claims, one module each: CLAIMS, arms(base_hash, calibration, world), and optionally following(campaign) ->
-{name: arm}, arms that depend on existing cells; claims(world), other
-claims than CLAIMS; BASE, the default base; WORLDS {protocol: (references, clip, dino) -> World}."""
+"""Groups of claims, one module each: CLAIMS, or claims(world), and arms(base_hash, calibration, world); optionally
+
+following(campaign) -> {name: arm}             arms that depend on existing cells
+drawings(campaign, claim, size) -> {file: SVG}  further ones for the page
+BASE                                           the default base
+WORLDS                                         {protocol: (references, clip, dino) -> World}
+"""
 CALIBRATION = "calibration.json"
 """The calibration last given, stored beside the cells for later calls."""
 PROTOCOLS = ("small-world", "paper")
@@ -62,6 +66,11 @@ class Campaign:
     family: Family
     out: Path
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """Name of the module of its claims."""
+        return GROUPS[self.group]
 
     def with_arms(self, arms: Mapping[str, Arm]) -> "Campaign":
         """A copy with these arms added or replaced."""

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock
@@ -33,7 +34,11 @@ def content_hash(content: Mapping[str, Any]) -> str:
 
 
 def trained(
-    spec: Mapping[str, Any], place: BaseSpec, own: Mapping[str, Any], images: Path | None = None, **more: Any
+    spec: Mapping[str, Any],
+    place: BaseSpec,
+    own: Mapping[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
+    images: Path | None = None,
 ) -> Path:
     """The style folder of a training, run unless it is in the cache.
 
@@ -74,7 +79,7 @@ def use(style: Path, spec: Mapping[str, Any], folder: Path) -> Job:
 def folder_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
     """Train on the unit's folder; with prior preservation on the prompts `prior` of its data."""
     prior = {"prior.prompt": tuple(spec["data"]["prior"])} if "prior" in spec["data"] else {}
-    style = trained(spec, place, {"settings": spec["arm"]["settings"], "data": spec["data"]}, **prior)
+    style = trained(spec, place, {"settings": spec["arm"]["settings"], "data": spec["data"]}, prior)
     return use(style, spec, folder)
 
 
@@ -136,7 +141,7 @@ def distill_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, referenc
     own = {"settings": arm["settings"], "data": spec["data"], "teacher": spec["teacher"], "distill": arm["distill"]}
     objective = {f"objective.{name}": value for name, value in arm["distill"].items()}
     more = {"objective": "distill", "objective.teacher": str(teacher_style(spec, place)), **objective}
-    style = trained(spec, place, own, **more)
+    style = trained(spec, place, own, more)
     store_scores(folder, last_losses(style))
     return use(style, spec, folder)
 
@@ -149,8 +154,8 @@ def unshared_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, referen
     student = replace(place, base=str(cache_dir("bases", arm["student"])))
     if "settings" in arm:
         own = {"settings": arm["settings"], "data": spec["data"], "teacher": spec["teacher"], "student": arm["sha256"]}
-        more = {"objective": "distill", "objective.shared": False}
-        style = trained(spec, student, own, **more, **{"objective.teacher": str(teacher_style(spec, place))})
+        more = {"objective": "distill", "objective.shared": False, "objective.teacher": str(teacher_style(spec, place))}
+        style = trained(spec, student, own, more)
         store_scores(folder, last_losses(style))
         styles = (f"{style}:1",)
     prompts = [spec["data"]["translations"][label] for label in spec["prompts"]]

@@ -63,6 +63,8 @@ MEASURES = {
     "router_style": Measure("knn_style", margin=0.05),
     "router_concept": Measure("knn_concept", margin=0.05),
 }
+TO_REFERENCE = ("leakage", "style_cosine", "clip_i_reference")
+"""Scores against one training image, of which a folder has many; leakage is of a biased teacher's subject."""
 BIAS = ("cat face", 0.3)
 """Subject of a biased teacher, and its share of the teacher's images."""
 
@@ -206,7 +208,8 @@ class FolderWorld:
         asked.write_text("".join(f"{'' if i is None else known.names[i]}\n" for i in ids), encoding="utf-8")
         subject = spec.get("subject")
         found = evaluate(folder, spec["style"], asked, reference_concept=subject, judges=judges, encoder=encoder)
-        scores = {name: float(found[name]) for name in METRICS if found[name] is not None}
+        names = [name for name in METRICS if subject or name not in TO_REFERENCE]
+        scores = {name: float(found[name]) for name in names if found[name] is not None}
         images = [sample.image for sample in read_folder(folder)]
         texts = encoder.texts(spec["prompts"])
         if texts is not None:

@@ -84,8 +84,8 @@ def caption(form: str, style: int, concept: int) -> str:
 def images(data: Mapping[str, Any]) -> list[np.ndarray]:
     """The images of a set on white, uint8 (128, 128, 3), in the order of `entries`."""
     wanted = entries(data)
-    chosen = {"styles": sorted({e.style for e in wanted}), "concepts": sorted({e.concept for e in wanted})}
-    world = load(**chosen) if built() else load_slice(**chosen)
+    source = load if built() else load_slice
+    world = source(sorted({e.style for e in wanted}), sorted({e.concept for e in wanted}))
     found = [over(world.rgba[world.index(e.style, e.concept)], (255, 255, 255)) for e in wanted]
     return [rotate_hue(image, data["turn"]) for image in found] if data.get("turn") else found
 

@@ -6,6 +6,7 @@ a claim by cells of the same size as its first reading. Arms that lack some of t
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
 from impasto.reproduce.claims import RULE, Claim, Evidence, arms_of, judge
 from impasto.reproduce.runner import PLAIN
+from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.statistics import FEWEST
 
 if TYPE_CHECKING:
@@ -41,6 +43,12 @@ def write_page(campaign: "Campaign") -> list[Entry]:
                 name = f"{claim.id}{f'-{i + 1}' if i else ''}.svg"
                 save(out / "pictures" / name, drawing)
                 pictures.setdefault(claim.id, []).append(name)
+        sheet = f"{claim.id}-images.png"
+        if claim.sheet and save_sheet(campaign, claim, entry["arms_cells"], out / "pictures" / sheet):
+            pictures.setdefault(claim.id, []).append(sheet)
+        for name, drawing in drawings(campaign, claim, entry["arms_cells"]).items():
+            save(out / "pictures" / name, drawing)
+            pictures.setdefault(claim.id, []).append(name)
     for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
         if drawing := forest(entries, campaign, reading):
             name = f"effects-{slug(reading)}.svg"
@@ -48,6 +56,12 @@ def write_page(campaign: "Campaign") -> list[Entry]:
             pictures.setdefault("", []).append(name)
     save(out / "README.md", page(campaign, entries, pictures))
     return entries
+
+
+def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str]:
+    """{file: SVG} of a claim by the hook `drawings` of its group's module, if it has one."""
+    hook = getattr(import_module(campaign.module), "drawings", None)
+    return hook(campaign, claim, size) if hook else {}
 
 
 def save(path: Path, text: str) -> None:
@@ -69,8 +83,8 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
         for reading in judge(claim, seen, campaign.world.measures, left_out, untestable)
     ]
     for reading in readings:
-        testable = reading["verdict"] != "not testable here"
-        if testable and not any(any(v.values()) for v in seen[reading["reading"]].scores.values()):
+        testable, name = reading["verdict"] != "not testable here", str(reading["reading"])
+        if testable and not any(any(values.values()) for values in seen[name].scores.values()):
             reading |= {"verdict": "undecided", "why": ["not run"], "cells": None}
     size = told[tested[0].name]
     arms = {arm: own for arm in claim.arms if arm in campaign.specs and (own := found(campaign, arm, size))}

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
@@ -73,7 +73,7 @@ class PaperWorld:
     sizes = tuple(SIZES)
     undecided = ("smoke",)
     to_reference = True
-    jobs: ClassVar[Mapping[str, Any]] = {}
+    jobs: Mapping[str, Any] = field(default_factory=dict)
     shown = ("dino", "clip_i", "clip_t")
 
     def describe(self) -> str:

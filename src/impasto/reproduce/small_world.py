@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
@@ -68,7 +68,7 @@ class SmallWorld:
     sizes = ("smoke", "full")
     undecided = ("smoke",)
     to_reference = False
-    jobs: ClassVar[Mapping[str, Any]] = {}
+    jobs: Mapping[str, Any] = field(default_factory=dict)
     shown = (
         *("style_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage"),
         *("clip_i_style", "ssim", "clip_t"),

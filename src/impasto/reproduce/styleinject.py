@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impasto.bases import loader
 from impasto.errors import UserError
@@ -19,7 +19,11 @@ from impasto.reproduce import folder_jobs, styleinject_paper, styleinject_router
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less
 from impasto.reproduce.folder_world import FolderWorld
 from impasto.reproduce.paper import CLIP
+from impasto.reproduce.sheets import images_of
 from impasto.reproduce.styleinject_rates import RATES
+
+if TYPE_CHECKING:
+    from impasto.reproduce.campaign import Campaign
 
 BASE = "mini-sd15"
 SINGLE_STEPS, MIXED_STEPS, DISTILL_STEPS, SUBJECT_STEPS = 150, 450, 200, 150
@@ -362,6 +366,14 @@ def paper_world(folder: Path | None, clip: str | None, dino: str | None) -> styl
     if folder is None or dino:
         raise UserError("--protocol paper needs --references DIR, the folder of images to train on; it has no --dino")
     return styleinject_paper.PromptWorld(folder, clip or CLIP)
+
+
+def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str]:
+    """The map of the router's outputs (I6), where they are in the cache."""
+    if claim.id != "I6" or "router" not in campaign.specs:
+        return {}
+    files = [images_of(cell).parent / "router.npz" for cell in campaign.cells_of("router", size)]
+    return {"I6-map.svg": styleinject_router.router_map(files[0])} if files and files[0].is_file() else {}
 
 
 WORLDS = {"small-world": small_world, "paper": paper_world}

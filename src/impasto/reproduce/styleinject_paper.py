@@ -128,7 +128,7 @@ def folder_hash(folder: Path) -> str:
 def paper_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None, *, images: Path) -> Job:
     """Train on the folder with seed 0, whatever the images' seed."""
     own = {"settings": spec["arm"]["settings"], "data": {"sha256": spec["reference_sha256"]}}
-    return folder_jobs.use(folder_jobs.trained({**spec, "seed": 0}, place, own, images), spec, folder)
+    return folder_jobs.use(folder_jobs.trained({**spec, "seed": 0}, place, own, images=images), spec, folder)
 
 
 def recipe(what: str, **settings: Any) -> Arm:

@@ -19,6 +19,7 @@ from impasto.artworld import load_meta
 from impasto.families.base import Condition, Family
 from impasto.noise.random import generator
 from impasto.noise.schedule import mix
+from impasto.report import plots
 from impasto.reproduce import image_sets
 from impasto.reproduce.folder_jobs import store_scores, trained
 from impasto.reproduce.runner import BaseSpec
@@ -55,7 +56,8 @@ def router_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference
             ]
         )
     )
-    np.savez(folder / "router.npz", outputs=outputs, **labels)
+    arrays: dict[str, Any] = {"outputs": outputs, **labels}
+    np.savez(folder / "router.npz", **arrays)
     store_scores(folder, scores)
 
 
@@ -131,6 +133,20 @@ def principal_components(x: np.ndarray, n: int = 2) -> np.ndarray:
     """The first principal components of rows, (rows, n)."""
     u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     return u[:, :n] * s[:n]
+
+
+def router_map(file: Path) -> str:
+    """The first two principal components of a router's outputs (the paper shows t-SNE), a colour per style, the
+    concept's group on hover: SVG."""
+    with np.load(file) as stored:
+        x, styles, groups = principal_components(stored["outputs"]), stored["knn_style"], stored["knn_concept"]
+    axes = [plots.Axis.over(x[:, i].tolist(), f"principal component {i + 1}") for i in (0, 1)]
+    frame, names = plots.Frame(*axes), sorted(set(styles.tolist()))
+    marks = [
+        plots.dot(frame, (float(a), float(b)), names.index(style), "", f"{style}, {group}")
+        for (a, b), style, group in zip(x, styles.tolist(), groups.tolist(), strict=True)
+    ]
+    return plots.standalone(plots.svg(frame, "The router's outputs", *marks, keys=names))
 
 
 JOBS = {"router": router_job}
