@@ -73,7 +73,7 @@ def test_full_resumed_run_equals_uninterrupted_run(tiny_sd15, picture, tuned, tm
     "keys, named",
     [
         ({"objective": "dco"}, "objective dco"),
-        ({"prior.weight": 1.0}, "prior.weight"),
+        ({"prior.weight": 1.0}, "prior.target"),
         ({"offload": "on"}, "offload"),
     ],
 )

@@ -8,6 +8,7 @@ from PIL import Image
 
 from impasto.artworld import load_meta, style_index
 from impasto.errors import UserError
+from impasto.evaluation.table import range_columns
 from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.report import sections
@@ -52,7 +53,7 @@ def report(
     body = (
         sections.hero(main, first.scores, title or main.title, notes),
         sections.gallery(galleries, truths_of(first)),
-        sections.score_table(columns(galleries)),
+        sections.score_table(columns(galleries) | range_columns(first.scores)),
         sections.notes([note for one in galleries for note in one.scores.get("notes", [])]),
         sections.trade_off(sweep),
         sections.training([(one, law_of(one)) for one in runs]),

@@ -13,7 +13,7 @@ from impasto.evaluation.table import decimal, percent
 from impasto.noise.laws import Law, Truncated, UniformTime
 from impasto.report import plots
 from impasto.report.html import Html, el, picture, table
-from impasto.report.run import Gallery, Run
+from impasto.report.run import Gallery, Run, finite
 
 Scores = Mapping[str, Any]
 
@@ -26,6 +26,8 @@ def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Htm
         figure = el("figure", picture(run.reference, f"reference: {caption}"), el("figcaption", f"“{caption}”"))
     steps = run.metrics[-1]["step"] if run.metrics else run.key("steps")
     facts = [(show(name, scores), SCORES[name].title) for name in ("style_accuracy", "concept_top5", "leakage")]
+    if finite(scores.get("reference_style")):
+        facts.insert(0, (f"{percent(scores['reference_style'])} %", "style of the reference"))
     facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
     what = f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}."
     items = (el("li", el("b", value), el("span", label)) for value, label in facts)
@@ -90,6 +92,8 @@ def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
     if not rows:
         return None
     caption = "Means over the images; small print: 95 % intervals (Wilson for shares, bootstrap otherwise)."
+    if {"unrelated", "reference"} <= known.keys():
+        caption += " unrelated: images that have nothing to do with the reference; reference: crops of itself."
     return el("section", el("h2", "Scores"), el("p", caption, class_="faint"), table(["", *known], rows))
 
 
