@@ -363,8 +363,9 @@ def estimate_minutes(
 
 
 def training_steps(cell: Cell) -> int:
-    """Steps of a cell's training; 0 without one."""
-    return cell.spec["arm"].get("settings", {}).get("steps") or 0
+    """Steps of a cell's training and its teacher's; 0 without one."""
+    trained = (cell.spec["arm"], cell.spec.get("teacher", {}))
+    return sum(one.get("settings", {}).get("steps") or 0 for one in trained)
 
 
 def cost_key(spec: Mapping[str, Any]) -> tuple[str, int]:

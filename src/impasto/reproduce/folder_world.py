@@ -35,7 +35,7 @@ from impasto.reproduce import folder_jobs, image_sets
 from impasto.reproduce.claims import Measure, Unit
 from impasto.reproduce.image_sets import available, caption, styled
 from impasto.reproduce.small_world import METRICS, SmallWorld, spread
-from impasto.reproduce.subjects import subject_scores, subject_units
+from impasto.reproduce.subjects import DRAWN_IN, subject_scores, subject_units
 
 SIZES = {"smoke": (1, 1, 12), "full": (3, 3, 24)}
 """Folders, seeds, evaluation concepts."""
@@ -71,7 +71,9 @@ BIAS = ("cat face", 0.3)
 
 @dataclass(frozen=True)
 class FolderWorld:
-    """See `runner.World`. judges, encoder: the packaged ones when None. images: per style and folder; limit: largest
+    """See `runner.World`. judges, encoder: the packaged ones when None. images: per style and folder;
+    generic: images of each of `generic_styles` (the train styles when empty) for students;
+    subject_styles: of a subject's drawings; limit: largest
     number of prompts. translations: {label: label in the language of the student of "unshared"}."""
 
     name: str = "folders"
@@ -80,7 +82,10 @@ class FolderWorld:
     encoder: Any = None
     images: int = 64
     generic: int = 16
+    generic_styles: tuple[str, ...] = ()
+    subject_styles: tuple[str, ...] = DRAWN_IN
     limit: int | None = None
+    bias: tuple[str, float] = BIAS
     translations: Mapping[str, str] | None = None
     teacher: Mapping[str, Any] = field(default_factory=lambda: TEACHER)
     jobs: Mapping[str, Any] = field(default_factory=lambda: folder_jobs.JOBS)
@@ -114,7 +119,7 @@ class FolderWorld:
         names, split = load_meta()["style_names"], load_meta()["split"]
         primary = [names[style] for style in split["primary_styles"]]
         if where == "subject":
-            units = subject_units(cells, seeds)
+            units = subject_units(cells, seeds, self.subject_styles)
             return {name: own | {"reference_sha256": self.data_hash(own)} for name, own in units.items()}
         if where == "unshared" and not self.translations:
             return {}
@@ -144,13 +149,13 @@ class FolderWorld:
         if where in ("taught", "biased", "unshared"):
             names = load_meta()["style_names"]
             train = [names[one] for one in load_meta()["split"]["train_styles"]]
-            data = styled(train, part, self.generic, "label")
+            data = styled(list(self.generic_styles or train), part, self.generic, "label")
             if where == "unshared":
                 data["translations"] = dict(self.translations or {})
             own = styled([style], (0, 1), 10_000, "label")
             if where == "biased":
-                more["subject"] = BIAS[0]
-                own["intruder"] = list(BIAS)
+                more["subject"] = self.bias[0]
+                own["intruder"] = list(self.bias)
             more["teacher"] = {"settings": dict(self.teacher), "data": own}
         else:
             data = styled(primary if where == "mixed" else [style], part, self.images)
@@ -216,7 +221,7 @@ class FolderWorld:
             scores["clip_s"] = float((2.5 * clip_t(encoder.images(images), texts).clamp(min=0)).mean())
         index = load_meta()["style_names"].index(spec["style"])
         truths = list(true_pictures(index, load_meta()["split"]["evaluation_concepts"]).values())
-        scores["kid"] = kernel_distance(judges.style_features(images), judges.style_features(truths))
+        scores["kid"] = kernel_distance(*(judges.style_features(to_tensor(own)) for own in (images, truths)))
         if "teacher" in spec:
             shown = [sample.image for sample in read_folder(folder_jobs.teacher_folder(spec) / "images")]
             scores["ssim_teacher"] = float(ssim(to_tensor(images), to_tensor(shown)).mean())

@@ -4,7 +4,7 @@ The recolouring makes the subject an individual: it is what training has to bind
 the object itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from impasto.artworld import load_meta
 from impasto.evaluation.judged import concept_rows
 from impasto.evaluation.labels import Labels
-from impasto.evaluation.samples import read_folder
+from impasto.evaluation.samples import read_folder, to_tensor
 from impasto.reproduce import image_sets
 
 IDENTIFIER = "zwx"
@@ -31,21 +31,21 @@ COMPANIONS = ("", " and a mountain")
 SUBJECTS = ("guitar", "t-shirt", "crown", "rabbit face", "bus", "castle", "pig face", "basketball", "fire")
 
 
-def subject_units(cells: str, seeds: int) -> dict[str, dict[str, Any]]:
+def subject_units(cells: str, seeds: int, styles: Sequence[str] = DRAWN_IN) -> dict[str, dict[str, Any]]:
     """Subjects x seeds; one subject for smoke cells."""
     return {
-        f"{label}, {seed}": subject_unit(label, seed)
+        f"{label}, {seed}": subject_unit(label, seed, styles)
         for label in SUBJECTS[: 1 if cells == "smoke" else len(SUBJECTS)]
         for seed in range(seeds)
     }
 
 
-def subject_unit(label: str, seed: int) -> dict[str, Any]:
+def subject_unit(label: str, seed: int, styles: Sequence[str]) -> dict[str, Any]:
     """One subject: references, prompts with and without the identifier (`plain`)."""
     names = load_meta()["style_names"]
-    data = {"styles": list(DRAWN_IN), "part": [0, 1], "count": 1, "concepts": [label], "turn": TURN}
+    data = {"styles": list(styles), "part": [0, 1], "count": 1, "concepts": [label], "turn": TURN}
     data["captions"] = f"{IDENTIFIER} {{label}}, {{style}}"
-    data["prior"] = [f"{label}, {image_sets.words(names.index(style))}" for style in (*DRAWN_IN, *OTHER)]
+    data["prior"] = [f"{label}, {image_sets.words(names.index(style))}" for style in (*styles, *OTHER)]
     placed = [(label + more, names.index(style)) for style in PLACED_IN for more in COMPANIONS]
     plain = [f"{what}, {image_sets.words(style)}" for what, style in placed]
     return {
@@ -68,14 +68,15 @@ def subject_scores(folder: Path, spec: Mapping[str, Any], judges: Any, encoder: 
     x = encoder.images(images)
     to, other = x @ recoloured, x @ original
     labels = Labels.from_meta(load_meta())
-    rows = concept_rows(judges.concept(images), judges.labels, [labels.named(spec["subject_data"])] * len(images))
+    pixels = to_tensor(images)
+    rows = concept_rows(judges.concept(pixels), judges.labels, [labels.named(spec["subject_data"])] * len(images))
     names = load_meta()["style_names"]
     wanted = torch.tensor([names.index(style) for style in PLACED_IN for _ in COMPANIONS])
     return {
         "subject": float((to - other).mean()),
         "clip_i_reference": float(to.mean()),
         "concept_top5": sum(bool(row["concept_top5"]) for row in rows) / len(rows),
-        "style_accuracy": float((judges.style(images).argmax(-1) == wanted).float().mean()),
+        "style_accuracy": float((judges.style(pixels).argmax(-1) == wanted).float().mean()),
     }
 
 
