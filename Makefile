@@ -1,11 +1,12 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-VENV   := .venv
-PYTHON ?= python3
-READY  := $(VENV)/.ready
+VENV      := .venv
+PYTHON    ?= python3
+INSTALLED := $(VENV)/.installed
+READY     := $(VENV)/.ready
 
 .PHONY: demo test lint format clean
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(VENV)/bin/impasto demo
 
 test: $(READY) lint
@@ -21,9 +22,13 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "impasto needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(READY): $(INSTALLED)  # tools and every optional package, so that no test is skipped
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,artworld]'
 	touch $@
 

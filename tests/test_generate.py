@@ -160,9 +160,20 @@ def test_a_folder_of_pictures_that_say_how_they_were_made(config, style):
     assert human.startswith("a cat in ink style <lora:ink:0.8>\nSteps: 4, CFG scale: 3, Seed: 8, Size: 16x16")
 
 
+def test_generate_goes_on_behind_the_images_that_are_there(config):
+    config = replace(config, style=(), prompts=None, count=2, steps=1)
+    assert generate_folder(config)["images"] == ["0000.png", "0001.png"]
+    (config.out / "scores.json").write_text('{"images_scored": 2}')
+    Image.new("RGB", (9, 9)).save(config.out / "0007.png")
+    before = {file.name: file.read_bytes() for file in config.out.iterdir()}
+    result = generate_folder(config)
+    assert result["images"] == ["0008.png", "0009.png"] and "removed" not in result
+    assert before.items() <= {file.name: file.read_bytes() for file in config.out.iterdir()}.items()
+
+
 def test_what_an_earlier_longer_command_left_is_removed(config):
     """Its pictures and their scores; not what it did not write, whatever its name."""
-    config = replace(config, style=(), prompts=None, count=3, steps=1)
+    config = replace(config, style=(), prompts=None, count=3, steps=1, replace=True)
     assert "removed" not in generate_folder(config)
     for name in ("0007.png", "7.png", "photo.png"):
         Image.new("RGB", (9, 9)).save(config.out / name)
@@ -179,7 +190,7 @@ def test_a_picture_of_one_s_own_is_not_written_over(config):
     config.out.mkdir()
     Image.new("RGB", (9, 9), "red").save(config.out / "0001.png")
     with pytest.raises(UserError, match=r"0001\.png' is a picture that impasto did not draw: use another --out"):
-        generate_folder(config)
+        generate_folder(replace(config, replace=True))
     assert [file.name for file in config.out.iterdir()] == ["0001.png"]
     assert Image.open(config.out / "0001.png").size == (9, 9)
 
@@ -352,7 +363,7 @@ def test_a_reference_in_the_folder_stays(config):
     for name in (min(before), max(before)):
         aligned = StyleAligned(config.out / name, "a star")
         with pytest.raises(UserError, match="lies in --out, and would be removed"):
-            generate_folder(replace(config, prompts=None, prompt=("a cat",), guidances=(aligned,)))
+            generate_folder(replace(config, prompts=None, prompt=("a cat",), guidances=(aligned,), replace=True))
     assert {file.name: file.read_bytes() for file in config.out.iterdir()} == before
 
 

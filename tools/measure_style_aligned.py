@@ -80,7 +80,9 @@ def pictures(base: str, style: str, out: Path, judges: Judges) -> dict:
         folder, settings = out / style / arm.replace(" ", "-"), ARMS[arm]
         given = {} if settings is None else {"aligned_to": reference, "reference_caption": caption}
         generate_folder(
-            GenerateConfig(base=base, prompt=tuple(prompts), out=folder, device="cpu", **given, **(settings or {}))
+            GenerateConfig(
+                replace=True, base=base, prompt=tuple(prompts), out=folder, device="cpu", **given, **(settings or {})
+            )
         )
         told = evaluate(folder, style, None, reference, labels[shown], judges=judges)
         scores[arm] = {name: told[name] for name in SCORES if name in told}

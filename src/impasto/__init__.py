@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from impasto.generation import generate as generate
     from impasto.sampling.config import GenerateConfig as GenerateConfig
     from impasto.styles.load import load_style as load_style
+    from impasto.training.checkpoint_style import checkpoint_style as checkpoint_style
     from impasto.training.train import train as train
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ NAMES = {
     "generate": "impasto.generation",
     "evaluate": "impasto.evaluation.folder",
     "load_style": "impasto.styles.load",
+    "checkpoint_style": "impasto.training.checkpoint_style",
     "TrainConfig": "impasto.config",
     "GenerateConfig": "impasto.sampling.config",
     "resolve": "impasto.config",

@@ -312,6 +312,7 @@ def generate_images(spec: DemoSpec, method: Method | None, strength: float, tick
         return tick(len(prompts), len(prompts))
     shutil.rmtree(folder, ignore_errors=True)
     settings = GenerateConfig(
+        replace=True,
         base=spec.base,
         prompt=tuple(prompts),
         style=styles,

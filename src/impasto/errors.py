@@ -3,7 +3,7 @@
 from typing import Any
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Bad input. The message is one line with cause, value and next step; the CLI prints it and exits with code 2."""
 
 

@@ -19,7 +19,7 @@ from impasto.families.base import check_size
 from impasto.files import writable_folder
 from impasto.guidance import bind_all, style_guidance
 from impasto.sampling.config import GenerateConfig
-from impasto.sampling.output import check_targets, clear_leftovers
+from impasto.sampling.output import check_targets, clear_leftovers, next_number
 from impasto.sampling.png import Info, save_png
 from impasto.sampling.prompts import check_prompts, read_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
@@ -99,8 +99,9 @@ def generate(
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Write `0000.png` on to `config.out`, in the order of the prompts; returns what was written, and what was removed
-    of an earlier command's, see `clear_leftovers`.
+    """Write `0000.png` on to `config.out`, in the order of the prompts, numbered behind the images that are there; with
+    `config.replace` those of an earlier command are removed instead (`clear_leftovers`). Returns what was written, and
+    what was removed.
 
     progress: called with (pictures done, pictures in all). Raises UserError on bad input.
     """
@@ -108,7 +109,8 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
     total = len(prompts) * config.count
-    check_targets(config.out, total, [one.image for one in config.guidances if getattr(one, "image", None)])
+    if config.replace:
+        check_targets(config.out, total, [one.image for one in config.guidances if getattr(one, "image", None)])
     check_prompts(prompts)
     writable_folder(config.out)
     sampling = Sampling(
@@ -135,9 +137,11 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         quantize=config.quantize,
     )
     files, told, gone = [], {}, []
+    first = 0 if config.replace else next_number(config.out)
     for i, (image, info) in enumerate(pictures):
-        gone = gone if files else clear_leftovers(config.out)  # an interrupted command leaves no mixture
-        files.append(f"{i:04d}.png")
+        if config.replace and not files:
+            gone = clear_leftovers(config.out)  # an interrupted command leaves no mixture
+        files.append(f"{first + i:04d}.png")
         save_png(image, info, config.out / files[-1])
         told = {key: info[key] for key in USED if key in info}
         told["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]

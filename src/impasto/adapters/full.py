@@ -39,6 +39,11 @@ def count(family: Family, config: FullFineTuning, model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def shapes(family: Family, config: FullFineTuning, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of `model` by name."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
 def only_matrices(family: Family, config: FullFineTuning, model: nn.Module) -> bool:
     return all(p.ndim == 2 for p in model.parameters())
 
@@ -111,6 +116,7 @@ ADAPTER = Adapter(
     mergeable=False,
     state=state,
     load=load,
+    shapes=shapes,
     write_base=write_model_folder,
     replaces_base=True,
     sampling=PLAIN_SAMPLING,

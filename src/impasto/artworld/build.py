@@ -52,6 +52,7 @@ def build(
     target, work = folder / DATA_NAME, folder / ".build"
     present = _read_keys(target)
     if present != keys:
+        render.check_extras()  # before anything is fetched
         parts, skipped = _build_styles(keys, pairs, present, target, work, progress)
         if present != (built := {style: keys[style] for style in parts}):
             _write_data_file(target, built, parts)

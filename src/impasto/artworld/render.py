@@ -171,6 +171,12 @@ def _glyphs(files: Files, patterns: list[str]) -> Callable[[str], tuple[str, tup
     return glyph
 
 
+def check_extras() -> None:
+    """Raise UserError where a package of the extra `artworld` is missing."""
+    for module in ("resvg_py", "fontTools", "brotli"):
+        _import_extra(module)
+
+
 def _import_extra(module: str):
     from importlib import import_module
 

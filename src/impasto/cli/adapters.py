@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from impasto.cli.console import Result, check, last_value, parse, unchecked
+from impasto.cli.console import Result, last_value, parse
 from impasto.errors import UserError, nearest
 
 
@@ -43,7 +43,7 @@ def count(args: list[str]) -> Result:
     args = [arg.replace("--adapter.", "--", 1) if arg.startswith("--adapter.") else arg for arg in args]
     kind = look_up(ADAPTERS, last_value(args, "adapter") or "lora", "adapter").settings_class
     command = parse(command_class(kind, ADAPTERS, ARCHITECTURES), args, "adapters count")
-    settings = check(command.settings)
+    settings = command.settings
     if (command.family is None) == (command.base is None):
         raise UserError("give one of --family (sd15, for example) and --base")
     if command.family is not None and command.components is not None:
@@ -61,13 +61,12 @@ def command_class(kind: type, names: Sequence[str] | Any, families: Sequence[str
     def flag(name: str, of: Any, default: Any, text: str) -> tuple[str, Any, Any]:
         return name, Annotated[of, tyro.conf.arg(help=text)], field(default=default)
 
-    own = unchecked(kind)
     fields = [
         flag("adapter", str, "lora", f"Adapter: {', '.join(names)}"),
         flag("family", str | None, None, f"Architecture in its published size: {', '.join(families)}"),
         flag("base", str | None, None, "A base instead: its configurations are read, its weights are not."),
         flag("components", Path | None, None, "A diffusers folder for what a .safetensors checkpoint does not hold."),
-        ("settings", tyro.conf.OmitArgPrefixes[own], field(default_factory=own)),
+        ("settings", tyro.conf.OmitArgPrefixes[kind], field(default_factory=kind)),
     ]
     command = make_dataclass("CountCommand", fields, frozen=True)
     command.__doc__ = "Count the trained parameters of an adapter on a base, without weights."

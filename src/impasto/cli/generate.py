@@ -3,7 +3,7 @@
 from dataclasses import field, fields, make_dataclass
 from typing import Any
 
-from impasto.cli.console import Result, bar, check, parse, unchecked
+from impasto.cli.console import Result, bar, parse
 
 
 def command_class() -> Any:
@@ -13,7 +13,7 @@ def command_class() -> Any:
 
     sections = []
     for name, entry in GUIDANCES.items():
-        settings = unchecked(entry.settings_class)
+        settings = entry.settings_class
         sections.append((name.replace("-", "_"), settings, field(default_factory=settings)))
     return make_dataclass("GenerateCommand", sections, bases=(GenerateConfig,), frozen=True)
 
@@ -25,7 +25,11 @@ def generate(args: list[str]) -> Result:
 
     command = parse(command_class(), args, "generate")
     own: dict[str, Any] = {one.name: getattr(command, one.name) for one in fields(GenerateConfig)}
-    guidances = given({name: check(getattr(command, name.replace("-", "_"))) for name in GUIDANCES})
+    guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
+    if any("@" in style for style in command.style):
+        from impasto.training.checkpoint_style import resolve_checkpoint
+
+        own["style"] = tuple(map(resolve_checkpoint, command.style))
     config = GenerateConfig(**{**own, "guidances": guidances})
     from impasto.generation import generate_folder
 

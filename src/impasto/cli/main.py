@@ -21,6 +21,7 @@ from impasto.cli.console import (
     plain,
     show,
     show_scores,
+    show_sheet,
     show_verdicts,
     speaks,
     warn,
@@ -63,6 +64,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "noise": lambda result: None,
     "recipes": lambda result: None,
     "reproduce": show_verdicts,
+    "sheet": show_sheet,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from impasto.cli.calibrate import calibrate
-from impasto.cli.console import check, last_value, parse, uncheck, unchecked
+from impasto.cli.console import last_value, parse
 from impasto.config import TrainConfig, change, default_recipe, resolve
 from impasto.errors import UserError, nearest
 from impasto.noise import NOISE_LAWS
@@ -146,9 +146,9 @@ def parse_law(args: list[str], command: str, doc: str, extra: dict[str, tuple[An
     law = Annotated[str, tyro.conf.arg(name="noise", help=f"Noise law: {', '.join(NOISE_LAWS)}.")]
     fields = {"base": (BASE, None), "recipe": (RECIPE, None), "size": (SIZE, None), **extra}
     fields["noise_name"] = (law, name_of(NOISE_LAWS, config.noise))
-    fields["noise"] = (unchecked(type(config.noise)), uncheck(config.noise))
+    fields["noise"] = (type(config.noise), config.noise)
     own = [(name, kind, field(default=default)) for name, (kind, default) in fields.items()]
     command_class = make_dataclass("Command", own, frozen=True, kw_only=True)
     command_class.__doc__ = doc
     flags = parse(command_class, args, command)
-    return flags, change(config, noise=check(flags.noise), **({} if flags.size is None else {"size": flags.size}))
+    return flags, change(config, noise=flags.noise, **({} if flags.size is None else {"size": flags.size}))

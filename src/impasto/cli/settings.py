@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from impasto.cli.console import check, last_value, parse, uncheck, unchecked
+from impasto.cli.console import last_value, parse
 from impasto.config import ALIASES, AXES, SECTIONS, TOP, TrainConfig, change, resolve
 from impasto.registry import name_of
 
@@ -67,11 +67,10 @@ def fields_of(config: TrainConfig) -> list[tuple[str, Any, Any]]:
         selector = Annotated[str, tyro.conf.arg(name=axis, help=help_text)]
         found.append((f"{axis}_name", selector, field(default=name_of(table, section))))
         if section.__dataclass_fields__:
-            found.append((axis, unchecked(type(section)), field(default=uncheck(section))))
+            found.append((axis, type(section), field(default=section)))
     for name, settings in SECTIONS.items():
-        kind = unchecked(settings)
-        shown = kind if name == "prior" else tyro.conf.OmitArgPrefixes[kind]
-        found.append((name, shown, field(default=uncheck(getattr(config, name)))))
+        shown: Any = settings if name == "prior" else tyro.conf.OmitArgPrefixes[settings]
+        found.append((name, shown, field(default=getattr(config, name))))
     return found
 
 
@@ -85,8 +84,5 @@ def parse_config(
     kind = make_dataclass("Command", [*own, *fields_of(config)], frozen=True, kw_only=True)
     kind.__doc__ = doc or TrainConfig.__doc__
     parsed = parse(kind, args, command)
-    sections = {
-        name: check(getattr(parsed, name)) if hasattr(parsed, name) else getattr(config, name)
-        for name in (*AXES, *SECTIONS)
-    }
+    sections = {name: getattr(parsed, name, getattr(config, name)) for name in (*AXES, *SECTIONS)}
     return TrainConfig(**{name: getattr(parsed, name) for name in TOP}, **sections), parsed

@@ -16,6 +16,7 @@ def export(args: list[str]) -> Result:
         style: Annotated[Path, tyro.conf.Positional],
         format: Literal["diffusers", "kohya", "comfyui"] = "diffusers",
         out: Path | None = None,
+        step: int | None = None,
         private: bool = False,
         base: str | None = None,
         overwrite: bool = False,
@@ -28,6 +29,7 @@ def export(args: list[str]) -> Result:
             style: The style folder, or a LoRA file in any layout.
             format: The layout, see docs/files.md.
             out: The file; NAME-FORMAT.safetensors beside the style folder when not given.
+            step: The checkpoint of this step instead of the finished style.
             private: Leave out of the metadata whatever names a path of this machine.
             base: The base model, for a file that does not tell it.
             overwrite: Replace the file when it is there.
@@ -36,6 +38,10 @@ def export(args: list[str]) -> Result:
         """
         if (out and push_to_hub) or (hub_private and not push_to_hub):
             raise UserError("--out and --push-to-hub exclude each other; --hub-private goes with --push-to-hub")
+        if step is not None or "@" in style.name:
+            from impasto.training.checkpoint_style import checkpoint_style, resolve_checkpoint
+
+            style = Path(resolve_checkpoint(str(style))) if step is None else checkpoint_style(style, step)
         if push_to_hub:
             from impasto.styles.hub import publish
 
@@ -89,15 +95,16 @@ def merge(args: list[str]) -> Result:
         """Add styles up: exact, the ranks add up.
 
         Args:
-            styles: Style folders or files, each with its weight after a colon: runs/neon:0.7 runs/ink:0.5.
+            styles: Style folders or files, each with its weight after a colon: runs/neon:0.7 runs/ink@100:0.5.
             out: The style folder of the sum.
             rank: Resize the sum to this rank; the error is shown.
             base: The base model, for files that do not tell it.
             overwrite: Replace the folder when it is there.
         """
         from impasto.styles.convert import merge_styles
+        from impasto.training.checkpoint_style import resolve_checkpoint
 
-        return merge_styles(styles, out, rank=rank, base=base, overwrite=overwrite)
+        return merge_styles(list(map(resolve_checkpoint, styles)), out, rank=rank, base=base, overwrite=overwrite)
 
     return parse(merge, args, "merge")
 

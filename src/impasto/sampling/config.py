@@ -18,8 +18,8 @@ class GenerateConfig:
     components: Path | None = None
     """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     style: Append[tuple[str, ...]] = ()
-    """A style folder, its strength after a colon: runs/neon:0.8; the style's own default strength when not given. May
-    be given several times, or not at all."""
+    """A style folder, its strength after a colon: runs/neon:0.8; the style's own default strength when not given.
+    runs/neon@100:0.8 is the checkpoint of step 100. May be given several times, or not at all."""
     prompt: Append[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
@@ -31,7 +31,9 @@ class GenerateConfig:
     panel_style: str = "a multi-panel comic"
     """The style that panels and letters are asked for in: as in the caption of the style's reference."""
     out: Path = Path("runs/images")
-    """Folder of the pictures, 0000.png on."""
+    """Folder of the images, 0000.png on; behind those that are there."""
+    replace: bool = False
+    """Remove the images and scores of earlier commands in the folder, and number from 0000 again."""
     seed: int = 0
     """Picture i starts from seed + i."""
     count: int = 1

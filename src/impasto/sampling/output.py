@@ -7,9 +7,14 @@ from impasto.errors import UserError
 from impasto.files import read_json_or_empty
 
 
+def next_number(folder: Path) -> int:
+    """The number of the first new image: after the last one that is there."""
+    return 1 + max((int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal()), default=-1)
+
+
 def check_targets(folder: Path, total: int, references: Sequence[Path] = ()) -> None:
-    """Raise UserError where one of `total` new pictures would be written over one that `generate` did not draw, or
-    where a reference, an earlier picture in that folder, would be removed."""
+    """For `--replace`: raise UserError where one of `total` new images would replace one that `generate` did not write,
+    or where a reference, an earlier image in that folder, would be removed."""
     for file in targets(folder, total):
         if file.exists() and not drawn_here(file):
             raise UserError(

@@ -205,4 +205,6 @@ def data_lines(data: dict[str, Any]) -> str:
     lines.append("buckets: " + ", ".join(f"{shape} ({n})" for shape, n in data["buckets"].items()))
     if len(data["repeats"]) > 1:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
+    if "prior_pictures" in data:
+        lines.append(f"prior: {data['prior_pictures']} pictures")
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])

@@ -6,6 +6,7 @@ an early one at 1. Everything is drawn by the code of `generate`.
 
 import json
 import math
+import shlex
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +125,12 @@ def checkpoint_sheet(
         grid.save(file, format="PNG", pnginfo=mark)
     with atomic(out.with_suffix(".json")) as file:
         file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
-    return about | {"out": str(out)}
+    commands = {
+        f"step {step}": f"impasto generate --base {shlex.quote(config.base)} --style {shlex.quote(f'{run}@{step}')}"
+        + f" --prompt {shlex.quote(prompts[0])} --seed {seed}"
+        for step in states
+    }
+    return about | {"out": str(out), "commands": commands}
 
 
 def check_out(out: Path) -> None:
