@@ -1,6 +1,7 @@
 """Claims on folders: training sets, units, shared trainings, distillation; a campaign with invented scores."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from impasto.errors import UserError
 from impasto.evaluation.distribution import kernel_distance
 from impasto.files import cache_dir
 from impasto.reproduce import campaign as module
-from impasto.reproduce import folder_jobs, image_sets, reproduce, styleinject
+from impasto.reproduce import folder_jobs, image_sets, reproduce, styleinject, styleinject_paper
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Evidence, Measure, Reading, judge, more
 from impasto.reproduce.runner import run_cell
 from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.styleinject_paper import read_prompts
 from impasto.reproduce.styleinject_router import neighbour_accuracy, principal_components
+from impasto.sampling.png import told
 
 STYLE = "streamline-emojis"
 HELDOUT = ("symbola", "game-icons")
@@ -151,6 +153,27 @@ def test_run_cell_distils_and_compares_with_teacher(tiny_sd15, tmp_path, world, 
     assert len(list(cache_dir("reproduce", made.family.hash[:12], "trained").glob("*/done"))) >= 2
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_run_cell_distils_into_student_of_another_language(tiny_sd15, tmp_path, world, monkeypatch):
+    folder = cache_dir("bases", styleinject.STUDENT_BASE)
+    shutil.copytree(tiny_sd15, folder)
+    labels = {concept["label"]: f"xx {concept['label']}" for concept in load_meta()["concepts"]}
+    (folder / styleinject.LABELS).write_text(json.dumps(labels))
+    try:
+        monkeypatch.setattr(styleinject, "UNSHARED_STEPS", (1, 2, 1))
+        monkeypatch.setitem(styleinject.STUDENTS, "student", ("", {**FEW, "adapter": "lora", "rank": 2, "lr": 1e-3}))
+        world = replace(world, translations=styleinject.translations())
+        made = module.make_campaign("styleinject", str(tiny_sd15), tmp_path, world=world)
+        cells = {arm: made.cells_of(arm, "smoke")[0] for arm in ("unshared", "unshared: untaught")}
+        scores = {arm: run_cell(cell, world, made.place)["scores"] for arm, cell in cells.items()}
+    finally:
+        shutil.rmtree(folder)
+    assert scores["unshared"]["out_error"] > 0 and "feature_error" not in scores["unshared"]
+    assert -1 <= scores["unshared: untaught"]["ssim_teacher"] < 1
+    image = next((cache_dir("reproduce", made.family.hash[:12], cells["unshared"].name, "images")).glob("*.png"))
+    assert told(image)["prompt"].startswith("xx ") and told(image)["base"] == str(folder)
+
+
 def test_judge_reading_that_cannot_be_tested_says_so():
     claim = Claim(
         "T",
@@ -202,6 +225,19 @@ def test_paper_protocol_lists_cells_and_prompts(tiny_sd15, tmp_path):
     )
     assert spec["sampling"]["sampler"] == "euler-ancestral" and spec["sampling"]["guidance"] == 7.5
     assert spec["arm"]["settings"]["rank"] == 32 and spec["arm"]["settings"]["accumulate"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_paper_protocol_cell_runs(tiny_sd15, tmp_path, monkeypatch):
+    monkeypatch.setattr(styleinject_paper, "SAMPLING", styleinject_paper.SAMPLING | {"steps": 2, "size": 16})
+    arm = styleinject_paper.recipe("", steps=1, rank=2, batch=2, **{"adapter.n": 2})
+    monkeypatch.setitem(styleinject_paper.ARMS, "n 4", arm)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red square")
+    world = replace(styleinject.paper_world(tmp_path, None, None), clip=FakeEncoder())
+    made = module.make_campaign("styleinject", str(tiny_sd15), tmp_path / "out", world=world)
+    result = run_cell(made.cells_of("n 4", "smoke")[0], world, made.place)
+    assert 0 < result["scores"]["clip_s"] <= 2.5
 
 
 def test_rates_are_those_of_the_table():
