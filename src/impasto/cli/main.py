@@ -141,3 +141,7 @@ def main() -> None:
     except BrokenPipeError:  # who reads it has seen enough, as `head` has; the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own last flush
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

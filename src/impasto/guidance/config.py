@@ -51,9 +51,9 @@ class StyleAligned:
     """An image whose style is taken over without training (StyleAligned)."""
     caption: Annotated[str, flag("reference-caption")] = ""
     """What it shows and in what style, in the words of the prompts: "a rocket in unifont style"."""
-    shift: Annotated[float, flag("aligned-shift")] = math.log(2)
-    """Added to the attention's logits at its tokens: higher is nearer to it, 0 is no shift. log 2 counts each token
-    twice, as google/style-aligned does for a real reference (for a generated one it has 0)."""
+    shift: Annotated[float | None, flag("aligned-shift")] = None
+    """Added to the attention's logits at its tokens: higher is nearer to it, 0 is no shift. The base's card's when not
+    given, else log 2, which counts each token twice, as google/style-aligned does for a real reference."""
     scale: Annotated[float, flag("aligned-scale")] = 1.0
     """Factor on its keys; below 1 for images that the base has memorised."""
     adain: Annotated[tuple[str, ...], flag("aligned-adain")] = ("queries", "keys")
@@ -69,5 +69,5 @@ class StyleAligned:
                 raise UserError(f"unknown part {name!r} for AdaIN: {nearest(name, PARTS)}")
         if not 0 < self.scale < math.inf:
             raise UserError(f"aligned-scale, of the reference's keys, must be above 0, not {self.scale}")
-        if not math.isfinite(self.shift):
+        if self.shift is not None and not math.isfinite(self.shift):
             raise UserError(f"aligned-shift must be a finite number (0 is none), not {self.shift}")

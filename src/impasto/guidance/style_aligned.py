@@ -18,9 +18,10 @@ features are those of the picture itself however badly it would come back. Group
 """
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,11 +49,16 @@ class BatchLayout:
         return x.unflatten(0, (self.halves, -1))
 
 
+SHIFT = math.log(2)
+"""`StyleAligned.shift` of bases whose card states none."""
+
+
 class SharedAttention:
     """An attention processor for `Attention` of U-Nets and SD3 and for `FluxAttention`: see the module's docstring."""
 
     def __init__(self, settings: StyleAligned, rows: BatchLayout, text_first: bool) -> None:
         self.settings, self.rows, self.text_first = settings, rows, text_first
+        self.shift = SHIFT if settings.shift is None else settings.shift
 
     def __call__(
         self,
@@ -104,9 +110,9 @@ class SharedAttention:
         seen_k, seen_v = (x[:, :1, image].expand(-1, k.shape[1], -1, -1, -1) for x in own[1:])
         k, v = torch.cat([k, self.settings.scale * seen_k], dim=2), torch.cat([v, seen_v], dim=2)
         bias = None
-        if self.settings.shift:
+        if self.shift:
             bias = q.new_zeros(k.shape[2])
-            bias[q.shape[2] :] = self.settings.shift
+            bias[q.shape[2] :] = self.shift
         others = attention(*(x.flatten(0, 1) for x in (q, k, v)), bias=bias)
         return torch.cat([reference[:, None], self.rows.split(others)], dim=1).flatten(0, 1)
 
@@ -158,6 +164,8 @@ class AlignedToReference(Guidance):
             )
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
+        if settings.shift is None:
+            settings = replace(settings, shift=float(family.card.get("aligned_shift", SHIFT)))
         self.settings, self.family, self.encode = settings, family, encode
         self.steps, self.size, self.scheduler = sampling.steps, sampling.size, sampling.scheduler(family)
         self.picture = references.read(settings.image, sampling.size)
