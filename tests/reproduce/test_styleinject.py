@@ -16,7 +16,7 @@ from impasto.errors import UserError
 from impasto.evaluation.distribution import kernel_distance
 from impasto.files import cache_dir
 from impasto.reproduce import campaign as module
-from impasto.reproduce import folder_jobs, image_sets, reproduce, styleinject, styleinject_paper
+from impasto.reproduce import folder_jobs, image_sets, reproduce, styleinject, styleinject_paper, subjects
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Evidence, Measure, Reading, judge, more
 from impasto.reproduce.runner import run_cell
@@ -172,6 +172,20 @@ def test_run_cell_distils_into_student_of_another_language(tiny_sd15, tmp_path, 
     assert -1 <= scores["unshared: untaught"]["ssim_teacher"] < 1
     image = next((cache_dir("reproduce", made.family.hash[:12], cells["unshared"].name, "images")).glob("*.png"))
     assert told(image)["prompt"].startswith("xx ") and told(image)["base"] == str(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_run_cell_binds_a_subject_with_prior_preservation(tiny_sd15, tmp_path, world, monkeypatch):
+    settings = {**FEW, **styleinject.PRIOR, "prior.per_prompt": 1, "prior.batch": 1, "lr": 1e-3}
+    arm = styleinject.on_folder("", {**settings, "adapter": "lora", "rank": 2}, "subject", 1)
+    monkeypatch.setitem(styleinject.ARMS, "subject: n 4", arm)
+    monkeypatch.setattr(subjects, "PLACED_IN", subjects.PLACED_IN[:1])
+    made = module.make_campaign("styleinject", str(tiny_sd15), tmp_path, world=world)
+    cell = made.cells_of("subject: n 4", "smoke")[0]
+    found = run_cell(cell, world, made.place)["scores"]
+    assert len(cell.spec["prompts"]) == 2 and cell.spec["prompts"][0].startswith("zwx guitar, ")
+    assert cell.spec["data"]["captions"] == "zwx {label}, {style}" and len(cell.spec["data"]["prior"]) == 6
+    assert found["clip_i_reference"] <= 1 and abs(found["subject"]) <= 2 and 0 <= found["concept_top5"] <= 1
 
 
 def test_judge_reading_that_cannot_be_tested_says_so():

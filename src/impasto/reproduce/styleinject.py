@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 SETS = {"": ("mixed", "three styles in one folder", MIXED_STEPS), "one: ": ("single", "one style", SINGLE_STEPS)}
 """{prefix of an arm's name: (units, description, steps)}."""
 
-PRIOR = {"prior.weight": 1.0, "prior.batch": 4, "prior.target": "data"}
+PRIOR = {"prior.weight": 1.0, "prior.batch": 4, "prior.per_prompt": 4, "prior.target": "data"}
 """DreamBooth's prior preservation: the base's images of the class, with the ordinary loss."""
 TAUGHT_RATE = {"lr": 1e-3}
 """Of distilled adapters, from the trial on one style."""
