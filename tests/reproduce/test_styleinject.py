@@ -22,7 +22,8 @@ from impasto.reproduce.claims import Arm, Claim, Evidence, Measure, Reading, jud
 from impasto.reproduce.runner import run_cell
 from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.styleinject_paper import read_prompts
-from impasto.reproduce.styleinject_router import neighbour_accuracy, principal_components
+from impasto.reproduce.styleinject_router import neighbour_accuracy
+from impasto.reproduce.tsne import affinities, squared_distances, tsne
 from impasto.sampling.png import told
 
 STYLE = "streamline-emojis"
@@ -208,7 +209,16 @@ def test_neighbour_accuracy_separates_clusters_and_not_shuffled_labels():
     x = np.repeat(np.eye(3) * 5, 20, axis=0) + rng.normal(size=(60, 3))
     assert neighbour_accuracy(x, labels) > 0.95
     assert neighbour_accuracy(x, [labels[i] for i in rng.permutation(60)]) < 0.6
-    assert np.abs(np.cov(principal_components(x).T)[0, 1]) < 1e-9
+
+
+def test_tsne_separates_clusters_that_mix_in_no_direction_of_the_plane():
+    rng = np.random.default_rng(0)
+    labels = [name for name in "abcdef" for _ in range(10)]
+    x = np.repeat(np.eye(6) * 6, 10, axis=0) + rng.normal(size=(60, 6))
+    y = tsne(x)
+    assert y.shape == (60, 2) and neighbour_accuracy(y, labels) > 0.95 and np.array_equal(y, tsne(x))
+    p = affinities(squared_distances(x), 5.0)
+    assert p.sum() == pytest.approx(1) and np.allclose(p, p.T) and (np.diag(p) == 0).all()
 
 
 def test_kernel_distance_is_zero_on_average_for_one_distribution():

@@ -160,8 +160,8 @@ RULE = (
     "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
     "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
     f"corrected for the readings of the claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its "
-    "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. The claim's verdict is that "
-    "of its first reading."
+    "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. A reading that needs what is not "
+    "to be had here (weights, a base) is not testable here. The claim's verdict is that of its first reading."
 )
 
 

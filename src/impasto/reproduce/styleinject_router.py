@@ -23,6 +23,7 @@ from impasto.report import plots
 from impasto.reproduce import image_sets
 from impasto.reproduce.folder_jobs import store_scores, trained
 from impasto.reproduce.runner import BaseSpec
+from impasto.reproduce.tsne import tsne
 from impasto.styles.load import load_style
 
 LEVELS = (-2.0, 0.0, 2.0)
@@ -129,18 +130,11 @@ def neighbour_accuracy(x: np.ndarray, labels: Sequence[str]) -> float:
     return hits / len(labels)
 
 
-def principal_components(x: np.ndarray, n: int = 2) -> np.ndarray:
-    """The first principal components of rows, (rows, n)."""
-    u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    return u[:, :n] * s[:n]
-
-
 def router_map(file: Path) -> str:
-    """The first two principal components of a router's outputs (the paper shows t-SNE), a colour per style, the
-    concept's group on hover: SVG."""
+    """t-SNE of a router's outputs, as in the paper's figure: a colour per style, the concept's group on hover; SVG."""
     with np.load(file) as stored:
-        x, styles, groups = principal_components(stored["outputs"]), stored["knn_style"], stored["knn_concept"]
-    axes = [plots.Axis.over(x[:, i].tolist(), f"principal component {i + 1}") for i in (0, 1)]
+        x, styles, groups = tsne(stored["outputs"]), stored["knn_style"], stored["knn_concept"]
+    axes = [plots.Axis.over(x[:, i].tolist(), f"t-SNE {i + 1}") for i in (0, 1)]
     frame, names = plots.Frame(*axes), sorted(set(styles.tolist()))
     marks = [
         plots.dot(frame, (float(a), float(b)), names.index(style), "", f"{style}, {group}")
