@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from impasto.bases.cards import check_name
 from impasto.cli import main as cli
+from impasto.errors import UserError
+from impasto.files import cache_dir
 from impasto.styles.weights import write_tensors
 
 GOOD = {"--base": "BASE", "--image": "PICTURE", "--caption": "a rocket in ink style", "--out": "OUT"}
@@ -214,3 +217,17 @@ def test_unknown_flags_and_commands(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2 and "did you mean 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("short", "full"), [("sdxl", "stabilityai/stable-diffusion-xl"), ("FLUX-dev", "FLUX.1-dev")])
+def test_check_name_of_a_short_name_tells_the_hub_id(short, full):
+    with pytest.raises(UserError, match=f"its hub id is .*{full}"):
+        check_name(short)
+
+
+def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("IMPASTO_CACHE", raising=False)
+    assert cache_dir("bases") == tmp_path / "impasto" / "bases"
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "own"))
+    assert cache_dir("bases") == tmp_path / "own" / "bases"

@@ -39,8 +39,14 @@ Append = tyro.conf.UseAppendAction
 
 METHODS: dict[str, Entry] = {
     "fit": Entry("impasto.config:Fit", "impasto.training.fit:fit", "train the adapter on the references"),
+    "finestyle": Entry(
+        "impasto.methods.config:FineStyle",
+        "impasto.methods.finestyle:run",
+        "concepts of one image as training pairs; guidance for style and semantics",
+    ),
 }
-"""A row's builder runs a method: `run(config, progress, preparing) -> summary`; it leaves a style folder."""
+"""A row's builder runs a method: `run(config, progress, preparing, dry_run) -> summary`; it leaves a style folder, or
+with dry_run writes nothing and returns the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +153,12 @@ ALIASES = {
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
 
 FREE = (
-    *("out", "recipe", "base", "components", "image", "pairs", "device", "checkpoint_every", "keep"),
+    *("out", "recipe", "base", "components", "image", "pairs", "concept_file", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
+    *(f"method.{key}" for key in ("concepts", "style_words", "boxes", "finder")),
 )
-"""Flat keys that do not change what is learnt: bases and images are compared by their content instead."""
+"""Flat keys that do not change what is learnt: bases, images and concepts are compared by their content instead."""
 OWN_RATES = {"prodigy": 1.0}
 """Learning rates of optimisers that do not take the base's."""
 

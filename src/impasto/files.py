@@ -18,8 +18,9 @@ os.umask(UMASK)
 
 
 def cache_dir(*parts: str) -> Path:
-    """`$IMPASTO_CACHE` or `~/.cache/impasto`, joined with `parts`. Not created."""
-    root = os.environ.get("IMPASTO_CACHE") or Path.home() / ".cache" / "impasto"
+    """`$IMPASTO_CACHE`, else `$XDG_CACHE_HOME/impasto`, else `~/.cache/impasto`, joined with `parts`. Not created."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("IMPASTO_CACHE") or Path(home) / "impasto"
     return Path(root).expanduser().joinpath(*parts)
 
 

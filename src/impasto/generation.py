@@ -46,9 +46,9 @@ def generate(
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
     styles: style folders or files, each with an optional strength, "runs/neon:0.8". guidances: settings of
-    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`. Strength, sampler, style guidance,
-    negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with a
-    guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
+    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`; () for none. Strength, sampler, style
+    guidance, negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with
+    a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
     `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found before this returns (UserError);
     images are generated when they are asked for.
     """
@@ -61,8 +61,9 @@ def generate(
     fixed = any(getattr(one, "fixed_rows", False) for one in guidances or ())
     if fixed and (sampling.style_guidance or sampling.base_guidance):
         raise UserError("style-guidance and aligned-to do not go together: leave out one of them")
-    styled, sampling, own = style_defaults.apply(chosen, abouts, sampling, family, plain=fixed)
-    guidances = own if guidances is None else guidances
+    styled, sampling, guidances = style_defaults.apply(chosen, abouts, sampling, guidances, family, plain=fixed)
+    if fixed and style_defaults.replaces_weights(guidances):
+        raise UserError("aligned-to and the guidance style-semantics do not go together: leave out one of them")
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
@@ -82,7 +83,8 @@ def generate(
                 f"may help, --style {path}:0.8",
                 stacklevel=2,
             )
-    if sampling.style_guidance or sampling.base_guidance:
+    compared = any(getattr(one, "compares_with_base", False) for one in guidances)
+    if sampling.style_guidance or sampling.base_guidance or compared:
         style_guidance.check_switchable(getattr(pipe, family.part))
     assert sampling.batch is not None and sampling.size is not None
     running.place_pipeline(pipe, family, sampling.batch * sampling.size**2)
@@ -154,6 +156,6 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
 
 USED = (
     *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
-    *("log_snr", "prompt_of_step", "switch_share"),
+    *("log_snr", "prompt_of_step", "switch_share", "style_semantics"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""

@@ -9,7 +9,7 @@ from impasto.errors import UserError, nearest
 
 T = TypeVar("T")
 STYLE_WORDS = "style words"
-"""As a negative prompt: the words by which the style's captions name the style."""
+"""As a negative or null prompt: the words by which the style's captions name the style."""
 
 
 @dataclass(frozen=True)

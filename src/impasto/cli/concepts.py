@@ -53,7 +53,7 @@ def find(args: list[str]) -> Result:
             precision: auto, fp32 or bf16.
             seed: Of the noise.
         """
-        from impasto.data.concepts import FILE, write_concepts
+        from impasto.data.concepts import FILE, parse_boxes, split_list, write_concepts
         from impasto.data.references import load
         from impasto.files import atomic, writable_folder
         from impasto.regions import find_concepts
@@ -67,9 +67,9 @@ def find(args: list[str]) -> Result:
             caption,
             base,
             finder,
-            phrases=split(concepts),
+            phrases=split_list(concepts),
             style_words=style_words,
-            boxes=[parse_box(box) for box in split(boxes)],
+            boxes=parse_boxes(boxes),
             device=device,
             precision=precision,
             seed=seed,
@@ -97,20 +97,6 @@ def show(args: list[str]) -> Result:
         return summary(read_concepts(folder / FILE), folder)
 
     return parse(show, args, "concepts show")
-
-
-def split(text: str | None) -> list[str]:
-    """Parts between semicolons; a last empty one does not count."""
-    return [] if text is None else [part.strip() for part in text.strip().rstrip(";").split(";")]
-
-
-def parse_box(text: str) -> tuple[int, int, int, int]:
-    """ "0,0,64,64" as a box. Raises UserError for anything else."""
-    try:
-        left, top, right, bottom = map(int, text.split(","))
-    except ValueError:
-        raise UserError(f"a box is left,top,right,bottom in pixels, not {text!r}") from None
-    return left, top, right, bottom
 
 
 def summary(found, folder: Path) -> Result:

@@ -106,11 +106,10 @@ def split_teacher(teacher: str) -> dict[str, Any]:
 
 def run_training(config: "TrainConfig", dry: bool) -> Result:
     """Train, or print the plan."""
-    if dry:
-        from impasto.training.plan import dry_run
+    from impasto.training.train import dry_run, train
 
+    if dry:
         return dry_run(config)
-    from impasto.training.train import train
 
     with bar("preparing") as preparing, bar("training", config.optim.steps) as progress:
         return train(

@@ -8,7 +8,7 @@ at less than 512 pixels the base's own patch.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,9 @@ from impasto.noise.random import generator
 Shape = tuple[int, int]
 """(width, height) in pixels."""
 STEP, ZOOM = 64, 0.7
+PAD, LEAST_SIDE = 0.1, 0.4
+"""Of a crop around a region: the margin at each side, as a share of the region's, and the least side, as a share of the
+image's shorter one."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +126,33 @@ def views(width: int, height: int, shape: Shape, crops: int, flip: bool, name: s
         zoom, x, y = torch.rand(3, generator=generator(0, k, f"crop of {name}")).tolist()
         boxes[covering(width, height, shape, least + zoom * (1 - least), x, y)] = None
     return tuple(View(box, shape, mirrored) for mirrored in ((False, True) if flip else (False,)) for box in boxes)
+
+
+def region_size(box: Sequence[int], width: int, height: int) -> tuple[float, float]:
+    """Width and height of a region with its margin, LEAST_SIDE of the image at least and the image at most."""
+    least = LEAST_SIDE * min(width, height)
+    sides = [max((1 + 2 * PAD) * (box[2 + i] - box[i]), least) for i in (0, 1)]
+    return min(sides[0], width), min(sides[1], height)
+
+
+def region_views(
+    box: Sequence[int], width: int, height: int, shape: Shape, crops: int, jitter: float, flip: bool, name: str
+) -> tuple[View, ...]:
+    """Crops around a region of a `width` x `height` picture: the smallest boxes of the shape's aspect ratio that hold
+    it with its margin, inside the picture.
+
+    The first one is centred; the other `crops` - 1 are shifted by up to `jitter` of their sides, as a function of
+    (name, its number). With `flip` each of them mirrored as well.
+    """
+    wanted, ratio = region_size(box, width, height), shape[0] / shape[1]
+    crop_width = min(max(wanted[0], wanted[1] * ratio), width, height * ratio)
+    sides, limits = (crop_width, crop_width / ratio), (width, height)
+    boxes = {}
+    for k in range(crops):
+        shift = torch.rand(2, generator=generator(0, k, f"region of {name}")).tolist() if k else (0.5, 0.5)
+        corner = []
+        for i in (0, 1):
+            start = (box[i] + box[2 + i]) / 2 + ((2 * shift[i] - 1) * jitter - 0.5) * sides[i]
+            corner.append(min(max(start, 0.0), limits[i] - sides[i]))
+        boxes[*corner, corner[0] + sides[0], corner[1] + sides[1]] = None
+    return tuple(View(crop, shape, mirrored) for mirrored in ((False, True) if flip else (False,)) for crop in boxes)

@@ -298,6 +298,24 @@ def with_boxes(parsed: ParsedCaption, boxes: Sequence[tuple[Box | None, float | 
     return tuple(placed)
 
 
+def split_list(text: str | None) -> list[str]:
+    """Parts between semicolons; a last empty one does not count."""
+    return [] if text is None else [part.strip() for part in text.strip().rstrip(";").split(";")]
+
+
+def parse_boxes(text: str | None) -> list[Box]:
+    """ "0,0,64,64; 64,0,128,64" as boxes. Raises UserError for anything else."""
+    return [parse_box(part) for part in split_list(text)]
+
+
+def parse_box(text: str) -> Box:
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        raise UserError(f"a box is left,top,right,bottom in pixels, not {text!r}") from None
+    return left, top, right, bottom
+
+
 def area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 

@@ -44,9 +44,25 @@ class DataConfig:
     """Skip images and captions that cannot be used, with a warning each, where a folder would be refused."""
     size: int = 1024
     """Pixels, square; with buckets the area is that of this square."""
+    concept_file: Path | None = None
+    """A concepts.json of the image (`impasto concepts find`): each concept is a training pair of its own, too."""
+    concept_mode: Literal["crop", "mask"] = "crop"
+    """What a concept's pair shows: its region (crop), or the whole image with the loss inside the region (mask)."""
+    concept_share: float = 0.5
+    """Share of the draws that are of a concept, all concepts alike; the other draws are of the whole image."""
+    concept_crops: int = 8
+    """Crops of each region that are prepared, the first one centred; one of them is used per step."""
+    concept_jitter: float = 0.1
+    """How far a crop may be from the centre of its region, as a share of the crop's sides."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, above_0=("crops", "size"))
+        check_numbers(self, above_0=("crops", "size", "concept_crops"))
+        if not 0 < self.concept_share <= 1:
+            raise UserError(f"concept_share must be above 0, at most 1, not {self.concept_share}")
+        if not 0 <= self.concept_jitter <= 0.5:
+            raise UserError(f"concept_jitter must be from 0 to 0.5, not {self.concept_jitter}")
+        if self.concept_file and self.concept_mode == "mask" and self.mask != "off":
+            raise UserError("concept_mode mask and --mask exclude each other: leave one of them out")
         if not 0 <= self.caption_dropout <= 1:
             raise UserError(f"caption_dropout must be from 0 to 1, not {self.caption_dropout}")
         if any(count < 1 for count in self.repeats):

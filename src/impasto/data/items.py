@@ -6,11 +6,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
+from impasto.data.concepts import Concept, read_concepts
 from impasto.data.config import DataConfig
 from impasto.data.folder import Entry
 from impasto.data.pairs import read_pairs, with_teacher_captions
@@ -25,22 +27,25 @@ PREVIEWS = 4  # prompts of previews and captions in the card, where pictures bri
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to train on. mask: a file, or "alpha"; mask_sha256 of the file. views: at least one, all of `shape`.
-    teacher_caption: for the teacher of a distillation, None where it is given the caption."""
+    """A picture to train on. mask: a file, "alpha", or a box; mask_sha256 of the file. views: at least one, all of
+    `shape`. teacher_caption: for the teacher of a distillation, None where it is given the caption. concept: the phrase
+    of which this is the training pair, None for the whole picture with its own caption."""
 
     picture: Picture
     caption: str
     shape: Shape
     views: tuple[View, ...]
     repeats: int = 1
-    mask: Path | str | None = None
+    mask: masks.Mask | None = None
     mask_sha256: str | None = None
     teacher_caption: str | None = None
+    concept: str | None = None
 
     def fingerprint(self) -> list[Any]:
         """All that training depends on, for hashes."""
         own = [self.picture.sha256, self.caption, self.shape, self.repeats, self.mask_sha256 or self.mask]
-        return own if self.teacher_caption is None else [*own, self.teacher_caption]
+        own += [] if self.teacher_caption is None else [self.teacher_caption]
+        return own if self.concept is None else [*own, self.concept, [view.box for view in self.views]]
 
 
 def read(
@@ -68,7 +73,71 @@ def read(
         raise UserError("no picture is left to train on")
     say_notes(items, config.size, config.mask == "alpha")
     check_settings(config, items)
-    return items
+    return items if config.concept_file is None else with_concepts(items, config, base, step, largest)
+
+
+def with_concepts(
+    items: Sequence[Item], config: DataConfig, base: str, step: int | None, largest: int | None
+) -> list[Item]:
+    """The one picture and the training pairs of the concepts in `config.concept_file`, with the repeats that give them
+    `config.concept_share` of the draws. Raises UserError."""
+    assert config.concept_file is not None
+    if len(items) != 1:
+        raise UserError(f"{str(config.concept_file)!r} is of one image, and {len(items)} are given: give that one")
+    whole = items[0]
+    found = read_concepts(config.concept_file, whole.picture, base)
+    pairs = [
+        concept_item(whole, concept, fill(found.sub_prompt(concept), config), config, step, largest)
+        for concept in found.concepts
+    ]
+    say_enlarged(pairs)
+    odds = (1 - Fraction(config.concept_share).limit_denominator(100)) * len(pairs)
+    times = odds / Fraction(config.concept_share).limit_denominator(100)
+    pairs = [replace(one, repeats=times.denominator) for one in pairs]
+    return [replace(whole, repeats=times.numerator), *pairs] if times else pairs
+
+
+def concept_item(
+    whole: Item, concept: Concept, caption: str, config: DataConfig, step: int | None, largest: int | None
+) -> Item:
+    """The training pair of a concept: crops around its box, or with mode "mask" the loss inside it; the whole picture
+    where it has none."""
+    pair, picture, box = replace(whole, caption=caption, concept=concept.phrase), whole.picture, concept.box
+    if box is None:
+        return pair
+    if config.concept_mode == "mask":
+        pair = replace(pair, mask=box)
+    else:
+        width, height = picture.width, picture.height
+        shape = (config.size, config.size)
+        if step:  # a region too small for any bucket is scaled up
+            w, h = (round(side) for side in buckets.region_size(box, width, height))
+            shape = buckets.choose(w, h, config.size, step, largest) or shape
+            if shape[0] > w or shape[1] > h:
+                shape = buckets.choose(w * config.size, h * config.size, config.size, step, largest) or shape
+        name = f"{picture.sha256} {concept.phrase}"
+        options = (config.concept_crops, config.concept_jitter, config.flip, name)
+        pair = replace(pair, shape=shape, views=buckets.region_views(box, width, height, shape, *options))
+    if pair.mask is not None:
+        masks.check_left(picture, pair.mask, pair.mask_sha256, pair.views)
+    return pair
+
+
+def say_enlarged(pairs: Sequence[Item]) -> None:
+    """Warn of crops that have fewer pixels than they are trained at."""
+    small = {}
+    for pair in pairs:
+        left, top, right, bottom = pair.views[0].box
+        if right - left < pair.shape[0]:
+            small[pair.concept] = f"{round(right - left)} x {round(bottom - top)} to {pair.shape[0]} x {pair.shape[1]}"
+    if small:
+        which = ", ".join(f"{concept!r} {scaled}" for concept, scaled in small.items())
+        warnings.warn(f"crops of concepts are scaled up ({which}): train at a smaller --size", stacklevel=2)
+
+
+def pictures(items: Sequence[Item]) -> Sequence[Item]:
+    """The items without those of concepts, which show parts of the same pictures."""
+    return [one for one in items if one.concept is None] or items[:1]
 
 
 def entries(config: DataConfig) -> list[Entry]:
@@ -205,16 +274,16 @@ def check_settings(config: DataConfig, items: Sequence[Item]) -> None:
 def expand_captions(config: DataConfig, items: Sequence[Item]) -> DataConfig:
     """The config with its images and captions listed one by one; of the captions the first few different ones."""
     texts = list(dict.fromkeys(one.caption for one in items))[:PREVIEWS]
-    return replace(config, image=tuple(one.picture.path for one in items), caption=tuple(texts))
+    return replace(config, image=tuple(one.picture.path for one in pictures(items)), caption=tuple(texts))
 
 
 def hashes(items: Sequence[Item]) -> dict[str, Any]:
     """references_sha256: of the pictures, one hash for all where there are more than 16; data_sha256: of everything."""
-    pictures = [one.picture.sha256 for one in items]
-    if len(pictures) > 16:
-        pictures = [hashlib.sha256("\n".join(pictures).encode()).hexdigest()]
+    references = [one.picture.sha256 for one in pictures(items)]
+    if len(references) > 16:
+        references = [hashlib.sha256("\n".join(references).encode()).hexdigest()]
     everything = json.dumps([one.fingerprint() for one in items])
-    return {"references_sha256": pictures, "data_sha256": hashlib.sha256(everything.encode()).hexdigest()}
+    return {"references_sha256": references, "data_sha256": hashlib.sha256(everything.encode()).hexdigest()}
 
 
 def caption_stats(items: Sequence[Item]) -> dict[str, Any]:
@@ -223,17 +292,31 @@ def caption_stats(items: Sequence[Item]) -> dict[str, Any]:
     counts = Counter(one.caption for one in items)
     most = dict(counts.most_common(KEPT))
     kept = [caption for caption in counts if caption in most]
-    return {"pictures": len(items), "captions": kept, "caption_counts": [counts[caption] for caption in kept]}
+    return {"pictures": len(pictures(items)), "captions": kept, "caption_counts": [counts[caption] for caption in kept]}
 
 
 def summary(items: Sequence[Item]) -> dict[str, Any]:
-    """Counts for `--dry-run`: pictures, captions, crops, masks, pictures per bucket and per number of repeats."""
+    """Counts for `--dry-run`: pictures, captions, crops, masks, pictures per bucket and per number of repeats; of each
+    concept its caption, what it shows and its share of the draws."""
     in_bucket, repeated = Counter(one.shape for one in items), Counter(one.repeats for one in items)
+    draws = sum(one.repeats for one in items)
+    concepts = [
+        {
+            "concept": one.concept,
+            "caption": one.caption,
+            "region": list(one.mask) if isinstance(one.mask, tuple) else [round(side) for side in one.views[0].box],
+            "mode": "mask" if isinstance(one.mask, tuple) else "crop",
+            "crops": len(one.views),
+            "share": round(one.repeats / draws, 4),
+        }
+        for one in items
+        if one.concept is not None
+    ]
     return {
-        "pictures": len(items),
+        "pictures": len(pictures(items)),
         "captions": len({one.caption for one in items}),
         "crops": sum(len(one.views) for one in items),
         "masks": sum(one.mask is not None for one in items),
         "buckets": {f"{width}x{height}": n for (width, height), n in sorted(in_bucket.items())},
         "repeats": {str(times): n for times, n in sorted(repeated.items())},
-    }
+    } | ({"concepts": concepts} if concepts else {})

@@ -1,6 +1,6 @@
-"""Loss masks: what of a picture counts, from a file beside it or from its transparency."""
+"""Loss masks: what of a picture counts, from a file beside it, from its transparency, or a box of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,13 @@ from torch import Tensor
 from impasto.data.buckets import View
 from impasto.data.cache import cached
 from impasto.data.pictures import Picture, look
-from impasto.data.references import load
+from impasto.data.references import Reference, load
 from impasto.errors import UserError
 
 LEAST = 0.01  # of a view that a mask must leave
+
+Mask = Path | str | tuple[int, int, int, int]
+"""A file, "alpha", or a box (left, top, right, bottom) in pixels."""
 
 
 def check(file: Path, picture: Picture) -> str:
@@ -28,7 +31,7 @@ def check(file: Path, picture: Picture) -> str:
     return mask.sha256
 
 
-def check_left(picture: Picture, mask: Path | str, sha256: str | None, views: Sequence[View]) -> None:
+def check_left(picture: Picture, mask: Mask, sha256: str | None, views: Sequence[View]) -> None:
     """Raise UserError when the mask leaves less than LEAST of every view. mask: a file of that sha256, or "alpha"."""
     boxes = list(dict.fromkeys(view.box for view in views))
     key = {"left of": picture.sha256, "mask": sha256 or mask, "boxes": boxes}
@@ -37,7 +40,7 @@ def check_left(picture: Picture, mask: Path | str, sha256: str | None, views: Se
 
 
 def left(
-    picture: Picture, mask: Path | str, sha256: str | None, boxes: Sequence[tuple[float, float, float, float]]
+    picture: Picture, mask: Mask, sha256: str | None, boxes: Sequence[tuple[float, float, float, float]]
 ) -> Tensor:
     """Per box the share that counts, in [0, 1]."""
     image = read(picture, mask, sha256).convert("F")
@@ -45,11 +48,20 @@ def left(
     return torch.from_numpy(np.array(means, dtype=np.float32)) / 255
 
 
-def read(picture: Picture, mask: Path | str, sha256: str | None) -> Image.Image:
+def read(picture: Picture, mask: Mask, sha256: str | None) -> Image.Image:
     """A mask, 8 bits grey. Raises UserError when its file, or the picture's, is not any more what was looked at."""
+    return of(picture.load, mask, sha256)
+
+
+def of(reference: Callable[[], Reference], mask: Mask, sha256: str | None) -> Image.Image:
+    """A mask of a reference, 8 bits grey."""
     if isinstance(mask, Path):
         return grey(mask, sha256)
-    alpha = picture.load().alpha
+    if isinstance(mask, tuple):
+        image = Image.new("L", reference().image.size, 0)
+        image.paste(255, mask)
+        return image
+    alpha = reference().alpha
     assert alpha is not None
     return alpha
 

@@ -10,7 +10,6 @@ which a batch reads its own rows.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,8 +196,7 @@ def encode(family: Family, reference: Reference, item: Item, view: View) -> dict
     x = family.encode_image(to_tensor(cut(reference.image, view, view.shape))).float()[0]
     if item.mask is None:
         return {"x": x}
-    mask = loss_masks.grey(item.mask, item.mask_sha256) if isinstance(item.mask, Path) else reference.alpha
-    assert mask is not None
+    mask = loss_masks.of(lambda: reference, item.mask, item.mask_sha256)
     share = cut(mask.convert("F"), view, (x.shape[2], x.shape[1]), Image.Resampling.BOX)
     return {"x": x, "mask": torch.from_numpy(np.asarray(share) / 255)[None]}
 

@@ -6,6 +6,7 @@ everything that can be wrong (UserError) before images are generated.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from impasto.coerce import convert_fields
@@ -23,6 +24,11 @@ GUIDANCES: dict[str, Entry] = {
         "impasto.guidance.style_aligned:bind",
         "attention shared with a reference image; no training",
     ),
+    "style-semantics": Entry(
+        "impasto.guidance.config:StyleSemantics",
+        "impasto.guidance.style_semantics:bind",
+        "style against the base, prompt against a null prompt (FineStyle, StyleDrop)",
+    ),
 }
 
 
@@ -34,6 +40,17 @@ def bind_all(settings: Sequence[Any], family: Any, sampling: Any, encode: Any) -
 def given(sections: Mapping[str, Any]) -> tuple[Any, ...]:
     """Of settings by name of GUIDANCES those that ask for something: that are not the default."""
     return tuple(section for section in sections.values() if section != type(section)())
+
+
+def merged(settings: Sequence[Any], defaults: Sequence[Any]) -> tuple[Any, ...]:
+    """`settings`, their None fields filled from those of the same class in `defaults`, then the other defaults."""
+    by_class = {type(one): one for one in defaults}
+    filled = []
+    for one in settings:
+        own = by_class.pop(type(one), one)
+        missing = {field.name for field in fields(one) if getattr(one, field.name) is None}
+        filled.append(replace(one, **{name: getattr(own, name) for name in missing}))
+    return (*filled, *by_class.values())
 
 
 def read_settings(tables: Any, where: str) -> tuple[Any, ...]:

@@ -65,11 +65,13 @@ class Guidance(Protocol):
     """One guidance on one base.
 
     leading: prompts of rows that come before the images of every call. needs_negative: whether the pipeline has to
-    call the denoiser with the negative prompt too, whatever the guidance scale.
+    call the denoiser with the negative prompt too, whatever the guidance scale. prompts: those that it encodes beside
+    the rows', whatever the rows are.
     """
 
     leading: tuple[str, ...] = ()
     needs_negative: bool = False
+    prompts: tuple[str, ...] = ()
 
     def apply(self, pipe: Any, rows: Rows) -> AbstractContextManager[dict[str, Any]]:
         """Holds while the pipeline generates these rows; yields the arguments of its call that change."""

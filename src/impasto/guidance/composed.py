@@ -18,7 +18,7 @@ from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
-from impasto.guidance.style_guidance import SHARED, map_rows
+from impasto.guidance.style_guidance import join_rows, map_rows
 
 Texts = Mapping[str, Any]
 """Keyword arguments of a denoiser that hold the prompt, rows first."""
@@ -86,13 +86,3 @@ def replace(kwargs: Mapping[str, Any], text: Texts) -> dict[str, Any]:
     return dict(kwargs) | {
         name: replace(kwargs[name], value) if isinstance(value, Mapping) else value for name, value in text.items()
     }
-
-
-def join_rows(calls: Sequence[Any], n: int) -> Any:
-    """One structure out of several alike: tensors of n rows are joined, all else is that of the first."""
-    first = calls[0]
-    if isinstance(first, dict):
-        return {key: first[key] if key in SHARED else join_rows([call[key] for call in calls], n) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(join_rows(list(parts), n) for parts in zip(*calls, strict=True))
-    return torch.cat(list(calls)) if isinstance(first, Tensor) and first.ndim and len(first) == n else first

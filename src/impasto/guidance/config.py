@@ -71,3 +71,39 @@ class StyleAligned:
             raise UserError(f"aligned-scale, of the reference's keys, must be above 0, not {self.scale}")
         if self.shift is not None and not math.isfinite(self.shift):
             raise UserError(f"aligned-shift must be a finite number (0 is none), not {self.shift}")
+
+
+@dataclass(frozen=True)
+class StyleSemantics:
+    """Style and semantic guidance, see `guidance.style_semantics`. A value that is not given is the style's own, else 0
+    or the empty prompt."""
+
+    replaces_weights: ClassVar[bool] = True
+    """The weights are in place of guidance scale, style guidance, base guidance and negative prompt."""
+
+    lambda1: Annotated[float | None, flag("lambda1")] = None
+    """Weight of the style: the adapted prediction against the base's."""
+    lambda2: Annotated[float | None, flag("lambda2")] = None
+    """Weight of the semantics: the prompt against --semantics-null, both adapted; guidance - 1."""
+    lambda_base: Annotated[float | None, flag("lambda-base")] = None
+    """Weight of the base's own guidance: the prompt against --base-null, both by the base."""
+    n1: Annotated[str | None, flag("base-null")] = None
+    """Null prompt of the base's guidance."""
+    n2: Annotated[str | None, flag("semantics-null")] = None
+    """Null prompt of the semantics; "style words" takes the words by which the style's captions name it."""
+
+    def __post_init__(self) -> None:
+        for name in ("lambda1", "lambda2", "lambda_base"):
+            weight = getattr(self, name)
+            if weight is not None and not 0 <= weight < math.inf:
+                raise UserError(f"{name.replace('_', '-')} must be a finite number from 0 on, not {weight:g}")
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """(lambda1, lambda2, lambda_base)."""
+        return self.lambda1 or 0.0, self.lambda2 or 0.0, self.lambda_base or 0.0
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether the base's prediction is used, so that a style is needed that can be switched off."""
+        return self.weights[0] > 0 or self.weights[2] > 0

@@ -18,7 +18,7 @@ A prediction of coefficient 0 is not computed; those that are left are rows of o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +106,11 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
     plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        predictions = predict(denoiser, plain, list(terms), (args, kwargs), halves)
+        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
+        each = n // 2 if halves else n
+        calls = {PROMPT: map_rows((args, kwargs), n, lambda t: t[-each:])}
+        calls[NEGATIVE] = map_rows((args, kwargs), n, lambda t: t[:each]) if halves else calls[PROMPT]
+        predictions = predict(denoiser, plain, list(terms), calls, each)
         v = sum(c * p.float() for c, p in zip(terms.values(), predictions, strict=True))
         assert isinstance(v, Tensor)
         v = v.to(predictions[0].dtype)
@@ -123,29 +127,22 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
 
 
 def predict(
-    denoiser: Any, forward: Any, terms: Sequence[tuple[bool, str]], call: tuple[Any, Any], halves: bool
+    denoiser: Any, forward: Any, terms: Sequence[tuple[bool, str]], calls: Mapping[str, Any], each: int
 ) -> list[Tensor]:
-    """The predictions of `terms`, those with the style first, each of the rows of one prompt.
+    """The predictions of `terms`, (with the style, name of the text), those with the style first.
 
-    call: (args, kwargs) of `forward`. One call of it where the style's share can be taken out row by row (plain LoRA),
-    else one with the adapters and one without.
+    calls: by name of the text (args, kwargs) of `forward` with `each` rows. One call of it where the style's share can
+    be taken out row by row (plain LoRA), else one with the adapters and one without.
     """
-    args, kwargs = call
-    n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
 
     def run(chosen: Sequence[tuple[bool, str]]) -> list[Tensor]:
-        def rows(tensor: Tensor) -> Tensor:
-            negative, prompt = tensor.chunk(2) if halves else (tensor, tensor)
-            return torch.cat([negative if text == NEGATIVE else prompt for _, text in chosen])
-
-        args, kwargs = map_rows(call, n, rows)
+        args, kwargs = join_rows([calls[text] for _, text in chosen], each)
         return list(forward(*args, **kwargs)[0].chunk(len(chosen)))
 
     styled, plain = ([term for term in terms if term[0] == kind] for kind in (True, False))
     if not plain:
         return run(styled)
     if styled and is_plain_lora(denoiser):
-        each = n // 2 if halves else n
         with without_style(denoiser, len(styled) * each, len(terms) * each):
             return run(terms)
     found = run(styled) if styled else []
@@ -199,3 +196,13 @@ def map_rows(value: Any, n: int, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map_rows(one, n, change) for one in value)
     return value
+
+
+def join_rows(calls: Sequence[Any], n: int) -> Any:
+    """One structure out of several alike: tensors of n rows are joined, all else is that of the first."""
+    first = calls[0]
+    if isinstance(first, dict):
+        return {key: first[key] if key in SHARED else join_rows([call[key] for call in calls], n) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(join_rows(list(parts), n) for parts in zip(*calls, strict=True))
+    return torch.cat(list(calls)) if isinstance(first, Tensor) and first.ndim and len(first) == n else first

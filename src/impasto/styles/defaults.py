@@ -22,7 +22,7 @@ from impasto.adapters.base import adapter_of
 from impasto.bases.style_defaults import PLAIN, STYLE_WORDS, StyleDefaults, checked, of_card
 from impasto.config import TrainConfig
 from impasto.errors import UserError
-from impasto.guidance import read_settings
+from impasto.guidance import merged, read_settings
 from impasto.styles.metadata import About
 from impasto.styles.parts import STYLE_JSON, read_style_json
 
@@ -45,6 +45,13 @@ def own_sampling(path: Path) -> dict[str, Any]:
     return checked(own, f"{path / STYLE_JSON}: sampling")
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """What the `style.json` of a style folder says of sampling and guidance, {} where nothing."""
+    found = {"sampling": own_sampling(path), "guidance": own_guidances(path)}
+    content = read_style_json(path)
+    return {key: content[key] for key, settings in found.items() if settings}
+
+
 def own_guidances(path: Path) -> tuple[Any, ...]:
     """Settings of the guidances that the `style.json` of a style folder names, see `guidance.GUIDANCES`."""
     return read_settings(read_style_json(path).get("guidance", {}), f"{path / STYLE_JSON}: guidance")
@@ -55,17 +62,25 @@ def of_adapter(config: TrainConfig, family: "Family") -> StyleDefaults:
     return replace(of_card(family.card, config.recipe), **adapter_of(config.adapter).sampling)
 
 
-def of_run(config: TrainConfig, family: "Family", captions: Sequence[str]) -> StyleDefaults:
-    """Those of the style that a run makes from these captions, its negative prompt in words."""
-    defaults = of_adapter(config, family)
-    return replace(defaults, negative=in_words(defaults.negative, captions, f"style {str(config.out)!r}", family))
+def of_run(
+    config: TrainConfig, family: "Family", captions: Sequence[str], given: "Sampling"
+) -> tuple[float, "Sampling", tuple[Any, ...]]:
+    """(strength, `given` completed, settings of guidances that replace its weights) for the style that a run makes from
+    these captions in `config.out`, whose `style.json` comes first."""
+    defaults = replace(of_adapter(config, family), **own_sampling(config.out))
+    guidances = [one for one in own_guidances(config.out) if replaces_weights([one])]
+    if guidances:
+        filled = in_place_of_words(guidances, (captions, config.out), family)
+        return defaults.strength, without_weights(given, family).on(family), filled
+    negative = in_words(defaults.negative, captions, f"style {str(config.out)!r}", family)
+    return defaults.strength, replace(defaults, negative=negative).complete(given).on(family), ()
 
 
-def in_words(negative: str, captions: Sequence[str], whose: str, family: "Family", asked: bool = False) -> str:
+def in_words(negative: str, captions: Sequence[str], whose: str, family: "Family", asked: str = "") -> str:
     """A negative prompt, STYLE_WORDS replaced by the words in these captions.
 
-    Where there are none it is empty, with a warning; UserError where it was `asked` for. Empty on a base that takes no
-    negative prompt.
+    Where there are none it is empty, with a warning; UserError where a flag, `asked`, wants them. Empty on a base that
+    takes no negative prompt.
     """
     if negative != STYLE_WORDS or (family.guided_by != "negative" and not asked):
         return negative if asked or family.guided_by == "negative" else ""
@@ -73,7 +88,7 @@ def in_words(negative: str, captions: Sequence[str], whose: str, family: "Family
         return words
     lacks = f"the captions of {whose} do not tell its style words"
     if asked:
-        raise UserError(f"{lacks}: write them out, as in --negative 'ink drawing'")
+        raise UserError(f"{lacks}: write them out, as in {asked} 'ink drawing'")
     warnings.warn(f"{lacks}: the negative prompt stays empty; --negative 'ink drawing' sets it", stacklevel=4)
     return ""
 
@@ -113,18 +128,20 @@ def apply(
     styles: Sequence[tuple[Path, float | None]],
     abouts: Sequence[About],
     sampling: "Sampling",
+    guidances: Sequence[Any] | None,
     family: "Family",
     plain: bool = False,
 ) -> tuple[list[tuple[Path, float]], "Sampling", tuple[Any, ...]]:
-    """Styles and sampling with the styles' defaults where a value is None, and settings of the style's own guidances.
+    """Styles, sampling and settings of guidances with the styles' defaults where a value is None, or no guidance given.
 
     abouts: what each style says of itself. Of several styles the one of the largest strength gives style guidance,
-    guidance, negative prompt and guidances. plain: what no flag gives is as in plain diffusers. Warns where styles
-    disagree, and where a negative prompt of style words stays empty by default; raises UserError where it was asked
-    for and there are none.
+    guidance, negative prompt and guidances. guidances: () for none. plain: what no flag gives is as in plain diffusers.
+    Warns where styles disagree, and where a negative prompt of style words stays empty by default; raises UserError
+    where it was asked for and there are none, and where weights are given beside a guidance that replaces them.
     """
     if not styles:
-        return [], sampling, ()
+        found = in_place_of_words(guidances or (), None, family)
+        return [], without_weights(sampling, family) if replaces_weights(found) else sampling, found
     found = [
         PLAIN if plain else of_style(path, about, family.card) for (path, _), about in zip(styles, abouts, strict=True)
     ]
@@ -134,9 +151,57 @@ def apply(
     ]
     first = max(range(len(chosen)), key=lambda i: chosen[i][1])
     (path, _), own = chosen[first], found[first]
+    defaults = () if plain else own_guidances(path)
+    chosen_guidances = defaults if guidances is None else merged(guidances, defaults) if guidances else ()
+    chosen_guidances = in_place_of_words(chosen_guidances, (abouts[first].captions, path), family)
+    if replaces_weights(chosen_guidances):
+        return chosen, without_weights(sampling, family), chosen_guidances
     used = own.complete(sampling)
     if len({replace(one, strength=1.0, plain_strength=None) for one in found}) > 1 and used != sampling:
         warnings.warn(f"the styles' defaults differ: those of {str(path)!r}, the strongest, are used", stacklevel=3)
-    captions, asked = abouts[first].captions, sampling.negative is not None
+    captions, asked = abouts[first].captions, "" if sampling.negative is None else "--negative"
     used = replace(used, negative=in_words(used.negative or "", captions, f"style {str(path)!r}", family, asked))
-    return chosen, used, () if plain else own_guidances(path)
+    return chosen, used, chosen_guidances
+
+
+def replaces_weights(guidances: Sequence[Any]) -> bool:
+    """Whether one of these settings has weights in place of those of `Sampling`."""
+    return any(getattr(one, "replaces_weights", False) for one in guidances)
+
+
+def without_weights(sampling: "Sampling", family: "Family") -> "Sampling":
+    """`sampling` without guidance scale, style guidance, base guidance and negative prompt. Raises UserError where one
+    of them is given."""
+    scaled = family.guided_by == "negative" and (sampling.guidance or 0.0) > 1
+    instead = {
+        "guidance": (scaled, f"--lambda2 {(sampling.guidance or 0.0) - 1:g} is the same"),
+        "style-guidance": (sampling.style_guidance, "it is --lambda1"),
+        "base-guidance": (sampling.base_guidance, "it is --lambda-base"),
+        "negative": (sampling.negative, "name the null prompts with --semantics-null and --base-null"),
+    }
+    for name, (given, what) in instead.items():
+        if given:
+            raise UserError(
+                f"--{name} and the guidance style-semantics of this command or style exclude each other: {what}"
+            )
+    changes = {"guidance": 1.0} if family.guided_by == "negative" else {}
+    return replace(sampling, **changes, style_guidance=0.0, base_guidance=0.0, negative="")
+
+
+NULL_FLAGS = {"n1": "--base-null", "n2": "--semantics-null"}
+
+
+def in_place_of_words(
+    guidances: Sequence[Any], known: tuple[Sequence[str], Path] | None, family: "Family"
+) -> tuple[Any, ...]:
+    """Guidances with the style's words where a null prompt is STYLE_WORDS. known: captions and path of the style.
+    Raises UserError where there are no such words."""
+    found = []
+    for one in guidances:
+        for name in (name for name in NULL_FLAGS if getattr(one, name, None) == STYLE_WORDS):
+            if known is None:
+                raise UserError("a null prompt of style words needs a style: give a --style, or write the words out")
+            words = in_words(STYLE_WORDS, known[0], f"style {str(known[1])!r}", family, NULL_FLAGS[name])
+            one = replace(one, **{name: words})
+        found.append(one)
+    return tuple(found)

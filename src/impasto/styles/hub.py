@@ -46,9 +46,9 @@ def publish(
         card = hub_card(told, base or told.base, adapter.architecture, repo, [file.name for file in files])
         (folder / "README.md").write_text(card, encoding="utf-8")
         there = {file.name: file for file in [*files, folder / "README.md"]}
-        if sampling := style_defaults.own_sampling(Path(style)):
+        if stated := style_defaults.stated(Path(style)):
             there[STYLE_JSON] = folder / STYLE_JSON
-            there[STYLE_JSON].write_text(json.dumps({"sampling": sampling}), encoding="utf-8")
+            there[STYLE_JSON].write_text(json.dumps(stated), encoding="utf-8")
         for i, (name, file) in enumerate(pictures(told, card).items()):
             there[name] = public_picture(file, folder / f"picture-{i}.png", told, base or told.base, repo)
         endpoint = os.environ.get("HF_ENDPOINT")

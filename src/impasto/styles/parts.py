@@ -77,6 +77,13 @@ def write_parts(folder: Path, parts: Sequence[Part], sampling: Mapping[str, Any]
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def write_defaults(folder: Path, guidance: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+    """State in `style.json` how the style is sampled where no flag says otherwise; its other keys stay."""
+    content = read_style_json(folder) | {"guidance": dict(guidance), "sampling": dict(sampling)}
+    with atomic(folder / STYLE_JSON) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def has_weights(folder: Path) -> bool:
     """Whether all files of a style's parts are there."""
     return all((folder / part.file).is_file() for part in read_parts(folder))

@@ -36,7 +36,7 @@ from impasto.styles.save import save
 from impasto.styles.weights import style_hash
 from impasto.training import prior
 from impasto.training.checkpoints import describe_last, explain_failures
-from impasto.training.plan import Plan, check_base, make_plan, warn_advice
+from impasto.training.plan import Plan, check_base, describe, make_plan, warn_advice
 from impasto.training.previews import Previews
 from impasto.training.run_folder import RunFolder
 from impasto.training.train import Preparing, Progress
@@ -49,8 +49,12 @@ REFERENCES = 8
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def fit(config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None) -> dict[str, Any]:
-    """Plan, open the run, prepare, train, finish; see `training.train.train`."""
+def fit(
+    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Plan, open the run, prepare, train, finish; see `training.train.train`. With dry_run the plan alone."""
+    if dry_run:
+        return describe(make_plan(config))
     started = time.perf_counter()
     workers = Workers(config.device)
     check_sharded(config, workers)
@@ -201,7 +205,7 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> 
     config = plan.expanded
     with trainer.trainable.averaged():
         save(family, config.out, plan.text, adapter_of(config.adapter))
-        for i, item in enumerate(plan.items[:REFERENCES]):
+        for i, item in enumerate(data.pictures(plan.items)[:REFERENCES]):
             try:
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
             except UserError as error:

@@ -81,7 +81,7 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
         config=resume_quantize(config),
         expanded=expanded,
         items=found,
-        advice=advice.advise(found, config.data, config.prior.weight > 0, preserved),
+        advice=advice.advise(items.pictures(found), config.data, config.prior.weight > 0, preserved),
         outline=outline,
         device=device,
         precision=precision,
@@ -207,4 +207,7 @@ def data_lines(data: dict[str, Any]) -> str:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
     if "prior_pictures" in data:
         lines.append(f"prior: {data['prior_pictures']} pictures")
+    for one in data.get("concepts", ()):
+        where = f"{one['mode']} {one['region']}" + (f", {one['crops']} crops" if one["mode"] == "crop" else "")
+        lines.append(f"concept {one['concept']}: {one['caption']!r}, {where}, {one['share']:.1%} of the draws")
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])

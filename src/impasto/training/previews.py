@@ -3,16 +3,17 @@ defaults (strength, style guidance, negative prompt) that `generate` will use fo
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from impasto.adapters.text_encoder import TextConditioning
-from impasto.bases.style_defaults import PLAIN
 from impasto.config import TrainConfig
 from impasto.data.prepare import text
-from impasto.families.base import Family
+from impasto.families.base import Condition, Family
+from impasto.guidance import bind_all
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling, sample
 from impasto.styles import defaults as style_defaults
@@ -27,10 +28,17 @@ class Previews:
             list(config.log.preview_prompt or dict.fromkeys(config.data.caption)) if config.log.preview else []
         )
         captions = list(config.data.caption)
-        self.defaults = style_defaults.of_run(config, family, captions) if self.prompts else PLAIN
-        self.sampling = self.defaults.complete(Sampling(size=config.data.size)).on(family)
+        self.strength, self.guidances, given = 1.0, [], Sampling(size=config.data.size)
+        if not self.prompts:
+            return
+        self.strength, self.sampling, settings = style_defaults.of_run(config, family, captions, given)
+        self.guidances = bind_all(settings, family, self.sampling, self.encode)
+        also = [self.sampling.negative or "", *(prompt for one in self.guidances for prompt in one.prompts)]
         length = next(iter(family.text_lengths))
-        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, self.sampling.negative or ""]}
+        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, *also]}
+
+    def encode(self, prompt: str) -> Condition:
+        return self.text.encode([prompt], self.conds[prompt])
 
     def generate(self, step: int) -> list[str]:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
@@ -39,14 +47,14 @@ class Previews:
         encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
         pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
-        style = {"path": str(self.config.out), "strength": self.defaults.strength, "hash": None, "step": step}
+        style = {"path": str(self.config.out), "strength": self.strength, "hash": None, "step": step}
         about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
         about |= self.sampling.weights(self.family).info
         (self.config.out / "previews").mkdir(exist_ok=True)
         names = []
-        with torch.no_grad(), as_sampled(self.models(), self.family.dtype, self.defaults.strength):
-            conds = {prompt: self.text.encode([prompt], cond) for prompt, cond in self.conds.items()}
-            for i, (image, info) in enumerate(sample(self.family, pipe, jobs, conds.__getitem__, self.sampling, about)):
+        with torch.no_grad(), as_sampled(self.models(), self.family.dtype, self.strength):
+            images = sample(self.family, pipe, jobs, cache(self.encode), self.sampling, about, self.guidances)
+            for i, (image, info) in enumerate(images):
                 names.append(f"previews/step-{step:06d}-{i}.png")
                 save_png(image, info, self.config.out / names[-1])
         return names

@@ -214,6 +214,8 @@ def recipe_text(config: TrainConfig, inputs: Mapping[str, Any]) -> str:
     content = nest(config)
     for key in ("push_to_hub", "hub_private"):  # a recipe used again shall publish nothing
         content["log"].pop(key, None)
+    if config.data.concept_file and config.data.concept_file.resolve().parent == config.out.resolve():
+        content["data"].pop("concept_file")  # of this image; another one has its own
     tables = {name: table for name, table in content.items() if isinstance(table, dict)} | {"impasto": dict(inputs)}
     lines = [toml_line(key, value) for key, value in content.items() if key not in tables]
     for name, table in tables.items():

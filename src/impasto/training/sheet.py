@@ -10,6 +10,7 @@ import shlex
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
+from impasto.guidance import bind_all
 from impasto.sampling.png import told
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
@@ -88,25 +90,26 @@ def checkpoint_sheet(
         pipe = family.pipeline(**{family.part: family.denoiser}, **clips)
     trained_on = captions.of_run(flatten(config), inputs)
     if negative == STYLE_WORDS:
-        negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, asked=True)
+        negative = style_defaults.in_words(negative, trained_on, f"style {str(run)!r}", family, "--negative")
     given = Sampling(steps, guidance, negative, config.data.size, style_guidance=style_guidance)
-    known, sampling = (
-        encoder(family, pipe),
-        style_defaults.of_run(config, family, trained_on).complete(given).on(family),
-    )
+    known = encoder(family, pipe)
+    _, sampling, settings = style_defaults.of_run(replace(config, out=run), family, trained_on, given)
     running.place_pipeline(pipe, family, (sampling.batch or 1) * config.data.size**2)
 
     @torch.no_grad()
     def encode(prompt: str) -> Condition:
         return text.encode([prompt], known(prompt))
 
+    guidances = bind_all(settings, family, sampling, encode)
     pictures: dict[tuple[int, float], list[Image.Image]] = {}
     for step, file in states.items():
         put(named, read_adapter(file), f"{run}, step {step}")
         for strength in strengths:
             pipe.set_adapters(["default"], [strength])
             jobs = [(prompt, seed) for prompt in prompts]
-            pictures[step, strength] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {})]
+            pictures[step, strength] = [
+                image for image, _ in sample(family, pipe, jobs, encode, sampling, {}, guidances)
+            ]
             if progress:
                 progress(len(pictures), len(states) * len(strengths))
     rows = {

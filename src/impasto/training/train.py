@@ -19,3 +19,8 @@ def train(config: TrainConfig, progress: Progress | None = None, preparing: Prep
     after Ctrl-C, with a checkpoint written.
     """
     return METHODS[name_of(METHODS, config.method)].builder(config, progress, preparing)
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """What `train` would do; nothing is written. Raises UserError."""
+    return METHODS[name_of(METHODS, config.method)].builder(config, dry_run=True)
