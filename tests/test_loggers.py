@@ -4,9 +4,8 @@ import pytest
 
 from impasto.config import make_config
 from impasto.errors import UserError
-from impasto.training.plan import dry_run
 from impasto.training.run_folder import RunFolder, check_wandb
-from impasto.training.train import train
+from impasto.training.train import dry_run, train
 
 INPUTS = {"base_sha256": "b", "references_sha256": []}
 

@@ -20,7 +20,7 @@ from impasto.execution import apply as running
 from impasto.execution import memory
 from impasto.execution.apply import ExecutionPlan
 from impasto.execution.memory import Size, choose
-from impasto.training.plan import dry_run
+from impasto.training.train import dry_run
 
 GIB = 2**30
 SDXL = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}

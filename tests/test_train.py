@@ -30,9 +30,8 @@ from impasto.optim.config import OptimConfig
 from impasto.sampling.sample import Sampling
 from impasto.training import sheet as checkpoints
 from impasto.training.checkpoints import saved_states, states
-from impasto.training.plan import dry_run
 from impasto.training.run_folder import RunFolder, recipe_text
-from impasto.training.train import train
+from impasto.training.train import dry_run, train
 from impasto.training.trainable import TrainableParameters, learning_rate
 
 CAPTION = "a rocket in pixel art style"

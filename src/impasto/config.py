@@ -44,6 +44,16 @@ METHODS: dict[str, Entry] = {
         "impasto.methods.finestyle:run",
         "concepts of one image as training pairs; guidance for style and semantics",
     ),
+    "instastyle": Entry(
+        "impasto.methods.config:InstaStyle",
+        "impasto.methods.instastyle:run",
+        "the inversion noise of one reference, refined on images that it gives",
+    ),
+    "style-mix": Entry(
+        "impasto.methods.config:StyleMix",
+        "impasto.methods.style_mix:run",
+        "several styles of instastyle refined together (impasto mix)",
+    ),
 }
 """A row's builder runs a method: `run(config, progress, preparing, dry_run) -> summary`; it leaves a style folder, or
 with dry_run writes nothing and returns the plan."""
@@ -148,6 +158,8 @@ ALIASES = {
     **{f"prior_{key}": f"prior.{key}" for key in ("weight", "batch", "prompt", "per_prompt", "image", "target")},
     **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
     "text_encoder_lr": "text.lr",
+    "token_rows": "text.rows",
+    **{key: f"method.{key}" for key in ("style_words", "select", "include_reference")},
 }
 """Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
@@ -417,7 +429,7 @@ def flat_keys(content: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = value
             continue
         found |= {FLAT.get(f"{key}.{name}", f"{key}.{name}"): one for name, one in value.items()}
-    if "text" in found:
+    if found.get("text") in ("frozen", "lora"):
         found["text_encoder_lora"] = found.pop("text") == "lora"
     return found
 

@@ -6,26 +6,34 @@ batch; the number and every other setting are in the PNG.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from impasto.adapters.token import Token, check_prompt
 from impasto.bases import loader
 from impasto.coerce import check_seed
+from impasto.contact_sheet import sheet
 from impasto.errors import UserError
 from impasto.execution import apply as running
-from impasto.families.base import check_size
-from impasto.files import writable_folder
+from impasto.families.base import Family, check_size
+from impasto.files import atomic, writable_folder
 from impasto.guidance import bind_all, style_guidance
+from impasto.guidance.base import Encode, Guidance
+from impasto.guidance.composed import ComposedPrompts
+from impasto.inversion.mix import check_share
+from impasto.inversion.noise_file import InversionNoise
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.output import check_targets, clear_leftovers, next_number
 from impasto.sampling.png import Info, save_png
 from impasto.sampling.prompts import check_prompts, read_prompts
-from impasto.sampling.sample import Sampling, encoder, sample
+from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
-from impasto.styles.load import load_style
+from impasto.styles.load import load_weights
 from impasto.styles.metadata import quantized_base, read_about
+from impasto.styles.start import RANDOM, build_start, read_noises, share_weights
 from impasto.styles.weights import split_strength, style_hash
 
 
@@ -42,6 +50,9 @@ def generate(
     precision: str = "auto",
     components: Path | None = None,
     quantize: str = "none",
+    noise_random: float | None = None,
+    alpha: Sequence[float] = (),
+    beta: Sequence[float] = (),
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
@@ -49,11 +60,109 @@ def generate(
     `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`; () for none. Strength, sampler, style
     guidance, negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with
     a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
-    `TrainConfig.quantize` has it but for "auto". Everything that can be wrong is found before this returns (UserError);
-    images are generated when they are asked for.
+    `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
+    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
+
+    Everything that can be wrong is found before this returns (UserError); images are generated when they are asked for.
     """
     check_seed(seed)
     check_prompts(prompts)
+    session = open_session(
+        base,
+        styles=styles,
+        sampling=sampling,
+        guidances=guidances,
+        device=device,
+        precision=precision,
+        components=components,
+        quantize=quantize,
+        mixing=Mixing(noise_random, tuple(alpha), tuple(beta)),
+    )
+    session.check_prompts(prompts)
+    return session.sample([(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))])
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Settings of a style that keeps inversion noise. random: share of its positions drawn anew from the image's seed,
+    `styles.start.RANDOM` where it is None. Of a style of several, see `styles.start.share_weights`: alpha, their shares
+    of the noise; beta, their weights in the prompt."""
+
+    random: float | None = None
+    alpha: tuple[float, ...] = ()
+    beta: tuple[float, ...] = ()
+
+    def check(self, noisy: Sequence[tuple[Path, Sequence[Any]]]) -> None:
+        """Raise UserError where they are given without such a style, for two such styles, and for shares that are none.
+
+        noisy: (folder, inversion noises) of the styles that have some.
+        """
+        if len(noisy) > 1:
+            names = " and ".join(repr(str(path)) for path, _ in noisy)
+            raise UserError(f"{names} both start from their own noise: `impasto mix` makes one style of them")
+        given = {"noise-random": self.random is not None, "alpha": bool(self.alpha), "beta": bool(self.beta)}
+        n = len(noisy[0][1]) if noisy else 0
+        for name, there in given.items():
+            if there and not n:
+                raise UserError(f"--{name} is for a style that keeps inversion noise (recipe instastyle): leave it out")
+            if there and name != "noise-random" and n < 2:
+                raise UserError(f"--{name} is for a style of several, as `impasto mix` makes it: leave it out")
+        check_share(self.random or 0.0, "noise-random")
+        for name, share in (("alpha", self.alpha), ("beta", self.beta)):
+            share_weights(share, max(n, 1), name) if share else None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A base with styles, loaded and ready to generate. about: what the Info of its images states of both. tokens: the
+    styles' learned ones; folder, noises: of the style that keeps inversion noise."""
+
+    family: Family
+    pipe: Any
+    sampling: Sampling
+    encode: Encode
+    guidances: tuple[Guidance, ...]
+    about: Info
+    tokens: tuple[Token, ...]
+    folder: Path | None
+    noises: tuple[InversionNoise, ...]
+    mixing: Mixing
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise UserError where a prompt is too long with its tokens written out."""
+        for prompt in prompts:
+            check_prompt(self.family, self.tokens, place_tokens(prompt, self.tokens), self.pipe)
+
+    def sample(
+        self, jobs: Sequence[tuple[str, int]], mixing: Mixing | None = None
+    ) -> Iterator[tuple[Image.Image, Info]]:
+        """Images of (prompt, seed), in order. mixing: instead of the session's."""
+        mixing, about, guidances, start = mixing or self.mixing, dict(self.about), list(self.guidances), None
+        if len(self.tokens) > 1:
+            weights = share_weights(mixing.beta, len(self.tokens), "beta")
+            guidances.append(ComposedPrompts(lambda prompt: variants(prompt, self.tokens), weights))
+        if self.folder is not None:
+            random = RANDOM if mixing.random is None else mixing.random
+            start = build_start(self.folder, self.noises, self.family, self.encode, self.sampling, random, mixing.alpha)
+            about["noise_random"] = random
+            if len(self.noises) > 1:
+                about["noise_weights"] = share_weights(mixing.alpha, len(self.noises), "alpha")
+        return sample(self.family, self.pipe, jobs, self.encode, self.sampling, about, guidances, start=start)
+
+
+def open_session(
+    base: str,
+    *,
+    styles: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    guidances: Sequence[Any] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    components: Path | None = None,
+    quantize: str = "none",
+    mixing: Mixing | None = None,
+) -> Session:
+    """Load a base with styles; see `generate`. Raises UserError."""
     chosen = [split_strength(style) for style in styles]
     abouts = [read_about(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     family = loader.load(base, device=device, precision=precision, components=components)
@@ -64,17 +173,21 @@ def generate(
     styled, sampling, guidances = style_defaults.apply(chosen, abouts, sampling, guidances, family, plain=fixed)
     if fixed and style_defaults.replaces_weights(guidances):
         raise UserError("aligned-to and the guidance style-semantics do not go together: leave out one of them")
+    noisy = [(path, noises) for path, _ in styled if (noises := read_noises(path))]
+    mixing = mixing or Mixing()
+    mixing.check(noisy)
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
-        shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances)
+        shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances) or noisy
         parts = {family.part: family.denoiser} if shared else {}
         for denoiser in parts.values():
             running.quantize(denoiser, quantize, family.dtype)
         pipe = family.pipeline(**parts)
+    tokens = []
     for (path, strength), kind in zip(styled, map(quantized_base, abouts), strict=True):
-        load_style(pipe, path, strength)
+        tokens += load_weights(pipe, path, strength)
         if kind and kind != quantize:
             here = family.precision if quantize == "none" else quantize
             warnings.warn(
@@ -95,9 +208,85 @@ def generate(
         "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in styled],
         **(sampling.weights(family).info if styled else {}),
     }
-    jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
-    encode = encoder(family, pipe, sampling.batch)
-    return sample(family, pipe, jobs, encode, sampling, about, bind_all(guidances, family, sampling, encode))
+    encode = encoder(family, pipe, sampling.batch, tokens)
+    bound = tuple(bind_all(guidances, family, sampling, encode))
+    folder, noises = noisy[0] if noisy else (None, [])
+    return Session(family, pipe, sampling, encode, bound, about, tuple(tokens), folder, tuple(noises), mixing)
+
+
+GRID, LINE = (0.1, 0.3, 0.5, 0.7, 0.9), (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Shares of InstaStyle's figures 7 (alpha x beta) and 14 (alpha = beta)."""
+
+
+def mixing_sheets(
+    config: GenerateConfig, grid: bool, line: bool, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Write contact sheets of a style of two to `config.out`: grid.png, a row per alpha and a column per beta, and
+    line.png, alpha = beta; grid-1.png and so on for further prompts. One image a cell, all from `config.seed`.
+
+    Raises UserError for a style that is not of two.
+    """
+    prompts = read_prompts(config)
+    check_prompts(prompts)
+    if config.alpha or config.beta:
+        raise UserError("--grid and --line have their own --alpha and --beta: leave these out")
+    writable_folder(config.out)
+    session = open_session(config.base, styles=config.style, sampling=sampling_of(config), **hardware_of(config))
+    session.check_prompts(prompts)
+    if len(session.noises) != 2:
+        raise UserError("--grid and --line are for a style of two, as `impasto mix` makes it")
+    cells = [(a, b) for a in GRID for b in GRID] * grid + [(a, a) for a in LINE] * line
+    made: list[str] = []
+    for n, prompt in enumerate(prompts):
+        images = {}
+        for a, b in dict.fromkeys(cells):
+            mixing = Mixing(config.noise_random, (a,), (b,))
+            images[a, b] = next(session.sample([(prompt, config.seed)], mixing))[0]
+            if progress:
+                progress(n * len(set(cells)) + len(images), len(prompts) * len(set(cells)))
+        rows = {f"alpha {a:g}": [images[a, b] for b in GRID] for a in GRID} if grid else {}
+        columns = [f"beta {b:g}" for b in GRID]
+        sheets = {"grid": sheet(rows, columns, title=prompt)} if grid else {}
+        if line:
+            row = {"alpha = beta": [images[a, a] for a in LINE]}
+            sheets["line"] = sheet(row, [f"{a:g}" for a in LINE], title=prompt)
+        for name, picture in sheets.items():
+            made.append(f"{name}{f'-{n}' if n else ''}.png")
+            with atomic(config.out / made[-1]) as file:
+                picture.save(file, "PNG")
+    return {"out": str(config.out), "sheets": made, "style": list(config.style), "seed": config.seed}
+
+
+def sampling_of(config: GenerateConfig) -> Sampling:
+    """The command's settings of sampling."""
+    return Sampling(
+        config.steps,
+        config.guidance,
+        config.negative,
+        config.size,
+        config.batch,
+        config.style_guidance,
+        config.base_guidance,
+        config.sampler,
+    )
+
+
+def hardware_of(config: GenerateConfig) -> dict[str, Any]:
+    """The command's device, precision, components and quantisation."""
+    names = ("device", "precision", "components", "quantize")
+    return {name: getattr(config, name) for name in names}
+
+
+def variants(prompt: str, tokens: Sequence[Token]) -> list[str]:
+    """The prompt once for each token, in place of any token that it names."""
+    prompt = place_tokens(prompt, tokens)
+    found = []
+    for token in tokens:
+        variant = prompt
+        for other in tokens:
+            variant = variant.replace(other.name, token.name)
+        found.append(variant)
+    return found
 
 
 def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -115,28 +304,18 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         check_targets(config.out, total, [one.image for one in config.guidances if getattr(one, "image", None)])
     check_prompts(prompts)
     writable_folder(config.out)
-    sampling = Sampling(
-        config.steps,
-        config.guidance,
-        config.negative,
-        config.size,
-        config.batch,
-        config.style_guidance,
-        config.base_guidance,
-        config.sampler,
-    )
     pictures = generate(
         config.base,
         prompts,
         styles=config.style,
         seed=config.seed,
         count=config.count,
-        sampling=sampling,
+        sampling=sampling_of(config),
         guidances=config.guidances or None,
-        device=config.device,
-        precision=config.precision,
-        components=config.components,
-        quantize=config.quantize,
+        **hardware_of(config),
+        noise_random=config.noise_random,
+        alpha=config.alpha,
+        beta=config.beta,
     )
     files, told, gone = [], {}, []
     first = 0 if config.replace else next_number(config.out)
@@ -157,5 +336,6 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
 USED = (
     *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
     *("log_snr", "prompt_of_step", "switch_share", "style_semantics"),
+    *("noise_random", "noise_weights", "prompt_weights"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""

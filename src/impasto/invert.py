@@ -75,14 +75,8 @@ def invert_image(
     family.free("encoders")
     x = family.encode_image(reference.pixels(size))
     found = invert(family, x, cond, steps, until=terminal, refine=refine)
-    decoded, back = family.decode(x), reconstruct(family, found, cond)
-    decibels = psnr(back, decoded)
-    if decibels < POOR:
-        warnings.warn(
-            f"the reconstruction is {decibels:.1f} dB from the image, below {POOR:g}: --refine {refine + 2}, or more "
-            f"--steps than {steps}, bring it nearer",
-            stacklevel=2,
-        )
+    back = reconstruct(family, found, cond)
+    decibels = measure_reconstruction(family, x, back, refine, steps)
     info = NoiseInfo(family.hash, size, steps, caption, reference.sha256)
     write(out / NOISE, InversionNoise.of(found, info))
     save_image(back, out / RECONSTRUCTION, {"prompt": caption, "base": base, "base_hash": family.hash, "steps": steps})
@@ -100,6 +94,23 @@ def invert_image(
         "snr_measured": round(snr_of_correlation(rho), 5),
         "snr_paper": paper_snr_until(family, level),
     }
+
+
+def measure_reconstruction(
+    family: Family, latents: Tensor, reconstruction: Tensor, refine: int, steps: int, flag: str = "--refine"
+) -> float:
+    """PSNR in dB of the reconstruction (1, 3, H, W) from the decoded latents; warns below 25 dB.
+
+    flag: sets `refine`.
+    """
+    decibels = psnr(reconstruction, family.decode(latents))
+    if decibels < POOR:
+        warnings.warn(
+            f"the reconstruction is {decibels:.1f} dB from the image, below {POOR:g}: {flag} {refine + 2}, or more "
+            f"steps than {steps}, bring it nearer",
+            stacklevel=3,
+        )
+    return decibels
 
 
 def reconstruct(family: Family, trajectory: Trajectory, condition: Condition) -> Tensor:

@@ -12,8 +12,7 @@ from impasto.errors import UserError
 from impasto.generation import generate
 from impasto.sampling.sample import Sampling
 from impasto.styles.load import load_style
-from impasto.training.plan import dry_run
-from impasto.training.train import train
+from impasto.training.train import dry_run, train
 
 PLAIN = Sampling(2, negative="", style_guidance=0.0)
 

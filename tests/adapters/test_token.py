@@ -146,9 +146,9 @@ def test_bad_input(tiny_sd15, tiny_sdxl, tmp_path):
     token, parameters = tokens.add(family, "<style1>", WORDS)
     with pytest.raises(UserError, match="<style1>' is in the vocabulary"):
         tokens.add(family, "<style1>", WORDS)
-    tokens.check_prompt(family, token, TOKEN_PROMPT)
+    tokens.check_prompt(family, [token], TOKEN_PROMPT)
     with pytest.raises(UserError, match=r"33 tokens with the 3 of <style1>, the text encoder reads 32"):
-        tokens.check_prompt(family, token, " ".join(["a"] * 28) + " <style1>")
+        tokens.check_prompt(family, [token], " ".join(["a"] * 28) + " <style1>")
     tokens.write(tmp_path / tokens.EMBEDS, token, parameters)
     with pytest.raises(UserError, match="cannot be read"):
         tokens.read(tmp_path / "none.safetensors")

@@ -17,9 +17,8 @@ from impasto.noise.schedule import mix
 from impasto.objectives.base import build_objective
 from impasto.objectives.config import Distill
 from impasto.objectives.distill import feature_blocks, recorded
-from impasto.training.plan import dry_run
 from impasto.training.teacher_samples import write_samples
-from impasto.training.train import train
+from impasto.training.train import dry_run, train
 
 CAPTION = "a rocket in ink style"
 

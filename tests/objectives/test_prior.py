@@ -21,9 +21,8 @@ from impasto.noise.random import generators
 from impasto.noise.schedule import mix
 from impasto.objectives.base import build_objective
 from impasto.training import prior
-from impasto.training.plan import dry_run
 from impasto.training.prior import PriorSampler
-from impasto.training.train import train
+from impasto.training.train import dry_run, train
 
 CAPTION = "a rocket in pixel art style"
 

@@ -15,7 +15,7 @@ from impasto.objectives.base import build_objective
 from impasto.objectives.config import Denoise
 from impasto.objectives.weighting import WEIGHTINGS, predicts_noise
 from impasto.objectives.weighting import build as weighting
-from impasto.training.plan import dry_run
+from impasto.training.train import dry_run
 
 LAM = torch.linspace(-8, 8, 33)
 SNR = LAM.double().exp()

@@ -12,6 +12,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.lora:ADAPTER",
         "low-rank updates B A of linear and convolution layers, the paper's choice",
     ),
+    "full-rank": Entry(
+        "impasto.adapters.config:FullRankLoRA",
+        "impasto.adapters.full_rank:ADAPTER",
+        "all weights of some layers, saved as a LoRA (Custom Diffusion's keys and values)",
+    ),
     "styleinject": Entry(
         "impasto.adapters.config:StyleInject",
         "impasto.adapters.styleinject:ADAPTER",
@@ -35,4 +40,9 @@ TEXT: dict[str, Entry] = {
         "captions are encoded once",
     ),
     "lora": Entry("impasto.adapters.config:TextLoRA", "impasto.adapters.text_encoder:ClipLoRA", "a LoRA of CLIP"),
+    "token": Entry(
+        "impasto.adapters.config:TextToken",
+        "impasto.adapters.text_encoder:LearnedTokens",
+        "new tokens of CLIP for style words (textual inversion)",
+    ),
 }

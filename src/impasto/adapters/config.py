@@ -1,6 +1,7 @@
 """Settings of the adapters, and of what is trained of the text encoders."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from impasto.coerce import check_numbers
 from impasto.errors import UserError, nearest
@@ -21,6 +22,16 @@ class LoRA:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("rank", "alpha"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRankLoRA:
+    """All of some layers' weights as a LoRA: A is the identity and frozen, B is trained, see `adapters.full_rank`."""
+
+    targets: tuple[str, ...] = ("cross_attention_kv",)
+    """Layers of one input width: kinds (cross_attention_kv) or endings of layer names (attn2.to_k)."""
+    block_first_token: bool = False
+    """No gradient through the layers' output at the first token, as Custom Diffusion's code has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +119,24 @@ class TextLoRA:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("lr", "rank", "alpha"), prefix="text.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToken:
+    """New tokens of the CLIP text encoders are trained, one per style; see `adapters.token`."""
+
+    tokens: tuple[str, ...] = ("<style1>",)
+    """Names of the tokens, as captions and prompts have them."""
+    words: tuple[str, ...] = ()
+    """The style words that each token stands for and is initialised with, one text per token."""
+    rows: Literal["all", "1"] = "all"
+    """Rows of a token: all, one per sub-token of its words, or 1, their mean."""
+    lr: float | None = None
+    """Their learning rate; lr when not given."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("lr",), prefix="text.")
+        if not self.tokens or len(set(self.tokens)) < len(self.tokens):
+            raise UserError(f"text.tokens must be different names such as <style1> <style2>, not {self.tokens}")
+        if self.words and len(self.words) != len(self.tokens):
+            raise UserError(f"{len(self.tokens)} text.tokens but {len(self.words)} text.words: give one text for each")

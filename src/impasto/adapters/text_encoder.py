@@ -1,19 +1,21 @@
-"""Text conditioning: how captions become conditions while a model is trained. Frozen encoders, or a LoRA on CLIP.
+"""Text conditioning: how captions become conditions while a model is trained. Frozen encoders, a LoRA on CLIP, or
+learned tokens.
 
-With a LoRA on the CLIP text encoders, captions are encoded with gradient at every step, and what was cached of them is
-replaced; T5 is never trained, and its part stays cached. diffusers' layers (q, k, v and out of every attention) and
-names ("text_encoder_lora_...").
+Where something of the CLIP text encoders is trained, captions are encoded with gradient at every step, and what was
+cached of them is replaced; T5 is never trained, and its part stays cached. The LoRA has diffusers' layers (q, k, v and
+out of every attention) and names ("text_encoder_lora_...").
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from impasto.adapters import TEXT, lora
-from impasto.adapters.config import FrozenText, TextLoRA
+from impasto.adapters import TEXT, lora, token
+from impasto.adapters.config import FrozenText, TextLoRA, TextToken
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
@@ -51,6 +53,10 @@ class TextConditioning:
         """Put what is trained on the encoders of `family`; its parameters by name, float32."""
         return {}
 
+    def spell(self, prompt: str) -> str:
+        """The prompt as the base's own encoders read it: whose condition is cached."""
+        return prompt
+
     def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
         """`cond`, cached of the base for these prompts, as the encoders have it now, with gradient."""
         return cond
@@ -68,8 +74,28 @@ class TextConditioning:
         """{component: (tensors, configuration)} of the adapters on the encoders, under the names of files."""
         return {}
 
+    def write(self, folder: Path) -> list[tuple[str, str]]:
+        """Write files of its own to a style folder; (kind, file) of each, as parts of the style."""
+        return []
 
-class ClipLoRA(TextConditioning):
+
+class TrainedClip(TextConditioning):
+    """Something is trained on every CLIP of the base. Knows its `family` from `attach` on."""
+
+    family: Family
+
+    @property
+    def trained(self) -> bool:
+        return True
+
+    def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        return self.family.embed_clip(prompts, cond)
+
+    def models(self) -> dict[str, Any]:
+        return {part: getattr(self.family.clip, part) for part in self.family.clip_parts}
+
+
+class ClipLoRA(TrainedClip):
     """A LoRA called "default" on every CLIP of the base."""
 
     settings: TextLoRA
@@ -79,10 +105,6 @@ class ClipLoRA(TextConditioning):
         """Half of the denoiser's when none is given, prodigy's one rate for all."""
         usual = self.optim.lr if self.optim.optimizer == "prodigy" else self.optim.lr / 2
         return {PREFIX: usual if self.settings.lr is None else self.settings.lr}
-
-    @property
-    def trained(self) -> bool:
-        return True
 
     @property
     def rank(self) -> int:
@@ -107,12 +129,6 @@ class ClipLoRA(TextConditioning):
             parameters |= lora.attach(encoder, self.rank, alpha, LAYERS, self.seed, prefix=f"{part}.")
         return parameters
 
-    def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        return self.family.embed_clip(prompts, cond)
-
-    def models(self) -> dict[str, Any]:
-        return {part: getattr(self.family.clip, part) for part in self.family.clip_parts}
-
     def state(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         """transformers 5 has some CLIPs without "text_model.", which other readers look for."""
         from peft.utils import get_peft_model_state_dict
@@ -125,6 +141,55 @@ class ClipLoRA(TextConditioning):
             named = {f"text_model.{name.removeprefix('text_model.')}": t.cpu() for name, t in tensors.items()}
             found[part] = named, config
         return found
+
+
+class LearnedTokens(TrainedClip):
+    """Tokens for style words on every CLIP of the base, see `adapters.token`."""
+
+    settings: TextToken
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return {PREFIX: self.optim.lr if self.settings.lr is None else self.settings.lr}
+
+    def check(self, family: Family, shards: bool) -> None:
+        names = " ".join(self.settings.tokens)
+        if not family.clip_parts:
+            raise UserError("--text token needs a CLIP text encoder, and this base has none: leave it out")
+        if shards:
+            raise UserError("--text token does not work with a base sharded over processes: leave one of them out")
+        if not self.settings.words:
+            raise UserError(f"no style words for {names}: name them, as in --text.words 'neon sign'")
+
+    def attach(self, family: Family) -> dict[str, nn.Parameter]:
+        """See `token.add`; names begin with the component, "text_encoder."."""
+        self.family, self.checked = family, set[str]()
+        self.tokens: list[token.Token] = []
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name, words in zip(self.settings.tokens, self.settings.words, strict=True):
+            one, parameters = token.add(family, name, words, self.settings.rows)
+            self.tokens.append(one)
+            self.parameters |= parameters
+        return self.parameters
+
+    def spell(self, prompt: str) -> str:
+        for name, words in zip(self.settings.tokens, self.settings.words, strict=True):
+            prompt = prompt.replace(name, words)
+        return prompt
+
+    def encode(self, prompts: Sequence[str], cond: Condition) -> Condition:
+        """Raises UserError for a prompt that is too long with its tokens written out."""
+        for prompt in set(prompts) - self.checked:
+            token.check_prompt(self.family, self.tokens, prompt)
+            self.checked.add(prompt)
+        return super().encode(prompts, cond)
+
+    def write(self, folder: Path) -> list[tuple[str, str]]:
+        """`learned_embeds.safetensors`, and one more file for each further token."""
+        files = [token.embeds_file(i) for i in range(len(self.tokens))]
+        for file, one in zip(files, self.tokens, strict=True):
+            token.write(folder / file, one, self.parameters)
+        return [("token", file) for file in files]
 
 
 def build_text(config: Any) -> TextConditioning:

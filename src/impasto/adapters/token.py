@@ -10,6 +10,7 @@ of diffusers reads it: {name: (n, D)} for one CLIP, {"clip_l": (n, D1), "clip_g"
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from impasto.families.base import Condition, Family
 from impasto.files import atomic
 
 EMBEDS = "learned_embeds.safetensors"
+"""The file of a style's first token, as diffusers looks for it."""
 TWO_CLIPS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 KEY = "impasto"
 
@@ -43,8 +45,8 @@ class Token:
         return [self.name, *(f"{self.name}_{i}" for i in range(1, self.rows))]
 
     def place(self, prompt: str) -> str:
-        """The prompt with the name in place of the words."""
-        return prompt.replace(self.words, self.name)
+        """The prompt with the name in place of the words, where they are words of their own."""
+        return re.sub(rf"(?<!\w){re.escape(self.words)}(?!\w)", lambda found: self.name, prompt)
 
     def spell(self, prompt: str) -> str:
         """The prompt with the words in place of the name."""
@@ -119,24 +121,32 @@ def attach(family: Family, token: Token, values: Mapping[str, Tensor]) -> dict[s
 def encode(family: Family, tokens: Sequence[Token], prompts: Sequence[str], pipe: Any = None) -> Condition:
     """The condition of prompts with tokens, CLIP's part with gradient; T5, where there is one, reads the words.
 
-    pipe: a pipeline with the base's text encoders, see `Family.encode_prompt`.
+    pipe: a pipeline with all text encoders into which the tokens were loaded; by default they are on `family.clip`.
     """
     spelled = list(prompts)
     for token in tokens:
         spelled = [token.spell(prompt) for prompt in spelled]
-    return family.embed_clip(prompts, family.encode_prompt(spelled, pipe=pipe))
+    return family.embed_clip(prompts, family.encode_prompt(spelled, pipe=pipe), pipe)
 
 
-def check_prompt(family: Family, token: Token, prompt: str) -> None:
-    """Raise UserError where a prompt with the token written out is longer than a CLIP of `family.clip` reads."""
-    written = prompt.replace(token.name, " ".join(token.names))
+def embeds_file(index: int) -> str:
+    """The file name of a style's token 0, 1, ..."""
+    return EMBEDS if index == 0 else f"learned_embeds_{index + 1}.safetensors"
+
+
+def check_prompt(family: Family, tokens: Sequence[Token], prompt: str, pipe: Any = None) -> None:
+    """Raise UserError where a prompt with tokens written out is longer than a CLIP of `pipe` (`family.clip`) reads."""
+    pipe, written = pipe or family.clip, prompt
+    for token in tokens:
+        written = written.replace(token.name, " ".join(token.names))
     for part in family.clip_parts:
-        tokenizer = tokenizer_of(family.clip, part)
+        tokenizer = tokenizer_of(pipe, part)
         length, most = len(tokenizer(written).input_ids), tokenizer.model_max_length
-        if length > most:
+        if written != prompt and length > most:
+            rows = ", ".join(f"the {token.rows} of {token.name}" for token in tokens if token.name in prompt)
             raise UserError(
-                f"the prompt {prompt!r} is too long: {length} tokens with the {token.rows} of {token.name}, the text "
-                f"encoder reads {most}; shorten it, or train with --token-rows 1"
+                f"the prompt {prompt!r} is too long: {length} tokens with {rows}, the text encoder reads {most}; "
+                "shorten it, or train with --token-rows 1"
             )
 
 

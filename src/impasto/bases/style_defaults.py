@@ -15,8 +15,8 @@ STYLE_WORDS = "style words"
 @dataclass(frozen=True)
 class StyleDefaults:
     """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance,
-    sampler: None for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength without
-    style guidance (plain diffusers, other tools), for the model card."""
+    sampler, steps: None for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength
+    without style guidance (plain diffusers, other tools), for the model card."""
 
     strength: float = 1.0
     style_guidance: float = 0.0
@@ -25,10 +25,11 @@ class StyleDefaults:
     negative: str = ""
     plain_strength: float | None = None
     sampler: str | None = None
+    steps: int | None = None
 
     def complete(self, given: T) -> T:
         """`given`, a `Sampling`, with its None values replaced by these."""
-        keys = ("guidance", "style_guidance", "base_guidance", "negative", "sampler")
+        keys = ("guidance", "style_guidance", "base_guidance", "negative", "sampler", "steps")
         values = {key: getattr(self, key) for key in keys}
         missing = {key: value for key, value in values.items() if getattr(given, key) is None}
         return replace(given, **missing)  # pyright: ignore[reportArgumentType]

@@ -1,9 +1,14 @@
 """`impasto generate`."""
 
 from dataclasses import field, fields, make_dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from impasto.cli.console import Result, bar, parse
+
+GRID = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha x beta instead of images.")]
+LINE = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha = beta from 0 to 1.")]
 
 
 def command_class() -> Any:
@@ -11,7 +16,10 @@ def command_class() -> Any:
     from impasto.guidance import GUIDANCES
     from impasto.sampling.config import GenerateConfig
 
-    sections = []
+    sections = [
+        ("grid", GRID, field(default=False)),
+        ("line", LINE, field(default=False)),
+    ]
     for name, entry in GUIDANCES.items():
         settings = entry.settings_class
         sections.append((name.replace("-", "_"), settings, field(default_factory=settings)))
@@ -31,7 +39,9 @@ def generate(args: list[str]) -> Result:
 
         own["style"] = tuple(map(resolve_checkpoint, command.style))
     config = GenerateConfig(**{**own, "guidances": guidances})
-    from impasto.generation import generate_folder
+    from impasto.generation import generate_folder, mixing_sheets
 
     with bar("generating") as progress:
+        if command.grid or command.line:
+            return mixing_sheets(config, command.grid, command.line, lambda done, total: progress(done, "", total))
         return generate_folder(config, lambda done, total: progress(done, "", total))

@@ -31,7 +31,7 @@ from impasto.cli.generate import generate
 from impasto.cli.invert import invert
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.styles import export, import_, merge, resize
-from impasto.cli.train import distill, recipes, sheet, train
+from impasto.cli.train import distill, mix, recipes, select, sheet, train
 from impasto.errors import UserError, nearest
 
 
@@ -45,7 +45,7 @@ def noise(args: list[str]) -> Result:
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
-        *(train, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
+        *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
     )

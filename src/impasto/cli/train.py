@@ -119,6 +119,59 @@ def run_training(config: "TrainConfig", dry: bool) -> Result:
         )
 
 
+def select(args: list[str]) -> Result:
+    """Select candidates of an InstaStyle run by their numbers, and go on."""
+
+    def select(
+        run: Annotated[Path, tyro.conf.Positional], numbers: Annotated[tuple[int, ...], tyro.conf.Positional]
+    ) -> Result:
+        """Select candidates of a run of --recipe instastyle --select human, and go on with its training.
+
+        Args:
+            run: The style folder.
+            numbers: Numbers of candidates, as on candidates/sheet.png.
+        """
+        from impasto.methods.instastyle import select
+
+        with bar("training") as progress:
+            return select(run, numbers, lambda step, loss: progress(step, f"loss {loss:.3f}"))
+
+    return parse(select, args, "select")
+
+
+def mix(args: list[str]) -> Result:
+    """Train the styles of several InstaStyle runs together, to be mixed while sampling."""
+
+    def mix(
+        styles: Annotated[tuple[Path, ...], tyro.conf.Positional],
+        out: Path,
+        steps: int | None = None,
+        lr: float | None = None,
+        seed: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Result:
+        """Train the styles of several runs of --recipe instastyle together, with a token for each.
+
+        Args:
+            styles: Their style folders.
+            out: The style folder of the mix.
+            steps: Optimiser steps; the first run's when not given.
+            lr: Learning rate; the first run's when not given.
+            seed: Of the training; the first run's when not given.
+            device: cpu, cuda, mps or auto.
+            precision: fp32, bf16 or auto (bf16 on CUDA).
+        """
+        from impasto.methods.style_mix import mix_styles
+
+        changes = {"steps": steps, "lr": lr, "seed": seed, "device": device, "precision": precision}
+        given = {key: value for key, value in changes.items() if value is not None}
+        with bar("training", steps) as progress:
+            return mix_styles(styles, out, lambda step, loss: progress(step, f"loss {loss:.3f}"), **given)
+
+    return parse(mix, args, "mix")
+
+
 def recipes(args: list[str]) -> Result:
     """The recipes that `impasto train --recipe` knows."""
 

@@ -97,9 +97,11 @@ def prepare_items(
     dropout: bool = False,
     progress: Callable[[int, int], None] | None = None,
     teacher: Family | None = None,
+    spell: Callable[[str], str] = str,
 ) -> Prepared:
     """Latents and text embeddings of all items; what is in the cache needs neither VAE nor text encoders.
 
+    spell: a caption as the text encoders read it, see `adapters.text_encoder.TextConditioning.spell`.
     dropout: the empty caption as well. progress: called with (done, of how many) after each picture and caption.
     teacher: encodes `teacher_caption`, or the caption of items without one; its encoders are freed afterwards.
     """
@@ -123,7 +125,7 @@ def prepare_items(
     texts: dict[int, dict[str, list[Stored]]] = {length: {} for length in family.text_lengths}
     for caption in captions:
         for length, cond in texts.items():
-            add_text(cond, family, caption, length)
+            add_text(cond, family, spell(caption), length)
         if progress:
             progress(done := done + 1, total)
     teacher_texts: dict[str, list[Stored]] = {}

@@ -17,13 +17,13 @@ def style_rows(probabilities: Tensor, names: Sequence[str], kinds: Sequence[str]
     """
     rows = []
     for row in probabilities:
-        best, known = int(row.argmax()), style is not None
+        best = int(row.argmax())
         rows.append(
             {
-                "style_judged": names[best] if known else None,
-                "style_accuracy": best == style if known else None,
-                "kind_accuracy": kinds[best] == kinds[style] if known else None,
-                "style_probability": float(row[style]) if known else None,
+                "style_judged": names[best] if style is not None else None,
+                "style_accuracy": best == style if style is not None else None,
+                "kind_accuracy": kinds[best] == kinds[style] if style is not None else None,
+                "style_probability": float(row[style]) if style is not None else None,
             }
         )
     return rows

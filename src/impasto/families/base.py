@@ -99,8 +99,9 @@ class Family(Protocol):
         """(tokeniser, first row, rows) of each part of a condition's "text", whose rows are its tokens in order."""
         ...
 
-    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
-        """`cond`, one row per prompt, with the CLIPs' part re-encoded by `clip`, with gradient; T5's part is kept."""
+    def embed_clip(self, prompts: Sequence[str], cond: Condition, pipe: Any = None) -> Condition:
+        """`cond`, one row per prompt, with the CLIPs' part re-encoded by `clip` (by the encoders of `pipe`, where it is
+        given), with gradient; T5's part is kept."""
         ...
 
     def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:

@@ -66,10 +66,11 @@ class Flux(DiffusersFolder):
         text, pooled, _ = pipe.encode_prompt(prompts, device=torch.device(device), max_sequence_length=length)
         return {"text": text, "pooled": pooled}
 
-    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+    def embed_clip(self, prompts: Sequence[str], cond: Condition, pipe: Any = None) -> Condition:
         """CLIP gives the pooled vector only (see `FluxPipeline._get_clip_prompt_embeds`); the text is T5's."""
-        tokenizer, encoder = self.clip.tokenizer, self.clip.text_encoder
-        room, written = self.clip.tokenizer_max_length, self.clip.maybe_convert_prompt(list(prompts), tokenizer)
+        pipe = pipe or self.clip
+        tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+        room, written = pipe.tokenizer_max_length, pipe.maybe_convert_prompt(list(prompts), tokenizer)
         tokens = tokenizer(written, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
         return cond | {"pooled": encoder(tokens.input_ids.to(self.device)).pooler_output.to(self.dtype)}
 

@@ -168,9 +168,9 @@ class DiffusersFolder(ABC):
     def embed(self, pipe: Any, prompts: list[str], length: int, device: str) -> Condition:
         """The conditions from the pipeline's `encode_prompt`, whose encoders are on `device`."""
 
-    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+    def embed_clip(self, prompts: Sequence[str], cond: Condition, pipe: Any = None) -> Condition:
         """For families whose text encoders are CLIPs only."""
-        return cond | self.embed_prompt(prompts, pipe=self.clip)
+        return cond | self.embed_prompt(prompts, pipe=pipe or self.clip)
 
     def load_component(self, name: str, part: str, dtype: torch.dtype, library: str = "diffusers") -> Any:
         """The component `part`, of class `name` of `library`. Raises UserError when its weights are damaged or missing.

@@ -87,11 +87,12 @@ class SD3(DiffusersFolder):
         """See `DiffusersFolder.clip`."""
         return self.with_transformer_config(super().clip)
 
-    def embed_clip(self, prompts: Sequence[str], cond: Condition) -> Condition:
+    def embed_clip(self, prompts: Sequence[str], cond: Condition, pipe: Any = None) -> Condition:
         """CLIP's tokens come first; T5's after them are those of `cond`."""
-        rows = self.clip.tokenizer_max_length
+        pipe = pipe or self.clip
+        rows = pipe.tokenizer_max_length
         with quiet():  # truncation was warned about when `cond` was made
-            own = self.embed(self.clip, list(prompts), cond["text"].shape[1] - rows, self.device)
+            own = self.embed(pipe, list(prompts), cond["text"].shape[1] - rows, self.device)
         text = torch.cat([own["text"][:, :rows], cond["text"][:, rows:].to(own["text"])], dim=1)
         return cond | {"text": text, "pooled": own["pooled"]}
 

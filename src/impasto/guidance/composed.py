@@ -8,7 +8,7 @@ e = e_c. Compositional guidance: Liu et al. 2022, arXiv 2206.01714. A prompt of 
 rows of one call of the denoiser.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import fsum
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
+from impasto.guidance.base import Guidance, Rows, join
 from impasto.guidance.style_guidance import join_rows, map_rows
 
 Texts = Mapping[str, Any]
@@ -45,6 +46,26 @@ def check_weights(weights: Sequence[float], prompts: int) -> None:
             raise UserError(f"beta, the weight of a prompt, must be from 0 to 1, not {weight:g}")
     if abs(fsum(weights) - 1) > 1e-6:
         raise UserError(f"the weights of the prompts must add up to 1, not {fsum(weights):g}")
+
+
+class ComposedPrompts(Guidance):
+    """e_c of several variants of each prompt.
+
+    variants: prompt -> a prompt per weight; the first one is computed in its place.
+    """
+
+    def __init__(self, variants: Callable[[str], Sequence[str]], weights: Sequence[float]) -> None:
+        self.variants, self.weights = variants, tuple(weights)
+
+    @contextmanager
+    def apply(self, pipe: Any, rows: Rows) -> Iterator[dict[str, Any]]:
+        first, *others = zip(*map(self.variants, rows.prompts), strict=True)
+        conditions = [texts(rows.family, join([rows.encode(prompt) for prompt in prompts])) for prompts in others]
+        with composing(getattr(pipe, rows.family.part), conditions, self.weights, rows.halves == 2):
+            yield rows.call(first)
+
+    def info(self, prompt: str) -> dict[str, Any]:
+        return {"prompts": list(self.variants(prompt)), "prompt_weights": list(self.weights)}
 
 
 @contextmanager

@@ -164,9 +164,8 @@ class AlignedToReference(Guidance):
             )
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
-        if settings.shift is None:
-            settings = replace(settings, shift=float(family.card.get("aligned_shift", SHIFT)))
-        self.settings, self.family, self.encode = settings, family, encode
+        shift = settings.shift if settings.shift is not None else float(family.card.get("aligned_shift", SHIFT))
+        self.settings, self.family, self.encode = replace(settings, shift=shift), family, encode
         self.steps, self.size, self.scheduler = sampling.steps, sampling.size, sampling.scheduler(family)
         self.picture = references.read(settings.image, sampling.size)
         self.leading = (settings.caption,)

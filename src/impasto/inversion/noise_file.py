@@ -55,13 +55,17 @@ class InversionNoise:
         """The terminal log-SNR; -inf for a rectified flow's pure noise."""
         return self.log_snr[-1].item()
 
-    def check(self, base_hash: str, size: int) -> None:
-        """Raise UserError unless it is noise of this base and size (pixels)."""
+    def check_base(self, base_hash: str) -> None:
+        """Raise UserError unless it is noise of this base."""
         if self.info.base_hash != base_hash:
             raise UserError(
                 f"the inversion noise is of another base (hash {self.info.base_hash[:10]}, this one is "
                 f"{base_hash[:10]}): use the base of the inversion, or invert the reference with this one"
             )
+
+    def check(self, base_hash: str, size: int) -> None:
+        """Raise UserError unless it is noise of this base and size (pixels)."""
+        self.check_base(base_hash)
         if self.info.size != size:
             raise UserError(
                 f"the inversion noise is of {self.info.size} px and cannot be used at {size} px: --size "

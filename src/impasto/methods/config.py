@@ -1,10 +1,15 @@
-"""Settings of the methods that do more than one training."""
+"""Settings of the methods that run in several stages."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
+from impasto.adapters.config import TextToken
 from impasto.coerce import check_numbers
 from impasto.errors import UserError
+from impasto.methods.style_caption import StyleCaption, read_caption
+
+if TYPE_CHECKING:
+    from impasto.config import TrainConfig
 
 STYLE_WORDS = "style words"
 
@@ -37,3 +42,64 @@ class FineStyle:
             raise UserError(
                 f"method.boxes are given, and method.finder {self.finder} finds its own: leave one of them out"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstaStyle:
+    """InstaStyle: the inversion noise of one reference, candidates from it, refinement on those that are selected."""
+
+    objects: tuple[str, ...] = ()
+    """Objects of the candidates; 15 that the base knows when not given."""
+    style_words: str = ""
+    """The style words of the caption; found by its form when not given."""
+    steps: int = 50
+    """Steps of inversion and sampling."""
+    guidance: float = 2.5
+    """Guidance scale of the candidates, and of the finished style."""
+    fixed_point: int = 0
+    """Fixed-point iterations of each inversion step: nearer to the image, each costs another inversion."""
+    select: Literal["score", "random", "human"] = "score"
+    """Selection of candidates: score (least of the worse rank of style and content), random, or human: the run stops
+    with a numbered sheet, and `impasto select` goes on."""
+    n: int = 5
+    """Number of candidates that are selected."""
+    encoder: str = ""
+    """A CLIP that scores candidates: a transformers folder or hub id; the small packaged one when not given."""
+    include_reference: bool = False
+    """Refine on the reference itself too, as the authors' code does."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("steps", "n"), at_least_0=("guidance", "fixed_point"), prefix="method.")
+        if self.objects and len(self.objects) < self.n:
+            raise UserError(f"{self.n} of {len(self.objects)} objects cannot be selected: lower --method.n")
+
+    def caption(self, config: "TrainConfig") -> StyleCaption:
+        """The reference's caption in its parts. Raises UserError unless there is one image with one caption."""
+        images, captions = config.data.image, config.data.caption
+        if len(images) != 1 or len(captions) != 1:
+            raise UserError(
+                f"instastyle takes one --image with one --caption, not {len(images)} and {len(captions)}: train one "
+                "style on each reference, and join them with impasto mix"
+            )
+        if images[0].is_dir():
+            raise UserError(f"instastyle takes one image, and {str(images[0])!r} is a folder: name the file")
+        return read_caption(captions[0], self.style_words)
+
+    def training(self, config: "TrainConfig") -> "TrainConfig":
+        """The config of its refinement, the reference in place of the candidates."""
+        if not isinstance(config.text, TextToken) or len(config.text.tokens) != 1:
+            raise UserError("instastyle trains one token: --text token, as its recipes have it")
+        if config.log.push_to_hub:
+            raise UserError("--push-to-hub would lose the token and the noise of this style: leave it out")
+        caption = self.caption(config)
+        token, words = config.text.tokens[0], caption.text[caption.words]
+        data = replace(config.data, caption=(caption.prompt(caption.thing, token),), trigger=token)
+        return replace(config, text=replace(config.text, words=(words,)), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleMix(InstaStyle):
+    """Joint refinement of the styles of several runs of instastyle; `impasto mix` writes its settings."""
+
+    styles: tuple[str, ...] = ()
+    """The runs' style folders."""

@@ -1,28 +1,66 @@
-"""InstaStyle (Cui et al. 2023, arXiv 2311.15040), stage 1: the inversion noise of one image carries its style.
+"""InstaStyle (Cui et al. 2023, arXiv 2311.15040): the inversion noise of one image carries its style.
 
     z_T = invert(I, C(o_I, s))                                                  I the reference of object o_I
     I_k = sample(z_T, C(o_k, s), w = 2.5),    k = 1 .. 15                        the style words s the same in all
-    keep the n = 5 of least max(rank of style, rank of content)                 Algorithm 1, lines 1 to 4
+    D = the n = 5 of least max(rank of style, rank of content)                  Algorithm 1, lines 1 to 4
+    500 times: (x, o) ~ D, t ~ U, L = |eps - eps_theta(z_t, t, C(o, <style1>))|^2    on <style1> and the K, V of theta
+    z_T = invert(I, C(o_I, <style1>)) by the tuned model                        kept: where the style's images start
 
 C(o, s) is the reference's caption with its object replaced. Style is CLIP(I_k, I), content CLIP(I_k, C(o_k, s)), each
-ranked from 1, the highest first. No training; a rectified flow takes Euler steps in place of DDIM's.
+ranked from 1, the highest first. A rectified flow takes Euler steps in place of DDIM's.
+
+The style folder holds the LoRA, the token and the noise. `candidates/` has the I_k, `refinement/` the run that trained
+on D, an ordinary style folder. Several references are refined together by `methods.style_mix`.
 """
 
-import re
+import gc
+import shutil
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
+from impasto.adapters.base import PLAIN_SAMPLING
+from impasto.bases import loader
+from impasto.config import Fit, TrainConfig, change
+from impasto.contact_sheet import sheet
+from impasto.data import references
 from impasto.errors import UserError
-from impasto.evaluation.encoders import Encoder
-from impasto.families.base import Family
-from impasto.inversion import sample
-from impasto.inversion.noise_file import InversionNoise
-from impasto.sampling.sample import as_image
+from impasto.evaluation.encoders import Encoder, load_encoder
+from impasto.families.base import Condition, Family
+from impasto.files import MODELS, atomic
+from impasto.generation import generate
+from impasto.inversion import invert, noise_file, sample
+from impasto.inversion.noise_file import InversionNoise, NoiseInfo
+from impasto.invert import measure_reconstruction, reconstruct, save_image
+from impasto.methods.config import InstaStyle
+from impasto.methods.stages import Stages, digest
+from impasto.methods.style_caption import StyleCaption
+from impasto.methods.style_caption import read_caption as read_caption
+from impasto.noise.random import generator
+from impasto.noise.schedule import VariancePreserving
+from impasto.sampling.png import save_png
+from impasto.sampling.sample import VERSION, Sampling, as_image, encoder
+from impasto.styles.card import CARD, write_card
+from impasto.styles.load import load_weights
+from impasto.styles.parts import NOISE, Part, read_parts, write_parts
+from impasto.styles.start import reference_file
+from impasto.styles.weights import style_hash
+from impasto.training.fit import fit
+from impasto.training.plan import describe, make_plan
+from impasto.training.run_folder import RunFolder
+from impasto.training.sheet import read_run
+from impasto.training.train import Preparing, Progress
 
-GUIDANCE, SELECTED = 2.5, 5
+GUIDANCE, SELECTED = InstaStyle.guidance, InstaStyle.n
+CANDIDATES, REFINEMENT, PREVIEWS = "candidates", "refinement", 4
+RECONSTRUCTION, SHEET = f"{CANDIDATES}/reconstruction.png", f"{CANDIDATES}/sheet.png"
 PAPER_OBJECTS = (
     *("cat", "lighthouse", "volcano", "goldfish", "table lamp", "tram", "palace", "tower", "cup", "desk", "chair"),
     *("pot", "laptop", "door", "car"),
@@ -33,56 +71,340 @@ EMBEDDED_OBJECTS = (
 )
 """Core concepts of the art world that all primary styles have, neither evaluation nor reference concepts."""
 
-ARTICLE = re.compile(r"(an?|the) ", re.I)
-FORMS = (
-    re.compile(r"(?P<object>.+) in the style of (?P<words>.+)", re.I),
-    re.compile(r"(?P<object>.+) in (?P<words>.+) style", re.I),
-    re.compile(r"(?P<object>[^,]+), (?P<words>.+)"),
-)
-"""Of captions: "a cat in the style of ukiyo-e", "a cat in neon sign style", "cat, flat icon with a thick outline"."""
+
+@dataclass(frozen=True)
+class Source:
+    """One reference of a style. words: what `token` stands for. size: pixels. items: selected (image, caption), the
+    captions with the token."""
+
+    image: Path
+    caption: StyleCaption
+    token: str
+    words: str
+    items: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The reference's caption with the token."""
+        return self.caption.prompt(self.caption.thing, self.token)
+
+
+def run(
+    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """InstaStyle into `config.out`; goes on where an earlier command stopped. See `training.train.train`.
+
+    With `method.select` "human" it returns after the candidates, until `select` was called. Raises UserError.
+    """
+    started, method = time.perf_counter(), config.method
+    caption = method.caption(config)
+    plan = make_plan(method.training(config))
+    if dry_run:
+        return describe(plan)
+    config = change(config, quantize=plan.config.execution.quantize)
+    family = load_family(config)
+    config = change(config, precision=family.precision)
+    reference = references.read(config.data.image[0], config.data.size)
+    token = plan.config.text.tokens[0]
+    source = Source(config.data.image[0], caption, token, caption.text[caption.words])
+    stages = Stages(config.out)
+    folder = RunFolder(config, provenance(family, [source], [reference.sha256]))
+    try:
+        noise = invert_reference(stages, family, config, caption.text, reference)
+        made = make_candidates(stages, family, config, source, noise, preparing)
+        del family, noise
+        gc.collect()
+        chosen = select_of_run(stages, config, made, reference.image)
+        if chosen is None:
+            return ask_for_selection(config, len(made))
+        source = replace(source, items=selected_items(config, source, made, chosen))
+        trained = refine(config, [source], progress, preparing)
+        kept = keep_style(stages, config, [source])
+    finally:
+        folder.close()
+    seconds = round(time.perf_counter() - started, 2)
+    return trained | {"out": str(config.out), "selected": chosen, "seconds": seconds} | kept
+
+
+def load_family(config: TrainConfig) -> Family:
+    return loader.load(config.base, device=config.device, precision=config.precision, components=config.components)
+
+
+def provenance(family: Family, sources: Sequence[Source], hashes: Sequence[str]) -> dict[str, Any]:
+    """What recipe.toml states under [impasto]. hashes: sha256 of the references."""
+    found = {"base_sha256": family.hash, "base_local": family.folder.exists() and not family.card.get("embedded")}
+    found |= {"references_sha256": list(hashes), "captions": [source.prompt for source in sources]}
+    return found | {name: version(name) for name in ("impasto", "torch", "diffusers", "transformers", "peft")}
+
+
+def grid(family: Family, steps: int, size: tuple[int, int]) -> torch.Tensor:
+    """log-SNRs of the sampler that candidates and style are sampled with, at latents of `size`."""
+    return family.sampling_levels(steps, size, Sampling(sampler=sampler_of(family)).scheduler(family))
+
+
+def sampler_of(family: Family) -> str | None:
+    """DDIM on a diffusion base; a rectified flow's own Euler sampler is deterministic."""
+    return "ddim" if isinstance(family.schedule, VariancePreserving) else None
+
+
+def invert_with(
+    family: Family, config: TrainConfig, text: str, reference: references.Reference, cond: Condition
+) -> tuple[InversionNoise, torch.Tensor, float]:
+    """(noise, reconstruction (1, 3, H, W), dB) of the reference by the model as it is, conditioned on `cond` of `text`.
+
+    Warns when the reconstruction is below 25 dB.
+    """
+    method, size = config.method, config.data.size
+    x = family.encode_image(reference.pixels(size))
+    height, width = x.shape[-2:]
+    with torch.no_grad():
+        levels = grid(family, method.steps, (height, width))
+        found = invert(family, x, cond, levels=levels, refine=method.fixed_point)
+        back = reconstruct(family, found, cond)
+    decibels = measure_reconstruction(family, x, back, method.fixed_point, method.steps, "--method.fixed-point")
+    info = NoiseInfo(family.hash, size, method.steps, text, reference.sha256)
+    return InversionNoise.of(found, info), back, decibels
+
+
+def inversion_inputs(config: TrainConfig, family_hash: str, text: str, reference: str) -> dict[str, Any]:
+    method = config.method
+    known = {"base": family_hash, "reference": reference, "caption": text, "size": config.data.size}
+    return known | {"steps": method.steps, "fixed_point": method.fixed_point, "precision": config.precision}
+
+
+def invert_reference(
+    stages: Stages, family: Family, config: TrainConfig, text: str, reference: references.Reference
+) -> InversionNoise:
+    """Line 1: the noise of the reference by the base, with its style words; kept beside the candidates."""
+    file, inputs = f"{CANDIDATES}/{noise_file.NOISE}", inversion_inputs(config, family.hash, text, reference.sha256)
+    if not stages.read("inversion", inputs):
+        cond = family.encode_prompt([text])
+        family.free("encoders")
+        noise, back, decibels = invert_with(family, config, text, reference, cond)
+        noise_file.write(stages.folder / file, noise)
+        info = {"prompt": text, "base": config.base, "base_hash": family.hash, "steps": config.method.steps}
+        save_image(back, stages.folder / RECONSTRUCTION, info)
+        stages.write("inversion", inputs, [file, RECONSTRUCTION], decibels=round(decibels, 2))
+    return noise_file.read(stages.folder / file)
 
 
 @dataclass(frozen=True)
-class StyleCaption:
-    """A caption in two parts, `text[object]` and `text[words]`: the object with its article, and the style words."""
+class Candidate:
+    """file: in the style folder."""
 
-    text: str
-    object: slice
-    words: slice
-
-    def prompt(self, thing: str, words: str | None = None) -> str:
-        """The caption with another object, "a" or "an" before it where the caption's has an article, and, where they
-        are given, other style words."""
-        if ARTICLE.match(self.text[self.object]):
-            thing = f"{'an' if thing[:1].lower() in tuple('aeiou') else 'a'} {thing}"
-        parts = {self.object.start: (self.object, thing)}
-        parts |= {} if words is None else {self.words.start: (self.words, words)}
-        text = self.text
-        for _, (part, new) in sorted(parts.items(), reverse=True):
-            text = text[: part.start] + new + text[part.stop :]
-        return text
+    file: str
+    thing: str
+    prompt: str
 
 
-def read_caption(caption: str, style_words: str = "") -> StyleCaption:
-    """Find object and style words by `FORMS`; `style_words` overrules them and has to be part of the caption, behind
-    the object. Raises UserError where one of them is missing."""
-    caption = " ".join(caption.split())
-    if style_words:
-        at = caption.find(style_words)
-        object_ = re.sub(r"(,| in the style of| in)\s*$", "", caption[: max(at, 0)], flags=re.I).rstrip()
-        if at < 0 or not object_:
-            raise UserError(
-                f"the style words {style_words!r} do not follow an object in the caption {caption!r}: write them as "
-                f"they are there, as in 'a cat in {style_words} style'"
-            )
-        return StyleCaption(caption, slice(0, len(object_)), slice(at, at + len(style_words)))
-    found = next((match for form in FORMS if (match := form.fullmatch(caption))), None)
-    if found is None:
-        raise UserError(
-            f"the caption {caption!r} has no style words: write 'a cat in neon sign style' or 'cat, neon sign', or "
-            "name them with --style-words"
-        )
-    return StyleCaption(caption, slice(*found.span("object")), slice(*found.span("words")))
+def make_candidates(
+    stages: Stages,
+    family: Family,
+    config: TrainConfig,
+    source: Source,
+    noise: InversionNoise,
+    preparing: Preparing | None = None,
+) -> list[Candidate]:
+    """Lines 2 and 3: an image of each object from the same noise; those that are there already are kept."""
+    objects = config.method.objects or default_objects(family)
+    if len(objects) < config.method.n:
+        raise UserError(f"{config.method.n} of {len(objects)} objects cannot be selected: lower --method.n")
+    found = [
+        Candidate(f"{CANDIDATES}/{i:02d}.png", thing, source.caption.prompt(thing))
+        for i, thing in enumerate(objects, 1)
+    ]
+    inputs = {"inversion": digest(stages.folder / CANDIDATES / noise_file.NOISE), "guidance": config.method.guidance}
+    inputs |= {"prompts": [one.prompt for one in found]}
+    if stages.read("candidates", inputs):
+        return found
+    batch = Sampling(size=config.data.size).on(family).batch or 1
+    missing = [one for one in found if not (stages.folder / one.file).is_file()]
+    size = {"width": config.data.size, "height": config.data.size}
+    about = {"negative_prompt": "", "seed": config.seed, "steps": noise.info.steps, "guidance": config.method.guidance}
+    about |= size | {"base": config.base, "base_hash": family.hash, "styles": [], "version": VERSION}
+    about |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    for first in range(0, len(missing), batch):
+        part = missing[first : first + batch]
+        images = generate_candidates(family, noise, [one.prompt for one in part], guidance=config.method.guidance)
+        for one, image in zip(part, images, strict=True):
+            save_png(image, {"prompt": one.prompt, **about}, stages.folder / one.file)
+        if preparing:
+            preparing(len(found) - len(missing) + first + len(part), len(found))
+    stages.write("candidates", inputs, [one.file for one in found], objects=list(objects))
+    return found
+
+
+def select_of_run(
+    stages: Stages, config: TrainConfig, candidates: Sequence[Candidate], reference: Image.Image
+) -> list[int] | None:
+    """Line 4: numbers of the selected candidates, from 1; None where a person has to select them first."""
+    method = config.method
+    inputs: dict[str, Any] = {"candidates": stages.read("candidates"), "select": method.select, "n": method.n}
+    inputs = {**inputs, "candidates": (inputs["candidates"] or {}).get("files"), "encoder": method.encoder}
+    images = [open_image(stages.folder / one.file) for one in candidates]
+    with atomic(stages.folder / SHEET) as file:
+        numbered = [f"{i} {one.thing}" for i, one in enumerate(candidates, 1)]
+        sheet({"": images}, numbered, wrap=5, title=config.data.caption[0], reference=reference).save(file, "PNG")
+    if method.select == "human":
+        record = stages.read("selection", {"candidates": inputs["candidates"]})
+        return record["selected"] if record else None
+    if record := stages.read("selection", inputs):
+        return record["selected"]
+    if method.select == "random":
+        order = torch.randperm(len(candidates), generator=generator(config.seed, 0, "selection")).tolist()
+        return stages.write("selection", inputs, [], selected=[i + 1 for i in order[: method.n]])["selected"]
+    scorer = load_encoder(method.encoder or MODELS / "clip")
+    style, content = score_candidates(images, [one.prompt for one in candidates], reference, scorer)
+    chosen = [i + 1 for i in select_candidates(style, content, method.n)]
+    scores = {"style": [round(one, 4) for one in style], "content": [round(one, 4) for one in content]}
+    return stages.write("selection", inputs, [], selected=chosen, **scores)["selected"]
+
+
+def open_image(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def ask_for_selection(config: TrainConfig, count: int) -> dict[str, Any]:
+    """The result of a run that waits for a person."""
+    example = " ".join(str(1 + i * count // config.method.n) for i in range(config.method.n))
+    return {
+        "out": str(config.out),
+        "sheet": str(config.out / SHEET),
+        "next": f"look at the sheet, then: impasto select {config.out} {example}",
+    }
+
+
+def select(
+    folder: Path, numbers: Sequence[int], progress: Progress | None = None, preparing: Preparing | None = None
+) -> dict[str, Any]:
+    """Select candidates of a run with `method.select` "human" by their numbers on its sheet, and go on.
+
+    Raises UserError for a run without candidates, numbers out of range or twice, fewer than `method.n`, and another
+    selection than the one that was refined.
+    """
+    config, _ = read_run(folder)
+    config, stages = replace(config, out=folder), Stages(folder)
+    if not isinstance(config.method, InstaStyle) or config.method.select != "human":
+        raise UserError(f"{str(folder)!r} is not a run of instastyle with --select human")
+    record = stages.read("candidates")
+    if record is None:
+        raise UserError(f"{str(folder)!r} has no candidates yet: run impasto train there first")
+    check_selection(numbers, len(record["objects"]), config.method.n)
+    inputs, before = {"candidates": record["files"]}, stages.read("selection")
+    refined = (folder / REFINEMENT).exists()
+    if before and before["selected"] != list(numbers) and refined:
+        was = " ".join(map(str, before["selected"]))
+        raise UserError(f"{str(folder)!r} was refined on {was}: remove {folder / REFINEMENT} to select others")
+    stages.write("selection", inputs, [], selected=list(numbers))
+    return run(config, progress, preparing)
+
+
+def check_selection(numbers: Sequence[int], count: int, n: int) -> None:
+    """Raise UserError unless these are at least n different numbers of 1 to count."""
+    if wrong := [i for i in numbers if not 1 <= i <= count]:
+        raise UserError(f"there is no candidate {wrong[0]}: their numbers are 1 to {count}")
+    if twice := [i for i in numbers if list(numbers).count(i) > 1]:
+        raise UserError(f"candidate {twice[0]} is selected twice")
+    if len(numbers) < n:
+        raise UserError(f"{len(numbers)} candidates selected, and the run asks for {n}: name more, or set --method.n")
+
+
+def selected_items(
+    config: TrainConfig, source: Source, candidates: Sequence[Candidate], chosen: Sequence[int]
+) -> tuple[tuple[Path, str], ...]:
+    """(image, caption with the token) of the selected candidates, and of the reference where it is asked for."""
+    picked = [candidates[i - 1] for i in chosen]
+    items = [(config.out / one.file, source.caption.prompt(one.thing, source.token)) for one in picked]
+    return (*items, *([(source.image, source.prompt)] if config.method.include_reference else []))
+
+
+def refinement(config: TrainConfig, sources: Sequence[Source]) -> TrainConfig:
+    """The config of the training on the selected images of all sources."""
+    items = [item for source in sources for item in source.items]
+    data = replace(
+        config.data, image=tuple(file for file, _ in items), caption=tuple(text for _, text in items), trigger=""
+    )
+    tokens, words = (tuple(getattr(source, name) for source in sources) for name in ("token", "words"))
+    return replace(
+        config,
+        out=config.out / REFINEMENT,
+        method=Fit(),
+        data=data,
+        text=replace(config.text, tokens=tokens, words=words),
+        log=replace(config.log, preview=False, push_to_hub=None, hub_private=False),
+    )
+
+
+def refine(
+    config: TrainConfig, sources: Sequence[Source], progress: Progress | None = None, preparing: Preparing | None = None
+) -> dict[str, Any]:
+    """Lines 5 to 8: train token and adapter on the selected images; resumes by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "all .* captions say")  # the token, which is meant to be in all of them
+        warnings.filterwarnings("ignore", ".* looks? nearly the same")  # they begin in one noise
+        return fit(refinement(config, sources), progress, preparing)
+
+
+def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
+    """The style folder: the refined weights, the references, their noise by the tuned model, previews and card."""
+    out, trained = config.out, config.out / REFINEMENT
+    family = load_family(config)
+    opened = [references.load(source.image) for source in sources]
+    inputs: dict[str, Any] = {"weights": style_hash(trained), "guidance": config.method.guidance}
+    inputs["inversions"] = [
+        inversion_inputs(config, family.hash, source.prompt, reference.sha256)
+        for source, reference in zip(sources, opened, strict=True)
+    ]
+    if (record := stages.read("style", inputs)) and (out / CARD).is_file():
+        return {"decibels": record["decibels"]}
+    parts = read_parts(trained)
+    for part in parts:
+        with atomic(out / part.file) as file:
+            shutil.copyfile(trained / part.file, file)
+    pipe = family.pipeline(**{family.part: family.denoiser})
+    encode = encoder(family, pipe, tokens=load_weights(pipe, trained))
+    decibels, files = [], [part.file for part in parts]
+    for i, (source, reference) in enumerate(zip(sources, opened, strict=True)):
+        noise, _, quality = invert_with(family, config, source.prompt, reference, encode(source.prompt))
+        parts.append(Part(NOISE, noise_file.NOISE if i == 0 else f"noise_{i + 1}.safetensors"))
+        noise_file.write(out / parts[-1].file, noise)
+        with atomic(reference_file(out, i)) as file:
+            reference.image.save(file, "PNG")
+        files += [parts[-1].file, reference_file(out, i).name]
+        decibels.append(round(quality, 2))
+    sampling = {**PLAIN_SAMPLING, "guidance": config.method.guidance, "steps": config.method.steps}
+    sampling |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    write_parts(out, parts, sampling)
+    del pipe, encode
+    prompts = preview_prompts(config, family, sources)
+    shown = write_previews(config, prompts)
+    known = refinement(config, sources)
+    data = replace(known.data, image=tuple(s.image for s in sources), caption=tuple(s.prompt for s in sources))
+    log = replace(known.log, preview_prompt=tuple(prompts))
+    write_card(replace(known, out=out, data=data, log=log), family, shown, version("impasto"))
+    stages.write("style", inputs, files, decibels=decibels)
+    return {"decibels": decibels}
+
+
+def preview_prompts(config: TrainConfig, family: Family, sources: Sequence[Source]) -> list[str]:
+    """The config's, or the first objects with the first token."""
+    objects = (config.method.objects or default_objects(family))[:PREVIEWS]
+    return list(config.log.preview_prompt) or [sources[0].caption.prompt(one, sources[0].token) for one in objects]
+
+
+def write_previews(config: TrainConfig, prompts: Sequence[str]) -> list[str]:
+    """Images of the finished style by `generate`; their names in its folder."""
+    if not config.log.preview:
+        return []
+    kind = {"device": config.device, "precision": config.precision, "components": config.components}
+    sampling = Sampling(size=config.data.size)
+    images = generate(config.base, prompts, styles=[str(config.out)], seed=config.seed, sampling=sampling, **kind)
+    names = []
+    for i, (image, info) in enumerate(images):
+        names.append(f"previews/{i}.png")
+        save_png(image, info, config.out / names[-1])
+    return names
 
 
 def default_objects(family: Family) -> tuple[str, ...]:

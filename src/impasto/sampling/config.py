@@ -53,6 +53,13 @@ class GenerateConfig:
     negative: str | None = None
     """Negative prompt; "style words" takes the words by which the style's captions name it. The style's own default
     when not given."""
+    noise_random: float | None = None
+    """Of a style that keeps inversion noise: share of its positions that are drawn anew from the image's seed; 0.1 when
+    not given."""
+    alpha: tuple[float, ...] = ()
+    """Of a style of two, see `impasto mix`: the second one's share of the noise; of more, the shares of all."""
+    beta: tuple[float, ...] = ()
+    """The second one's weight in the prompt; of more, the weights of all."""
     size: int | None = None
     """Pixels, square; the base's own when not given."""
     batch: int | None = None

@@ -18,6 +18,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from impasto.adapters import token as learned_tokens
+from impasto.adapters.token import Token
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, MakeScheduler, quiet
 from impasto.guidance import style_guidance
@@ -102,18 +104,29 @@ class Sampling:
         return Weights(scale, self.style_guidance or 0.0, self.base_guidance or 0.0)
 
 
-def encoder(family: Family, pipe: Any, batch: int = 32) -> Encode:
+def encoder(family: Family, pipe: Any, batch: int = 32, tokens: Sequence[Token] = ()) -> Encode:
     """Prompt -> condition by the pipeline's own encoders; each prompt by itself, so that no batch can touch it.
 
     batch: pictures drawn at once. The last 2 batch + 2 conditions are kept: a batch asks for a prompt and a second one
     per picture, the negative one and the reference's caption. One of FLUX takes 4 MB of the device.
+    tokens: learned ones that the pipeline has; they stand for the words that they were trained for too.
     """
 
     @lru_cache(2 * batch + 2)
     def encode(prompt: str) -> Condition:
-        return family.encode_prompt([prompt], pipe=pipe)
+        if not tokens:
+            return family.encode_prompt([prompt], pipe=pipe)
+        with torch.no_grad():
+            return learned_tokens.encode(family, tokens, [place_tokens(prompt, tokens)], pipe)
 
     return encode
+
+
+def place_tokens(prompt: str, tokens: Sequence[Token]) -> str:
+    """The prompt with the names of learned tokens in place of their words."""
+    for token in tokens:
+        prompt = token.place(prompt)
+    return prompt
 
 
 def sample(

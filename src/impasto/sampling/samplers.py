@@ -90,3 +90,15 @@ def using(pipe: Any, make: MakeScheduler | None) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = own
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Give a plain diffusers pipeline the sampler `name`. Raises UserError for an unknown name."""
+    import diffusers
+
+    if name not in SAMPLERS:
+        raise UserError(f"unknown sampler {name!r}: {nearest(name, list(SAMPLERS))}")
+    one = SAMPLERS[name]
+    kind = one.diffusion if hasattr(pipe, "unet") else one.flow
+    if kind:
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **one.settings)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from impasto.noise import NOISE_LAWS
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.registry import name_of
-from impasto.styles.defaults import of_adapter
+from impasto.styles.defaults import of_adapter, own_sampling
 from impasto.styles.metadata import About, called_by, is_local
+from impasto.styles.parts import NOISE, TOKEN, part_files, read_parts
 from impasto.styles.weights import WEIGHTS
 
 CARD = "README.md"  # in a style folder
@@ -42,8 +44,7 @@ import torch
 from diffusers import DiffusionPipeline
 {imports}
 pipe = DiffusionPipeline.from_pretrained({folder}{precision})
-{loading}{device}image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
-             height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]
+{loading}{device}{call}
 ```
 
 {same} from the command line:
@@ -67,10 +68,17 @@ Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps{elsew
 ```
 """
 
+CALL = """image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
+             height={size}, width={size}, {padding}generator=torch.Generator("cpu").manual_seed(0)).images[0]"""
+CALL_FROM_NOISE = "image = pipe({prompt}, {padding}**call).images[0]"
+"""Of a style that keeps inversion noise."""
 
 COMMAND = "impasto generate --base {base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures"
 
 SLIDER = "A strength below 1 keeps more of the base: `--style {style}:0.7`, or `pipe.set_adapters(..., 0.7)`."
+
+FROM_NOISE = """The noise is not scaled.
+`--noise-random 0.1`, the default, draws a tenth of its positions anew from the seed; 0 makes all seeds alike."""
 
 ADVICE = """Strength {plain} is advised where a tool has no style guidance; less keeps more of the base. By default
 impasto samples this style at strength {strength} with style guidance {guidance}{negative}: as
@@ -220,6 +228,7 @@ def made_card(
 def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, str]:
     """The card's Python code that opens the base and puts the style into it, by the kind of its adapter."""
     adapter, path = adapter_of(config.adapter), quoted(str(config.out))
+    kinds = {part.kind for part in read_parts(config.out)}
     local = family.card.get("embedded") or Path(config.base).is_file()
     code = {
         "how": "In plain diffusers",
@@ -229,7 +238,10 @@ def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, s
     }
     if adapter.write_base is not None:
         return code | {"folder": path}
-    if adapter.state is not None:
+    if NOISE in kinds:
+        line = f"call = impasto.load_style(pipe, {path}, strength={strength:g})\n"
+        return code | {"how": "In diffusers, with impasto installed", "imports": "\nimport impasto\n", "loading": line}
+    if adapter.state is not None or TOKEN in kinds:
         line = f"impasto.load_style(pipe, {path}, strength={strength:g})\n"
         return code | {"how": "In diffusers, with impasto installed", "imports": "\nimport impasto\n", "loading": line}
     line = f'pipe.load_lora_weights({path}, weight_name="{WEIGHTS}"'
@@ -240,7 +252,7 @@ def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, s
 def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) -> dict[str, Any]:
     """What the card says of strength: the command that makes the image of the Python code, the strength there, and how
     impasto samples by default, where that is another way."""
-    own = of_adapter(config, family)
+    own = replace(of_adapter(config, family), **own_sampling(config.out))
     in_fewer_bits = f" --quantize {config.execution.quantize}" if in_bits else ""
     known = {
         "base": shlex.quote(config.base),
@@ -249,6 +261,10 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
         "flags": size_flag(config.data.size, family.card) + in_fewer_bits,
     }
     style = shlex.quote(str(config.out))
+    if part_files(config.out, NOISE):
+        known["flags"] += " --noise-random 0"
+        advice = SLIDER.format(style=style) + " " + FROM_NOISE
+        return {"command": COMMAND.format(**known, style=style), "strength": own.strength, "advice": advice}
     if own == PLAIN:
         command = COMMAND.format(**known, style=style)
         return {"command": command, "strength": 1.0, "advice": SLIDER.format(style=style)}
@@ -288,13 +304,15 @@ def write_card(config: TrainConfig, family: Family, previews: list[str], version
         pictures="one picture" if len(config.data.image) == 1 else f"{len(config.data.image)} pictures",
         version=version,
         gallery="\n<Gallery />\n" if previews else "",
-        prompt=quoted(prompt),
-        steps=family.card["generate"]["steps"],
-        guidance=family.card["generate"]["guidance"],
-        size=config.data.size,
+        call=(CALL_FROM_NOISE if part_files(config.out, NOISE) else CALL).format(
+            prompt=quoted(prompt),
+            steps=family.card["generate"]["steps"],
+            guidance=family.card["generate"]["guidance"],
+            size=config.data.size,
+            padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
+        ),
         precision=precision,
         device=device,
-        padding="".join(f"{key}={n}, " for key, n in family.padding(next(iter(family.text_lengths))).items()),
         captions="; ".join(map(quoted, config.data.caption)),
         noise=name_of(NOISE_LAWS, config.noise),
         draws=config.optim.steps * config.optim.batch * config.optim.accumulate,

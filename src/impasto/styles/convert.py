@@ -5,6 +5,7 @@ states alpha = rank or an alpha per layer, so that no reader can get its strengt
 """
 
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, write
 from impasto.styles import combine
 from impasto.styles.load import check_fits
 from impasto.styles.metadata import About, about, architecture_of, describe, known_card, layers_per_block
-from impasto.styles.parts import read_parts
+from impasto.styles.parts import NOISE, TOKEN, part_files, read_parts
 from impasto.styles.weights import WEIGHTS, naming, read_file, style_file, write_tensors
 
 Result = dict[str, Any]
@@ -36,7 +37,9 @@ def export_style(
     base: str | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Write a style as one file in another tool's layout; returns what was written.
+    """Write a style's LoRA as one file in another tool's layout; returns what was written.
+
+    Learned tokens are written beside it, as textual inversion embeddings; inversion noise stays in the style folder.
 
     out: `runs/neon-kohya.safetensors` beside the folder `runs/neon` when not given. private: leave out everything that
     names a path of this machine. base: for a file that does not tell it. Raises UserError on bad input.
@@ -53,7 +56,32 @@ def export_style(
     tensors, config = write(adapter, format, layers_per_block=layers_per_block(base or told.base))
     with atomic(out) as file:
         write_tensors(file, tensors, describe(adapter, told, private=private) | config)
-    return summary(adapter, out, format=format, tensors=len(tensors), bytes=out.stat().st_size)
+    more = export_tokens(Path(style), out)
+    return summary(adapter, out, format=format, tensors=len(tensors), bytes=out.stat().st_size, **more)
+
+
+def export_tokens(style: Path, out: Path) -> Result:
+    """Copy the learned tokens of a style folder beside `out`; {} for a style without tokens and noise."""
+    files, more = part_files(style, TOKEN), {}
+    for file in files:
+        target = out.with_name(f"{out.stem}-{file.name}")
+        with atomic(target) as copy:
+            shutil.copyfile(file, copy)
+        more.setdefault("embeddings", []).append(str(target))
+    if part_files(style, NOISE):
+        note = "the inversion noise stays in the style folder: other tools start from their own noise"
+        more["notes"] = [note]
+    return more
+
+
+def check_lora_alone(style: Path | str, command: str) -> None:
+    """Raise UserError where a style has parts that a command would lose."""
+    kinds = {part.kind for part in read_parts(Path(style))} if Path(style).is_dir() else set()
+    if lost := sorted(kinds & {TOKEN, NOISE}):
+        raise UserError(
+            f"style {str(style)!r} has a part of the kind {' and '.join(lost)}, which {command} would lose: impasto "
+            "export writes its LoRA, and impasto mix joins styles of instastyle"
+        )
 
 
 def import_style(
@@ -91,6 +119,8 @@ def merge_styles(
         raise UserError("give two styles or more, each with its weight: runs/neon:0.7 runs/ink:0.5")
     split = [split_strength(style) for style in styles]
     parts = [(path, 1.0 if weight is None else weight) for path, weight in split]
+    for path, _ in parts:
+        check_lora_alone(path, "merge")
     opened = [open_style(path, base=base) for path, _ in parts]
     hashes = {told.inputs.get("base_sha256") or told.metadata.get("impasto.base_sha256") for _, told in opened}
     notes = ["the styles were trained on different bases"] if len(hashes - {None}) > 1 else []
@@ -111,6 +141,7 @@ def resize_style(
 
     Raises UserError on bad input.
     """
+    check_lora_alone(style, "resize")
     whole, told = open_style(style, base=base)
     adapter, loss = combine.resize(whole, rank)
     how = f"`{told.name}` at rank {rank}, {loss.total:.1%} of its update lost."

@@ -15,7 +15,7 @@ from PIL import Image
 from impasto.errors import UserError
 from impasto.styles import defaults as style_defaults
 from impasto.styles.card import ELSEWHERE, made_card, quoted, trained_size
-from impasto.styles.convert import export_style, open_style
+from impasto.styles.convert import check_lora_alone, export_style, open_style
 from impasto.styles.metadata import REPO, About, known_card
 from impasto.styles.parts import STYLE_JSON
 from impasto.styles.weights import WEIGHTS
@@ -36,6 +36,7 @@ def publish(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     check_token(repo)
+    check_lora_alone(style, "push-to-hub")
     adapter, told = open_style(style, base=base)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,4 +1,4 @@
-"""Loading styles into diffusers pipelines, without a silent loss: one loader per kind of part."""
+"""Loading styles into diffusers pipelines, without a silent loss."""
 
 from collections.abc import Iterable
 from itertools import count
@@ -7,11 +7,19 @@ from typing import Any
 
 from torch.nn import Module
 
+from impasto.adapters import token
+from impasto.adapters.base import Adapter
+from impasto.adapters.token import Token
+from impasto.bases.style_defaults import checked
 from impasto.errors import UserError
 from impasto.families.base import quiet
 from impasto.interop.lora.layouts import ARCHITECTURES
 from impasto.interop.lora.read import check_finite
-from impasto.styles.parts import STYLE_JSON, Part, adapter_kinds, read_parts
+from impasto.inversion import noise_file
+from impasto.inversion.mix import mix
+from impasto.noise.random import generator
+from impasto.sampling.samplers import DEFAULT, set_scheduler
+from impasto.styles.parts import NOISE, STYLE_JSON, TOKEN, Part, adapter_kinds, part_files, read_parts, read_style_json
 from impasto.styles.weights import naming, read_file, style_file
 
 OTHER_LAYOUTS = (
@@ -26,28 +34,59 @@ OTHER_LAYOUTS = (
 
 def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
     """Put a style, a folder or a file, into a plain diffusers pipeline, on top of those that are there; returns the
-    extra arguments of the pipeline's call, none for adapters alone.
+    extra arguments of the pipeline's call.
+
+    None for adapters alone. A style with inversion noise: `latents` (one image), steps, guidance scale and size as its
+    `style.json` states them, and its scheduler is set. strength: of the adapters.
 
     Adapters that are active, also those that you loaded yourself, stay so, at their strengths. Raises UserError when a
     file is damaged or holds NaN or infinite values, when it belongs to another base (by its shapes, or as it states
     itself), or when any of its tensors is not used.
     """
-    folder, kinds = Path(folder), adapter_kinds()
-    parts = read_parts(folder) if folder.is_dir() else [Part("lora", "")]
-    for part in parts:
+    load_weights(pipe, folder, strength)
+    return call_arguments(pipe, Path(folder))
+
+
+def load_weights(pipe: Any, folder: Path | str, strength: float = 1.0) -> list[Token]:
+    """`load_style` of adapters and learned tokens alone; returns the tokens."""
+    folder, kinds, tokens = Path(folder), adapter_kinds(), []
+    for part in read_parts(folder) if folder.is_dir() else [Part("lora", "")]:
         file = folder / part.file if folder.is_dir() else style_file(folder)
         if not file.is_file():
             style_file(folder)  # raises
             raise UserError(f"style {str(folder)!r} lacks {part.file}, which its {STYLE_JSON} lists")
-        load = kinds[part.kind].load
-        if load is None:
-            load_lora(pipe, file, strength)
-            continue
-        tensors, metadata = read_file(file)
-        with naming(file):
-            check_finite(tensors)
-            load(pipe, tensors, metadata, free_name(pipe), strength)
-    return {}
+        if part.kind == TOKEN:
+            tokens.append(token.load(pipe, file))
+        elif part.kind != NOISE:
+            load_adapter(kinds[part.kind], pipe, file, strength)
+    return tokens
+
+
+def call_arguments(pipe: Any, folder: Path) -> dict[str, Any]:
+    """The arguments that `load_style` returns. Sets the scheduler."""
+    noises = [noise_file.read(file) for file in part_files(folder, NOISE)]
+    if not noises:
+        return {}
+    own, size = checked(read_style_json(folder).get("sampling", {}), str(folder / STYLE_JSON)), noises[0].info.size
+    if (name := own.get("sampler", DEFAULT)) != DEFAULT:
+        set_scheduler(pipe, name)
+    latents = mix([one.noise for one in noises], [1 / len(noises)] * len(noises), generator(0, 0, "mix of noises"))
+    latents = latents.to(pipe.device, pipe.dtype)
+    if hasattr(pipe, "_pack_latents"):  # FLUX: tokens of 2 x 2 latents
+        latents = pipe._pack_latents(latents, *latents.shape)
+    call = {"latents": latents, "height": size, "width": size, "num_inference_steps": noises[0].info.steps}
+    return call | ({"guidance_scale": own["guidance"]} if "guidance" in own else {})
+
+
+def load_adapter(adapter: Adapter, pipe: Any, file: Path, strength: float) -> None:
+    """Put the denoiser's adapter into a pipeline."""
+    if adapter.load is None:
+        load_lora(pipe, file, strength)
+        return
+    tensors, metadata = read_file(file)
+    with naming(file):
+        check_finite(tensors)
+        adapter.load(pipe, tensors, metadata, free_name(pipe), strength)
 
 
 def free_name(pipe: Any) -> str:

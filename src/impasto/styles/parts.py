@@ -3,7 +3,7 @@
     {"parts": [{"kind": "styleinject", "file": "styleinject.safetensors"}, {"kind": "lora", "file": ...}], ...}
 
 A folder or a file with a plain LoRA alone needs no `style.json`: it is one part of the kind "lora". The kinds are those
-of `adapters.base.Adapter`.
+of `adapters.base.Adapter`, "token" (`adapters.token`) and "noise" (`inversion.noise_file`).
 """
 
 import json
@@ -20,11 +20,13 @@ from impasto.files import atomic, read_object
 STYLE_JSON = "style.json"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The file of a plain LoRA, as diffusers names it."""
+TOKEN, NOISE = "token", "noise"
+"""Kinds of parts beside the adapters."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """kind: of its adapter. file: a name in the style's folder."""
+    """kind: of its adapter, or TOKEN or NOISE. file: a name in the style's folder."""
 
     kind: str
     file: str
@@ -46,17 +48,22 @@ def read_parts(folder: Path) -> list[Part]:
     listed = read_style_json(folder).get("parts")
     if listed is None:
         return [Part("lora", WEIGHTS)]
-    kinds = adapter_kinds()
+    kinds = [*adapter_kinds(), TOKEN, NOISE]
     try:
         parts = [Part(str(part["kind"]), Path(part["file"]).name) for part in listed]
     except (TypeError, KeyError):
         raise UserError(f"{folder / STYLE_JSON}: parts must be a list of tables with kind and file") from None
     for part in parts:
         if part.kind not in kinds:
-            raise UserError(f"{folder / STYLE_JSON}: unknown kind {part.kind!r}: {nearest(part.kind, list(kinds))}")
+            raise UserError(f"{folder / STYLE_JSON}: unknown kind {part.kind!r}: {nearest(part.kind, kinds)}")
     if not parts:
         raise UserError(f"{folder / STYLE_JSON}: parts is empty: the style has no weights")
     return parts
+
+
+def part_files(folder: Path, kind: str) -> list[Path]:
+    """The files of a style folder's parts of one kind; [] for a style that is one file."""
+    return [folder / part.file for part in read_parts(folder) if part.kind == kind] if folder.is_dir() else []
 
 
 def adapter_kinds() -> dict[str, Adapter]:

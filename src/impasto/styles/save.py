@@ -1,4 +1,4 @@
-"""Saving adapters as a style folder."""
+"""Saving adapters and learned tokens as a style folder."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def save(family: Family, folder: Path, text: TextConditioning = FROZEN, adapter:
     """Write the adapters of the denoiser and of the text encoders to `folder`; returns the denoiser's file.
 
     A LoRA is written as diffusers reads it, alpha in its metadata, with that of the text encoders in the same file;
-    other adapters have a file of their own, and `style.json` lists the parts.
+    other adapters and learned tokens have files of their own, and `style.json` lists the parts.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -35,5 +35,6 @@ def save(family: Family, folder: Path, text: TextConditioning = FROZEN, adapter:
         with atomic(folder / WEIGHTS) as file:
             family.save_adapter(file, loras)
             write_tensors(file, *read_file(file))
+    parts += [Part(kind, file) for kind, file in text.write(folder)]
     write_parts(folder, parts, adapter.sampling)
     return folder / parts[0].file

@@ -122,7 +122,8 @@ def prepare(plan: Plan, family: Family, objective: Objective, preparing: Prepari
     with explain_failures(config.out, memory.oom_hint_prepare(config)):
         show = preparing if len(plan.items) > data.FEW else None
         teacher = getattr(objective, "text_family", None)
-        prepared = prepare_items(family, plan.items, config.data.caption_dropout > 0, show, teacher)
+        dropout = config.data.caption_dropout > 0
+        prepared = prepare_items(family, plan.items, dropout, show, teacher, plan.text.spell)
         if config.prior.weight:
             prior.read(plan.expanded, family, plan.prior_items)
         previews = Previews(family, plan.expanded, plan.text)

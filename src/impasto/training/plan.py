@@ -165,11 +165,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     return result
 
 
-def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """What `train` would do."""
-    return describe(make_plan(config))
-
-
 def warn_advice(plan: Plan) -> None:
     for line in plan.advice:
         warnings.warn(line, stacklevel=2)

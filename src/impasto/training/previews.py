@@ -35,7 +35,8 @@ class Previews:
         self.guidances = bind_all(settings, family, self.sampling, self.encode)
         also = [self.sampling.negative or "", *(prompt for one in self.guidances for prompt in one.prompts)]
         length = next(iter(family.text_lengths))
-        self.conds = {prompt: text(family, prompt, length) for prompt in [*self.prompts, *also]}
+        prompts = [*self.prompts, *also]
+        self.conds = {prompt: text(family, conditioning.spell(prompt), length) for prompt in prompts}
 
     def encode(self, prompt: str) -> Condition:
         return self.text.encode([prompt], self.conds[prompt])
