@@ -5,6 +5,8 @@ campaign.py     run missing cells                      fan.py           locally,
 cells.py        keys and files                         runner.py        train -> generate -> scores
 small_world.py  held-out styles and the judges         paper.py         the paper's own protocol
 page.py         claims.json, page, plots               style_friendly.py, calibration.py  claims
+folder_world.py, folder_jobs.py, image_sets.py, subjects.py   training on folders, distillation, subjects
+sheets.py       images of arms side by side            styleinject*.py                    claims, router, paper
 """
 
 from impasto.reproduce.campaign import reproduce

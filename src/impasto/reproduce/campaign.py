@@ -29,14 +29,23 @@ from impasto.reproduce.runner import BaseSpec, World, build_spec, resolve_switch
 from impasto.reproduce.small_world import SmallWorld
 from impasto.reproduce.style_friendly import proposal
 
-GROUPS = {"style-friendly": "impasto.reproduce.style_friendly", "calibration": "impasto.reproduce.calibration"}
-"""Groups of claims, one module each: CLAIMS, arms(base_hash, calibration, world), and optionally following(campaign) ->
-{name: arm}, arms that depend on existing cells."""
+GROUPS = {
+    "style-friendly": "impasto.reproduce.style_friendly",
+    "calibration": "impasto.reproduce.calibration",
+    "styleinject": "impasto.reproduce.styleinject",
+}
+"""Groups of claims, one module each: CLAIMS, or claims(world), and arms(base_hash, calibration, world); optionally
+
+following(campaign) -> {name: arm}             arms that depend on existing cells
+drawings(campaign, claim, size) -> {file: SVG}  further ones for the page
+BASE                                           the default base
+WORLDS                                         {protocol: (references, clip, dino) -> World}
+"""
 CALIBRATION = "calibration.json"
 """The calibration last given, stored beside the cells for later calls."""
 PROTOCOLS = ("small-world", "paper")
 DEFAULT_BASE = "mini-sd3"
-DEFAULT_SECONDS = {"mini-sd3": {"train": (45.0, 0.8), "other": (5.0, 0.8)}}
+DEFAULT_SECONDS = {name: {"train": (45.0, 0.8), "other": (5.0, 0.8)} for name in ("mini-sd3", "mini-sd15")}
 """(seconds per cell, seconds per image) on one free core, used until cells are timed: a trained smoke cell took 57 CPU
 seconds including imports; the other kind is estimated from the demo."""
 Progress = Callable[[int, int, str], None]
@@ -57,6 +66,11 @@ class Campaign:
     family: Family
     out: Path
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """Name of the module of its claims."""
+        return GROUPS[self.group]
 
     def with_arms(self, arms: Mapping[str, Arm]) -> "Campaign":
         """A copy with these arms added or replaced."""
@@ -91,7 +105,7 @@ class Campaign:
         """{unit: the unit whose cell it uses}. Arms of the base alone do not depend on the reference, so all references
         of a style and seed share the first one's cell, unless scores are measured against the reference."""
         of, first = self.arms[arm], dict[tuple[str, int], Unit]()
-        blind = of.how == "prompt" and of.where == "heldout" and not self.world.to_reference
+        blind = of.how == "prompt" and not self.world.to_reference
         return {
             unit: first.setdefault((spec["style"], spec["seed"]), unit) if blind else unit
             for unit, spec in self.world.units(size, of.where).items()
@@ -112,7 +126,7 @@ def reproduce(
     group: str = "style-friendly",
     cells: str = "smoke",
     claim: Sequence[str] = (),
-    base: str = DEFAULT_BASE,
+    base: str | None = None,
     out: Path | str | None = None,
     workers: int = 1,
     cluster: str | None = None,
@@ -135,7 +149,8 @@ def reproduce(
     address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see paper.py);
     world: used instead of `protocol`. log: called with messages. Raises UserError on bad input.
     """
-    world = world or make_world(protocol, references, clip, dino)
+    base = base or default_base(group)
+    world = world or make_world(protocol, references, clip, dino, group)
     campaign = make_campaign(group, base, out, calibration, device, precision, world, log)
     chosen = choose_claims(campaign.claims, claim)
     if workers < 1:
@@ -160,6 +175,7 @@ def reproduce(
     failed, tried = [], set[str]()
     try:
         while missing:
+            missing.sort(key=training_steps)  # cheap ones first, so that results come early
             failed += run(campaign, missing, workers, cluster, progress)
             tried |= {cell.key for cell in missing}
             campaign = campaign.with_following()
@@ -183,12 +199,10 @@ def make_campaign(
 ) -> Campaign:
     """The campaign of a group on a base. Raises UserError on an unknown group or base, an invalid cell, or a folder of
     another base or precision."""
-    if group not in GROUPS:
-        raise UserError(f"unknown group of claims {group!r}: {nearest(group, list(GROUPS))}")
-    module = import_module(GROUPS[group])
+    module = module_of(group)
     place = BaseSpec(base, device, precision)
     family = place.family()
-    world = world or SmallWorld()
+    world = world or make_world("small-world", None, None, None, group)
     out = Path(out) if out is not None else default_out(group, base, world.name)
     there = store.read_all(out / store.FILE)
     known = usable_cells(there, family, log)
@@ -196,14 +210,15 @@ def make_campaign(
     arms: dict[str, Arm] = module.arms(
         family.hash, calibration or stored_calibration(out, family.hash, log), world.name
     )
-    claims = tuple(claim for one in module.CLAIMS if (claim := restricted(one, arms, ours=world.name != "paper")))
+    stated = module.claims(world.name) if hasattr(module, "claims") else module.CLAIMS
+    claims = tuple(claim for one in stated if (claim := restricted(one, arms, ours=world.name != "paper")))
     return Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms).with_following()
 
 
 def default_out(group: str, base: str, world: str) -> Path:
     """docs/results/<group> for the default base, docs/results/<group>-<base> for others, slashes as minus."""
     name = group + ("-paper" if world == "paper" else "")
-    return Path("docs/results") / (name if base == DEFAULT_BASE else f"{name}-{store.slug(base).strip('.')}")
+    return Path("docs/results") / (name if base == default_base(group) else f"{name}-{store.slug(base).strip('.')}")
 
 
 def check_page(out: Path, family: Family, there: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -265,10 +280,27 @@ def stored_calibration(out: Path, base_hash: str, log: Callable[[str], None]) ->
     return file
 
 
-def make_world(protocol: str, folder: Path | None, clip: str | None, dino: str | None) -> World:
+def default_base(group: str) -> str:
+    """The base of a group where none is given. Raises UserError on an unknown group."""
+    return getattr(module_of(group), "BASE", DEFAULT_BASE)
+
+
+def module_of(group: str) -> Any:
+    """The module of a group's claims. Raises UserError on an unknown one."""
+    if group not in GROUPS:
+        raise UserError(f"unknown group of claims {group!r}: {nearest(group, list(GROUPS))}")
+    return import_module(GROUPS[group])
+
+
+def make_world(
+    protocol: str, folder: Path | None, clip: str | None, dino: str | None, group: str = "style-friendly"
+) -> World:
     """The world of a protocol. Raises UserError on an unknown one, and on flags that do not apply to it."""
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: {nearest(protocol, list(PROTOCOLS))}")
+    own = getattr(module_of(group), "WORLDS", {})
+    if protocol in own:
+        return own[protocol](folder, clip, dino)
     if protocol == "paper":
         if folder is None:
             raise UserError("--protocol paper needs --references DIR, the folder of StyleDrop's 18 images")
@@ -330,9 +362,15 @@ def estimate_minutes(
     return round(total / 60 / workers, 1)
 
 
+def training_steps(cell: Cell) -> int:
+    """Steps of a cell's training and its teacher's; 0 without one."""
+    trained = (cell.spec["arm"], cell.spec.get("teacher", {}))
+    return sum(one.get("settings", {}).get("steps") or 0 for one in trained)
+
+
 def cost_key(spec: Mapping[str, Any]) -> tuple[str, int]:
     """The main determinants of a cell's time: ("train" or "other", number of images)."""
-    return "train" if spec["arm"]["how"] == "train" else "other", store.pictures(spec)
+    return "train" if "settings" in spec["arm"] else "other", store.pictures(spec)
 
 
 def run(

@@ -82,18 +82,19 @@ def settings_of(arm: Arm, family: Family, base: str) -> dict[str, Any]:
         raise UserError(arm.absent)
     if arm.needs and arm.needs not in family.kinds:
         raise UserError(f"this base has no layers of the kind {arm.needs!r}")
-    if arm.how != "train":
+    if arm.how != "train" and not arm.settings:
         return {"how": arm.how, **arm.options}
     layers = {"targets": resolve(arm.layers_of, base).adapter.targets} if arm.layers_of else {}
-    return {"how": "train", "settings": key_settings(config_of({**arm.settings, **layers}, family, base))}
+    settings = key_settings(config_of({**arm.settings, **layers}, family, base, arm.recipe))
+    return {"how": arm.how, "settings": settings, **arm.options}
 
 
-def config_of(settings: Mapping[str, Any], family: Family, base: str) -> TrainConfig:
+def config_of(settings: Mapping[str, Any], family: Family, base: str, recipe: str = "style-friendly") -> TrainConfig:
     """The resolved config of an arm, with the base's learning rate, steps and batch. Raises UserError if the base does
     not support it."""
-    config = resolve("style-friendly", base, **{**settings, "precision": family.precision})
+    config = resolve(recipe, base, **{**settings, "precision": family.precision})
     truncate_to_schedule(noise_law(config), family.schedule)
-    for target in config.adapter.targets:
+    for target in getattr(config.adapter, "targets", ()):
         if target in ("image_stream", "text_stream") and target not in family.kinds:
             raise UserError(f"this base has no layers of the kind {target!r}")
     return config

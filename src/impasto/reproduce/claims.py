@@ -22,7 +22,7 @@ import numpy as np
 
 from impasto.reproduce.statistics import ALPHA, holm, sign_flip, student
 
-Verdict = Literal["reproduced", "not reproduced", "undecided"]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
 Unit = str
 """One pair: "unifont, rabbit face, 0"."""
 Values = Mapping[str, Mapping[Unit, float]]
@@ -46,21 +46,25 @@ class Evidence:
 class Arm:
     """One method of generating images in a style.
 
-    settings: changes to the recipe `style-friendly`, keys of TrainConfig. how: "train", or a method without training
-    (`runner.HOW`) with its `options`. where: "heldout" (a reference of a style that the base was not trained on),
-    "known" (no reference), "secondary" (styles for choosing) or "fresh" (as heldout, other references and seeds).
+    settings: changes to `recipe`, keys of TrainConfig. how: "train", or another method (`runner.HOW`, the world's
+    `jobs`) with its `options`. where: the world's units, "heldout" (a reference of a style that the base was not
+    trained on), "known" (no reference), "secondary" (styles for choosing) or "fresh" (as heldout, other references and
+    seeds).
     layers_of: a recipe whose target layers are used (the base's card takes precedence). needs: a layer kind that the
-    base must have. absent: why it cannot be run, if so.
+    base must have. absent: why it cannot be run, if so. untestable: what it lacks is not to be had here, so that its
+    readings have the verdict "not testable here".
     """
 
     what: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     how: str = "train"
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: Literal["heldout", "known", "secondary", "fresh"] = "heldout"
+    where: str = "heldout"
     layers_of: str = ""
     needs: str = ""
     absent: str = ""
+    recipe: str = "style-friendly"
+    untestable: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,21 @@ class Measure:
 
 @dataclass(frozen=True)
 class Compare:
-    """A contrast of arms in the "style" or the "text" measure. above, below: thresholds in units of its margin."""
+    """A contrast of arms in one of the world's measures. above, below: thresholds in units of its margin."""
 
     what: str
     weights: Mapping[str, float]
-    measure: Literal["style", "text"] = "style"
+    measure: str = "style"
     above: float = 0.0
     below: float = 1.0
 
 
-def more(arm: str, other: str, measure: Literal["style", "text"] = "style") -> Compare:
+def more(arm: str, other: str, measure: str = "style") -> Compare:
     """`arm` scores higher than `other`: holds above 0, is refuted below the margin."""
     return Compare(f"{arm} has more {measure} than {other}", {arm: 1.0, other: -1.0}, measure)
 
 
-def no_less(arm: str, other: str, measure: Literal["style", "text"] = "text") -> Compare:
+def no_less(arm: str, other: str, measure: str = "text") -> Compare:
     """`arm` scores at most a margin lower than `other` (non-inferiority); refuted below that."""
     what = f"{arm} has no less {measure} than {other}"
     return Compare(what, {arm: 1.0, other: -1.0}, measure, above=-1.0, below=-1.0)
@@ -106,18 +110,21 @@ def falls(arms: Mapping[str, float], what: str) -> Compare:
 
 @dataclass(frozen=True)
 class Reading:
-    """One interpretation of a claim for another base; every comparison must hold. ours: it is not in the paper."""
+    """One interpretation of a claim for another base; every comparison must hold. ours: it is not in the paper.
+    untestable: why no cell can test it here; then without comparisons."""
 
     name: str
-    compares: tuple[Compare, ...]
+    compares: tuple[Compare, ...] = ()
     ours: bool = False
+    untestable: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
     """id: S1; claim: one sentence; paper: the paper's own numbers; readings: the first one gives the verdict.
 
-    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each.
+    shown: further arms for the page. curves: {x axis: {arm: x}}, a plot each. sheet: arms whose images are shown
+    side by side.
     """
 
     id: str
@@ -126,13 +133,14 @@ class Claim:
     readings: tuple[Reading, ...]
     shown: tuple[str, ...] = ()
     curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sheet: tuple[str, ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
         """All arms, in order."""
         compared = [arm for reading in self.readings for compare in reading.compares for arm in compare.weights]
         drawn = [arm for arms in self.curves.values() for arm in arms]
-        return tuple(dict.fromkeys([*compared, *drawn, *self.shown]))
+        return tuple(dict.fromkeys([*compared, *drawn, *self.shown, *self.sheet]))
 
 
 def restricted(claim: Claim, arms: Collection[str], ours: bool = True) -> Claim | None:
@@ -152,8 +160,8 @@ RULE = (
     "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
     "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
     f"corrected for the readings of the claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its "
-    "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. The claim's verdict is that "
-    "of its first reading."
+    "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. A reading that needs what is not "
+    "to be had here (weights, a base) is not testable here. The claim's verdict is that of its first reading."
 )
 
 
@@ -162,26 +170,34 @@ def judge(
     seen: Mapping[str, Evidence],
     measures: Mapping[str, Measure],
     left_out: Mapping[str, str] | None = None,
+    untestable: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The readings of `claim` with effects, intervals, p, verdicts and, if undecided, the reasons.
 
-    seen: {name of the reading: its evidence}. left_out: {arm: why it cannot be run here}.
+    seen: {name of the reading: its evidence}. left_out: {arm: why it cannot be run here}. untestable: those of them
+    that make a reading "not testable here".
     """
     results = []
     for reading in claim.readings:
+        if reading.untestable:
+            results.append({"reading": reading.name, "compares": [], "why": [reading.untestable]})
+            continue
         own = seen[reading.name]
         rows = [evaluate_comparison(c, own.scores[c.measure], measures[c.measure], own.units) for c in reading.compares]
         why = [f"{arm} is left out: {(left_out or {})[arm]}" for arm in arms_of(reading) if arm in (left_out or {})]
         why += list(dict.fromkeys(row["why"] for row in rows if row["why"])) if not why else []
         results.append({"reading": reading.name, "compares": rows, "why": why})
-    deciding = [seen[entry["reading"]].decides for entry in results]
+    lacking = [bool(r.untestable or set(arms_of(r)) & set(untestable)) for r in claim.readings]
+    deciding = [not no and seen[entry["reading"]].decides for entry, no in zip(results, lacking, strict=True)]
     for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
         raw = [pick(entry["compares"]) for entry in results]
         corrected = holm([p if decides else 1.0 for p, decides in zip(raw, deciding, strict=True)])
         for entry, decides, own, p in zip(results, deciding, raw, corrected, strict=True):
             entry[key] = p if decides else min(1.0, len(results) * own)
-    for entry, decides in zip(results, deciding, strict=True):
-        entry["verdict"] = "undecided"
+    for entry, decides, no in zip(results, deciding, lacking, strict=True):
+        entry["verdict"] = "not testable here" if no else "undecided"
+        if no:
+            continue
         if not decides:
             entry["why"] = ["smoke cells decide nothing", *entry["why"]]
         elif not entry["why"]:
@@ -200,12 +216,12 @@ def arms_of(reading: Reading) -> list[str]:
 
 def holds(rows: Sequence[Mapping[str, Any]]) -> float:
     """p that all comparisons hold: the largest (intersection-union)."""
-    return max(row["p_holds"] for row in rows)
+    return max((row["p_holds"] for row in rows), default=1.0)
 
 
 def refuted(rows: Sequence[Mapping[str, Any]]) -> float:
     """p that one comparison is refuted: the smallest, times their number (Bonferroni)."""
-    return min(1.0, len(rows) * min(row["p_refuted"] for row in rows))
+    return min(1.0, len(rows) * min((row["p_refuted"] for row in rows), default=1.0))
 
 
 def evaluate_comparison(

@@ -6,6 +6,7 @@ a claim by cells of the same size as its first reading. Arms that lack some of t
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
 from impasto.reproduce.claims import RULE, Claim, Evidence, arms_of, judge
 from impasto.reproduce.runner import PLAIN
+from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.statistics import FEWEST
 
 if TYPE_CHECKING:
@@ -41,6 +43,12 @@ def write_page(campaign: "Campaign") -> list[Entry]:
                 name = f"{claim.id}{f'-{i + 1}' if i else ''}.svg"
                 save(out / "pictures" / name, drawing)
                 pictures.setdefault(claim.id, []).append(name)
+        sheet = f"{claim.id}-images.png"
+        if claim.sheet and save_sheet(campaign, claim, entry["arms_cells"], out / "pictures" / sheet):
+            pictures.setdefault(claim.id, []).append(sheet)
+        for name, drawing in drawings(campaign, claim, entry["arms_cells"]).items():
+            save(out / "pictures" / name, drawing)
+            pictures.setdefault(claim.id, []).append(name)
     for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
         if drawing := forest(entries, campaign, reading):
             name = f"effects-{slug(reading)}.svg"
@@ -48,6 +56,12 @@ def write_page(campaign: "Campaign") -> list[Entry]:
             pictures.setdefault("", []).append(name)
     save(out / "README.md", page(campaign, entries, pictures))
     return entries
+
+
+def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str]:
+    """{file: SVG} of a claim by the hook `drawings` of its group's module, if it has one."""
+    hook = getattr(import_module(campaign.module), "drawings", None)
+    return hook(campaign, claim, size) if hook else {}
 
 
 def save(path: Path, text: str) -> None:
@@ -60,16 +74,19 @@ def assess(campaign: "Campaign", claim: Claim) -> Entry:
     """The claim's entry in claims.json, by its full cells where they are all there."""
     known, sizes = campaign.known, [size for size in campaign.world.sizes if campaign.world.ready(size)]
     left_out = {arm: why for arm, why in campaign.left_out.items() if arm in claim.arms}
-    told = {reading.name: size_of(campaign, arms_of(reading), sizes) for reading in claim.readings}
-    seen = {reading.name: look(campaign, arms_of(reading), told[reading.name]) for reading in claim.readings}
+    untestable = [arm for arm in left_out if campaign.arms[arm].untestable]
+    tested = [reading for reading in claim.readings if not reading.untestable]
+    told = {reading.name: size_of(campaign, arms_of(reading), sizes) for reading in tested}
+    seen = {reading.name: look(campaign, arms_of(reading), told[reading.name]) for reading in tested}
     readings = [
-        reading | {"cells": told[reading["reading"]]}
-        for reading in judge(claim, seen, campaign.world.measures, left_out)
+        reading | {"cells": told.get(reading["reading"])}
+        for reading in judge(claim, seen, campaign.world.measures, left_out, untestable)
     ]
     for reading in readings:
-        if not any(seen[reading["reading"]].scores["style"].values()):
+        testable, name = reading["verdict"] != "not testable here", str(reading["reading"])
+        if testable and not any(any(values.values()) for values in seen[name].scores.values()):
             reading |= {"verdict": "undecided", "why": ["not run"], "cells": None}
-    size = told[claim.readings[0].name]
+    size = told[tested[0].name]
     arms = {arm: own for arm in claim.arms if arm in campaign.specs and (own := found(campaign, arm, size))}
     wanted = {size: campaign.cells([claim], size) for size in sizes}
     return {
@@ -302,7 +319,7 @@ def cell(told: Sequence[Any] | None) -> str:
 def curve(campaign: "Campaign", entry: Entry, x: str, arms: Mapping[str, float]) -> str:
     """Both deciding scores over x of the arms that have all of their cells, with their standard deviations; "" with
     fewer than two arms."""
-    names = [m.name for m in campaign.world.measures.values()]
+    names = [campaign.world.measures[role].name for role in ("style", "text")]
     whole = {arm: entry["arms"][arm] for arm, (n, wanted) in entry["n"].items() if n == wanted}
     there = [(at, whole[arm]) for arm, at in arms.items() if all(n in whole.get(arm, {}) for n in names)]
     if len(there) < 2:

@@ -73,6 +73,7 @@ class PaperWorld:
     sizes = tuple(SIZES)
     undecided = ("smoke",)
     to_reference = True
+    jobs: Mapping[str, Any] = field(default_factory=dict)
     shown = ("dino", "clip_i", "clip_t")
 
     def describe(self) -> str:

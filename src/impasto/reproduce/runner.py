@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from filelock import FileLock
@@ -60,6 +61,11 @@ class World(Protocol):
 
     @property
     def to_reference(self) -> bool: ...
+
+    @property
+    def jobs(self) -> Mapping[str, Any]:
+        """Further methods of generating an arm's images, as HOW."""
+        ...
 
     def describe(self) -> str: ...
 
@@ -124,9 +130,9 @@ def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
         "protocol": world.name,
         "base": family.hash,
         "arm": dict(arm),
-        "sampling": sampling_of(family),
         "instruments": world.instruments(),
         **unit,
+        "sampling": sampling_of(family) | unit.get("sampling", {}),
     }
 
 
@@ -155,7 +161,7 @@ def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         reference = reference_file(cell, world, folder)
-        generate_images(cell, place, folder, reference)
+        generate_images(cell, place, folder, reference, world.jobs)
         scores = world.scores(folder / "images", cell.spec, reference)
     shutil.rmtree(folder / "style" / "state", ignore_errors=True)  # the adapter is kept
     return {
@@ -185,8 +191,11 @@ def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
     return folder / "reference.png"
 
 
-def generate_images(cell: Cell, place: BaseSpec, folder: Path, reference: Path | None) -> None:
-    """Generate the cell's images into `folder/images`, `0000.png` on, unless they exist."""
+def generate_images(
+    cell: Cell, place: BaseSpec, folder: Path, reference: Path | None, jobs: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Generate the cell's images into `folder/images`, `0000.png` on, unless they exist. A job that returns None has
+    written them into `folder/images.part` itself."""
     spec, images, part = cell.spec, folder / "images", folder / "images.part"
     if images.is_dir():
         if len(list(images.glob("*.png"))) == pictures(spec):
@@ -197,7 +206,11 @@ def generate_images(cell: Cell, place: BaseSpec, folder: Path, reference: Path |
     asked = spec["sampling"]
     sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
     sampling = replace(sampling, sampler=asked.get("sampler", DEFAULT))
-    prompts, more = HOW[spec["arm"]["how"]](spec, place, folder, reference)
+    job = {**HOW, **jobs}[spec["arm"]["how"]](spec, place, folder, reference)
+    if job is None:
+        part.rename(images)
+        return
+    prompts, more = job
     own = {"count": spec.get("count", 1), "device": place.device, "precision": spec["sampling"]["precision"], **more}
     seed = 1000 * spec["seed"]  # so that seeds share no noise
     for i, (image, info) in enumerate(generate(place.base, prompts, seed=seed, sampling=sampling, **own)):

@@ -68,6 +68,7 @@ class SmallWorld:
     sizes = ("smoke", "full")
     undecided = ("smoke",)
     to_reference = False
+    jobs: Mapping[str, Any] = field(default_factory=dict)
     shown = (
         *("style_accuracy", "style_probability", "concept_top1", "concept_top5", "leakage"),
         *("clip_i_style", "ssim", "clip_t"),
@@ -123,12 +124,15 @@ class SmallWorld:
             reference=reference,
             reference_concept=spec["reference"],
             judges=self._judges(),
-            encoder=packaged_encoder() if self.encoder is None else self.encoder,
+            encoder=self._encoder(),
         )
         return {name: float(found[name]) for name in METRICS if found[name] is not None}
 
     def _judges(self) -> Any:
         return packaged_judges() if self.judges is None else self.judges
+
+    def _encoder(self) -> Any:
+        return packaged_encoder() if self.encoder is None else self.encoder
 
 
 def heldout_units(
