@@ -212,7 +212,7 @@ def make_tower(language: Language, tokenizer: CLIPTokenizer, folder: Path, minut
             rng = np.random.default_rng((7, step))
             rows = torch.from_numpy(bank.pool.draw(batch, SHARES, rng))
             ids = bank.ids[rows, torch.from_numpy(rng.integers(shared.CAPTIONS, size=batch))].long()
-            ends = (ids == end_token).int().argmax(1)
+            ends = ids.eq(end_token).int().argmax(1)
             if step % 8:  # seven of eight batches without most of the padding, which costs as much as words
                 ids = ids[:, : int(ends.max()) + 1 + int(rng.integers(1, 6))]
             shared.set_progress([muon, adamw], 2e-3, step, clock.progress)
@@ -350,7 +350,8 @@ def translated_prompts(language: Language) -> list[str]:
     words = {
         description: own[k]
         for style, own in zip(meta["styles"], language.styles, strict=True)
-        for k, description in enumerate(style["descriptions"] if own else ())
+        if own
+        for k, description in enumerate(style["descriptions"])
     }
     parts = [text.partition(", ") for text in card(BASE)["prior_prompts"]]
     return [prompt(language.labels[labels[thing]], words[style]) for thing, _, style in parts]
@@ -386,7 +387,11 @@ def parallel_prompts(language: Language, world: Any, n: int, seed: int) -> tuple
     rng = np.random.default_rng(seed)
     cells = [(int(world.style_id[i]), int(world.concept_id[i]), int(rng.integers(2))) for i in rows]
     english = [prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][k]) for s, c, k in cells]
-    return rows, english, [prompt(language.labels[c], (language.styles[s] or [])[k]) for s, c, k in cells]
+    return (
+        rows,
+        english,
+        [prompt(language.labels[c], language.words["styles"][meta["style_names"][s]][k]) for s, c, k in cells],
+    )
 
 
 def score(language: Language, out: Path, n: int, seed: int = 0) -> dict[str, Any]:
