@@ -197,7 +197,8 @@ def make_tower(language: Language, tokenizer: CLIPTokenizer, folder: Path, minut
     tower: Any = clip.text_model
     head = torch.nn.Linear(WIDTH, COMPONENTS)
     bank = latents_of(language, tokenizer, 701)
-    wanted, end_token = image_components(bank.latents), tokenizer.eos_token_id
+    wanted = image_components(bank.latents)
+    end_token: Any = tokenizer.eos_token_id
     named = [*tower.named_parameters(), *head.named_parameters()]
     matrices = [p for name, p in named if p.ndim == 2 and "embedding" not in name and p is not head.weight]
     rest = [p for name, p in named if p.ndim != 2 or "embedding" in name or p is head.weight]
@@ -453,7 +454,7 @@ def main() -> None:
         export(training, language, clip, out)
         print(json.dumps({"out": str(out), **(meta or {})}), flush=True)
         return
-    result = score(language, out, args.prompts)
+    result: dict[str, Any] = score(language, out, args.prompts)
     state = json.loads((folder / "state" / "state.json").read_text(encoding="utf-8"))
     result["training"] = {key: state[key] for key in ("step", "pictures", "seconds")}
     for file in (args.score, out / "gate.json"):
