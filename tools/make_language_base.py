@@ -6,7 +6,7 @@
 
 For distillation between bases of unshared text encoders (StyleInject, section V-B). Three stages, each resumed from the
 cache (`pretrain/mini-sd15-zh`): a byte-pair tokeniser on Chinese captions; a text tower of mini-sd15's shape, from
-random weights, trained contrastively against an image tower of its own; then the tower and the cross-attention of
+random weights, that predicts the principal components of a caption's image; then the tower and the cross-attention of
 mini-sd15's U-Net, whose keys and values start from random weights, by the diffusion loss (`pretrain.unet`). No
 embedding, caption or prediction of the English base is a target. Images are those of the train styles.
 
@@ -44,7 +44,7 @@ from impasto.families.base import quiet
 from impasto.files import MODELS, atomic, cache_dir
 from impasto.judges.model import Judges
 from impasto.pretrain import base as shared
-from impasto.pretrain.clip import tokens, train_clip
+from impasto.pretrain.clip import WIDTH, new_clip, tokens
 from impasto.pretrain.pool import NO_STYLE_SHARE, Entry, Pool, build_pool, train_world
 from impasto.pretrain.score import GUIDANCE, judged, means, random_cells, sample_images
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
@@ -54,7 +54,8 @@ from impasto.pretrain.unet import UNet
 
 BASE, CONCEPTS = "mini-sd15", "core_everywhere"
 SHARES = {"plain": 0.85, "ground": 0.1, "scene": 0.05}
-EMA, SAVE_SECONDS, LOG_STEPS = 0.995, 240, 50
+EMA, SAVE_SECONDS, LOG_STEPS = 0.995, 120, 50
+COMPONENTS = 256
 GATE_TOP5, GATE_CKA, CKA_CAPTIONS = 0.8, 0.5, 2000
 
 
@@ -144,6 +145,18 @@ def log(folder: Path, row: dict[str, Any]) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class CpuClock(Clock):
+    """A time budget in the process's own CPU time: neither other processes nor a pause use it up."""
+
+    def __init__(self, total_minutes: float, spent: float = 0.0) -> None:
+        super().__init__(total_minutes, spent)
+        self.start = time.process_time()
+
+    @property
+    def session(self) -> float:
+        return time.process_time() - self.start
+
+
 def make_tokenizer(language: Language, folder: Path) -> CLIPTokenizer:
     """The tokeniser in `folder`, trained when it is not there."""
     if (folder / "tokenizer.json").exists():
@@ -151,13 +164,83 @@ def make_tokenizer(language: Language, folder: Path) -> CLIPTokenizer:
     return train_tokenizer(language.corpus(), list(language.every_label.values()) * 2, folder)
 
 
-def make_tower(language: Language, tokenizer: CLIPTokenizer, folder: Path, minutes: float) -> Path:
-    """The folder of the contrastively trained CLIP; its text tower is where the last stage starts."""
-    saved = folder / "clip-start"
-    if not (saved / "model.safetensors").exists():
-        model = train_clip(translated_pool(language, 701), tokenizer, folder / "clip", minutes, seed=7)
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
+def latents_of(language: Language, tokenizer: CLIPTokenizer, seed: int) -> shared.Bank:
+    """The images of a pool as latents; with their captions."""
+    vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32)
+    pool = translated_pool(language, seed)
+    bank = shared.make_bank(pool, vae.eval(), tokenizer, seed)
+    pool.rgb = np.empty(0, np.uint8)
+    return bank
+
+
+def image_components(latents: torch.Tensor, n: int = COMPONENTS) -> torch.Tensor:
+    """The first n principal components of latents (N, C, h, w), each divided by the root of its standard deviation so
+    that small details count, in units of mean square 1: (N, n) float32."""
+    torch.manual_seed(0)
+    x = latents.flatten(1).float()
+    x = x - x.mean(0)
+    _, _, directions = torch.svd_lowrank(x, q=n, niter=2)
+    found = x @ directions
+    found = found / found.std(0).sqrt()
+    return found / found.square().mean().sqrt()
+
+
+def make_tower(language: Language, tokenizer: CLIPTokenizer, folder: Path, minutes: float, batch: int = 96) -> Path:
+    """The folder of a CLIPModel whose text tower, from random weights, predicts `image_components` of a caption's image
+    by one linear layer from every token from the end token on; the last stage starts there. Resumes from `folder`."""
+    saved, state = folder / "clip-start", folder / "tower-state"
+    if (saved / "model.safetensors").exists():
+        return saved
+    state.mkdir(exist_ok=True)
+    torch.manual_seed(7)
+    clip = new_clip(tokenizer)
+    tower: Any = clip.text_model
+    head = torch.nn.Linear(WIDTH, COMPONENTS)
+    bank = latents_of(language, tokenizer, 701)
+    wanted = image_components(bank.latents)
+    end_token: Any = tokenizer.eos_token_id
+    named = [*tower.named_parameters(), *head.named_parameters()]
+    matrices = [p for name, p in named if p.ndim == 2 and "embedding" not in name and p is not head.weight]
+    rest = [p for name, p in named if p.ndim != 2 or "embedding" in name or p is head.weight]
+    muon = torch.optim.Muon(matrices, lr=2e-3, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    parts = {"tower": tower, "head": head, "muon": muon, "adamw": adamw}
+    meta = load_state(state, parts) or {"step": 0, "seconds": 0.0}
+    clock, saved_at, losses = CpuClock(minutes, meta["seconds"]), meta["seconds"], []
+    with clock:
+        while not clock.stop:
+            step = meta["step"]
+            rng = np.random.default_rng((7, step))
+            rows = torch.from_numpy(bank.pool.draw(batch, SHARES, rng))
+            ids = bank.ids[rows, torch.from_numpy(rng.integers(shared.CAPTIONS, size=batch))].long()
+            ends = ids.eq(end_token).int().argmax(1)
+            if step % 8:  # seven of eight batches without most of the padding, which costs as much as words
+                ids = ids[:, : int(ends.max()) + 1 + int(rng.integers(1, 6))]
+            shared.set_progress([muon, adamw], 2e-3, step, clock.progress)
+            with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+                out = head(tower(input_ids=ids).last_hidden_state)
+            after = torch.arange(ids.shape[1]) >= ends[:, None]
+            error = (out.float() - wanted[rows][:, None]).square().mean(2)
+            loss = ((error * after).sum(1) / after.sum(1)).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
+            for optimizer in (muon, adamw):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            meta |= {"step": step + 1, "seconds": clock.seconds}
+            if (step + 1) % LOG_STEPS == 0:
+                row = {"tower_step": step + 1, "error": round(float(np.mean(losses)), 4)}
+                log(folder, row | {"minutes": round(clock.seconds / 60, 2)})
+                losses = []
+            if clock.seconds - saved_at > SAVE_SECONDS:
+                save_state(state, parts, meta)
+                saved_at = clock.seconds
+    save_state(state, parts, meta)
+    if clock.terminated:
+        raise SystemExit(1)
+    clip.save_pretrained(saved)
+    tokenizer.save_pretrained(saved)
     return saved
 
 
@@ -196,7 +279,7 @@ class Training:
         state = folder / "state"
         meta = load_state(state, self.parts) or {"step": 0, "pictures": 0, "seconds": 0.0}
         first, saved, losses = meta["step"] == 0, meta["seconds"], []
-        clock = Clock(minutes, meta["seconds"])
+        clock = CpuClock(minutes, meta["seconds"])
         if first:
             log(folder, {"step": 0, **self.hears(bank)})
         with clock:
@@ -268,7 +351,8 @@ def translated_prompts(language: Language) -> list[str]:
     words = {
         description: own[k]
         for style, own in zip(meta["styles"], language.styles, strict=True)
-        for k, description in enumerate(style["descriptions"] if own else ())
+        if own
+        for k, description in enumerate(style["descriptions"])
     }
     parts = [text.partition(", ") for text in card(BASE)["prior_prompts"]]
     return [prompt(language.labels[labels[thing]], words[style]) for thing, _, style in parts]
@@ -304,7 +388,11 @@ def parallel_prompts(language: Language, world: Any, n: int, seed: int) -> tuple
     rng = np.random.default_rng(seed)
     cells = [(int(world.style_id[i]), int(world.concept_id[i]), int(rng.integers(2))) for i in rows]
     english = [prompt(meta["concepts"][c]["label"], meta["styles"][s]["descriptions"][k]) for s, c, k in cells]
-    return rows, english, [prompt(language.labels[c], (language.styles[s] or [])[k]) for s, c, k in cells]
+    return (
+        rows,
+        english,
+        [prompt(language.labels[c], language.words["styles"][meta["style_names"][s]][k]) for s, c, k in cells],
+    )
 
 
 def score(language: Language, out: Path, n: int, seed: int = 0) -> dict[str, Any]:
@@ -343,8 +431,8 @@ def main() -> None:
     """Train what is missing, or score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", default="zh")
-    parser.add_argument("--tower-minutes", type=float, default=12, help="of the contrastive stage")
-    parser.add_argument("--minutes", type=float, default=95, help="of the last stage, in all its sessions")
+    parser.add_argument("--tower-minutes", type=float, default=18, help="CPU minutes of the second stage")
+    parser.add_argument("--minutes", type=float, default=60, help="CPU minutes of the last stage, in all its sessions")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--score", type=Path, help="write the gate's numbers here, and train nothing")
@@ -362,15 +450,11 @@ def main() -> None:
         if args.export:
             meta = load_state(folder / "state", training.parts)
         else:
-            vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32)
-            pool = translated_pool(language, 702)
-            bank = shared.make_bank(pool, vae.eval(), tokenizer, 702)
-            pool.rgb = np.empty(0, np.uint8)
-            meta = training.train(bank, folder, args.minutes, args.batch)
+            meta = training.train(latents_of(language, tokenizer, 702), folder, args.minutes, args.batch)
         export(training, language, clip, out)
         print(json.dumps({"out": str(out), **(meta or {})}), flush=True)
         return
-    result = score(language, out, args.prompts)
+    result: dict[str, Any] = score(language, out, args.prompts)
     state = json.loads((folder / "state" / "state.json").read_text(encoding="utf-8"))
     result["training"] = {key: state[key] for key in ("step", "pictures", "seconds")}
     for file in (args.score, out / "gate.json"):
