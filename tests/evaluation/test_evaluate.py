@@ -16,6 +16,7 @@ from impasto.errors import UserError
 from impasto.evaluation import SCORES, evaluate
 from impasto.evaluation.labels import Labels, read_concepts
 from impasto.evaluation.samples import open_image, read_folder
+from impasto.judges.model import Judges
 from impasto.styles.weights import style_hash
 
 META = load_meta()

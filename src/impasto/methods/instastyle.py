@@ -382,7 +382,12 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
     known = refinement(config, sources)
     data = replace(known.data, image=tuple(s.image for s in sources), caption=tuple(s.prompt for s in sources))
     log = replace(known.log, preview_prompt=tuple(prompts))
-    write_card(replace(known, out=out, data=data, log=log), family, list(zip(prompts, shown, strict=True)), version("impasto"))
+    write_card(
+        replace(known, out=out, data=data, log=log),
+        family,
+        list(zip(prompts, shown, strict=bool(shown))),
+        version("impasto"),
+    )
     stages.write("style", inputs, files, decibels=decibels)
     return {"decibels": decibels}
 
