@@ -166,7 +166,7 @@ def test_damaged_candidate_is_made_again(trained, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(config.out, out)
     whole = (out / CANDIDATES / "02.png").read_bytes()
-    (out / CANDIDATES / "02.png").unlink()
+    (out / CANDIDATES / "02.png").write_bytes(whole[:-9])
     train(config_of(config.base, config.data.image[0], out, preview=True))
     assert (out / CANDIDATES / "02.png").read_bytes() == whole
 

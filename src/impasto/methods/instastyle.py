@@ -214,8 +214,9 @@ def make_candidates(
     if stages.read("candidates", inputs):
         return found
     batch = Sampling(size=config.data.size).on(family).batch or 1
-    missing = [one for one in found if not (stages.folder / one.file).is_file()]
-    size, kind = {"width": config.data.size, "height": config.data.size}, {"guidance": method.guidance}
+    damaged = stages.damaged("candidates")
+    missing = [one for one in found if one.file in damaged or not (stages.folder / one.file).is_file()]
+    size = {"width": config.data.size, "height": config.data.size}
     about = {
         "negative_prompt": "",
         "steps": noise.info.steps,
