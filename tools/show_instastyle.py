@@ -7,7 +7,8 @@ The reference is a true image of a secondary held-out style on white, or on a co
 name. Rows: 15 objects at guidance 2.5 from the inversion noise, and the same from one Gaussian noise (by all steps).
 Beside the sheet, results.json: for both rows the mean cosine of the style judge's features with the reference, the
 share of images whose object is among the concept judge's five first, the mean difference of the border from the
-reference's (0 to 255) and the seconds of the 15 images. About a minute a base on one idle core.
+reference's (0 to 255) and the seconds of the 15 images. About a minute a base on one idle core. With --run the same of
+a finished run of the recipe instastyle, without a random share.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.contact_sheet import sheet
 from impasto.files import atomic
+from impasto.generation import generate
 from impasto.inversion import kind_of, noise_file
 from impasto.inversion.noise_file import InversionNoise
 from impasto.invert import invert_image
@@ -31,6 +33,7 @@ from impasto.judges.model import Judges
 from impasto.methods.instastyle import default_objects, generate_candidates, read_caption
 from impasto.noise.random import generator
 from impasto.reproduce.small_world import words
+from impasto.sampling.sample import Sampling
 
 SEED, BORDER = 5, 6
 
@@ -68,6 +71,8 @@ def main() -> None:
     parser.add_argument("--base", default="mini-sd15")
     parser.add_argument("--style", default="icon-park")
     parser.add_argument("--object", help="what the reference shows; a reference concept of the style by default")
+    parser.add_argument("--objects", nargs="+", help="instead of the method's own")
+    parser.add_argument("--run", type=Path, help="a finished run of the recipe instastyle on this reference")
     parser.add_argument("--ground", type=int, nargs=3, default=(255, 255, 255), help="its ground, red green blue")
     parser.add_argument("--until", type=float, help="terminal timestep of 0 to 1000")
     parser.add_argument("--refine", type=int, default=0, help="fixed-point iterations of each inversion step")
@@ -88,12 +93,18 @@ def main() -> None:
     }
 
     family = loader.load(options.base, device="cpu")
-    objects, noise = default_objects(family), noise_file.read(folder / noise_file.NOISE)
+    noise = noise_file.read(folder / noise_file.NOISE)
+    objects = tuple(options.objects or default_objects(family))
     prompts = [read_caption(caption).prompt(thing) for thing in objects]
     gaussian = torch.randn(noise.noise.shape, generator=generator(SEED, 0, "gaussian"))
     rows, judges = {}, Judges.load()
     levels = kind_of(family).levels(family, noise.info.steps, (gaussian.shape[-2], gaussian.shape[-1]))
     starts = {"inversion noise": noise, "Gaussian noise": InversionNoise(gaussian, levels, noise.info)}
+    if options.run:
+        sampling = Sampling(batch=len(prompts))
+        refined = generate(options.base, prompts, styles=[str(options.run)], sampling=sampling, noise_random=0.0)
+        rows["refined"] = [picture for picture, _ in refined]
+        results["refined"] = measure(judges, rows["refined"], objects, image)
     for row, given in starts.items():
         start = time.perf_counter()
         rows[row] = generate_candidates(family, given, prompts)
@@ -104,6 +115,8 @@ def main() -> None:
         "inversion noise": [image, back, *rows["inversion noise"]],
         "Gaussian noise": [None, None, *rows["Gaussian noise"]],
     }
+    if options.run:
+        shown["refined"] = [None, None, *rows["refined"]]
     title = f"{options.base}: {caption}"
     sheet(shown, ["reference", "reconstruction", *objects], wrap=9, title=title).save(folder / "sheet.png")
     with atomic(folder / "results.json") as path:

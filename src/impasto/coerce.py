@@ -53,6 +53,12 @@ def check_numbers(settings: Any, above_0: Sequence[str] = (), at_least_0: Sequen
             raise UserError(f"{prefix}{name} must be {what}{bound} 0, not {value}")
 
 
+def check_share(value: float, name: str) -> None:
+    """Raise UserError unless value is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must be from 0 to 1, not {value:g}")
+
+
 LAST_SEED = 2**62
 """Largest seed of images and runs; derived seeds stay within torch's range."""
 

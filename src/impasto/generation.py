@@ -14,7 +14,7 @@ from PIL import Image
 
 from impasto.adapters.token import Token, check_prompt
 from impasto.bases import loader
-from impasto.coerce import check_seed
+from impasto.coerce import check_seed, check_share
 from impasto.contact_sheet import sheet
 from impasto.errors import UserError
 from impasto.execution import apply as running
@@ -23,7 +23,6 @@ from impasto.files import atomic, writable_folder
 from impasto.guidance import bind_all, style_guidance
 from impasto.guidance.base import Encode, Guidance
 from impasto.guidance.composed import ComposedPrompts
-from impasto.inversion.mix import check_share
 from impasto.inversion.noise_file import InversionNoise
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.output import check_targets, clear_leftovers, next_number
@@ -176,6 +175,9 @@ def open_session(
     noisy = [(path, noises) for path, _ in styled if (noises := read_noises(path))]
     mixing = mixing or Mixing()
     mixing.check(noisy)
+    for _, noises in noisy:
+        for noise in noises:
+            noise.check_base(family.hash)
     sampling = sampling.on(family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)

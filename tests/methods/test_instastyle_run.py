@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from impasto.config import resolve
 from impasto.errors import UserError
@@ -164,7 +165,7 @@ def test_damaged_candidate_is_made_again(trained, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(config.out, out)
     whole = (out / CANDIDATES / "02.png").read_bytes()
-    (out / CANDIDATES / "02.png").unlink()
+    (out / CANDIDATES / "02.png").write_bytes(whole[:-9])
     train(config_of(config.base, config.data.image[0], out, preview=True))
     assert (out / CANDIDATES / "02.png").read_bytes() == whole
 
@@ -297,6 +298,33 @@ def test_mixing_flags_of_other_styles_raise(trained):
         next(generate(config.base, ["a cat"], noise_random=0.1, device="cpu"))
     with pytest.raises(UserError, match="impasto mix"):
         next(generate(config.base, ["a cat"], styles=[str(config.out)] * 2, device="cpu"))
+
+
+def test_noise_that_does_not_fit_raises(trained, tiny_sd15, tmp_path):
+    config = trained[0]
+    shutil.copytree(config.out, tmp_path / "x")
+    shutil.copytree(tiny_sd15, tmp_path / "base")
+    weights = load_file(tmp_path / "base/unet/diffusion_pytorch_model.safetensors")
+    weights["conv_out.bias"] += 1
+    save_file(weights, tmp_path / "base/unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="inversion noise is of another base"):
+        draw(tmp_path / "base", tmp_path / "x")
+    file = tmp_path / "x" / noise_file.NOISE
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        draw(config.base, tmp_path / "x")
+
+
+def test_candidates_draw_a_share_of_the_noise_anew(tiny_sd15, picture, tmp_path):
+    keys = {"select": "human", "method.objects": ["cat", "cat"]}
+    one, other = (config_of(tiny_sd15, picture, tmp_path / f"{p}", **keys, **{"method.random": p}) for p in (0.0, 0.5))
+    images = {}
+    for config in (one, other):
+        train(config)
+        images[config.out] = [np.asarray(Image.open(config.out / CANDIDATES / f"0{i}.png")) for i in (1, 2)]
+    assert (images[one.out][0] == images[one.out][1]).all() and (images[other.out][0] != images[other.out][1]).any()
 
 
 def test_what_cannot_be_mixed_raises(trained, tiny_sd3, picture, tmp_path):

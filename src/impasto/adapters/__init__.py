@@ -12,11 +12,6 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.lora:ADAPTER",
         "low-rank updates B A of linear and convolution layers, the paper's choice",
     ),
-    "full-rank": Entry(
-        "impasto.adapters.config:FullRankLoRA",
-        "impasto.adapters.full_rank:ADAPTER",
-        "all weights of some layers, saved as a LoRA (Custom Diffusion's keys and values)",
-    ),
     "styleinject": Entry(
         "impasto.adapters.config:StyleInject",
         "impasto.adapters.styleinject:ADAPTER",
@@ -31,6 +26,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.config:FullFineTuning",
         "impasto.adapters.full:ADAPTER",
         "all weights of the denoiser; the style folder is a base by itself",
+    ),
+    "full-rank": Entry(
+        "impasto.adapters.config:FullRankLoRA",
+        "impasto.adapters.full_rank:ADAPTER",
+        "all weights of some layers, saved as a LoRA (Custom Diffusion's keys and values)",
     ),
 }
 TEXT: dict[str, Entry] = {

@@ -12,6 +12,7 @@ from math import fsum
 import torch
 from torch import Generator, Tensor
 
+from impasto.coerce import check_share
 from impasto.errors import UserError
 
 
@@ -76,9 +77,3 @@ def moments(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(variance + eps) per item and channel, (B, C, 1, 1)."""
     var, mean = torch.var_mean(z, dim=(-2, -1), keepdim=True)
     return mean, (var + eps).sqrt()
-
-
-def check_share(value: float, name: str) -> None:
-    """Raise UserError unless value is in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} must be from 0 to 1, not {value:g}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from impasto.adapters.config import TextToken
-from impasto.coerce import check_numbers
+from impasto.coerce import check_numbers, check_share
 from impasto.errors import UserError
 from impasto.methods.style_caption import StyleCaption, read_caption
 
@@ -58,6 +58,8 @@ class InstaStyle:
     """Guidance scale of the candidates, and of the finished style."""
     fixed_point: int = 0
     """Fixed-point iterations of each inversion step: nearer to the image, each costs another inversion."""
+    random: float = 0.0
+    """Share of the noise's positions that each candidate draws anew."""
     select: Literal["score", "random", "human"] = "score"
     """Selection of candidates: score (least of the worse rank of style and content), random, or human: the run stops
     with a numbered sheet, and `impasto select` goes on."""
@@ -70,6 +72,7 @@ class InstaStyle:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("steps", "n"), at_least_0=("guidance", "fixed_point"), prefix="method.")
+        check_share(self.random, "method.random")
         if self.objects and len(self.objects) < self.n:
             raise UserError(f"{self.n} of {len(self.objects)} objects cannot be selected: lower --method.n")
 

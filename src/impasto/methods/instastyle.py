@@ -37,6 +37,7 @@ from impasto.families.base import Condition, Family
 from impasto.files import MODELS, atomic
 from impasto.generation import generate
 from impasto.inversion import invert, noise_file, sample
+from impasto.inversion.mix import randomise
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
 from impasto.invert import measure_reconstruction, reconstruct, save_image
 from impasto.methods.config import InstaStyle
@@ -206,28 +207,36 @@ def make_candidates(
     preparing: Preparing | None = None,
 ) -> list[Candidate]:
     """Lines 2 and 3: an image of each object from the same noise; those that are there already are kept."""
-    objects = config.method.objects or default_objects(family)
-    if len(objects) < config.method.n:
-        raise UserError(f"{config.method.n} of {len(objects)} objects cannot be selected: lower --method.n")
-    found = [
-        Candidate(f"{CANDIDATES}/{i:02d}.png", thing, source.caption.prompt(thing))
-        for i, thing in enumerate(objects, 1)
-    ]
-    inputs = {"inversion": digest(stages.folder / CANDIDATES / noise_file.NOISE), "guidance": config.method.guidance}
-    inputs |= {"prompts": [one.prompt for one in found]}
+    method = config.method
+    objects = method.objects or default_objects(family)
+    if len(objects) < method.n:
+        raise UserError(f"{method.n} of {len(objects)} objects cannot be selected: lower --method.n")
+    numbered = enumerate(objects, 1)
+    found = [Candidate(f"{CANDIDATES}/{i:02d}.png", thing, source.caption.prompt(thing)) for i, thing in numbered]
+    inputs = {"inversion": digest(stages.folder / CANDIDATES / noise_file.NOISE), "guidance": method.guidance}
+    inputs |= {"prompts": [one.prompt for one in found], "random": method.random, "seed": config.seed}
     if stages.read("candidates", inputs):
         return found
     batch = Sampling(size=config.data.size).on(family).batch or 1
-    missing = [one for one in found if not (stages.folder / one.file).is_file()]
+    damaged = stages.damaged("candidates")
+    missing = [one for one in found if one.file in damaged or not (stages.folder / one.file).is_file()]
     size = {"width": config.data.size, "height": config.data.size}
-    about = {"negative_prompt": "", "seed": config.seed, "steps": noise.info.steps, "guidance": config.method.guidance}
+    about = {
+        "negative_prompt": "",
+        "steps": noise.info.steps,
+        "guidance": method.guidance,
+        "noise_random": method.random,
+    }
     about |= size | {"base": config.base, "base_hash": family.hash, "styles": [], "version": VERSION}
     about |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
     for first in range(0, len(missing), batch):
         part = missing[first : first + batch]
-        images = generate_candidates(family, noise, [one.prompt for one in part], guidance=config.method.guidance)
-        for one, image in zip(part, images, strict=True):
-            save_png(image, {"prompt": one.prompt, **about}, stages.folder / one.file)
+        prompts, seeds = [one.prompt for one in part], [config.seed + found.index(one) for one in part]
+        images = generate_candidates(
+            family, noise, prompts, guidance=method.guidance, random=method.random, seeds=seeds
+        )
+        for one, seed, image in zip(part, seeds, images, strict=True):
+            save_png(image, {"prompt": one.prompt, "seed": seed, **about}, stages.folder / one.file)
         if preparing:
             preparing(len(found) - len(missing) + first + len(part), len(found))
     stages.write("candidates", inputs, [one.file for one in found], objects=list(objects))
@@ -426,14 +435,20 @@ def generate_candidates(
     guidance: float = GUIDANCE,
     negative: str = "",
     batch: int | None = None,
+    random: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> list[Image.Image]:
     """One image per prompt, all from the same inversion noise, `batch` at once (all by default).
 
-    Raises UserError for noise of another base.
+    random: share of the noise's positions that is drawn anew for each, by its seed in `seeds`, see
+    `inversion.mix.randomise`. Raises UserError for noise of another base.
     """
     noise.check(family.hash, noise.info.size)
     cond, empty = family.encode_prompt(prompts), family.encode_prompt([negative])
-    z = sample(family, noise.noise, noise.log_snr, cond, negative=empty, guidance=guidance, batch=batch)
+    z = noise.noise
+    if random:
+        z = torch.cat([randomise(z, random, generator(seed, 0, "noise-random")) for seed in seeds])
+    z = sample(family, z, noise.log_snr, cond, negative=empty, guidance=guidance, batch=batch)
     pixels = torch.cat([family.decode(part) for part in z.split(batch or len(z))])
     return [as_image(image) for image in (pixels.float().cpu().clamp(-1, 1) + 1) / 2]
 

@@ -28,11 +28,14 @@ class Stages:
         """The record of a finished stage; None where it has to be run (again). inputs: what it has to be made from;
         not compared when None."""
         record = read_json_or_empty(self.file(stage))
-        files = record.get("files")
-        if not isinstance(files, dict) or (inputs is not None and record.get("inputs") != plain(inputs)):
+        if "files" not in record or (inputs is not None and record.get("inputs") != plain(inputs)):
             return None
-        whole = all(digest(self.folder / name) == known for name, known in files.items())
-        return record if whole else None
+        return None if self.damaged(stage) else record
+
+    def damaged(self, stage: str) -> set[str]:
+        """Files of a finished stage that are not as it left them."""
+        files = read_json_or_empty(self.file(stage)).get("files", {})
+        return {name for name, known in files.items() if digest(self.folder / name) != known}
 
     def write(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str], **results: Any) -> dict[str, Any]:
         """Record a stage as finished; returns the record."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from impasto.coerce import check_share
 from impasto.data import references
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.guidance.base import Encode
 from impasto.inversion import invert, noise_file
-from impasto.inversion.mix import check_share, mix, randomise
+from impasto.inversion.mix import mix, randomise
 from impasto.inversion.noise_file import InversionNoise
 from impasto.noise.random import generator
 from impasto.sampling.sample import Sampling
