@@ -97,7 +97,7 @@ def checkpoint_sheet(
 
     @torch.no_grad()
     def encode(prompt: str) -> Condition:
-        return text.encode([prompt], known(prompt))
+        return text.encode([prompt], known(text.spell(prompt)))
 
     pictures: dict[tuple[int, float], list[Image.Image]] = {}
     for step, file in states.items():
