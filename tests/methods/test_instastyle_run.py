@@ -133,7 +133,7 @@ def test_same_command_runs_no_stage_again(trained, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-@pytest.mark.parametrize("stage", ["save_image", "save_png", "select_candidates", "fit", "write_parts", "write_card"])
+@pytest.mark.parametrize("stage", ["save_image", "save_png", "open_image", "fit", "write_parts", "write_card"])
 def test_killed_run_resumes_to_the_same_style(trained, stage, tmp_path, monkeypatch):
     """Torn off inside a stage, the same command ends with the files of a run that was not."""
     config = trained[0]
@@ -152,8 +152,6 @@ def test_killed_run_resumes_to_the_same_style(trained, stage, tmp_path, monkeypa
         if step == 2:
             raise StopError
 
-    if stage == "select_candidates":  # of the random selection: it draws no scores
-        stage = "open_image"
     monkeypatch.setattr(instastyle, stage, stop)
     with pytest.raises(StopError):
         train(again)
