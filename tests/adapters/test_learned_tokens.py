@@ -7,10 +7,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from impasto.adapters import token as tokens
 from impasto.bases import loader
 from impasto.config import change, read_recipe_file, resolve, to_paths
+from impasto.contact_sheet import fit
 from impasto.errors import UserError
 from impasto.generation import generate
 from impasto.sampling.sample import Sampling
@@ -18,6 +20,7 @@ from impasto.styles.load import load_style
 from impasto.styles.parts import read_parts
 from impasto.styles.weights import style_hash
 from impasto.training.checkpoints import saved_states
+from impasto.training.sheet import checkpoint_sheet
 from impasto.training.train import train
 
 CAPTION = "a rocket in <style1> style"
@@ -120,6 +123,22 @@ def test_plain_pipeline_generates_the_same(trained):
     kind = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 16, "width": 16}
     theirs = pipe(CAPTION, generator=torch.Generator().manual_seed(3), **kind).images
     assert abs(pixels(theirs) - pixels([image])).max() <= 1
+
+
+def test_sheet_and_previews_know_the_token(trained, tmp_path):
+    """The last state of the sheet, and a preview, are what `generate` gives."""
+    config = change(trained, out=str(tmp_path / "run"), preview=True)
+    train(config)
+    sampling = Sampling(size=16)
+    image, _ = next(generate(config.base, [CAPTION], styles=[str(config.out)], device="cpu", sampling=sampling))
+    preview = Image.open(config.out / "previews" / "step-000004-0.png")
+    assert abs(pixels([image]) - pixels([preview])).max() <= 1
+    checkpoint_sheet(config.out, [CAPTION], (1.0,), device="cpu")
+    cell = np.asarray(Image.open(config.out / "sheet.png").convert("RGB")).astype(int)
+    big = np.asarray(fit(image, 112)).astype(int)
+    ys, xs = range(cell.shape[0] - 111), range(cell.shape[1] - 111)
+    found = [abs(cell[y : y + 112, x : x + 112] - big).max() for y in ys for x in xs]
+    assert min(found) <= 2
 
 
 @pytest.mark.filterwarnings("ignore:the prompt is too long for the text encoder")

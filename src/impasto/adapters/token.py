@@ -211,7 +211,7 @@ def load(pipe: Any, file: Path) -> Token:
             )
     for part, rows in values.items():
         encoder, first = getattr(pipe, part), add_names(pipe, part, token)
-        encoder.resize_token_embeddings(len(tokenizer_of(pipe, part)))
+        encoder.resize_token_embeddings(len(tokenizer_of(pipe, part)), mean_resizing=False)
         weight = encoder.get_input_embeddings().weight
         weight.data[first : first + token.rows] = rows.to(weight)
     return token

@@ -18,7 +18,10 @@ from impasto.registry import name_of
 
 SELECTORS = ("recipe", "base", *AXES, "optimizer")
 REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "preview_prompt")
-SILENT = ("adapter.rank", "adapter.alpha", "adapter.targets", "text.rows", "method.style_words", "method.select")
+SILENT = (
+    *("adapter.rank", "adapter.alpha", "adapter.targets", "text.rows"),
+    *("method.style_words", "method.select", "method.include_reference"),
+)
 """Whose short names (--rank) stay."""
 
 

@@ -98,7 +98,7 @@ def checkpoint_sheet(
 
     @torch.no_grad()
     def encode(prompt: str) -> Condition:
-        return text.encode([prompt], known(prompt))
+        return text.encode([prompt], known(text.spell(prompt)))
 
     guidances = bind_all(settings, family, sampling, encode)
     pictures: dict[tuple[int, float], list[Image.Image]] = {}
