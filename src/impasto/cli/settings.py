@@ -18,7 +18,10 @@ from impasto.registry import name_of
 
 SELECTORS = ("recipe", "base", *AXES, "optimizer")
 REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "preview_prompt")
-SILENT = ("adapter.rank", "adapter.alpha", "adapter.targets")
+SILENT = (
+    *("adapter.rank", "adapter.alpha", "adapter.targets"),
+    *("method.concepts", "method.boxes", "method.finder", "method.style_words"),
+)
 """Whose short names (--rank) stay."""
 
 
