@@ -35,8 +35,9 @@ def scene(tmp_path_factory):
 
 
 def config_of(base, scene, out, recipe="finestyle", **keys):
+    rank = {} if "adapter" in keys else {"rank": 2}
     own = {"image": (scene,), "caption": (CAPTION,), "out": out, "size": 16, "batch": 2, "accumulate": 1, "steps": 3}
-    return resolve(recipe, str(base), **own | {"tensorboard": False, "preview": False, "rank": 2} | keys)
+    return resolve(recipe, str(base), **own | {"tensorboard": False, "preview": False} | rank | keys)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
@@ -58,6 +59,8 @@ def test_finestyle_finds_trains_and_states_its_guidance(kind, request, scene, tm
     _, info = next(generate(str(base), [CAPTION], styles=[str(config.out)], sampling=Sampling(steps=4)))
     assert info["style_semantics"]["lambda1"] == 3 and info["styles"][0]["strength"] == 1
     assert [told(file)["style_semantics"] for file in previews] == [info["style_semantics"]] * 3
+    card = (config.out / "README.md").read_text()
+    assert "lambda1 3, lambda2 2, lambda_base 3" in card and "--lambda1 0 --lambda2 2 --lambda-base 0" in card
     assert train(config)["resumed_from"] == 3
 
 
@@ -172,6 +175,7 @@ def test_one_thing_is_trained_with_a_warning(tiny_sd15, scene, tmp_path):
         ({"boxes": BOXES, "finder": "error"}, "leave one of them out"),
         ({"finder": "eror"}, "one of boxes, error, attention"),
         ({"concepts": "rocket;;star"}, "an empty concept"),
+        ({"adapter": "full"}, "lambda1 and lambda_base compare"),
         ({"method.lambda1": -1.0}, "method.lambda1 must be at least 0"),
         ({"method.lambda2": float("nan")}, "method.lambda2 must be"),
     ],
