@@ -3,7 +3,7 @@
     python tools/measure_finestyle.py --style 3 --arms finestyle whole      # runs/finestyle/STYLE/..., report on stdout
 
 A scene of three things in one secondary style on white (`artworld.scenes.reference_scene`). Arms: finestyle (the
-recipe, regions found by the base), boxes (the same with the true boxes), centred (true boxes, one crop of each), kv
+recipe, regions found by the base), centred (the same with the true boxes), boxes (true boxes, crops with jitter), kv
 (finestyle-kv), whole (the same adapter, trained on the whole image alone). Each is sampled at strength 1 by its own
 default and, as "NAME, ordinary", by guidance 4.
 
@@ -36,7 +36,7 @@ from impasto.training.train import train
 THINGS, ORDINARY = 3, StyleSemantics(0.0, 3.0, 0.0, n1="", n2="")
 ARMS: dict[str, dict[str, Any]] = {
     "finestyle": {"recipe": "finestyle"},
-    "boxes": {"recipe": "finestyle"},
+    "boxes": {"recipe": "finestyle", "data.concept_jitter": 0.1},
     "centred": {"recipe": "finestyle", "data.concept_jitter": 0.0},
     "kv": {"recipe": "finestyle-kv"},
     "whole": {"recipe": "finestyle", "method": "fit"},

@@ -218,4 +218,6 @@ def test_guidance_sheet_has_a_row_and_a_column_per_weight(tiny_sd3, scene, tmp_p
 def test_recipes_of_finestyle_are_on_every_base_s_list():
     assert {"finestyle", "finestyle-kv"} <= recipes().keys()
     assert resolve("finestyle", "mini-sd15").noise.mean == resolve("finestyle", "mini-sd3").noise.mean == -1.84
+    small, other = (resolve("finestyle", base).data.concept_jitter for base in ("mini-sd15", "nobody/base"))
+    assert small == 0 < other
     assert resolve("finestyle-kv", "mini-sd15").optim.lr == 4 * resolve("finestyle", "mini-sd15").optim.lr
