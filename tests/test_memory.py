@@ -127,6 +127,8 @@ def test_the_base_s_own_pictures_and_predictions_are_counted(flux, every_package
         assert memory.memory(flux, prior, plain) == memory.memory(flux, change(CONFIG, batch=batch + more), plain)
         cost = (batch + more) * train + more * forward
         assert memory.seconds(flux, prior, plain, of) == pytest.approx(once * cost / train)
+        data = change(prior, prior_target="data")  # without the base's own prediction
+        assert memory.seconds(flux, data, plain, of) == pytest.approx(once * (batch + more))
     dco = change(CONFIG, objective="dco")
     assert memory.memory(flux, dco, plain) == memory.memory(flux, CONFIG, plain)
     assert memory.seconds(flux, dco, plain, of) == pytest.approx(once * (1 + forward / train))

@@ -145,7 +145,7 @@ ALIASES = {
     "offset_noise": "noise.offset",
     **{f"dco_{key}": f"objective.{key}" for key in ("beta", "reduction")},
     **{key: f"objective.{key}" for key in ("weighting", "gamma")},
-    **{f"prior_{key}": f"prior.{key}" for key in ("weight", "batch", "prompt")},
+    **{f"prior_{key}": f"prior.{key}" for key in ("weight", "batch", "prompt", "per_prompt", "image", "target")},
     **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
     "text_encoder_lr": "text.lr",
     **{key: f"method.{key}" for key in ("concepts", "boxes", "finder", "style_words")},

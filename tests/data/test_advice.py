@@ -20,9 +20,9 @@ def items_of(captions, hashes=None):
     return [Item(picture, caption, (16, 16), ()) for picture, caption in zip(pictures, captions, strict=True)]
 
 
-def said(captions, hashes=None, folder=True, prior=False, **settings):
+def said(captions, hashes=None, folder=True, prior=False, preserved=(), **settings):
     image = (Path() if folder else Path("a.png"),)
-    return advise(items_of(captions, hashes), DataConfig(image=image, **settings), prior)
+    return advise(items_of(captions, hashes), DataConfig(image=image, **settings), prior, preserved)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,14 @@ def test_the_hash_sees_content_not_size():
 def test_the_words_that_say_what_is_shown():
     assert content("A Red rocket in neon sign style, at night", "") == ["a", "red", "rocket", "at", "night"]
     assert content("wibble style picture, a cat", "wibble style") == ["picture", "a", "cat"]
+
+
+def test_class_of_a_subject_that_the_prior_preserves_is_no_advice():
+    captions = ["a wibble dog", "a wibble dog on grass", "a wibble dog indoors"]
+    assert said(captions, trigger="wibble", prior=True)[0].startswith("all 3 captions say 'dog'")
+    assert said(captions, trigger="wibble", prior=True, preserved=["a photo of a dog"]) == []
+
+
+def test_alike_counts_pairs_and_names_three():
+    (line,) = said([f"a {word} in ink style" for word in ("cat", "star", "face", "house", "tree")], [255] * 5)
+    assert line.startswith("10 pairs of pictures look nearly the same (0.png, 1.png; 0.png, 2.png; 0.png, 3.png and 7")

@@ -1,11 +1,13 @@
 """Prior preservation: the base's own pictures, drawn once; zero at the start; a pull back to the base later."""
 
+import json
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from fakes import prepare
+from PIL import Image
 
 from impasto.adapters.config import LoRA
 from impasto.adapters.lora import add, disabled
@@ -16,6 +18,7 @@ from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
 from impasto.noise.random import generators
+from impasto.noise.schedule import mix
 from impasto.objectives.base import build_objective
 from impasto.training import prior
 from impasto.training.plan import dry_run
@@ -147,3 +150,94 @@ def test_more_pictures_than_a_batch_holds_are_told(config):
         with pytest.warns(UserWarning, match=told):
             begin(config)
     assert built(config, load(config.base, device="cpu")).count == 1
+
+
+CLASS = ["a cat", "a cat", "a face"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images, of which the last one has a caption of its own."""
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for i, size in enumerate([(16, 16), (40, 20), (20, 30)]):
+        Image.effect_noise(size, 40 + i).convert("RGB").save(folder / f"{i}.png")
+    (folder / "2.txt").write_text(CLASS[2])
+    return folder
+
+
+def test_given_images_take_the_place_of_the_base_s(config, images, monkeypatch):
+    monkeypatch.setattr(PriorSampler, "draw", None)
+    config = change(config, prior_prompt=["a cat"], prior_image=[str(images)])
+    family = load(config.base, device="cpu")
+    kept = prior.build(config, family, build_objective(config.objective, family), prior.read_images(config))
+    assert len(kept.x) == 3 and [kept.captions[i].item() for i in range(3)] == [0, 0, 1]
+    for i, caption in enumerate(CLASS):
+        pixels = references.load(images / f"{i}.png").pixels(16)
+        assert torch.allclose(kept.x[i : i + 1], family.encode_image(pixels), atol=1e-3)
+        text = family.encode_prompt([caption])["text"]
+        assert torch.equal(kept.cond["text"][kept.captions[i]][None], text)
+    files = change(config, prior_image=[str(images / "0.png"), str(images / "1.png")])
+    assert [one.caption for one in prior.read_images(files)] == ["a cat", "a cat"]
+
+
+def test_images_without_a_caption_are_refused_by_the_prior_s_flags(config, images):
+    config = change(config, prior_prompt=(), prior_image=[str(images)])
+    with pytest.raises(UserError, match=r"prior.image: 2 of 3 pictures .* have no caption.*--prior\.prompt$"):
+        dry_run(config)
+    with pytest.raises(UserError, match=r"prior.image: image .*none.png' does not exist"):
+        dry_run(change(config, prior_prompt=["a cat"], prior_image=["none.png"]))
+    with pytest.raises(UserError, match=r"prior\.image has no effect .*--prior\.weight 1"):
+        change(config, prior_weight=0.0)
+
+
+def test_several_images_per_prompt_have_seeds_of_their_own(config, monkeypatch):
+    drawn = []
+    latent = torch.zeros(1, 4, 4, 4)
+    monkeypatch.setattr(PriorSampler, "latent", lambda self, *asked: drawn.append(asked) or latent + len(drawn))
+    kept = built(change(config, prior_per_prompt=2), load(config.base, device="cpu"))
+    assert drawn == [("a cat", 0), ("a star", 1), ("a cat", 2), ("a star", 3)]
+    assert kept.captions.tolist() == [0, 1, 0, 1] and kept.x[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+    assert len(kept.cond["text"]) == 2
+
+
+def test_target_data_is_the_regression_target_of_dreambooth(config, parts, monkeypatch):
+    """Eq. 2 by hand, from the draws of the items' generators; no adapter is switched off."""
+    family, objective, batch, lam, _, parameters = parts
+    disturb(parameters)
+    objective = replace(objective, target="data", captions=torch.tensor([1, 0]))
+    monkeypatch.setattr("impasto.objectives.prior.disabled", None)
+    found = objective(family, batch, lam, generators(0, 1, range(3)))["prior"]
+    own = generators(0, 1, range(2))
+    index = torch.cat([torch.randint(2, (1,), generator=g) for g in own])
+    eps = torch.stack([torch.randn(4, 4, 4, generator=g) for g in own])
+    x, cond = objective.x[index], {name: rows[1 - index] for name, rows in objective.cond.items()}
+    z_t = mix(family.schedule, x, eps, lam[:2])
+    expected = (family.predict(z_t, lam[:2], cond) - family.target(x, eps, lam[:2])).square().mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6) and found > 0.01
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_dreambooth_recipe_trains_a_subject(given, tiny_sd15, images, tmp_path, monkeypatch):
+    subject = tmp_path / "subject"
+    subject.mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (60 * i, 200, 30)).save(subject / f"{i}.png")
+    keys = {"image": [str(subject)], "caption": ["a [trigger] cat"], "trigger": "wibble", "out": str(tmp_path / "run")}
+    keys |= {"prior_image": [str(images)]} if given else {"prior_per_prompt": 2}
+    keys |= {"prior_prompt": ["a cat"], "preview": False, "tensorboard": False, "batch": 2}
+    config = resolve("dreambooth", str(tiny_sd15), **keys)
+    assert (config.optim.lr, config.optim.steps, config.prior.target) == (1e-4, 800, "data")
+    drawn, draw = [], PriorSampler.draw
+    monkeypatch.setattr(PriorSampler, "draw", lambda self, *asked: drawn.append(asked) or draw(self, *asked))
+    monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
+    config = change(config, steps=2)
+    assert train(config)["steps"] == 2
+    assert drawn == ([] if given else [("a cat", 0), ("a cat", 1)])
+    row = json.loads((config.out / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["prior"] > 0.01 and row["loss"] == pytest.approx(row["fit"] + row["prior"], rel=1e-5)
+    if given:
+        assert dry_run(config)["data"]["prior_pictures"] == 3
+        (images / "2.txt").write_text("another face")
+        with pytest.raises(UserError, match=r"prior_sha256.*use another --out"):
+            train(config)

@@ -17,7 +17,7 @@ from impasto.config import ALIASES, AXES, SECTIONS, TOP, TrainConfig, change, re
 from impasto.registry import name_of
 
 SELECTORS = ("recipe", "base", *AXES, "optimizer")
-REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "preview_prompt")
+REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "preview_prompt")
 SILENT = (
     *("adapter.rank", "adapter.alpha", "adapter.targets"),
     *("method.concepts", "method.boxes", "method.finder", "method.style_words"),

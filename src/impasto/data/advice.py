@@ -34,10 +34,11 @@ SAME, ALIKE, FEW = 0.5, 3, 3  # share of captions; different bits of 64; picture
 MOST_COMPARED = 2000  # pictures that are compared with all others: of more, a sample is enough for advice
 
 
-def advise(items: Sequence[Item], config: DataConfig, prior: bool = False) -> list[str]:
-    """Lines of advice; `captions.check` is for the caption of a single image. prior: prior preservation is on."""
+def advise(items: Sequence[Item], config: DataConfig, prior: bool = False, preserved: Sequence[str] = ()) -> list[str]:
+    """Lines of advice; `captions.check` is for the caption of a single image. prior: prior preservation is on.
+    preserved: its captions."""
     captioned = [one for one in items if one.caption]
-    checks = (uncalled, described_away, partial(same_thing, prior=prior), alike)
+    checks = (uncalled, described_away, partial(same_thing, prior=prior, preserved=preserved), alike)
     return [line for check in checks if (line := check(captioned, config))]
 
 
@@ -69,12 +70,13 @@ def described_away(items: Sequence[Item], config: DataConfig) -> str:
     )
 
 
-def same_thing(items: Sequence[Item], config: DataConfig, prior: bool = False) -> str:
-    """The same noun in every caption: the style may come with that thing only."""
+def same_thing(items: Sequence[Item], config: DataConfig, prior: bool = False, preserved: Sequence[str] = ()) -> str:
+    """The same noun in every caption: the style may come with that thing only. A noun in `preserved` is the class of a
+    subject, which prior preservation keeps."""
     if len(items) < FEW:
         return ""
     shared = set.intersection(*(set(content(one.caption, config.trigger)) for one in items))
-    shared -= {*STOP.split(), *COLOURS.split(), *TECHNIQUES.split()}
+    shared -= {*STOP.split(), *COLOURS.split(), *TECHNIQUES.split(), *(w for text in preserved for w in words(text))}
     first = [word for word in dict.fromkeys(words(items[0].caption)) if word in shared]
     if not first:
         return ""

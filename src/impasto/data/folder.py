@@ -68,13 +68,17 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
     for file in (f for f in files if f.name.lower() == "metadata.jsonl"):
         told |= metadata(file, set(pictures), told, skip)
     stems = {picture.with_suffix("") for picture in pictures}
-    for orphan in (f for f in files if f.suffix in TXT and f.with_suffix("") not in stems):
+    texts = {f: f.with_suffix("") for f in files if f.suffix in TXT}
+    for orphan in (f for f, stem in texts.items() if stem not in stems):
         if orphan.stem.lower() not in NO_CAPTION:
             bad(f"the caption file {str(orphan)!r} has no picture of that name beside it: rename or remove it", skip)
     for owner in sorted(masks.keys() - stems):
         bad(f"the mask {str(masks[owner])!r} has no picture: rename or remove it", skip)
+    captioned = set(texts.values())
     entries = (
-        entry(picture, folder, told.get(picture), masks.get(picture.with_suffix("")), skip) for picture in pictures
+        entry(picture, folder, told.get(picture), masks.get(stem), skip, stem in captioned)
+        for picture in pictures
+        for stem in [picture.with_suffix("")]
     )
     return [found for found in entries if found]
 
@@ -106,10 +110,12 @@ def walk(folder: Path, skip: bool) -> list[Path]:
     return sorted(files, key=Path.as_posix)
 
 
-def entry(picture: Path, folder: Path, told: Texts | None, mask: Path | None, skip: bool) -> Entry | None:
-    """One picture of a folder; None when its captions are bad and shall be skipped."""
+def entry(
+    picture: Path, folder: Path, told: Texts | None, mask: Path | None, skip: bool, captioned: bool
+) -> Entry | None:
+    """One picture of a folder; None when its captions are bad and shall be skipped. captioned: there is a .txt."""
     try:
-        own = sidecar(picture)
+        own = sidecar(picture) if captioned else None
         if own is not None and told is not None and own != told[0]:
             raise UserError(
                 f"{str(picture)!r} has two captions, in {picture.stem}.txt and in metadata.jsonl: remove one"

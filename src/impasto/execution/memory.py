@@ -264,8 +264,9 @@ def seconds(size: Size, config: TrainSettings, running: ExecutionPlan, of: Devic
     extra = config.objective.extra_forwards
     forward = size.linear + size.attention
     flop = (n + prior) * (2 * size.linear + 3.5 * size.attention + s * forward) + n * 2 * size.clip_flop
-    flop += (prior + n * extra) * forward
-    passes = (1 + s) * (1 + (prior > 0)) + (prior > 0) + extra
+    compared = prior if config.prior.target == "prediction" else 0
+    flop += (compared + n * extra) * forward
+    passes = (1 + s) * (1 + (prior > 0)) + (compared > 0) + extra
     moved = passes * 2 * 2 * size.block_weights / 20e9 if running.offload else 0.0
     return config.optim.accumulate * (flop / (SUSTAINED * of.peak) * SLOWER[running.quantize] + moved)
 

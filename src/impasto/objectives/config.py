@@ -1,6 +1,7 @@
 """Settings of the objectives and of prior preservation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import tyro
@@ -77,7 +78,7 @@ class Distill:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """Prior preservation: the base's own predictions on other captions stay as they are."""
+    """Prior preservation: what the base makes of other captions stays as it is."""
 
     weight: float = 0.0
     """Weight of the prior loss; 0 is off."""
@@ -86,6 +87,16 @@ class PriorConfig:
     prompt: Append[tuple[str, ...]] = ()
     """A caption whose predictions are preserved; may be given several times. Those of the base's card when not
     given."""
+    per_prompt: int = 1
+    """Images that the base generates for each caption."""
+    image: Append[tuple[Path, ...]] = ()
+    """An image of the class, or a folder of them, instead of those that the base generates; with prior.prompt as its
+    caption where it has none of its own."""
+    target: Literal["prediction", "data"] = "prediction"
+    """What the adapter is compared with: the base's own prediction, or the objective's regression target on the image
+    (DreamBooth's loss)."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, above_0=("batch",), at_least_0=("weight",), prefix="prior.")
+        check_numbers(self, above_0=("batch", "per_prompt"), at_least_0=("weight",), prefix="prior.")
+        if self.image and not self.weight:
+            raise UserError("prior.image has no effect without prior preservation: add --prior.weight 1")

@@ -89,7 +89,8 @@ def fit(
 
 def check_sharded(config: TrainConfig, workers: Workers) -> None:
     """Raise UserError where a base sharded over processes would have to generate images."""
-    if workers.shards and (config.log.preview or config.prior.weight):
+    generated = config.prior.weight and not config.prior.image
+    if workers.shards and (config.log.preview or generated):
         what, instead = "previews", "--no-preview, and `impasto generate` later"
         if not config.log.preview:
             what, instead = "prior", "--prior.weight 0"
@@ -121,7 +122,7 @@ def prepare(plan: Plan, family: Family, objective: Objective, preparing: Prepari
         teacher = getattr(objective, "text_family", None)
         prepared = prepare_items(family, plan.items, config.data.caption_dropout > 0, show, teacher)
         if config.prior.weight:
-            prior.read(plan.expanded, family)
+            prior.read(plan.expanded, family, plan.prior_items)
         previews = Previews(family, plan.expanded, plan.text)
     levels = truncate_to_schedule(plan.law, family.schedule)
     offset.warn_ineffective(config.noise.offset, levels, prepared.x[0][0].numel())
@@ -145,8 +146,8 @@ def build_trainer(
     config = plan.config
     text_parameters = plan.text.attach(family)
     load_denoiser(running, family, sharded=workers.shards)
-    if config.prior.weight:  # its images are the base's: before the adapter
-        objective = prior.build(plan.expanded, family, objective)
+    if config.prior.weight:  # its images may be the base's: before the adapter
+        objective = prior.build(plan.expanded, family, objective, plan.prior_items)
     adapter = adapter_of(config.adapter).attach(family, config.adapter, config.seed)
     apply_execution(running, family, adapter)
     workers.shard(family.denoiser, adapter)
@@ -227,7 +228,7 @@ def provenance(
         "base_local": Path(plan.config.base).exists(),
     }
     used = data.caption_stats(plan.items) | {"processes": workers.size, "running": list(running.why)}
-    return base | data.hashes(plan.items) | used | {name: version(name) for name in PACKAGES}
+    return base | plan.hashes() | used | {name: version(name) for name in PACKAGES}
 
 
 def summarize(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: float) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from impasto.training.run_folder import check_out, check_recipe, check_wandb, re
 class Plan:
     """A checked run. expanded: the config with its images and captions listed one by one and triggers filled in, for
     previews, card and prior prompts. outline: the base by its configurations alone, None where it is not here. law: not
-    truncated to the base's schedule yet. text: nothing attached yet."""
+    truncated to the base's schedule yet. text: nothing attached yet. prior_items: given images for prior preservation.
+    """
 
     config: TrainConfig
     expanded: TrainConfig
@@ -45,6 +46,12 @@ class Plan:
     precision: str
     law: Law
     text: TextConditioning
+    prior_items: list[Item]
+
+    def hashes(self) -> dict[str, Any]:
+        """Of the images, see `data.items.hashes`, and prior_sha256 of given images for prior preservation."""
+        found = items.hashes(self.items)
+        return found | ({"prior_sha256": items.hashes(self.prior_items)["data_sha256"]} if self.prior_items else {})
 
     def choose_execution(self, family: Family | None, shards: int = 1) -> ExecutionPlan:
         """Memory against speed on this device. shards: processes over which the base is sharded."""
@@ -63,20 +70,24 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
     found = items.read(
         config.data, config.base, cards.card(config.base), preparing, outline.largest if outline else None
     )
+    expanded = expand(config, found)
+    prior_items = prior.read_images(expanded)
+    preserved = [*expanded.prior.prompt, *(one.caption for one in prior_items)] if config.prior.weight else []
     recipe_text(config, {"captions": [item.caption for item in found]})  # fails on text that cannot be written
     device, precision = devices.resolve_device(config.device, config.precision)
     text = build_text(config)
     optimizers.check(config.optim, device, text.rates)
     plan = Plan(
         config=resume_quantize(config),
-        expanded=expand(config, found),
+        expanded=expanded,
         items=found,
-        advice=advice.advise(items.pictures(found), config.data, prior=config.prior.weight > 0),
+        advice=advice.advise(items.pictures(found), config.data, config.prior.weight > 0, preserved),
         outline=outline,
         device=device,
         precision=precision,
         law=noise_law(config),
         text=text,
+        prior_items=prior_items,
     )
     if outline is not None:
         check_base(plan, outline, shards)
@@ -135,7 +146,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, family = plan.config, plan.outline
     running = plan.choose_execution(family)
     used = change(config, quantize=running.quantize, precision=plan.precision)
-    check_recipe(used, items.hashes(plan.items))
+    check_recipe(used, plan.hashes())
     settings = flatten(used) | {"device": plan.device, "checkpointing": running.checkpointing}
     if hasattr(config.adapter, "rank"):
         settings["alpha"] = config.adapter.alpha or config.adapter.rank
@@ -144,6 +155,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     levels = truncate_to_schedule(plan.law, schedule)
     offset.warn_ineffective(config.noise.offset, levels, latent_positions(config.data.size, family))
     result: dict[str, Any] = {"settings": settings, "data": items.summary(plan.items) | {"advice": plan.advice}}
+    if plan.prior_items:
+        result["data"]["prior_pictures"] = len(plan.prior_items)
     result["draws"] = config.optim.steps * config.optim.batch * config.optim.accumulate
     result |= {"noise": histogram(levels), "running": "; ".join(running.why)}
     if weighted := weighted_histogram(config, family, levels):
@@ -194,4 +207,6 @@ def data_lines(data: dict[str, Any]) -> str:
     for one in data.get("concepts", ()):
         where = f"{one['mode']} {one['region']}" + (f", {one['crops']} crops" if one["mode"] == "crop" else "")
         lines.append(f"concept {one['concept']}: {one['caption']!r}, {where}, {one['share']:.1%} of the draws")
+    if "prior_pictures" in data:
+        lines.append(f"prior: {data['prior_pictures']} pictures")
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])

@@ -285,7 +285,7 @@ def check_recipe(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
         recorded["precision"] = now["precision"]
     keys = sorted((now.keys() | recorded.keys()) - set(FREE))
     changes = [f"{key}: {recorded.get(key)} -> {now.get(key)}" for key in keys if recorded.get(key) != now.get(key)]
-    for key in ("base_sha256", "references_sha256", "data_sha256"):
+    for key in ("base_sha256", "references_sha256", "data_sha256", "prior_sha256"):
         if key in inputs and about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
     if "processes" in inputs and about.get("processes", 1) != inputs["processes"]:
