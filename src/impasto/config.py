@@ -157,7 +157,7 @@ FREE = (
     *("out", "recipe", "base", "components", "image", "pairs", "concept_file", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
-    *("concepts", "boxes", "finder", "style_words"),
+    *("concepts", "boxes", "finder"),
 )
 """Flat keys that do not change what is learnt: bases, images and concepts are compared by their content instead."""
 OWN_RATES = {"prodigy": 1.0}
