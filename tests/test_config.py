@@ -20,6 +20,7 @@ from impasto.config import (
     resolve,
 )
 from impasto.errors import UserError
+from impasto.methods.config import FineStyle
 from impasto.noise.config import LogitNormalNoise, SD3Noise, StyleFriendlyNoise, UniformNoise
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law
@@ -89,8 +90,8 @@ def test_flat_and_nested_recipes_are_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipe_toml_and_flat_keys_lose_nothing(tmp_path, name):
-    own = {"alpha": 8.0} if hasattr(resolve(name, "mini-sd15").adapter, "alpha") else {}
-    config = resolve(name, "mini-sd15", **own, **({"text_encoder_lora": True} if name == "uniform" else {}))
+    config = resolve(name, "mini-sd15", text_encoder_lora=name == "uniform")
+    config = change(config, **{"adapter.alpha": 8.0} if hasattr(config.adapter, "alpha") else {})
     (tmp_path / "recipe.toml").write_text(recipe_text(config, {"captions": ["a cat"]}))
     flat, own = read_recipe_file(tmp_path / "recipe.toml")
     assert flat | {"hub_private": False} == flatten(config) and own == {"captions": ["a cat"]}
@@ -194,10 +195,14 @@ def test_a_warm_up_ends_before_the_run_does():
 
 
 def test_free_keys_exist():
-    assert (
-        set(FREE) - {"components", "pairs", "checkpointing", "push_to_hub", "hub_private"}
-        <= flatten(TrainConfig()).keys()
-    )
+    assert set(FREE) - {
+        "components",
+        "pairs",
+        "concept_file",
+        "checkpointing",
+        "push_to_hub",
+        "hub_private",
+    } <= flatten(TrainConfig()).keys() | {one.name for one in fields(FineStyle)}
     assert all(kind_of(key) is not None for key in FREE)
 
 

@@ -3,8 +3,9 @@
     python tools/measure_finestyle.py --style 3 --arms finestyle whole      # runs/finestyle/STYLE/..., report on stdout
 
 A scene of three things in one secondary style on white (`artworld.scenes.reference_scene`). Arms: finestyle (the
-recipe, regions found by the base), boxes (the same with the true boxes), kv (finestyle-kv), whole (the same adapter,
-trained on the whole image alone). Each is sampled by its own default and, as "NAME, ordinary", by the base's guidance.
+recipe, regions found by the base), centred (the same with the true boxes), boxes (true boxes, crops with jitter), kv
+(finestyle-kv), whole (the same adapter, trained on the whole image alone). Each is sampled at strength 1 by its own
+default and, as "NAME, ordinary", by guidance 4.
 
     style     share of images that the style judge puts into the style
     top5      share whose concept is among the concept judge's five first
@@ -35,7 +36,8 @@ from impasto.training.train import train
 THINGS, ORDINARY = 3, StyleSemantics(0.0, 3.0, 0.0, n1="", n2="")
 ARMS: dict[str, dict[str, Any]] = {
     "finestyle": {"recipe": "finestyle"},
-    "boxes": {"recipe": "finestyle"},
+    "boxes": {"recipe": "finestyle", "data.concept_jitter": 0.1},
+    "centred": {"recipe": "finestyle", "data.concept_jitter": 0.0},
     "kv": {"recipe": "finestyle-kv"},
     "whole": {"recipe": "finestyle", "method": "fit"},
 }
@@ -55,12 +57,15 @@ def reference(folder: Path, style: int, seed: int) -> tuple[Path, str, list[int]
     return folder / "scene.png", caption, things, words, boxes
 
 
-def train_arm(arm: str, base: str, image: Path, caption: str, words: str, boxes: str, steps: int) -> Path:
+def train_arm(
+    arm: str, base: str, image: Path, caption: str, words: str, boxes: str, steps: int, precision: str
+) -> Path:
     """The style folder of an arm."""
     out, settings = image.parent / arm, dict(ARMS[arm])
     if settings.get("method") != "fit":
-        settings |= {"method.style_words": words} | ({"method.boxes": boxes} if arm == "boxes" else {})
+        settings |= {"method.style_words": words} | ({"method.boxes": boxes} if arm in ("boxes", "centred") else {})
     paths = {"image": (image,), "caption": (caption,), "out": out, "steps": steps, "tensorboard": False}
+    paths |= {"precision": precision, "preview": False}
     train(resolve(settings.pop("recipe"), base, **paths, **settings))
     return out
 
@@ -72,6 +77,7 @@ def main() -> None:
     parser.add_argument("--scene", type=int, default=0)
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["finestyle", "whole"])
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--concepts", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("runs/finestyle"))
     args = parser.parse_args()
@@ -85,12 +91,14 @@ def main() -> None:
     pool = [c for c in meta["split"]["evaluation_concepts"] if c in set(meta["drawn"][style]) and c not in things]
     asked = pool[: args.concepts]
     prompts = [f"{meta['concepts'][concept]['label']}, {words}" for concept in asked]
-    drawn = {"base": list(generate(args.base, prompts))}
+    drawn = {"base": list(generate(args.base, prompts, precision=args.precision))}
     for arm in args.arms:
-        out = train_arm(arm, args.base, image, caption, words, boxes, args.steps)
+        out = train_arm(arm, args.base, image, caption, words, boxes, args.steps, args.precision)
         styles = [f"{out}:1"]
-        drawn[arm] = list(generate(args.base, prompts, styles=styles))
-        drawn[f"{arm}, ordinary"] = list(generate(args.base, prompts, styles=styles, guidances=[ORDINARY]))
+        drawn[arm] = list(generate(args.base, prompts, styles=styles, precision=args.precision))
+        drawn[f"{arm}, ordinary"] = list(
+            generate(args.base, prompts, styles=styles, guidances=[ORDINARY], precision=args.precision)
+        )
     odds = {name: place_log_odds(judges, [one for one, _ in made]) for name, made in drawn.items()}
     result = {}
     for name, made in drawn.items():

@@ -159,7 +159,7 @@ ALIASES = {
     **{key: f"adapter.{key}" for key in ("rank", "alpha", "targets")},
     "text_encoder_lr": "text.lr",
     "token_rows": "text.rows",
-    **{key: f"method.{key}" for key in ("style_words", "select", "include_reference")},
+    **{key: f"method.{key}" for key in ("concepts", "boxes", "finder", "style_words", "select", "include_reference")},
 }
 """Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
@@ -168,7 +168,7 @@ FREE = (
     *("out", "recipe", "base", "components", "image", "pairs", "concept_file", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
-    *(f"method.{key}" for key in ("concepts", "style_words", "boxes", "finder")),
+    *("concepts", "boxes", "finder"),
 )
 """Flat keys that do not change what is learnt: bases, images and concepts are compared by their content instead."""
 OWN_RATES = {"prodigy": 1.0}

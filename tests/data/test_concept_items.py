@@ -87,12 +87,26 @@ def test_mask_mode_keeps_the_whole_picture_and_weighs_the_region(scene, tiny_sd3
     keys = {"image": (image,), "caption": (CAPTION,), "concept_file": file, "size": 16, "data.concept_mode": "mask"}
     config = make_config(**keys)
     found = items.read(config.data, str(tiny_sd3), {"bucket_step": 8})
-    assert found[1].views == found[0].views and found[1].mask == CONCEPTS[0].box and found[3].mask is None
+    assert found[1].views == found[0].views and found[1].mask == (CONCEPTS[0].box, None) and found[3].mask is None
     family = load(str(tiny_sd3), device="cpu", precision="fp32")
     prepared = prepare_items(family, found)
     mask = prepared.masks[prepared.all_pairs[1].views[0]]
     assert mask is not None and mask.mean() == pytest.approx(1) and (mask[:, 3, 3] == 0).all() and mask[0, 0, 0] > 1
     assert prepared.masks[0] is None
+
+
+def test_of_a_crop_the_regions_of_other_things_do_not_count(scene, tiny_sd3):
+    image, _ = scene
+    near = (Concept("rocket", "thing", (4, 4, 36, 36)), Concept("star", "thing", (37, 4, 60, 36)))
+    file = write(image.parent, near, str(tiny_sd3))
+    config = make_config(image=(image,), caption=(CAPTION,), concept_file=file, size=16, **{"data.concept_jitter": 0.0})
+    found = items.read(config.data, str(tiny_sd3), {"bucket_step": 8})
+    assert found[1].mask == (near[0].box, (near[1].box,)) and summary(found)["concepts"][0]["mode"] == "crop"
+    prepared = prepare_items(load(str(tiny_sd3), device="cpu", precision="fp32"), found)
+    mask = prepared.masks[prepared.all_pairs[1].views[0]]
+    assert mask is not None and mask[0, 1, -1] < mask[0, 1, 1] == mask.max()
+    file = write(image.parent, CONCEPTS, str(tiny_sd3))
+    assert all(one.mask is None for one in items.read(config.data, str(tiny_sd3), {"bucket_step": 8}))
 
 
 def test_draws_show_concepts_as_often_as_their_share(scene, tiny_sd3):

@@ -20,7 +20,8 @@ SELECTORS = ("recipe", "base", *AXES, "optimizer")
 REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "preview_prompt")
 SILENT = (
     *("adapter.rank", "adapter.alpha", "adapter.targets", "text.rows"),
-    *("method.style_words", "method.select", "method.include_reference"),
+    *("method.concepts", "method.boxes", "method.finder", "method.style_words"),
+    *("method.select", "method.include_reference"),
 )
 """Whose short names (--rank) stay."""
 

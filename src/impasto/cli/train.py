@@ -18,6 +18,8 @@ DRY_RUN = Annotated[
     bool, tyro.conf.arg(help="Only print the plan: settings, noise, device, memory, time; no weights are read.")
 ]
 
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Columns of `impasto sheet`."""
 TEACHER = re.compile(r"--teacher(=.*)?$")
 SAMPLES = Annotated[
     int | None, tyro.conf.arg(help="Distil on this many images that the teacher generates first, instead of --image.")
@@ -214,17 +216,21 @@ def sheet(args: list[str]) -> Result:
     def sheet(
         run: Annotated[Path, tyro.conf.Positional],
         prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-        strength: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
+        strength: tuple[float, ...] = STRENGTHS,
         seed: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         style_guidance: float | None = None,
         negative: str | None = None,
+        lambda1: tuple[float, ...] = (),
+        lambda2: tuple[float, ...] = (),
+        lambda_base: float | None = None,
         out: Path | None = None,
         device: str = "auto",
         precision: str = "auto",
     ) -> Result:
-        """Draw the same prompts from the same seed by every saved state (train with --keep 0 to keep all of them).
+        """Draw the same prompts from the same seed by every saved state (train with --keep 0 to keep all of them), or
+        with --lambda1 or --lambda2 by the finished style at several weights of style and semantics.
 
         Args:
             run: The style folder, as `impasto train` writes it.
@@ -235,10 +241,35 @@ def sheet(args: list[str]) -> Result:
             guidance: Guidance scale, as in `impasto generate`.
             style_guidance: Weight of the style against the base, as in `impasto generate`.
             negative: Negative prompt, as in `impasto generate`.
-            out: The PNG, its JSON beside it; sheet.png in the folder when not given.
+            lambda1: Weights of the style, a row each, as in `impasto generate`; 0 1 3 when not given.
+            lambda2: Weights of the semantics, a column each, as in `impasto generate`; 0 2 5 when not given.
+            lambda_base: Weight of the base's guidance beside them; the style's own when not given.
+            out: The PNG, its JSON beside it; sheet.png, or guidance.png, in the folder when not given.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
         """
+        if lambda1 or lambda2 or lambda_base is not None:
+            from impasto.training.guidance_sheet import LAMBDA1, LAMBDA2, guidance_sheet
+
+            if len(strength) > 1 and strength != STRENGTHS:
+                raise UserError("--lambda1 and --lambda2 go with one --strength")
+            if guidance is not None or style_guidance is not None or negative is not None:
+                raise UserError("--lambda1 and --lambda2 are in place of --guidance, --style-guidance and --negative")
+            with bar("generating") as progress:
+                return guidance_sheet(
+                    run,
+                    prompt,
+                    lambda1 or LAMBDA1,
+                    lambda2 or LAMBDA2,
+                    lambda_base=lambda_base,
+                    strength=strength[0] if len(strength) == 1 else None,
+                    seed=seed,
+                    steps=steps,
+                    out=out,
+                    device=device,
+                    precision=precision,
+                    progress=lambda done, total: progress(done, "", total),
+                )
         from impasto.training.sheet import checkpoint_sheet
 
         with bar("drawing") as progress:

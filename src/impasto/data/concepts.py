@@ -320,10 +320,10 @@ def area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def intersection(a: Box, b: Box) -> int:
-    """Common area in pixels."""
+def intersection(a: Sequence[float], b: Sequence[float]) -> float:
+    """Common area of two boxes in pixels."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0, width) * max(0, height)
+    return max(0.0, width) * max(0.0, height)
 
 
 def iou(a: Box, b: Box) -> float:

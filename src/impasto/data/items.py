@@ -12,7 +12,7 @@ from typing import Any
 
 from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
-from impasto.data.concepts import Concept, read_concepts
+from impasto.data.concepts import Box, Concept, intersection, read_concepts
 from impasto.data.config import DataConfig
 from impasto.data.folder import Entry
 from impasto.data.pairs import read_pairs, with_teacher_captions
@@ -86,8 +86,12 @@ def with_concepts(
         raise UserError(f"{str(config.concept_file)!r} is of one image, and {len(items)} are given: give that one")
     whole = items[0]
     found = read_concepts(config.concept_file, whole.picture, base)
+
+    def others_of(concept: Concept) -> tuple[Box, ...]:
+        return tuple(other.box for other in found.concepts if other is not concept and other.box is not None)
+
     pairs = [
-        concept_item(whole, concept, fill(found.sub_prompt(concept), config), config, step, largest)
+        concept_item(whole, concept, others_of(concept), fill(found.sub_prompt(concept), config), config, step, largest)
         for concept in found.concepts
     ]
     say_enlarged(pairs)
@@ -98,15 +102,21 @@ def with_concepts(
 
 
 def concept_item(
-    whole: Item, concept: Concept, caption: str, config: DataConfig, step: int | None, largest: int | None
+    whole: Item,
+    concept: Concept,
+    others: Sequence[Box],
+    caption: str,
+    config: DataConfig,
+    step: int | None,
+    largest: int | None,
 ) -> Item:
-    """The training pair of a concept: crops around its box, or with mode "mask" the loss inside it; the whole picture
-    where it has none."""
+    """The training pair of a concept: crops around its box, of which the boxes of the others do not count, or with mode
+    "mask" the loss inside its box; the whole picture where it has none."""
     pair, picture, box = replace(whole, caption=caption, concept=concept.phrase), whole.picture, concept.box
     if box is None:
         return pair
     if config.concept_mode == "mask":
-        pair = replace(pair, mask=box)
+        pair = replace(pair, mask=(box, None))
     else:
         width, height = picture.width, picture.height
         shape = (config.size, config.size)
@@ -118,6 +128,9 @@ def concept_item(
         name = f"{picture.sha256} {concept.phrase}"
         options = (config.concept_crops, config.concept_jitter, config.flip, name)
         pair = replace(pair, shape=shape, views=buckets.region_views(box, width, height, shape, *options))
+        near = tuple(other for other in others if any(intersection(other, view.box) for view in pair.views))
+        if near and pair.mask is None:
+            pair = replace(pair, mask=(box, near))
     if pair.mask is not None:
         masks.check_left(picture, pair.mask, pair.mask_sha256, pair.views)
     return pair
@@ -295,6 +308,11 @@ def caption_stats(items: Sequence[Item]) -> dict[str, Any]:
     return {"pictures": len(pictures(items)), "captions": kept, "caption_counts": [counts[caption] for caption in kept]}
 
 
+def inside(one: Item) -> Box | None:
+    """The region of its concept, where of the whole picture only that counts."""
+    return one.mask[0] if isinstance(one.mask, tuple) and one.mask[1] is None else None
+
+
 def summary(items: Sequence[Item]) -> dict[str, Any]:
     """Counts for `--dry-run`: pictures, captions, crops, masks, pictures per bucket and per number of repeats; of each
     concept its caption, what it shows and its share of the draws."""
@@ -304,8 +322,8 @@ def summary(items: Sequence[Item]) -> dict[str, Any]:
         {
             "concept": one.concept,
             "caption": one.caption,
-            "region": list(one.mask) if isinstance(one.mask, tuple) else [round(side) for side in one.views[0].box],
-            "mode": "mask" if isinstance(one.mask, tuple) else "crop",
+            "region": [round(side) for side in inside(one) or one.views[0].box],
+            "mode": "mask" if inside(one) else "crop",
             "crops": len(one.views),
             "share": round(one.repeats / draws, 4),
         }

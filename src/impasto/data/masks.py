@@ -16,8 +16,11 @@ from impasto.errors import UserError
 
 LEAST = 0.01  # of a view that a mask must leave
 
-Mask = Path | str | tuple[int, int, int, int]
-"""A file, "alpha", or a box (left, top, right, bottom) in pixels."""
+Boxes = tuple[tuple[int, int, int, int], tuple[tuple[int, int, int, int], ...] | None]
+"""(region, others), boxes (left, top, right, bottom) in pixels: what is in the region counts, and where others are
+given everything that is in none of them."""
+Mask = Path | str | Boxes
+"""A file, "alpha", or boxes."""
 
 
 def check(file: Path, picture: Picture) -> str:
@@ -58,8 +61,11 @@ def of(reference: Callable[[], Reference], mask: Mask, sha256: str | None) -> Im
     if isinstance(mask, Path):
         return grey(mask, sha256)
     if isinstance(mask, tuple):
-        image = Image.new("L", reference().image.size, 0)
-        image.paste(255, mask)
+        region, others = mask
+        image = Image.new("L", reference().image.size, 0 if others is None else 255)
+        for box in others or ():
+            image.paste(0, box)
+        image.paste(255, region)
         return image
     alpha = reference().alpha
     assert alpha is not None

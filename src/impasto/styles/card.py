@@ -20,7 +20,7 @@ from impasto.noise import NOISE_LAWS
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.registry import name_of
-from impasto.styles.defaults import of_adapter, own_sampling
+from impasto.styles.defaults import of_adapter, own_guidances, own_sampling, replaces_weights
 from impasto.styles.metadata import About, called_by, is_local
 from impasto.styles.parts import NOISE, TOKEN, part_files, read_parts
 from impasto.styles.weights import WEIGHTS
@@ -83,6 +83,13 @@ FROM_NOISE = """The noise is not scaled.
 ADVICE = """Strength {plain} is advised where a tool has no style guidance; less keeps more of the base. By default
 impasto samples this style at strength {strength} with style guidance {guidance}{negative}: as
 much of the style, and more of what the prompt asks for.
+
+```
+{command}
+```"""
+
+GUIDED = """By default impasto samples this style with weights of style and semantics ({weights}; FineStyle), which
+plain diffusers does not have:
 
 ```
 {command}
@@ -265,6 +272,14 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
         known["flags"] += " --noise-random 0"
         advice = SLIDER.format(style=style) + " " + FROM_NOISE
         return {"command": COMMAND.format(**known, style=style), "strength": own.strength, "advice": advice}
+    guided = [one for one in own_guidances(config.out) if replaces_weights([one])]
+    if guided:
+        style_weight, semantics, base_weight = guided[0].weights
+        weights = f"lambda1 {style_weight:g}, lambda2 {semantics:g}, lambda_base {base_weight:g}"
+        advice = GUIDED.format(weights=weights, command=COMMAND.format(**known, style=style))
+        scale = family.card["generate"]["guidance"] - 1 if family.guided_by == "negative" else 0.0
+        known["flags"] += f" --lambda1 0 --lambda2 {max(scale, 0.0):g} --lambda-base 0 --semantics-null ''"
+        return {"command": COMMAND.format(**known, style=style), "strength": 1.0, "advice": advice}
     if own == PLAIN:
         command = COMMAND.format(**known, style=style)
         return {"command": command, "strength": 1.0, "advice": SLIDER.format(style=style)}

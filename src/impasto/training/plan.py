@@ -200,9 +200,9 @@ def data_lines(data: dict[str, Any]) -> str:
     lines.append("buckets: " + ", ".join(f"{shape} ({n})" for shape, n in data["buckets"].items()))
     if len(data["repeats"]) > 1:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))
-    if "prior_pictures" in data:
-        lines.append(f"prior: {data['prior_pictures']} pictures")
     for one in data.get("concepts", ()):
         where = f"{one['mode']} {one['region']}" + (f", {one['crops']} crops" if one["mode"] == "crop" else "")
         lines.append(f"concept {one['concept']}: {one['caption']!r}, {where}, {one['share']:.1%} of the draws")
+    if "prior_pictures" in data:
+        lines.append(f"prior: {data['prior_pictures']} pictures")
     return "\n".join([*lines, *(f"advice: {line}" for line in data["advice"])])
