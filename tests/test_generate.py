@@ -196,7 +196,7 @@ def test_a_picture_of_one_s_own_is_not_written_over(config):
 
 
 def test_an_interrupted_command_leaves_no_mixture(config):
-    config = replace(config, style=(), prompts=None, count=3, steps=1)
+    config = replace(config, style=(), prompts=None, count=3, steps=1, replace=True)
     generate_folder(config)
     (config.out / "scores.json").write_text('{"images_scored": 3}')
 

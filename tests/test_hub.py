@@ -283,7 +283,9 @@ def test_a_training_that_publishes(hub, tmp_path, picture, tiny_sd15):
     about = {"image": [str(picture)], "caption": ["a cat in ink style"], "out": str(tmp_path / "ink"), "steps": 1}
     config = resolve("style-friendly", str(tiny_sd15), push_to_hub="me/ink", hub_private=True, **about)
     assert train(config)["hub"] == f"{hub.url}/me/ink"
-    assert set(hub.files) == {"README.md", WEIGHTS, "previews/step-000001-0.png"}
+    assert set(hub.files) == {"README.md", WEIGHTS, *(f"previews/step-000001-{i}.png" for i in range(4))}
+    for i in range(1, 4):
+        del hub.files[f"previews/step-000001-{i}.png"]
     own, public = Image.open(tmp_path / "ink" / "previews" / "step-000001-0.png"), picture_of(hub.files.popitem()[1])
     assert str(tmp_path) in own.info["impasto"] and (np.asarray(own) == np.asarray(public)).all()
     told = json.loads(public.info["impasto"])

@@ -80,7 +80,8 @@ def stop_at(step):
 
 
 def test_a_run_leaves_a_whole_style_folder(config):
-    config = change(config, preview=True, preview_every=3, tensorboard=True, components=Path(config.base))
+    more = {"preview": True, "preview_every": 3, "tensorboard": True, "preview_prompt": [CAPTION]}
+    config = change(config, **more, components=Path(config.base))
     with pytest.warns(UserWarning, match="this base has its own, which are used"):
         result = train(config)
     assert result["steps"] == 6 and result["resumed_from"] == 0 and result["loss"] > 0
@@ -88,7 +89,7 @@ def test_a_run_leaves_a_whole_style_folder(config):
     names = {name for name in names if not name.startswith("tensorboard/")}
     assert names == {
         *(WEIGHTS, "recipe.toml", "metrics.jsonl", "README.md", "reference.png", "state/.lock"),
-        *("previews/step-000003-0.png", "previews/step-000006-0.png"),
+        *("previews/step-000003-0.png", "previews/step-000006-0.png", "previews/base/0000.png"),
         *(f"state/step-00000{step}.{kind}" for step in (4, 6) for kind in ("json", "safetensors")),
     }
     assert any((config.out / "tensorboard").iterdir())
@@ -616,7 +617,7 @@ def test_bfloat16(config):
 
 def test_previews_and_sheets_round_as_generate_does(config, monkeypatch):
     """diffusers loads a style in the base's precision, training keeps it in float32."""
-    config = change(config, precision="bf16", lr=0.02, preview=True, checkpoint_every=6)
+    config = change(config, precision="bf16", lr=0.02, preview=True, preview_prompt=[CAPTION], checkpoint_every=6)
     train(config)
     preview = Image.open(config.out / "previews" / "step-000006-0.png")
     sampling = Sampling(size=config.data.size)

@@ -15,8 +15,8 @@ from impasto.errors import UserError
 from impasto.noise.schedule import RectifiedFlow
 from impasto.objectives.denoise import denoise
 from impasto.training import fit
-from impasto.training.plan import data_lines, dry_run
-from impasto.training.train import train
+from impasto.training.plan import data_lines
+from impasto.training.train import dry_run, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 THINGS = ["a rocket", "two cats", "a street at night", "a cup", "a rose"]

@@ -17,7 +17,7 @@ from impasto.families.base import Family
 def as_lora(family: Family, settings: FullRankLoRA, model: nn.Module) -> LoRA:
     """The LoRA of the layers' input width. Raises UserError for convolutions and layers of several widths."""
     found = lora.adapted_layers(family, LoRA(targets=settings.targets), model)
-    widths = {layer.in_features if isinstance(layer, nn.Linear) else 0 for layer in found}
+    widths = {layer.in_features if isinstance(layer, nn.Linear) else 0 for layer in found.values()}
     if len(widths) > 1 or widths == {0}:
         raise UserError(
             "--adapter full-rank takes linear layers of one input width, such as --adapter.targets cross_attention_kv"
@@ -52,8 +52,14 @@ def count(family: Family, settings: FullRankLoRA, model: nn.Module) -> int:
     return sum(layer.weight.numel() for layer in layers.values())
 
 
+def shapes(family: Family, settings: FullRankLoRA, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the B by name."""
+    layers = lora.adapted_layers(family, as_lora(family, settings, model), model)
+    return {f"{name}.lora_B": tuple(layer.weight.shape) for name, layer in layers.items()}
+
+
 def only_matrices(family: Family, settings: FullRankLoRA, model: nn.Module) -> bool:
     return True
 
 
-ADAPTER = Adapter(attach, count, only_matrices, kind="lora", mergeable=True)
+ADAPTER = Adapter(attach, count, only_matrices, kind="lora", mergeable=True, shapes=shapes)

@@ -138,7 +138,7 @@ def read_settings(metadata: Mapping[str, str]) -> tuple[KVBottleneck, list[str]]
         known = json.loads(metadata[METADATA])
         found = [str(ending) for ending in known.pop("targets")]
         return KVBottleneck(**known), found
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the key/value bottleneck's settings in the file's metadata are damaged: {error}") from None
 
 

@@ -130,7 +130,7 @@ def read_settings(metadata: Mapping[str, str]) -> StyleInject:
     try:
         known = json.loads(metadata[SETTINGS])
         return StyleInject(**known | {"targets": tuple(known["targets"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (UserError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"the StyleInject settings in the file's metadata are damaged: {error}") from None
 
 
