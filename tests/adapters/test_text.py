@@ -63,7 +63,9 @@ def test_embedding_with_gradient_is_encode_prompt(base, request):
 @pytest.mark.parametrize("base", BASES)
 def test_train_save_and_draw(base, request, picture, tmp_path):
     folder = request.getfixturevalue(base)
-    config = config_of(folder, picture, tmp_path / "run", caption_dropout=0.5, ema=0.5, preview=True, preview_prompt=[CAPTION])
+    config = config_of(
+        folder, picture, tmp_path / "run", caption_dropout=0.5, ema=0.5, preview=True, preview_prompt=[CAPTION]
+    )
     train(config)
     tensors = load_file(config.out / WEIGHTS)
     clips = ("text_encoder.",) if base in ("tiny_sd15", "tiny_flux") else ("text_encoder.", "text_encoder_2.")

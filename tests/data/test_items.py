@@ -11,6 +11,7 @@ from PIL import Image
 
 from impasto.config import change, make_config
 from impasto.data import items
+from impasto.data.config import DataConfig
 from impasto.data.items import KEPT, caption_stats, expand_captions, hashes, summary
 from impasto.errors import UserError
 from impasto.training.plan import expand
@@ -288,3 +289,15 @@ def test_the_order_of_files_on_disk_changes_nothing(tmp_path, folder):
         os.utime(copy, (i, i))
     one, two = read(config_of(folder)), read(config_of(Path(tmp_path / "copy")))
     assert [a.fingerprint() for a in one] == [b.fingerprint() for b in two]
+
+
+def test_read_leaves_out_images_below_min_side_and_counts_them(tmp_path):
+    for name, side in (("a", 40), ("b", 20), ("c", 64)):
+        Image.new("RGB", (side + 8, side), "blue").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"{name}, in ink style")
+    config = DataConfig(image=(tmp_path,), size=32, min_side=40)
+    with pytest.warns(UserWarning, match="1 of 3 images have a side below min_side 40"):
+        found = items.read(config, "mini-sd15", {})
+    assert [one.picture.path.name for one in found] == ["a.png", "c.png"]
+    with pytest.raises(UserError, match="min_side"):
+        DataConfig(min_side=-1)

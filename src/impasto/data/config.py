@@ -40,6 +40,8 @@ class DataConfig:
     """Crops of each image that are prepared; one of them is used per step. 1 is the middle only."""
     flip: bool = False
     """Mirror images half of the time."""
+    min_side: int = 0
+    """Leave out images whose shorter side has fewer pixels; one line counts them. 0 leaves out none."""
     skip_bad: bool = False
     """Skip images and captions that cannot be used, with a warning each, where a folder would be refused."""
     size: int = 1024
@@ -56,7 +58,7 @@ class DataConfig:
     """How far a crop may be from the centre of its region, as a share of the crop's sides."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, above_0=("crops", "size", "concept_crops"))
+        check_numbers(self, above_0=("crops", "size", "concept_crops"), at_least_0=("min_side",))
         if not 0 < self.concept_share <= 1:
             raise UserError(f"concept_share must be above 0, at most 1, not {self.concept_share}")
         if not 0 <= self.concept_jitter <= 0.5:

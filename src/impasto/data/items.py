@@ -64,6 +64,8 @@ def read(
     bucketed = config.buckets == "on" or (config.buckets == "auto" and any(path.is_dir() for path in config.image))
     step = buckets.step_of(card, base, config.size) if bucketed else None
     items, listed = [], entries(config)
+    if config.min_side:
+        listed = leave_out_small(listed, config.min_side)
     for done, entry in enumerate(listed, 1):
         found = item(entry, config, step, largest)
         items += [found] if found else []
@@ -74,6 +76,27 @@ def read(
     say_notes(items, config.size, config.mask == "alpha")
     check_settings(config, items)
     return items if config.concept_file is None else with_concepts(items, config, base, step, largest)
+
+
+def leave_out_small(listed: Sequence[Entry], min_side: int) -> list[Entry]:
+    """The entries whose image can be read and is large enough, or cannot be read, which is reported later; warns of the
+    others."""
+    small = []
+    for entry in listed:
+        try:
+            picture = look(entry.path)
+        except UserError:
+            continue
+        if min(picture.width, picture.height) < min_side:
+            small.append(entry.path)
+    if small:
+        warnings.warn(
+            f"{len(small)} of {len(listed)} images have a side below min_side {min_side} and are left out "
+            f"({folder.named(small)})",
+            stacklevel=3,
+        )
+    left = set(small)
+    return [entry for entry in listed if entry.path not in left]
 
 
 def with_concepts(
