@@ -1,6 +1,7 @@
 """The command line: help, JSON, exit codes."""
 
 import json
+import shlex
 import subprocess
 import sys
 import warnings
@@ -174,3 +175,13 @@ def test_json_is_strict(run, tiny_sd3, picture, tmp_path):
     code, out, _ = run(*train_args(tiny_sd3, picture, tmp_path / "x"), "--clip", "inf", "--dry-run", "--json")
     told = json.loads(out[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert code == 0 and told["settings"]["clip"] == "inf"
+
+
+def test_train_ends_with_the_command_that_generates_another_thing(run, tiny_sd15, picture, tmp_path):
+    caption = "a rocket in ink style"
+    flags = ["--base", str(tiny_sd15), "--image", str(picture), "--caption", caption, "--out", str(tmp_path / "ink")]
+    code, out, _ = run("train", *flags, "--steps", "1", "--batch", "1", "--no-preview", "--no-tensorboard")
+    command = next(line.removeprefix("next: ") for line in out if line.startswith("next: "))
+    assert code == 0 and "--prompt 'a cat in ink style'" in command and command.endswith("ink/images")
+    assert run(*shlex.split(command)[1:], "--steps", "1")[0] == 0
+    assert (tmp_path / "ink" / "images" / "0000.png").is_file()

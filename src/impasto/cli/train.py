@@ -1,6 +1,7 @@
 """`impasto train` and `impasto sheet`."""
 
 import re
+import shlex
 import warnings
 from pathlib import Path
 from textwrap import shorten
@@ -114,11 +115,25 @@ def run_training(config: "TrainConfig", dry: bool) -> Result:
         return dry_run(config)
 
     with bar("preparing") as preparing, bar("training", config.optim.steps) as progress:
-        return train(
+        result = train(
             config,
             lambda step, loss: progress(step, f"loss {loss:.3f}"),
             lambda done, total: preparing(done, "", total),
         )
+    return result | {"next": next_command(config)}
+
+
+def next_command(config: "TrainConfig") -> str:
+    """The command that generates with the finished style: another thing in the captions' style words, into the style
+    folder, where `impasto report` finds it."""
+    from impasto.config import read_recipe_file
+    from impasto.data.captions import of_run
+    from impasto.styles.defaults import prompts_of_others
+
+    captions = of_run(*read_recipe_file(config.out / "recipe.toml"))
+    prompt = next(iter([*prompts_of_others(captions, 1), *captions]), "a cat")
+    command = ["impasto", "generate", "--base", config.base, "--style", str(config.out), "--prompt", prompt]
+    return shlex.join([*command, "--out", str(config.out / "images")])
 
 
 def select(args: list[str]) -> Result:
