@@ -15,8 +15,8 @@ def test_bar_without_a_terminal_writes_a_line_every_ten_seconds_and_the_last(mon
             update(step, f"loss {1 / step:.3f}")
     lines = out.getvalue().splitlines()
     assert lines == [
-        "training 10/40, loss 0.100, 33 s left",
-        "training 20/40, loss 0.050, 21 s left",
+        "training 10/40, loss 0.100, 30 s left",
+        "training 20/40, loss 0.050, 20 s left",
         "training 30/40, loss 0.033, 10 s left",
         "training 40/40, loss 0.025",
     ]

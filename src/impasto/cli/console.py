@@ -67,17 +67,17 @@ LINE_SECONDS = 10.0
 
 def lines(title: str, total: int | None) -> Callable[..., None]:
     """`update(done, note, total)` of `bar` as lines: "training 40/150, loss 0.112, 95 s left"; the last one always."""
-    started = last = time.monotonic()
-    first: int | None = None
+    last = time.monotonic()
+    begun: tuple[float, int] | None = None
 
     def update(done: int, note: str = "", total: int | None = total) -> None:
-        nonlocal last, first
+        nonlocal last, begun
         now = time.monotonic()
-        first = done if first is None else first  # of a resumed run
+        begun = begun or (now, done)  # loading does not count, nor do the steps of an earlier command
         if not speaks() or (now - last < LINE_SECONDS and done != total):
             return
         last = now
-        rate = (done - first) / (now - started) if now > started else 0
+        rate = (done - begun[1]) / (now - begun[0]) if now > begun[0] else 0
         left = f"{(total - done) / rate:.0f} s left" if total and rate and done < total else ""
         parts = [f"{title} {done}" + (f"/{total}" if total else ""), note, left]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
