@@ -36,18 +36,20 @@ def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Htm
     return el("header", figure, words, class_="hero")
 
 
-TICK = "✓: the concept judge ranks the prompt's object among the first five. Below: the style judge's top style."
+TICK = "✓: the concept judge ranks the prompt's object among the first five."
+BELOW = " Below: the style judge's top style."
 
 
 def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> Html:
     """A card per image of the first gallery: true image, base, other galleries, the image itself."""
     pictures = len(galleries) + bool(truths)
     cards = (_card(galleries, i, truths) for i in range(len(galleries[0].samples)))
+    styled = any(row.get("style_judged") for one in galleries for row in one.scores.get("images", []))
     width = f"--card-width: {max(190, 104 * pictures)}px"
     return el(
         "section",
         el("h2", "Pictures"),
-        el("p", TICK, class_="faint") if any(one.scores for one in galleries) else None,
+        el("p", TICK + (BELOW if styled else ""), class_="faint") if any(one.scores for one in galleries) else None,
         el("ul", *cards, class_="cards", style=width),
     )
 

@@ -119,7 +119,7 @@ FORMS = {
     r".+?, (.+)": "{thing}, {words}",
 }
 """Forms of captions with the style's words as a group, and the prompt of another thing in that form."""
-THINGS = ("cat", "house", "bicycle", "teapot", "guitar", "lion", "key", "rose")
+THINGS = ("cat", "house", "bicycle", "guitar", "rose", "key", "umbrella", "car")
 
 
 def prompts_of_others(captions: Sequence[str], count: int = 4) -> list[str]:
