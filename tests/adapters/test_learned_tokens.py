@@ -127,7 +127,7 @@ def test_plain_pipeline_generates_the_same(trained):
 
 def test_sheet_and_previews_know_the_token(trained, tmp_path):
     """The last state of the sheet, and a preview, are what `generate` gives."""
-    config = change(trained, out=str(tmp_path / "run"), preview=True)
+    config = change(trained, out=str(tmp_path / "run"), preview=True, preview_prompt=[CAPTION])
     train(config)
     sampling = Sampling(size=16)
     image, _ = next(generate(config.base, [CAPTION], styles=[str(config.out)], device="cpu", sampling=sampling))

@@ -58,14 +58,14 @@ def test_finestyle_finds_trains_and_states_its_guidance(kind, request, scene, tm
     previews = sorted((config.out / "previews").glob("*.png"))
     _, info = next(generate(str(base), [CAPTION], styles=[str(config.out)], sampling=Sampling(steps=4)))
     assert info["style_semantics"]["lambda1"] == 3 and info["styles"][0]["strength"] == 1
-    assert [told(file)["style_semantics"] for file in previews] == [info["style_semantics"]] * 3
+    assert [told(file)["style_semantics"] for file in previews] == [info["style_semantics"]] * 4
     card = (config.out / "README.md").read_text()
     assert "lambda1 3, lambda2 2, lambda_base 3" in card and "--lambda1 0 --lambda2 2 --lambda-base 0" in card
     assert train(config)["resumed_from"] == 3
 
 
 def test_previews_are_the_images_of_generate(tiny_sd3, scene, tmp_path):
-    config = config_of(tiny_sd3, scene, tmp_path / "run", boxes=BOXES, preview=True, lr=0.05)
+    config = config_of(tiny_sd3, scene, tmp_path / "run", boxes=BOXES, preview=True, preview_prompt=[CAPTION], lr=0.05)
     train(config)
     image, _ = next(generate(str(tiny_sd3), [CAPTION], styles=[str(config.out)], sampling=Sampling(size=16)))
     preview = Image.open(config.out / "previews/step-000003-0.png")

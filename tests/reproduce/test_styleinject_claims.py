@@ -254,7 +254,7 @@ def test_paper_protocol_lists_cells_and_prompts(tiny_sd15, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_paper_protocol_cell_runs(tiny_sd15, tmp_path, monkeypatch):
     monkeypatch.setattr(styleinject_paper, "SAMPLING", styleinject_paper.SAMPLING | {"steps": 2, "size": 16})
-    arm = styleinject_paper.recipe("", steps=1, rank=2, batch=2, **{"adapter.n": 2})
+    arm = styleinject_paper.recipe("", steps=1, rank=2, batch=2, min_side=0, **{"adapter.n": 2})
     monkeypatch.setitem(styleinject_paper.ARMS, "n 4", arm)
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a red square")
