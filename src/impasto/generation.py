@@ -4,6 +4,7 @@ Picture i starts from `torch.Generator("cpu").manual_seed(seed + i)`, so that pl
 batch; the number and every other setting are in the PNG.
 """
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -277,6 +278,12 @@ def hardware_of(config: GenerateConfig) -> dict[str, Any]:
     """The command's device, precision, components and quantisation."""
     names = ("device", "precision", "components", "quantize")
     return {name: getattr(config, name) for name in names}
+
+
+def generate_command(base: str, style: str, prompt: str, out: str | None = None) -> str:
+    """The command that generates one image with a style, as a shell reads it."""
+    command = ["impasto", "generate", "--base", base, "--style", style, "--prompt", prompt]
+    return shlex.join([*command, *(["--out", out] if out else [])])
 
 
 def variants(prompt: str, tokens: Sequence[Token]) -> list[str]:

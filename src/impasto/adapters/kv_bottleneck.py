@@ -21,15 +21,16 @@ from enum import Enum
 from typing import Any
 
 import torch
-from peft import PeftConfig, mapping
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from impasto.adapters.base import Adapter
 from impasto.adapters.config import LOCATIONS, KVBottleneck
 from impasto.adapters.lora import endings, ends
+from impasto.adapters.tuners import UnmergeableLayer, UnmergeableTuner, add_saved, register, split_part
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.noise.random import generator
@@ -113,21 +114,9 @@ def load(pipe: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], 
     Raises UserError when the file holds none, or one for another base.
     """
     settings, found = read_settings(metadata)
-    part = next(iter(tensors), "").partition(".")[0]
-    model: Any = pipe if isinstance(pipe, nn.Module) else getattr(pipe, part, None)
-    own = {key.removeprefix(f"{part}."): t for key, t in tensors.items()}
+    _, model, own = split_part(pipe, tensors)
     check_shapes(expected(model, settings, found) if model else {}, {key: tuple(t.shape) for key, t in own.items()})
-    known = getattr(model, "peft_config", {})
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    active = dict.fromkeys(adapter for layer in layers for adapter in layer.active_adapters if adapter in known)
-    model.add_adapter(config_of(settings, found), adapter_name=name)
-    set_peft_model_state_dict(model, own, adapter_name=name)
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.set_adapter([*active, name])
-        if isinstance(layer, KVBottleneckLayer):
-            layer.set_requires_grad(name, False)
-            layer.set_scale(name, strength)
+    add_saved(model, config_of(settings, found), own, name, strength)
 
 
 def read_settings(metadata: Mapping[str, str]) -> tuple[KVBottleneck, list[str]]:
@@ -150,10 +139,11 @@ def check_shapes(base: Mapping[str, tuple[int, ...]], file: Mapping[str, tuple[i
         raise UserError(f"this key/value bottleneck was not trained for this base: {len(wrong)} tensors differ{first}")
 
 
-class KVBottleneckLayer(nn.Module, BaseTunerLayer):
+class KVBottleneckLayer(nn.Module, UnmergeableLayer):
     """A linear layer W with bottlenecks behind it. scaling: the strength s of each adapter. owner: the layer that holds
     an adapter's shared matrices, where that is another one."""
 
+    not_mergeable = NOT_MERGEABLE
     adapter_layer_names = TENSORS
     other_param_names = ("scaling", "owner")
     base_layer: nn.Module
@@ -200,30 +190,8 @@ class KVBottleneckLayer(nn.Module, BaseTunerLayer):
             result = result + self.scaling[name] * (gelu(z.to(down.dtype) @ down) @ up)
         return result.to(z.dtype)
 
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """As diffusers' `set_adapters` calls it."""
-        if adapter in self.scaling:
-            self.scaling[adapter] = scale
-
-    def scale_layer(self, scale: float) -> None:
-        for name in self.scaling.keys() & self.active_adapters:
-            self.scaling[name] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        for name in self.scaling.keys() & self.active_adapters:
-            self.scaling[name] = self.scaling[name] / scale if scale else 1.0
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise UserError(NOT_MERGEABLE)
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""
-
     def __repr__(self) -> str:
         return f"kv_bottleneck.{super().__repr__()}"
-
-
-# Inside PEFT, whose enum of types is closed: an own type and three entries in its tables.
 
 
 class KVBottleneckType(str, Enum):  # noqa: UP042 - as peft's own
@@ -263,11 +231,9 @@ def config_of(config: KVBottleneck, found: Sequence[str]) -> KVBottleneckConfig:
     return KVBottleneckConfig(**asdict(config), target_modules=set(found))
 
 
-class KVBottleneckModel(BaseTuner):
-    """Wraps the frozen layer itself, inside any other adapter that the layer carries: a LoRA keeps its names."""
-
+class KVBottleneckModel(UnmergeableTuner):
     prefix = "kv_bottleneck_"
-    tuner_layer_cls = KVBottleneckLayer  # pyright: ignore[reportAssignmentType]
+    tuner_layer_cls = KVBottleneckLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as in BaseTuner
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -304,20 +270,8 @@ class KVBottleneckModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """In files a layer has its own name, also where another adapter is around it."""
-        key = super()._remove_adapter_name_from_key(key, adapter_name)
-        return key.replace(f".base_layer.{cls.prefix}", f".{cls.prefix}")
 
-    def _check_merge_allowed(self) -> None:
-        raise UserError(NOT_MERGEABLE)
-
-
-TYPE = KVBottleneckType.KV_BOTTLENECK
-mapping.PEFT_TYPE_TO_CONFIG_MAPPING[TYPE] = KVBottleneckConfig  # pyright: ignore[reportArgumentType]
-mapping.PEFT_TYPE_TO_TUNER_MAPPING[TYPE] = KVBottleneckModel  # pyright: ignore[reportArgumentType]
-mapping.PEFT_TYPE_TO_PREFIX_MAPPING[TYPE] = KVBottleneckModel.prefix  # pyright: ignore[reportArgumentType]
+register(KVBottleneckType.KV_BOTTLENECK, KVBottleneckConfig, KVBottleneckModel)
 
 
 def count_on(family: Family, config: KVBottleneck, model: nn.Module) -> int:

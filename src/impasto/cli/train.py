@@ -1,7 +1,6 @@
 """`impasto train` and `impasto sheet`."""
 
 import re
-import shlex
 import warnings
 from pathlib import Path
 from textwrap import shorten
@@ -128,12 +127,12 @@ def next_command(config: "TrainConfig") -> str:
     folder, where `impasto report` finds it."""
     from impasto.config import read_recipe_file
     from impasto.data.captions import of_run
+    from impasto.generation import generate_command
     from impasto.styles.defaults import prompts_of_others
 
     captions = of_run(*read_recipe_file(config.out / "recipe.toml"))
     prompt = next(iter([*prompts_of_others(captions, 1), *captions]), "a cat")
-    command = ["impasto", "generate", "--base", config.base, "--style", str(config.out), "--prompt", prompt]
-    return shlex.join([*command, "--out", str(config.out / "images")])
+    return generate_command(config.base, str(config.out), prompt, str(config.out / "images"))
 
 
 def select(args: list[str]) -> Result:

@@ -64,39 +64,23 @@ def read(
     bucketed = config.buckets == "on" or (config.buckets == "auto" and any(path.is_dir() for path in config.image))
     step = buckets.step_of(card, base, config.size) if bucketed else None
     items, listed = [], entries(config)
-    if config.min_side:
-        listed = leave_out_small(listed, config.min_side)
+    small: list[Path] = []
     for done, entry in enumerate(listed, 1):
-        found = item(entry, config, step, largest)
+        found = item(entry, config, step, largest, small)
         items += [found] if found else []
         if progress and len(listed) > FEW:
             progress(done, len(listed))
+    if small:
+        warnings.warn(
+            f"{len(small)} of {len(listed)} images have a side below min_side {config.min_side} and are left out "
+            f"({folder.named(small)})",
+            stacklevel=2,
+        )
     if not items:
         raise UserError("no picture is left to train on")
     say_notes(items, config.size, config.mask == "alpha")
     check_settings(config, items)
     return items if config.concept_file is None else with_concepts(items, config, base, step, largest)
-
-
-def leave_out_small(listed: Sequence[Entry], min_side: int) -> list[Entry]:
-    """The entries whose image can be read and is large enough, or cannot be read, which is reported later; warns of the
-    others."""
-    small = []
-    for entry in listed:
-        try:
-            picture = look(entry.path)
-        except UserError:
-            continue
-        if min(picture.width, picture.height) < min_side:
-            small.append(entry.path)
-    if small:
-        warnings.warn(
-            f"{len(small)} of {len(listed)} images have a side below min_side {min_side} and are left out "
-            f"({folder.named(small)})",
-            stacklevel=3,
-        )
-    left = set(small)
-    return [entry for entry in listed if entry.path not in left]
 
 
 def with_concepts(
@@ -252,12 +236,15 @@ def fill(caption: str, config: DataConfig) -> str:
     return captions.fill(caption, config.caption_prefix, config.trigger)
 
 
-def item(entry: Entry, config: DataConfig, step: int | None, largest: int | None = None) -> Item | None:
-    """One entry, looked at. step: between buckets, None for squares. largest: side of a bucket. None when it is bad and
-    shall be skipped."""
+def item(entry: Entry, config: DataConfig, step: int | None, largest: int | None, small: list[Path]) -> Item | None:
+    """One entry, checked. step: between buckets, None for squares. largest: side of a bucket. None when it cannot be
+    used and is skipped, or is below `config.min_side` and added to `small`."""
     size = config.size
     try:
         picture = look(entry.path)
+        if min(picture.width, picture.height) < config.min_side:
+            small.append(entry.path)
+            return None
         shape = buckets.choose(picture.width, picture.height, size, step, largest) if step else (size, size)
         if shape is None:
             raise UserError(

@@ -16,7 +16,7 @@ from impasto.data import captions
 from impasto.errors import UserError, nearest
 from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.evaluation.labels import Labels, concepts_of, read_concepts
-from impasto.evaluation.samples import Sample, open_image, read_folder, to_tensor
+from impasto.evaluation.samples import Sample, open_image, read_folder
 from impasto.evaluation.scorer import Scorer
 from impasto.evaluation.scores import means
 from impasto.evaluation.truth import true_pictures
@@ -246,11 +246,12 @@ def _ranges(scorer: Scorer, scores: dict[str, Any]) -> dict[str, Any]:
     them, by the judge's style features, else by an encoder's."""
     if scorer.reference is None:
         return {"ranges": {}, "reference_style": None}
-    embed = {"dino_i_reference": scorer.dino, "clip_i_reference": scorer.encoder}
-    ways = {name: encoder.images for name, encoder in embed.items() if encoder is not None}
-    if scorer.judged:
-        ways = {"style_cosine": lambda images: scorer.judges.style_features(to_tensor(images))} | ways
-    ranges = {name: similarity_range(scorer.reference, way) for name, way in ways.items()}
+    models = {
+        "style_cosine": scorer.judges if scorer.judged else None,
+        "dino_i_reference": scorer.dino,
+        "clip_i_reference": scorer.encoder,
+    }
+    ranges = {name: similarity_range(scorer.reference, model) for name, model in models.items() if model is not None}
     name = next(iter(ranges), None)
     return {"ranges": ranges, "reference_style": None if name is None else between(scores[name], ranges[name])}
 

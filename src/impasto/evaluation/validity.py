@@ -5,8 +5,8 @@ whose own concept the concept judge does not find. A cosine with the reference h
 its mean over unrelated images, and a ceiling, the reference against crops of itself.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 from PIL import Image
@@ -15,6 +15,7 @@ from torch import Tensor
 from impasto.artworld import load_slice
 from impasto.bases.cards import card
 from impasto.errors import UserError
+from impasto.evaluation.encoders import Encoder
 from impasto.evaluation.judged import concept_rows
 from impasto.evaluation.samples import to_tensor
 
@@ -76,10 +77,23 @@ def crops(image: Image.Image) -> list[Image.Image]:
     return found
 
 
-def similarity_range(reference: Image.Image, embed: Callable[[list[Image.Image]], Tensor]) -> dict[str, float]:
-    """{"floor", "ceiling"} of the cosine with the reference, see above. embed: images -> unit vectors [n, d]."""
-    own = embed([reference])[0]
-    floor, ceiling = ((embed(list(images)) @ own).mean().item() for images in (unrelated_images(), crops(reference)))
+def embed(model: Any, images: Sequence[Image.Image]) -> Tensor:
+    """Unit vectors [n, d] of images, by an encoder or by the style judge's features."""
+    return model.images(images) if isinstance(model, Encoder) else model.style_features(to_tensor(list(images)))
+
+
+@lru_cache(maxsize=4)
+def unrelated_embeddings(model: Any) -> Tensor:
+    """`embed` of `unrelated_images`, the same for every reference."""
+    return embed(model, unrelated_images())
+
+
+def similarity_range(reference: Image.Image, model: Any) -> dict[str, float]:
+    """{"floor", "ceiling"} of the cosine with the reference, see above. model: see `embed`."""
+    own = embed(model, [reference])[0]
+    floor, ceiling = (
+        (found @ own).mean().item() for found in (unrelated_embeddings(model), embed(model, crops(reference)))
+    )
     return {"floor": floor, "ceiling": ceiling}
 
 

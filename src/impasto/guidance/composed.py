@@ -19,7 +19,7 @@ from torch import Tensor
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
 from impasto.guidance.base import Guidance, Rows, join
-from impasto.guidance.style_guidance import join_rows, map_rows
+from impasto.guidance.style_guidance import combine, join_rows, replaced_forward, split_rows
 
 Texts = Mapping[str, Any]
 """Keyword arguments of a denoiser that hold the prompt, rows first."""
@@ -77,29 +77,20 @@ def composing(denoiser: Any, others: Sequence[Texts], weights: Sequence[float], 
     are returned as they are. Raises UserError for weights that do not fit.
     """
     check_weights(weights, 1 + len(others))
-    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
+    plain = denoiser.forward
     used = [(weight, text) for weight, text in zip(weights, (None, *others), strict=True) if weight]
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
-        each = n // 2 if halves else n
-        calls = [map_rows((args, kwargs), n, lambda t: t[:each])] if halves else []
-        prompt = map_rows((args, kwargs), n, lambda t: t[-each:])
+        each, first, prompt = split_rows(args, kwargs, halves)
+        calls = [first] if halves else []
         calls += [prompt if text is None else (prompt[0], replace(prompt[1], text)) for _, text in used]
         args, kwargs = join_rows(calls, each)
         predictions = list(plain(*args, **kwargs)[0].split(each))
         negative = [predictions.pop(0)] if halves else []
-        mixed = torch.stack([weight * e.float() for (weight, _), e in zip(used, predictions, strict=True)]).sum(0)
-        return (torch.cat([*negative, mixed.to(predictions[0].dtype)]),)
+        return (torch.cat([*negative, combine([weight for weight, _ in used], predictions)]),)
 
-    denoiser.forward = forward
-    try:
+    with replaced_forward(denoiser, forward):
         yield
-    finally:
-        if own_attribute:
-            denoiser.forward = plain
-        else:
-            del denoiser.forward
 
 
 def replace(kwargs: Mapping[str, Any], text: Texts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ A prediction of coefficient 0 is not computed; those that are left are rows of o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,20 +102,22 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
     halves: whether the pipeline calls with the rows of the negative prompt before those of the prompt, as diffusers
     does for guidance. Both halves of the result are then v, so that any guidance scale of the pipeline leaves it.
     """
-    terms = weights.terms
-    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
+    terms, plain = weights.terms, denoiser.forward
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
-        each = n // 2 if halves else n
-        calls = {PROMPT: map_rows((args, kwargs), n, lambda t: t[-each:])}
-        calls[NEGATIVE] = map_rows((args, kwargs), n, lambda t: t[:each]) if halves else calls[PROMPT]
-        predictions = predict(denoiser, plain, list(terms), calls, each)
-        v = sum(c * p.float() for c, p in zip(terms.values(), predictions, strict=True))
-        assert isinstance(v, Tensor)
-        v = v.to(predictions[0].dtype)
+        each, negative, prompt = split_rows(args, kwargs, halves)
+        calls = {PROMPT: prompt, NEGATIVE: prompt if negative is None else negative}
+        v = combine(terms.values(), predict(denoiser, plain, list(terms), calls, each))
         return (torch.cat([v, v]) if halves else v,)
 
+    with replaced_forward(denoiser, forward):
+        yield
+
+
+@contextmanager
+def replaced_forward(denoiser: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """While it holds, `denoiser` calls `forward`."""
+    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
     denoiser.forward = forward
     try:
         yield
@@ -124,6 +126,22 @@ def guiding(denoiser: Any, weights: Weights, halves: bool) -> Iterator[None]:
             denoiser.forward = plain
         else:
             del denoiser.forward
+
+
+def split_rows(args: Any, kwargs: Any, halves: bool) -> tuple[int, Any, Any]:
+    """(number of images, call for the rows of the negative prompt, call for those of the prompt) of a denoiser's call;
+    a call is (args, kwargs), None where there is no negative prompt."""
+    n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
+    each = n // 2 if halves else n
+    prompt = map_rows((args, kwargs), n, lambda t: t[-each:])
+    return each, map_rows((args, kwargs), n, lambda t: t[:each]) if halves else None, prompt
+
+
+def combine(weights: Iterable[float], predictions: Sequence[Tensor]) -> Tensor:
+    """sum_i w_i p_i in float32, in the predictions' dtype."""
+    v = sum(w * p.float() for w, p in zip(weights, predictions, strict=True))
+    assert isinstance(v, Tensor)
+    return v.to(predictions[0].dtype)
 
 
 def predict(

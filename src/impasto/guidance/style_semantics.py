@@ -27,7 +27,7 @@ from impasto.families.base import Family
 from impasto.guidance.base import Encode, Guidance, Rows, Sampling, join
 from impasto.guidance.composed import replace, texts
 from impasto.guidance.config import StyleSemantics
-from impasto.guidance.style_guidance import map_rows, predict
+from impasto.guidance.style_guidance import combine, predict, replaced_forward, split_rows
 
 PROMPT = "prompt"
 
@@ -95,26 +95,15 @@ def guiding(
     weights: as `terms` has them. nulls: the conditions of "n1" and "n2", a row each. halves: whether rows of a negative
     prompt come before those of the prompt; both halves of the result are then v, which any guidance scale leaves.
     """
-    plain, own_attribute = denoiser.forward, "forward" in vars(denoiser)  # a hook's
+    plain = denoiser.forward
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        n = len(args[0] if args else kwargs["hidden_states"])  # a U-Net's is given without its name
-        each = n // 2 if halves else n
-        prompt = map_rows((args, kwargs), n, lambda t: t[-each:])
+        each, _, prompt = split_rows(args, kwargs, halves)
         calls = {PROMPT: prompt}
         for name, cond in nulls.items():
             calls[name] = (prompt[0], replace(prompt[1], texts(family, join([dict(cond)] * each))))
-        predictions = predict(denoiser, plain, list(weights), calls, each)
-        v = sum(c * p.float() for c, p in zip(weights.values(), predictions, strict=True))
-        assert isinstance(v, Tensor)
-        v = v.to(predictions[0].dtype)
+        v = combine(weights.values(), predict(denoiser, plain, list(weights), calls, each))
         return (torch.cat([v, v]) if halves else v,)
 
-    denoiser.forward = forward
-    try:
+    with replaced_forward(denoiser, forward):
         yield
-    finally:
-        if own_attribute:
-            denoiser.forward = plain
-        else:
-            del denoiser.forward

@@ -1,7 +1,6 @@
 """The inputs of a report: a style folder (recipe, metrics, card, reference) and image folders with scores."""
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from impasto.data import captions
 from impasto.errors import UserError
 from impasto.evaluation.samples import Sample, read_folder
 from impasto.evaluation.scores import SCORES
+from impasto.generation import generate_command
 from impasto.noise import laws
 from impasto.noise.laws import Law
 from impasto.noise.schedule import Schedule
@@ -213,6 +213,6 @@ def generated_folder(run: Run) -> Path:
     for name in ("images", "previews"):
         if any((run.folder / name).glob("*.png")):
             return run.folder / name
-    command = ["impasto", "generate", "--base", str(run.key("base") or "mini-sd3"), "--style", str(run.folder)]
-    command += ["--prompt", run.caption or "a cat", "--out", str(run.folder / "images")]
-    raise UserError(f"{run.folder} has no images yet: `{shlex.join(command)}` first")
+    base, out = str(run.key("base") or "mini-sd3"), str(run.folder / "images")
+    command = generate_command(base, str(run.folder), run.caption or "a cat", out)
+    raise UserError(f"{run.folder} has no images yet: `{command}` first")

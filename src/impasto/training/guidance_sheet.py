@@ -1,23 +1,21 @@
 """lambda1 x lambda2: the same prompts from the same seed at several weights of style and semantics, as one sheet
 (FineStyle, figure 9), by the code of `generate`; the rule is that of `guidance.style_semantics`."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from impasto.bases import loader
 from impasto.coerce import check_seed
 from impasto.config import flatten
-from impasto.contact_sheet import sheet
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.execution import apply as running
-from impasto.files import atomic, writable_folder
+from impasto.files import writable_folder
 from impasto.guidance import bind_all, merged, style_guidance
 from impasto.guidance.config import StyleSemantics
 from impasto.sampling.prompts import check_prompts
@@ -25,7 +23,7 @@ from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles import defaults as style_defaults
 from impasto.styles.load import load_style
 from impasto.styles.metadata import read_about
-from impasto.training.sheet import check_out, own_prompts, read_run
+from impasto.training.sheet import check_out, own_prompts, read_run, write_sheet
 
 LAMBDA1, LAMBDA2 = (0.0, 1.0, 3.0), (0.0, 2.0, 5.0)
 
@@ -82,24 +80,10 @@ def guidance_sheet(
         pictures[one.weights[:2]] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {}, bound)]
         if progress:
             progress(len(pictures), len(cells))
-    rows = {
-        f"lambda1 {style:g}" + (f", {i + 1}" if len(prompts) > 1 else ""): [
-            pictures[style, semantics][i] for semantics in lambda2
-        ]
-        for i in range(len(prompts))
-        for style in lambda1
-    }
-    title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
-    columns = [f"lambda2 {semantics:g}" for semantics in lambda2]
-    grid = sheet(rows, columns, cell=max(112, min(256, config.data.size)), title=title)
     common = replace(cells[0], lambda1=None, lambda2=None)
     about = {"run": str(run), "base": config.base, "strengths": [strength], "prompts": prompts, "seed": seed}
     about |= {"sampling_steps": sampling.steps, "lambda1": list(lambda1), "lambda2": list(lambda2)}
     about |= {"lambda_base": common.weights[2], "n1": common.n1 or "", "n2": common.n2 or ""}
-    mark = PngImagePlugin.PngInfo()
-    mark.add_text("impasto", json.dumps(about))
-    with atomic(out) as file:
-        grid.save(file, format="PNG", pnginfo=mark)
-    with atomic(out.with_suffix(".json")) as file:
-        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
+    rows, columns = ({x: f"{name} {x:g}" for x in own} for name, own in (("lambda1", lambda1), ("lambda2", lambda2)))
+    write_sheet(out, pictures, rows, columns, prompts, config.data.size, about)
     return about | {"out": str(out)}

@@ -17,13 +17,14 @@ from impasto.config import TrainConfig
 from impasto.data.prepare import text
 from impasto.families.base import Condition, Family
 from impasto.guidance import bind_all
+from impasto.guidance.base import Encode, Guidance
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling, sample
 from impasto.styles import defaults as style_defaults
 
 
 class Previews:
-    """Encodes the prompts of the previews while the text encoders are there; draws them later from the live model."""
+    """Encodes the prompts of the previews while the text encoders are there; generates them later by the live model."""
 
     def __init__(self, family: Family, config: TrainConfig, conditioning: TextConditioning) -> None:
         self.family, self.config, self.text = family, config, conditioning
@@ -51,36 +52,42 @@ class Previews:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
         if not self.prompts:
             return []
-        encoders: dict[str, Any] = dict.fromkeys(self.family.encoder_parts)
-        pipe = self.family.pipeline(**encoders, **{self.family.part: self.family.denoiser})
-        jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
         style = {"path": str(self.config.out), "strength": self.strength, "hash": None, "step": step}
-        about = {"base": self.config.base, "base_hash": self.family.hash, "styles": [style]}
-        about |= self.sampling.weights(self.family).info
-        (self.config.out / "previews").mkdir(exist_ok=True)
-        names = []
-        with torch.no_grad(), as_sampled(self.models(), self.family.dtype, self.strength):
-            images = sample(self.family, pipe, jobs, cache(self.encode), self.sampling, about, self.guidances)
-            for i, (image, info) in enumerate(images):
-                names.append(f"previews/step-{step:06d}-{i}.png")
-                save_png(image, info, self.config.out / names[-1])
+        about = {"styles": [style]} | self.sampling.weights(self.family).info
+        names = [f"previews/step-{step:06d}-{i}.png" for i in range(len(self.prompts))]
+        with as_sampled(self.models(), self.family.dtype, self.strength):
+            self.write(names, cache(self.encode), self.sampling, about, self.guidances)
         return names
 
     def generate_base(self) -> None:
         """Write `previews/base/0000.png` on: the base alone on the same prompts and seeds, sampled as its card says."""
-        family = self.family
         if not self.prompts or adapter_of(self.config.adapter).replaces_base:
             return
+        sampling = Sampling(size=self.config.data.size, negative="").on(self.family)
+        names = [f"previews/base/{i:04d}.png" for i in range(len(self.prompts))]
+        with disabled(self.family.denoiser):
+            self.write(names, self.conds.__getitem__, sampling, {"styles": []})
+
+    @torch.no_grad()
+    def write(
+        self,
+        names: Sequence[str],
+        encode: Encode,
+        sampling: Sampling,
+        about: dict[str, Any],
+        guidances: Sequence[Guidance] = (),
+    ) -> None:
+        """Generate an image per prompt by the model as it is, into these files of the style folder."""
+        family = self.family
         encoders: dict[str, Any] = dict.fromkeys(family.encoder_parts)
         pipe = family.pipeline(**encoders, **{family.part: family.denoiser})
-        sampling = Sampling(size=self.config.data.size, negative="").on(family)
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
-        about = {"base": self.config.base, "base_hash": family.hash, "styles": []}
-        folder = self.config.out / "previews" / "base"
-        folder.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), disabled(family.denoiser):
-            for i, (image, info) in enumerate(sample(family, pipe, jobs, self.conds.__getitem__, sampling, about)):
-                save_png(image, info, folder / f"{i:04d}.png")
+        about = {"base": self.config.base, "base_hash": family.hash} | about
+        for name, (image, info) in zip(
+            names, sample(family, pipe, jobs, encode, sampling, about, guidances), strict=True
+        ):
+            (self.config.out / name).parent.mkdir(parents=True, exist_ok=True)
+            save_png(image, info, self.config.out / name)
 
     def models(self) -> list[Any]:
         """The models that carry adapters."""

@@ -6,7 +6,6 @@ an early one at 1. Everything is drawn by the code of `generate`.
 
 import json
 import math
-import shlex
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
+from impasto.generation import generate_command
 from impasto.guidance import bind_all
 from impasto.sampling.png import told
 from impasto.sampling.prompts import check_prompts
@@ -112,28 +112,44 @@ def checkpoint_sheet(
             ]
             if progress:
                 progress(len(pictures), len(states) * len(strengths))
-    rows = {
-        f"step {step}" + (f", {i + 1}" if len(prompts) > 1 else ""): [pictures[step, s][i] for s in strengths]
-        for i in range(len(prompts))
-        for step in states
-    }
-    title = "; ".join(f"{i + 1}: {prompt}" if len(prompts) > 1 else prompt for i, prompt in enumerate(prompts))
-    grid = sheet(rows, [f"{s:g}" for s in strengths], cell=max(112, min(256, config.data.size)), title=title)
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
     about |= sampling.weights(family).info | {"negative_prompt": sampling.negative}
+    rows, columns = {step: f"step {step}" for step in states}, {s: f"{s:g}" for s in strengths}
+    write_sheet(out, pictures, rows, columns, prompts, config.data.size, about)
+    commands = {
+        rows[step]: generate_command(config.base, f"{run}@{step}", prompts[0]) + f" --seed {seed}" for step in states
+    }
+    return about | {"out": str(out), "commands": commands}
+
+
+def write_sheet(
+    out: Path,
+    pictures: Mapping[tuple[Any, Any], Sequence[Image.Image]],
+    rows: Mapping[Any, str],
+    columns: Mapping[Any, str],
+    prompts: Sequence[str],
+    size: int,
+    about: Mapping[str, Any],
+) -> None:
+    """Write a contact sheet, a row per key of `rows` and prompt, and `about` into its PNG and the JSON beside it.
+
+    pictures: (row, column) -> an image per prompt. rows, columns: key -> label. size: pixels of the images.
+    """
+    several = len(prompts) > 1
+    cells = {
+        label + (f", {i + 1}" if several else ""): [pictures[row, column][i] for column in columns]
+        for i in range(len(prompts))
+        for row, label in rows.items()
+    }
+    title = "; ".join(f"{i + 1}: {prompt}" if several else prompt for i, prompt in enumerate(prompts))
+    grid = sheet(cells, list(columns.values()), cell=max(112, min(256, size)), title=title)
     mark = PngImagePlugin.PngInfo()
     mark.add_text("impasto", json.dumps(about))
     with atomic(out) as file:
         grid.save(file, format="PNG", pnginfo=mark)
     with atomic(out.with_suffix(".json")) as file:
-        file.write_text(json.dumps(about | {"rows": list(rows)}, indent=1), encoding="utf-8")
-    commands = {
-        f"step {step}": f"impasto generate --base {shlex.quote(config.base)} --style {shlex.quote(f'{run}@{step}')}"
-        + f" --prompt {shlex.quote(prompts[0])} --seed {seed}"
-        for step in states
-    }
-    return about | {"out": str(out), "commands": commands}
+        file.write_text(json.dumps({**about, "rows": list(cells)}, indent=1), encoding="utf-8")
 
 
 def check_out(out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from impasto.adapters.base import PLAIN_SAMPLING, Adapter
@@ -16,6 +16,7 @@ from impasto.adapters.config import StyleInject
 from impasto.adapters.lora import endings, ends
 from impasto.adapters.styleinject.layers import TENSORS, StyleInjectLayer, initial_bound, tensor_shapes
 from impasto.adapters.styleinject.tuner import SHARED, StyleInjectConfig, layer_settings
+from impasto.adapters.tuners import add_saved, split_part
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.noise.random import generator
@@ -105,22 +106,9 @@ def load(pipe: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], 
     Raises UserError when the file holds none, or one for another base.
     """
     config = read_settings(metadata)
-    part = next(iter(tensors), "").partition(".")[0]
-    model: Any = pipe if isinstance(pipe, nn.Module) else getattr(pipe, part, None)
-    own = {key.removeprefix(f"{part}."): t for key, t in tensors.items()}
+    part, model, own = split_part(pipe, tensors)
     check_shapes(expected(model, config) if model else {}, {key: tuple(t.shape) for key, t in own.items()}, part)
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    known = getattr(model, "peft_config", {})
-    active = list(dict.fromkeys(known for layer in layers for known in layer.active_adapters))
-    active = [adapter for adapter in active if adapter in known]
-    model.add_adapter(peft_config(config), adapter_name=name)
-    set_peft_model_state_dict(model, own, adapter_name=name)
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.set_adapter([*active, name])
-        if isinstance(layer, StyleInjectLayer):
-            layer.set_requires_grad(name, False)
-            layer.set_scale(name, strength)
+    add_saved(model, peft_config(config), own, name, strength)
 
 
 def read_settings(metadata: Mapping[str, str]) -> StyleInject:

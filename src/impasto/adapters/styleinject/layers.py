@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from impasto.adapters.tuners import UnmergeableLayer
 from impasto.errors import UserError
 
 EPS = 1e-5
@@ -70,9 +70,10 @@ def initial_bound(tensor: str, shape: torch.Size) -> float:
     return 1 / math.sqrt(math.prod(fan_in)) if fan_in else 0.0
 
 
-class StyleInjectLayer(nn.Module, BaseTunerLayer):
+class StyleInjectLayer(nn.Module, UnmergeableLayer):
     """What a Linear and a Conv2d share. scaling: the weight w of each adapter; r: its rank."""
 
+    not_mergeable = NOT_MERGEABLE
     adapter_layer_names = TENSORS
     other_param_names = ("r", "settings", "scaling")
     positions: tuple[int, ...]  # dimensions of x and h that are an image's tokens
@@ -107,24 +108,6 @@ class StyleInjectLayer(nn.Module, BaseTunerLayer):
             self.frozen_peft_weight_names = self.frozen_peft_weight_names | {name: ("styleinject_router",)}
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        if adapter in self.scaling:
-            self.scaling[adapter] = scale
-
-    def scale_layer(self, scale: float) -> None:
-        for name in self.scaling.keys() & self.active_adapters:
-            self.scaling[name] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        for name in self.scaling.keys() & self.active_adapters:
-            self.scaling[name] = self.scaling[name] / scale if scale else 1.0
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise UserError(NOT_MERGEABLE)
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         h = self.base_layer(x, *args, **kwargs)

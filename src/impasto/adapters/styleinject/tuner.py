@@ -1,28 +1,23 @@
-"""StyleInject inside PEFT: its configuration, its tuner, and the entries by which PEFT finds them.
-
-PEFT's enum of types is closed, so `register_peft_method` refuses other names; an own type and three entries in its
-tables do what that does.
-"""
+"""StyleInject inside PEFT: its configuration and its tuner."""
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from peft import PeftConfig, mapping
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from impasto.adapters.config import StyleInject
 from impasto.adapters.lora import ends
 from impasto.adapters.styleinject.layers import (
-    NOT_MERGEABLE,
     Settings,
     StyleInjectConv2d,
     StyleInjectLayer,
     StyleInjectLinear,
     tensor_shapes,
 )
-from impasto.errors import UserError
+from impasto.adapters.tuners import UnmergeableTuner, register
 
 SHARED = ("n", "dma", "sta", "router_pool", "hyper", "variant")
 
@@ -83,12 +78,11 @@ def layer_settings(of: StyleInject, name: str) -> Settings:
     return Settings(of.rank, n, of.alpha or of.rank, full, of.sta, of.router_pool, of.hyper)
 
 
-class StyleInjectModel(BaseTuner):
-    """Wraps the frozen layer itself, inside any other adapter that the layer carries: so each adapter reads the frozen
-    layer, and a LoRA keeps its names."""
+class StyleInjectModel(UnmergeableTuner):
+    """Each adapter reads the frozen layer, and a LoRA around it keeps its names."""
 
     prefix = "styleinject_"
-    tuner_layer_cls = StyleInjectLayer  # pyright: ignore[reportAssignmentType]
+    tuner_layer_cls = StyleInjectLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as in BaseTuner
 
     def _create_and_replace(
@@ -115,17 +109,5 @@ class StyleInjectModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """In files a layer has its own name, also where another adapter is around it."""
-        key = super()._remove_adapter_name_from_key(key, adapter_name)
-        return key.replace(f".base_layer.{cls.prefix}", f".{cls.prefix}")
 
-    def _check_merge_allowed(self) -> None:
-        raise UserError(NOT_MERGEABLE)
-
-
-TYPE = StyleInjectType.STYLEINJECT
-mapping.PEFT_TYPE_TO_CONFIG_MAPPING[TYPE] = StyleInjectConfig  # pyright: ignore[reportArgumentType]
-mapping.PEFT_TYPE_TO_TUNER_MAPPING[TYPE] = StyleInjectModel  # pyright: ignore[reportArgumentType]
-mapping.PEFT_TYPE_TO_PREFIX_MAPPING[TYPE] = StyleInjectModel.prefix  # pyright: ignore[reportArgumentType]
+register(StyleInjectType.STYLEINJECT, StyleInjectConfig, StyleInjectModel)
