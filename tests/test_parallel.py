@@ -137,7 +137,7 @@ def test_text_encoders_are_trained_by_two_processes_as_by_one(runs):
 
 
 def test_the_shipped_launch(runs, tiny_sd3, picture, tmp_path):
-    """`accelerate launch` as docs/training.md has it, with the file for FSDP; only the first process speaks."""
+    """`accelerate launch` as docs/training.md has it, with the file for FSDP; only the first process writes output."""
     folder, _ = runs
     flags = {"--base": tiny_sd3, "--image": picture, "--caption": "a rocket in ink style", "--out": tmp_path / "run"}
     flags |= {"--rank": 2, "--batch": 3, "--steps": 3, "--accumulate": 2, "--prior.weight": 0, "--device": "cpu"}

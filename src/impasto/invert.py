@@ -24,7 +24,7 @@ from impasto.inversion import Trajectory, invert, sample
 from impasto.inversion.noise_file import NOISE, InversionNoise, NoiseInfo, write
 from impasto.inversion.snr import correlation, paper_snr, snr_of_correlation
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import VERSION, as_image
 
 RECONSTRUCTION = "reconstruction.png"
@@ -150,7 +150,7 @@ def psnr(one: Tensor, two: Tensor) -> float:
 
 def check_target(file: Path) -> None:
     """Raise UserError where the file is an image that impasto did not write."""
-    if file.exists() and not told(file):
+    if file.exists() and not read_png_metadata(file):
         raise UserError(f"{str(file)!r} is an image that impasto did not write: use another --out, it stays as it is")
 
 

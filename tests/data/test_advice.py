@@ -45,7 +45,7 @@ def test_a_style_that_nothing_calls():
     assert line.startswith("4 of 5 captions (1.png, 2.png, 3.png, ..) name no style") and "--trigger" in line
     (line,) = said(["a rocket, wibble", "a cat"], trigger="wibble")
     assert "1 of 2 captions (1.png) lack the trigger 'wibble'" in line and "--caption-prefix '[trigger],'" in line
-    assert said(["a cat"], folder=False) == []  # there `captions.check` speaks
+    assert said(["a cat"], folder=False) == []  # there `captions.check` reports it
 
 
 def test_a_style_that_is_described_away():

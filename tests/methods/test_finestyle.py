@@ -11,7 +11,7 @@ from impasto.config import change, recipes, resolve
 from impasto.data.concepts import read_concepts
 from impasto.errors import UserError
 from impasto.generation import generate
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import Sampling
 from impasto.styles.parts import read_style_json
 from impasto.training.checkpoints import states
@@ -58,7 +58,7 @@ def test_finestyle_finds_trains_and_states_its_guidance(kind, request, scene, tm
     previews = sorted((config.out / "previews").glob("*.png"))
     _, info = next(generate(str(base), [CAPTION], styles=[str(config.out)], sampling=Sampling(steps=4)))
     assert info["style_semantics"]["lambda1"] == 3 and info["styles"][0]["strength"] == 1
-    assert [told(file)["style_semantics"] for file in previews] == [info["style_semantics"]] * 4
+    assert [read_png_metadata(file)["style_semantics"] for file in previews] == [info["style_semantics"]] * 4
     card = (config.out / "README.md").read_text()
     assert "lambda1 3, lambda2 2, lambda_base 3" in card and "--lambda1 0 --lambda2 2 --lambda-base 0" in card
     assert train(config)["resumed_from"] == 3
@@ -207,7 +207,7 @@ def test_guidance_sheet_has_a_row_and_a_column_per_weight(tiny_sd3, scene, tmp_p
     assert (
         stated["rows"] == ["lambda1 0", "lambda1 3"] and stated["lambda2"] == [0, 2, 5] and stated["lambda_base"] == 3
     )
-    assert about["n2"] == "ink style" and told(config.out / "guidance.png")["seed"] == 0
+    assert about["n2"] == "ink style" and read_png_metadata(config.out / "guidance.png")["seed"] == 0
     first = (config.out / "guidance.png").read_bytes()
     guidance_sheet(config.out, ["a star in ink style"], (0.0, 3.0), (0.0, 2.0, 5.0), steps=2, lambda_base=0.0)
     assert (config.out / "guidance.png").read_bytes() != first

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from impasto.bases import loader
+from impasto.cli.train import run_training
 from impasto.config import resolve
 from impasto.errors import UserError
 from impasto.generation import Mixing, generate, mixing_sheets, open_session
@@ -22,7 +23,7 @@ from impasto.methods import instastyle
 from impasto.methods.instastyle import CANDIDATES, REFINEMENT, select
 from impasto.methods.style_mix import mix_config, mix_styles
 from impasto.sampling.config import GenerateConfig
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import Sampling
 from impasto.styles.convert import export_style, merge_styles, resize_style
 from impasto.styles.load import load_style
@@ -87,7 +88,7 @@ def test_run_leaves_a_style_folder(trained):
     assert [part.kind for part in read_parts(config.out)] == ["lora", "token", "noise"]
     own = json.loads((config.out / "style.json").read_text())["sampling"]
     assert (own["sampler"], own["steps"], own["guidance"]) == ("ddim", 4, 2.5)
-    prompts = [told(config.out / CANDIDATES / f"{i:02d}.png")["prompt"] for i in (1, 2, 3)]
+    prompts = [read_png_metadata(config.out / CANDIDATES / f"{i:02d}.png")["prompt"] for i in (1, 2, 3)]
     assert prompts == [f"a {thing} in pixel art style" for thing in OBJECTS]
     assert sorted(result["selected"]) == sorted(set(result["selected"])) and len(result["selected"]) == 2
     assert (config.out / "previews/0.png").is_file() and "**call" in (config.out / "README.md").read_text()
@@ -181,7 +182,7 @@ def test_selection_by_a_person(tiny_sd15, picture, tmp_path):
     config = config_of(tiny_sd15, picture, tmp_path / "x", select="human")
     result = train(config)
     assert (config.out / CANDIDATES / "sheet.png").is_file() and "impasto select" in result["next"]
-    assert not (config.out / REFINEMENT).exists()
+    assert run_training(config, False)["next"] == result["next"] and not (config.out / REFINEMENT).exists()
     for numbers, message in (
         ([1, 4], "no candidate 4: their numbers are 1 to 3"),
         ([1, 1], "candidate 1 is selected twice"),

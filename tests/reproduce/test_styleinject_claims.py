@@ -24,7 +24,7 @@ from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.styleinject_paper import read_prompts
 from impasto.reproduce.styleinject_router import neighbour_accuracy
 from impasto.reproduce.tsne import affinities, squared_distances, tsne
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 
 STYLE = "streamline-emojis"
 HELDOUT = ("symbola", "game-icons")
@@ -172,7 +172,7 @@ def test_run_cell_distils_into_student_of_another_language(tiny_sd15, tmp_path, 
     assert scores["unshared"]["out_error"] > 0 and "feature_error" not in scores["unshared"]
     assert -1 <= scores["unshared: untaught"]["ssim_teacher"] < 1
     image = next((cache_dir("reproduce", made.family.hash[:12], cells["unshared"].name, "images")).glob("*.png"))
-    assert told(image)["prompt"].startswith("xx ") and told(image)["base"] == str(folder)
+    assert read_png_metadata(image)["prompt"].startswith("xx ") and read_png_metadata(image)["base"] == str(folder)
 
 
 @pytest.mark.filterwarnings("ignore")

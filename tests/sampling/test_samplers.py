@@ -14,7 +14,7 @@ from impasto.generation import generate, generate_folder
 from impasto.guidance.config import PromptSwitch
 from impasto.guidance.prompt_switch import grid
 from impasto.sampling.config import GenerateConfig
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import Sampling
 from impasto.sampling.samplers import SAMPLERS, make_scheduler
 
@@ -112,6 +112,6 @@ def test_png_states_the_sampler(tiny_sd15, tmp_path):
 
     config = GenerateConfig(str(tiny_sd15), prompt=("a cat",), out=tmp_path / "o", steps=2, sampler="euler-ancestral")
     assert generate_folder(config)["sampler"] == "euler-ancestral"
-    assert told(tmp_path / "o" / "0000.png")["sampler"] == "euler-ancestral"
+    assert read_png_metadata(tmp_path / "o" / "0000.png")["sampler"] == "euler-ancestral"
     with Image.open(tmp_path / "o" / "0000.png") as image:
         assert "Steps: 2, Sampler: Euler a, CFG scale" in image.info["parameters"]

@@ -74,7 +74,7 @@ def lines(title: str, total: int | None) -> Callable[..., None]:
         nonlocal last, begun
         now = time.monotonic()
         begun = begun or (now, done)  # loading does not count, nor do the steps of an earlier command
-        if not speaks() or (now - last < LINE_SECONDS and done != total):
+        if not is_main_process() or (now - last < LINE_SECONDS and done != total):
             return
         last = now
         rate = (done - begun[1]) / (now - begun[0]) if now > begun[0] else 0
@@ -101,7 +101,7 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    progress = Progress(*columns, console=Console(stderr=True, quiet=not speaks()))
+    progress = Progress(*columns, console=Console(stderr=True, quiet=not is_main_process()))
     task = progress.add_task(title, total=total, note="")
 
     def update(done: int, note: str = "", total: int | None = total) -> None:
@@ -170,12 +170,12 @@ def show_verdicts(result: Result) -> None:
         print(f"  failed: {line}")
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process tells what happens: of several under `accelerate launch` the first one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
     """Our own warnings as one line; those of libraries are not for users."""
-    if speaks() and Path(filename).is_relative_to(Path(__file__).parents[1]):
+    if is_main_process() and Path(filename).is_relative_to(Path(__file__).parents[1]):
         print(f"impasto: warning: {message}", file=sys.stderr)

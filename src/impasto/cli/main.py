@@ -18,12 +18,12 @@ from impasto.cli.concepts import concepts, show_concepts
 from impasto.cli.console import (
     Result,
     flag,
+    is_main_process,
     plain,
     show,
     show_scores,
     show_sheet,
     show_verdicts,
-    speaks,
     warn,
 )
 from impasto.cli.evaluate import evaluate, report
@@ -133,9 +133,9 @@ def main() -> None:
     else:
         code = 1 if result and result.get("failed") else 0
     try:
-        if result is not None and as_json and speaks():
+        if result is not None and as_json and is_main_process():
             print(json.dumps(plain(result), allow_nan=False))
-        elif result is not None and code in (0, 1) and speaks():
+        elif result is not None and code in (0, 1) and is_main_process():
             SHOW.get(args[0], show)(result)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads it has seen enough, as `head` has; the work is done

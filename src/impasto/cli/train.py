@@ -51,7 +51,6 @@ def distill(args: list[str]) -> Result:
     """Distil a tuned base, the teacher, into an adapter on another base."""
     from impasto.cli.settings import parse_config
     from impasto.config import change
-    from impasto.sampling.prompts import lines
 
     args = ["--objective.teacher" + arg.removeprefix("--teacher") if TEACHER.match(arg) else arg for arg in args]
     args = ["--objective.no-shared" if arg == "--unshared" else arg for arg in args]
@@ -68,29 +67,36 @@ def distill(args: list[str]) -> Result:
     if command.samples is None and command.prompts:
         raise UserError("--prompts are for --samples: say how many images the teacher generates")
     if command.samples is not None:
-        from impasto.data.pairs import read_pairs
-        from impasto.training.teacher_samples import write_samples
-
-        prompts = [(caption, None) for caption in config.data.caption]
-        prompts += [(caption, None) for caption in (lines(command.prompts, "prompts") if command.prompts else ())]
-        prompts += list(read_pairs(config.data.pairs).items()) if config.data.pairs else []
-        folder = config.out / "samples"
-        config = change(config, image=(folder,), caption=(), pairs=None)
-        if command.dry_run and not folder.is_dir():
+        if command.dry_run and not (config.out / "samples").is_dir():
             raise UserError("--dry-run needs the images: leave it out, and --samples generates them; or give --image")
-        with bar("samples", command.samples) as progress:
-            write_samples(
-                config.objective.teacher,
-                prompts,
-                command.samples,
-                folder,
-                styles=[f"{style}:1"] if (style := config.objective.teacher_style) else [],
-                seed=config.seed,
-                device=config.device,
-                precision=config.precision,
-                progress=lambda done, total: progress(done, "", total),
-            )
+        config = change(
+            config, image=(generate_samples(config, command.samples, command.prompts),), caption=(), pairs=None
+        )
     return run_training(config, command.dry_run)
+
+
+def generate_samples(config: "TrainConfig", count: int, file: Path | None) -> Path:
+    """The folder of the teacher's images, generated as far as they are not there. file: of prompts."""
+    from impasto.data.pairs import read_pairs
+    from impasto.sampling.prompts import lines
+    from impasto.training.teacher_samples import write_samples
+
+    captions = [*config.data.caption, *(lines(file, "prompts") if file else ())]
+    prompts = [(caption, None) for caption in captions]
+    prompts += list(read_pairs(config.data.pairs).items()) if config.data.pairs else []
+    style = config.objective.teacher_style
+    with bar("samples", count) as progress:
+        return write_samples(
+            config.objective.teacher,
+            prompts,
+            count,
+            config.out / "samples",
+            styles=[f"{style}:1"] if style else [],
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+            progress=lambda done, total: progress(done, "", total),
+        )
 
 
 def split_teacher(teacher: str) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def run_training(config: "TrainConfig", dry: bool) -> Result:
             lambda step, loss: progress(step, f"loss {loss:.3f}"),
             lambda done, total: preparing(done, "", total),
         )
-    return result | {"next": next_command(config)}
+    return result if "next" in result else result | {"next": next_command(config)}
 
 
 def next_command(config: "TrainConfig") -> str:

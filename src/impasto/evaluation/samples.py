@@ -11,7 +11,7 @@ from PIL import Image
 
 from impasto.data import references
 from impasto.errors import UserError
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 
 SIZE = 128  # side in pixels of the judges' input
 
@@ -36,7 +36,7 @@ class Sample:
 
 def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
     """(RGB image on white, metadata) of one file. Raises UserError when it cannot be read as an image."""
-    return references.read(path).image, told(path)
+    return references.read(path).image, read_png_metadata(path)
 
 
 def read_folder(folder: Path | str) -> list[Sample]:

@@ -49,9 +49,9 @@ def clear_leftovers(folder: Path) -> list[str]:
 
 def drawn_here(file: Path) -> bool:
     """Whether a PNG says that `generate` drew it."""
-    from impasto.sampling.png import told
+    from impasto.sampling.png import read_png_metadata
 
-    return {"prompt", "seed", "base_hash"} <= told(file).keys()
+    return {"prompt", "seed", "base_hash"} <= read_png_metadata(file).keys()
 
 
 def scored_here(file: Path) -> bool:

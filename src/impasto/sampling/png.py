@@ -10,8 +10,8 @@ from impasto.files import atomic
 from impasto.sampling.samplers import SAMPLERS
 
 
-def told(file: Path) -> dict[str, Any]:
-    """What a PNG's `impasto` chunk tells, see `metadata`; {} where the file is no picture, or is not there."""
+def read_png_metadata(file: Path) -> dict[str, Any]:
+    """The metadata in a PNG's `impasto` chunk, see `metadata`; {} where the file is not an image, or missing."""
     try:
         with Image.open(file) as image:
             return metadata(image.info.get("impasto"))

@@ -30,7 +30,7 @@ from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
 from impasto.generation import generate_command
 from impasto.guidance import bind_all
-from impasto.sampling.png import told
+from impasto.sampling.png import read_png_metadata
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles import defaults as style_defaults
@@ -156,7 +156,7 @@ def check_out(out: Path) -> None:
     """Raise UserError unless it is a name for a PNG, and neither it nor the JSON beside it is another's file."""
     if out.is_dir() or out.suffix.lower() != ".png":
         raise UserError(f"--out {str(out)!r} is no name for a PNG: give one such as sheet.png")
-    for file, says in ((out, told), (out.with_suffix(".json"), read_json_or_empty)):
+    for file, says in ((out, read_png_metadata), (out.with_suffix(".json"), read_json_or_empty)):
         if file.exists() and not says(file).keys() >= KEYS:
             raise UserError(f"{str(file)!r} was not written by `impasto sheet` and stays: give another --out")
 
