@@ -19,8 +19,8 @@ def run(base, picture, out, **keys):
     return resolve("style-friendly", str(base), out=out, batch=2, lr=1e-2, **given, **keys)
 
 
-def stop(step, loss):
-    if step == 3:
+def stop(phase, step=0, total=None, note=""):
+    if phase == "training" and step == 3:
         raise KeyboardInterrupt
 
 

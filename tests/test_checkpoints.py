@@ -38,8 +38,14 @@ def test_every_cell_is_what_generate_draws(run, monkeypatch):
         checkpoints, "sheet", lambda rows, *args, **more: cells.update(rows) or Image.new("RGB", (9, 9))
     )
     seen = []
-    result = checkpoints.checkpoint_sheet(run.out, ["a cat"], (0.5, 1.0), seed=7, progress=lambda *at: seen.append(at))
-    assert list(cells) == ["step 2", "step 4"] and seen[-1] == (4, 4)
+
+    def note(phase, *at):
+        seen.append(at)
+
+    result = checkpoints.checkpoint_sheet(
+        run.out, ["a cat"], (0.5, 1.0), seed=7, progress=lambda phase, *at: seen.append(at)
+    )
+    assert list(cells) == ["step 2", "step 4"] and seen[-1][0] == seen[-1][1] == 4 * result["sampling_steps"]
     for column, strength in enumerate((0.5, 1.0)):
         ((true, _),) = generate(
             run.base, ["a cat"], styles=[f"{run.out}:{strength}"], seed=7, sampling=Sampling(size=16)

@@ -72,8 +72,8 @@ class StopError(Exception):
 
 
 def stop_at(step):
-    def progress(done, loss):
-        if done == step:
+    def progress(phase, done=0, total=None, note=""):
+        if phase == "training" and done == step:
             raise StopError
 
     return progress
@@ -89,7 +89,8 @@ def test_a_run_leaves_a_whole_style_folder(config):
     names = {name for name in names if not name.startswith("tensorboard/")}
     assert names == {
         *(WEIGHTS, "recipe.toml", "metrics.jsonl", "README.md", "reference.png", "state/.lock"),
-        *("previews/step-000003-0.png", "previews/step-000006-0.png", "previews/base/0000.png"),
+        *("previews/step-000003-0.png", "previews/step-000006-0.png"),
+        *(f"previews/base/{i:04d}.png" for i in range(3)),  # the prompt, and the caption twice
         *(f"state/step-00000{step}.{kind}" for step in (4, 6) for kind in ("json", "safetensors")),
     }
     assert any((config.out / "tensorboard").iterdir())
@@ -365,7 +366,9 @@ def test_no_decoded_picture_is_kept(config, monkeypatch):
         decoded.append(weakref.ref(reference := real(self)))
         return reference
 
-    def look(step, loss):
+    def look(phase, step=0, total=None, note=""):
+        if phase != "training":
+            return
         gc.collect()
         assert decoded and not any(one() for one in decoded)
         if step == 6:
@@ -381,8 +384,8 @@ def test_no_decoded_picture_is_kept(config, monkeypatch):
 
 
 def test_two_processes_do_not_train_in_one_folder(config):
-    def again(step, loss):
-        if step == 3:
+    def again(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 3:
             with pytest.raises(UserError, match="another process trains in"):
                 train(config)
 
@@ -487,7 +490,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
 
 
 def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
-    def full(self, step):
+    def full(self, step, progress):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("impasto.training.previews.Previews.generate", full)
@@ -497,7 +500,7 @@ def test_previews_that_do_not_fit_cost_no_adapter(config, monkeypatch):
 
 
 def test_a_run_whose_previews_were_cut_off_is_completed_by_the_same_command(config, monkeypatch):
-    def cut_off(self, step):
+    def cut_off(self, step, progress):
         raise StopError
 
     config = change(config, preview=True)
@@ -631,8 +634,8 @@ def test_previews_and_sheets_round_as_generate_does(config, monkeypatch):
 
 
 def test_sigterm_finishes_the_step_and_saves(config):
-    def terminate(step, loss):
-        if step == 3:
+    def terminate(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):

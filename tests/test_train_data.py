@@ -50,8 +50,8 @@ class StopError(Exception):
 
 
 def stop_at(step):
-    def progress(done, loss):
-        if done == step:
+    def progress(phase, done=0, total=None, note=""):
+        if phase == "training" and done == step:
             raise StopError
 
     return progress
@@ -60,8 +60,10 @@ def stop_at(step):
 def test_a_folder_is_trained_and_goes_on_bit_for_bit(config, tmp_path):
     said = []
     whole = change(config, out=tmp_path / "whole")
-    result = train(whole, preparing=lambda done, total: said.append((done, total)))
-    assert result["steps"] == 8 and said == []  # five pictures need no progress bar
+    result = train(whole, lambda phase, done=0, total=None, note="": said.append((phase, done, total)))
+    phases = list(dict.fromkeys(phase for phase, *_ in said))
+    assert phases == [f"loading {config.base}", "encoding images", "encoding captions", "training"]
+    assert result["steps"] == 8 and said[-1] == ("training", 8, 8)
     with pytest.raises(StopError):
         train(config, stop_at(5))
     assert train(config)["resumed_from"] == 4
@@ -114,7 +116,12 @@ def test_vae_and_text_encoders_are_gone_before_training_starts(config, monkeypat
     monkeypatch.setattr(loader, "load", remembered)
     monkeypatch.setattr(fit, "prepare_items", prepared)
     alive = []
-    train(change(config, steps=1), lambda step, loss: alive.extend(name for name in held if held[name]() is not None))
+
+    def look(phase, *rest):
+        if phase == "training":
+            alive.extend(name for name in held if held[name]() is not None)
+
+    train(change(config, steps=1, preview=True), look)
     assert len(held) == 3 and alive == []
     assert not {"vae", "encoders"} & family_of["it"].__dict__.keys()
 

@@ -299,7 +299,12 @@ def weight_settings(config: TrainConfig) -> dict[str, Any]:
 
 def train_once(config: TrainConfig, tick: Tick) -> None:
     """Train or resume; does nothing if the run is complete."""
-    train(config, lambda step, loss: tick(step, config.optim.steps))
+
+    def count(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        if phase == "training":
+            tick(done, config.optim.steps)
+
+    train(config, count)
     tick(config.optim.steps, config.optim.steps)
 
 
@@ -320,7 +325,7 @@ def generate_images(spec: DemoSpec, method: Method | None, strength: float, tick
         out=folder,
         **({} if method is None else method.settings()),
     )
-    generate_folder(settings, tick)
+    generate_folder(settings, lambda phase, done=0, total=None, note="": tick(done, total or len(prompts)))
     return None
 
 

@@ -6,7 +6,7 @@ batch; the number and every other setting are in the PNG.
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from impasto.guidance import bind_all, style_guidance
 from impasto.guidance.base import Encode, Guidance
 from impasto.guidance.composed import ComposedPrompts
 from impasto.inversion.noise_file import InversionNoise
+from impasto.progress import Progress, ignore, part
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.output import check_targets, clear_leftovers, next_number
 from impasto.sampling.png import Info, save_png
@@ -53,6 +54,7 @@ def generate(
     noise_random: float | None = None,
     alpha: Sequence[float] = (),
     beta: Sequence[float] = (),
+    progress: Progress = ignore,
 ) -> Iterator[tuple[Image.Image, Info]]:
     """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
 
@@ -62,6 +64,7 @@ def generate(
     a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
     `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
     `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
+    progress: see `impasto.progress`.
 
     Everything that can be wrong is found before this returns (UserError); images are generated when they are asked for.
     """
@@ -77,9 +80,11 @@ def generate(
         components=components,
         quantize=quantize,
         mixing=Mixing(noise_random, tuple(alpha), tuple(beta)),
+        progress=progress,
     )
     session.check_prompts(prompts)
-    return session.sample([(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))])
+    jobs = [(prompt, seed + i) for i, prompt in enumerate(p for p in prompts for _ in range(count))]
+    return session.sample(jobs, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Session:
             check_prompt(self.family, self.tokens, place_tokens(prompt, self.tokens), self.pipe)
 
     def sample(
-        self, jobs: Sequence[tuple[str, int]], mixing: Mixing | None = None
+        self, jobs: Sequence[tuple[str, int]], mixing: Mixing | None = None, progress: Progress = ignore
     ) -> Iterator[tuple[Image.Image, Info]]:
         """Images of (prompt, seed), in order. mixing: instead of the session's."""
         mixing, about, guidances, start = mixing or self.mixing, dict(self.about), list(self.guidances), None
@@ -147,7 +152,11 @@ class Session:
             about["noise_random"] = random
             if len(self.noises) > 1:
                 about["noise_weights"] = share_weights(mixing.alpha, len(self.noises), "alpha")
-        return sample(self.family, self.pipe, jobs, self.encode, self.sampling, about, guidances, start=start)
+        return sample(
+            *(self.family, self.pipe, jobs, self.encode, self.sampling, about, guidances),
+            start=start,
+            progress=progress,
+        )
 
 
 def open_session(
@@ -161,10 +170,12 @@ def open_session(
     components: Path | None = None,
     quantize: str = "none",
     mixing: Mixing | None = None,
+    progress: Progress = ignore,
 ) -> Session:
     """Load a base with styles; see `generate`. Raises UserError."""
     chosen = [split_strength(style) for style in styles]
     abouts = [read_about(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
+    progress(f"loading {base}")
     family = loader.load(base, device=device, precision=precision, components=components)
     sampling = sampling or Sampling()
     fixed = any(getattr(one, "fixed_rows", False) for one in guidances or ())
@@ -221,9 +232,7 @@ GRID, LINE = (0.1, 0.3, 0.5, 0.7, 0.9), (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Shares of InstaStyle's figures 7 (alpha x beta) and 14 (alpha = beta)."""
 
 
-def mixing_sheets(
-    config: GenerateConfig, grid: bool, line: bool, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def mixing_sheets(config: GenerateConfig, grid: bool, line: bool, progress: Progress = ignore) -> dict[str, Any]:
     """Write contact sheets of a style of two to `config.out`: grid.png, a row per alpha and a column per beta, and
     line.png, alpha = beta; grid-1.png and so on for further prompts. One image a cell, all from `config.seed`.
 
@@ -234,19 +243,21 @@ def mixing_sheets(
     if config.alpha or config.beta:
         raise UserError("--grid and --line have their own --alpha and --beta: leave these out")
     writable_folder(config.out)
-    session = open_session(config.base, styles=config.style, sampling=sampling_of(config), **hardware_of(config))
+    session = open_session(
+        config.base, styles=config.style, sampling=sampling_of(config), progress=progress, **hardware_of(config)
+    )
     session.check_prompts(prompts)
     if len(session.noises) != 2:
         raise UserError("--grid and --line are for a style of two, as `impasto mix` makes it")
     cells = [(a, b) for a in GRID for b in GRID] * grid + [(a, a) for a in LINE] * line
     made: list[str] = []
+    count = len(prompts) * len(set(cells))
     for n, prompt in enumerate(prompts):
         images = {}
         for a, b in dict.fromkeys(cells):
             mixing = Mixing(config.noise_random, (a,), (b,))
-            images[a, b] = next(session.sample([(prompt, config.seed)], mixing))[0]
-            if progress:
-                progress(n * len(set(cells)) + len(images), len(prompts) * len(set(cells)))
+            own = part(progress, n * len(set(cells)) + len(images), count)
+            images[a, b] = next(session.sample([(prompt, config.seed)], mixing, own))[0]
         rows = {f"alpha {a:g}": [images[a, b] for b in GRID] for a in GRID} if grid else {}
         columns = [f"beta {b:g}" for b in GRID]
         sheets = {"grid": sheet(rows, columns, title=prompt)} if grid else {}
@@ -298,12 +309,12 @@ def variants(prompt: str, tokens: Sequence[Token]) -> list[str]:
     return found
 
 
-def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict[str, Any]:
     """Write `0000.png` on to `config.out`, in the order of the prompts, numbered behind the images that are there; with
     `config.replace` those of an earlier command are removed instead (`clear_leftovers`). Returns what was written, and
     what was removed.
 
-    progress: called with (pictures done, pictures in all). Raises UserError on bad input.
+    progress: see `impasto.progress`. Raises UserError on bad input.
     """
     prompts = read_prompts(config)
     if config.count < 1:
@@ -325,6 +336,7 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         noise_random=config.noise_random,
         alpha=config.alpha,
         beta=config.beta,
+        progress=progress,
     )
     files, told, gone = [], {}, []
     first = 0 if config.replace else next_number(config.out)
@@ -335,8 +347,6 @@ def generate_folder(config: GenerateConfig, progress: Callable[[int, int], None]
         save_png(image, info, config.out / files[-1])
         told = {key: info[key] for key in USED if key in info}
         told["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]
-        if progress:
-            progress(i + 1, total)
     if gone := [name for name in gone if name not in files]:
         told["removed"] = gone
     return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told

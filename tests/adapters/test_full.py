@@ -58,8 +58,9 @@ def test_full_style_at_half_strength_is_the_mean_of_base_and_tuned(tiny_sd15, tu
 def test_full_resumed_run_equals_uninterrupted_run(tiny_sd15, picture, tuned, tmp_path):
     config = config_of(tiny_sd15, picture, tmp_path / "again", checkpoint_every=1)
 
-    def stop(step, loss):
-        raise KeyboardInterrupt
+    def stop(phase, step=0, total=None, note=""):
+        if phase == "training":
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(config, stop)

@@ -64,8 +64,8 @@ def test_resumed_run_is_bit_equal(trained, tmp_path):
     class StopError(Exception):
         pass
 
-    def progress(step, loss):
-        if step == 3:
+    def progress(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 3:
             raise StopError
 
     with pytest.raises(StopError):

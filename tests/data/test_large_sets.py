@@ -82,7 +82,7 @@ def test_20000_pairs_are_read_batch_by_batch_in_flat_memory(tmp_path, monkeypatc
         write(prepare.view_key(family, one, one.views[0]), "x", LATENT, "F32", [i])
         write(prepare.text_entry(family, one.caption, 77)[0], "text", TEXT, "F32", [i])
     written = time.perf_counter()
-    prepared = prepare_items(family, found, progress=lambda done, total: done % 1000 or measure())
+    prepared = prepare_items(family, found, progress=lambda phase, done, total: done % 1000 or measure())
     ready = time.perf_counter()
     draws = Draws(config, LAW, prepared.to("cpu"), "cpu")
     for step in range(100):

@@ -309,6 +309,7 @@ def test_progress_and_memory(tiny_sd3, folder, monkeypatch):
         return reference
 
     monkeypatch.setattr(Picture, "load", counted)
-    prepare_items(family, found, progress=lambda done, total: said.append((done, total)))
-    assert said == [(i, 12) for i in range(1, 13)]
+    prepare_items(family, found, progress=lambda *at: said.append(at))
+    counted = [(f"encoding {what}", i, 6) for what in ("images", "captions") for i in range(1, 7)]
+    assert said == counted
     assert len(most) == 6 and max(most) <= 2  # the last one goes when the next one comes

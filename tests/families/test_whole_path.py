@@ -87,8 +87,8 @@ def test_metrics_loss_is_fit_plus_weighted_prior(run):
 
 
 def test_interrupted_run_resumes_bit_identical(config, run, tmp_path):
-    def interrupt(step, loss):
-        if step == 5:
+    def interrupt(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 5:
             raise InterruptedError
 
     stopped = change(config, out=tmp_path / "stopped", preview=False)

@@ -113,8 +113,8 @@ def test_killed_before_training_the_same_command_goes_on(at, tiny_sd15, scene, t
 def test_killed_while_training_it_resumes_to_the_same_adapter(tiny_sd3, scene, tmp_path):
     config = config_of(tiny_sd3, scene, tmp_path / "run", boxes=BOXES, steps=4, checkpoint_every=2)
 
-    def stop(step, loss):
-        if step == 3:
+    def stop(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 3:
             raise KilledError
 
     with pytest.raises(KilledError):

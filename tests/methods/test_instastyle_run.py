@@ -145,11 +145,11 @@ def test_killed_run_resumes_to_the_same_style(trained, stage, tmp_path, monkeypa
 
     def stop(*args, **kwargs):
         if stage == "fit":
-            real(args[0], lambda step, loss: stop_at(step))
+            real(args[0], stop_at)
         raise StopError
 
-    def stop_at(step):
-        if step == 2:
+    def stop_at(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 2:
             raise StopError
 
     monkeypatch.setattr(instastyle, stage, stop)

@@ -72,7 +72,7 @@ def run(base, judges, tmp_path, monkeypatch):
 
 def test_calibrate_matches_generate_with_switch(run, base, judges, tmp_path):
     ticks = []
-    result = run(progress=lambda done, total: ticks.append((done, total)))
+    result = run(progress=lambda phase, done, total: ticks.append((done, total)))
     assert ticks[-1] == (PROMPTS * 8, PROMPTS * 8) and result["pictures"] == PROMPTS * 8
     assert result["score"] == {"everywhere": pytest.approx(1, abs=1e-3), "nowhere": pytest.approx(0, abs=1e-3)}
     row = result["levels"][1]
@@ -149,19 +149,19 @@ def test_sample_all_with_repeated_subject_uses_both_styles(tmp_path, monkeypatch
     monkeypatch.setattr(module, "sample", fake_sample)
     items, sampler = list(text_prompts(16, 0, None, None)), make_sampler(16)
     assert len({item.plain for item in items}) == 12
-    rows = sampler.sample_all(items, [2], tmp_path, None, 4, None)
+    rows = sampler.sample_all(items, [2], tmp_path, None, 4, ignore)
     assert rows["everywhere"] == [[item.styled, None, item.seed] for item in items]
     assert rows["nowhere"] == [[item.plain, None, item.seed] for item in items]
     assert rows["until-2"] == [[item.styled, item.plain, item.seed] for item in items]
     assert rows["since-2"] == [[item.plain, item.styled, item.seed] for item in items]
-    assert sampler.measure.calls == 4 and sampler.sample_all(items, [2], tmp_path, None, 4, None) == rows
+    assert sampler.measure.calls == 4 and sampler.sample_all(items, [2], tmp_path, None, 4, ignore) == rows
     assert sampler.measure.calls == 4
     files = sorted(tmp_path.iterdir())
     for file in files:  # as written by older versions: without "parts", wrong for repeated subjects
         saved = json.loads(file.read_text())
         features = [["wrong"]] * 16 if "since" in file.name else saved["features"]
         file.write_text(json.dumps({"asks": saved["asks"], "features": features}))
-    assert sampler.sample_all(items, [2], tmp_path, None, 4, None) == rows
+    assert sampler.sample_all(items, [2], tmp_path, None, 4, ignore) == rows
     assert len(files) == 4 and sampler.measure.calls == 5  # only "since" is generated again
 
 
@@ -306,7 +306,7 @@ def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path):
         calibrate(str(tiny_sd3), tmp_path / "out", prompts=15, **settings)
     (tmp_path / "styles.txt").write_text("\n".join("abcdefg"))
     ticks = []
-    settings |= {"styles": tmp_path / "styles.txt", "progress": lambda done, total: ticks.append((done, total))}
+    settings |= {"styles": tmp_path / "styles.txt", "progress": lambda phase, done, total: ticks.append((done, total))}
     with pytest.raises(UserError, match="over 14 prompts: no significant difference"):
         calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=0.0, **settings)
     assert ticks[-1] == (14 * 8, 14 * 8)

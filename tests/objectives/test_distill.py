@@ -103,8 +103,8 @@ def test_distill_resumed_run_equals_uninterrupted_run(tiny_sd15, teacher, pictur
     whole, resumed = (config_of(tiny_sd15, picture, tmp_path / name, **keys) for name in ("whole", "resumed"))
     train(whole)
 
-    def stop(step, loss):
-        if step == 2:
+    def stop(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ from impasto.files import atomic, cache_dir, writable_folder
 from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.judges.model import Judges
 from impasto.objectives.weighting import predicts_noise
+from impasto.progress import Progress, ignore
 from impasto.sampling import prompts
 from impasto.sampling.sample import Sampling, sample
 from impasto.sampling.sample import encoder as prompt_encoder
@@ -135,7 +136,7 @@ def calibrate(
     rule: Rule | None = None,
     device: str = "auto",
     precision: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
     judges: Judges | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def calibrate(
     size: a preset of `levels` and `prompts` (SIZES). low, high: range of the levels in log-SNR. minutes: time limit,
     after which the complete prompts are used. by: "judges", "text" or "pictures" (JudgeMeasure, EncoderMeasure). clip:
     the encoder of the last two, a transformers folder or hub id; `encoder`, `judges`: loaded ones. styles, subjects:
-    files with one per line, for bases that are not embedded. progress: (images done, total).
+    files with one per line, for bases that are not embedded. progress: see `impasto.progress`.
 
     The features of each batch are cached under base hash and settings: the same command resumes, and other numbers of
     levels or prompts reuse common batches. Raises UserError.
@@ -323,7 +324,7 @@ class VariantSampler:
         folder: Path,
         minutes: float | None,
         minimum: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress,
     ) -> Rows:
         """The features of all variants, batch by batch, so that `minutes` can stop it after `minimum` prompts."""
         variants = ["everywhere", "nowhere", *(f"{way}-{k}" for k in steps for way in ("until", "since"))]
@@ -334,8 +335,7 @@ class VariantSampler:
             some = items[start : start + batch]
             for i, variant in enumerate(variants):
                 rows[variant] += self.load_or_sample(variant, some, folder / f"{start:05d}-{len(some)}-{variant}.json")
-                if progress:
-                    progress(start * len(variants) + (i + 1) * len(some), len(items) * len(variants))
+                progress("generating", start * len(variants) + (i + 1) * len(some), len(items) * len(variants))
             done, spent = start // batch + 1, (time.perf_counter() - started) / 60
             if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= minimum:
                 break

@@ -8,7 +8,7 @@ Result = dict[str, Any]
 
 def calibrate(args: list[str]) -> Result:
     """Measure where a base decides style, and propose a noise law; no training."""
-    from impasto.cli.console import bar, parse
+    from impasto.cli.console import parse, progress_bar
 
     def calibrate(
         base: str = "mini-sd3",
@@ -67,7 +67,7 @@ def calibrate(args: list[str]) -> Result:
         from impasto.sampling.sample import Sampling
 
         given = {"offset": offset, "scale": scale, "floor": floor}
-        with bar("drawing") as progress:
+        with progress_bar() as progress:
             result = calibrate(
                 base,
                 out,
@@ -87,7 +87,7 @@ def calibrate(args: list[str]) -> Result:
                 rule=Rule(**{key: value for key, value in given.items() if value is not None}),
                 device=device,
                 precision=precision,
-                progress=lambda done, total: progress(done, "", total),
+                progress=progress,
             )
         show_calibration(result)
         return result

@@ -1,5 +1,6 @@
 """`impasto concepts find` and `impasto concepts show`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,7 +79,9 @@ def find(args: list[str]) -> Result:
         write_concepts(folder / FILE, found)
         with atomic(folder / "concepts.png") as temporary:
             overlay(load(image).image, found).save(temporary)
-        return summary(found, folder)
+        command = ["impasto", "train", "--recipe", "finestyle", "--base", base, "--image", str(image)]
+        command += ["--caption", caption, "--concept-file", str(folder / FILE), "--out", "runs/style"]
+        return summary(found, folder) | {"next": shlex.join(command)}
 
     return parse(find, args, "concepts find")
 
@@ -117,3 +120,5 @@ def show_concepts(result: Result) -> None:
         where = "the whole image" if row["box"] is None else f"{list(row['box'])}"
         score = "" if row["score"] is None else f", score {row['score']:.3f}"
         print(f"  {row['phrase']} ({row['kind']}): {where}{score}, prompt {row['prompt']!r}")
+    if "next" in result:
+        print(f"next: {result['next']}")

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from impasto.errors import UserError, nearest
+from impasto.progress import Progress
 
 Result = dict[str, Any]
 
@@ -65,34 +66,38 @@ LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal, as in a log file."""
 
 
-def lines(title: str, total: int | None) -> Callable[..., None]:
-    """`update(done, note, total)` of `bar` as lines: "training 40/150, loss 0.112, 95 s left"; the last one always."""
-    last = time.monotonic()
-    begun: tuple[float, int] | None = None
+def lines() -> Progress:
+    """Progress as lines: "loading mini-sd15" when a phase without a count begins, else every LINE_SECONDS and after the
+    last unit "training 40/150, loss 0.112, 95 s left"."""
+    last, before = time.monotonic(), ""
+    begun = (last, 0)
 
-    def update(done: int, note: str = "", total: int | None = total) -> None:
-        nonlocal last, begun
+    def update(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        nonlocal last, before, begun
         now = time.monotonic()
-        begun = begun or (now, done)  # loading does not count, nor do the steps of an earlier command
+        if phase != before:  # the steps of an earlier command do not count in the rate
+            before, begun = phase, (now, done)
+            last = last if total else -math.inf
         if not is_main_process() or (now - last < LINE_SECONDS and done != total):
             return
         last = now
         rate = (done - begun[1]) / (now - begun[0]) if now > begun[0] else 0
         left = f"{(total - done) / rate:.0f} s left" if total and rate and done < total else ""
-        parts = [f"{title} {done}" + (f"/{total}" if total else ""), note, left]
+        parts = [f"{phase} {done}/{total}" if total else phase, note, left]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return update
 
 
 @contextmanager
-def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, without a terminal `lines`; yields `update(done, note, total)`."""
+def progress_bar() -> Iterator[Progress]:
+    """A bar per phase on stderr, without a terminal `lines`."""
     if not sys.stderr.isatty():
-        yield lines(title, total)
+        yield lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}"),
@@ -101,43 +106,58 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    progress = Progress(*columns, console=Console(stderr=True, quiet=not is_main_process()))
-    task = progress.add_task(title, total=total, note="")
+    bars = Bars(*columns, console=Console(stderr=True, quiet=not is_main_process()))
+    task, before = None, ""
 
-    def update(done: int, note: str = "", total: int | None = total) -> None:
-        progress.start()  # seen from the first update on
-        progress.update(task, completed=done, note=note, total=total)
-        if done == total:  # one bar at a time
-            progress.stop()
+    def update(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        nonlocal task, before
+        bars.start()  # seen from the first update on
+        if task is None or phase != before:
+            if task is not None and bars.tasks[-1].total is None:  # done, and nothing was counted
+                bars.remove_task(task)
+            task, before = bars.add_task(phase, total=total, completed=done, note=note), phase
+        bars.update(task, completed=done, note=note, total=total)
 
     try:
         yield update
     finally:
-        if progress.live.is_started:
-            progress.stop()
+        if bars.live.is_started:
+            if task is not None and bars.tasks[-1].total is None:
+                bars.remove_task(task)
+            bars.stop()
 
 
 def show(result: Result) -> None:
-    """A result for a person: its plain values, one per line; a noise histogram as bars."""
+    """A result for a person: its plain values, one per line; numbers rounded to three digits."""
     for key, value in result.items():
-        if key == "noise" and isinstance(value, dict):
-            from impasto.noise.histogram import bars
-
-            print(bars(value))
-        elif key == "data" and isinstance(value, dict):
-            from impasto.training.plan import data_lines
-
-            print(data_lines(value))
-        elif key == "noise_times_weighting":
-            from impasto.noise.histogram import bars
-
-            print(bars(value, what="what counts: log-SNR times the weight of the loss"))
-        elif key == "settings":
-            show(value)
-        elif isinstance(value, list) and len(value) > 6:
-            print(f"{key}: {len(value)}")
+        if isinstance(value, list | tuple):
+            print(f"{key}: {len(value)}" if len(value) > 6 else f"{key}: {', '.join(map(as_text, value)) or 'none'}")
         elif not isinstance(value, dict):
-            print(f"{key}: {value}")
+            print(f"{key}: {as_text(value)}")
+
+
+def as_text(value: Any) -> str:
+    """A value as a person reads it: 0.0191, on, none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "none" if value is None or value == "" else str(value)
+
+
+def show_training(result: Result) -> None:
+    """A finished training as `show` has it; a plan in a few lines, with the noise levels."""
+    if "settings" not in result:
+        return show(result)
+    from impasto.noise.histogram import bars
+    from impasto.training.plan import plan_lines
+
+    print(plan_lines(result))
+    print(bars(result["noise"], short=True))
+    if weighted := result.get("noise_times_weighting"):
+        print(bars(weighted, what="what counts: log-SNR times the weight of the loss", short=True))
+    others = ("settings", "changed", "data", "draws", "noise", "noise_times_weighting", "running", "cost")
+    return show({key: value for key, value in result.items() if key not in others})
 
 
 def show_scores(result: Result) -> None:
@@ -152,6 +172,8 @@ def show_scores(result: Result) -> None:
         print(f"style of the reference: {result['reference_style']:.0%} (0 %: unrelated images, 100 %: its own crops)")
     for note in result["notes"]:
         print(note)
+    if "next" in result:
+        print(f"next: {result['next']}")
 
 
 def show_sheet(result: Result) -> None:

@@ -37,9 +37,11 @@ def evaluate(args: list[str]) -> Result:
         """
         from impasto.evaluation import evaluate
 
-        return evaluate(
+        found = evaluate(
             folder, style_of, concepts, reference, reference_concept, base_images, encoder=clip, out=out, dino=dino
         )
+        style = folder.parent
+        return found | ({"next": f"impasto report {style}"} if (style / "style.json").is_file() else {})
 
     return parse(evaluate, args, "evaluate")
 
@@ -63,6 +65,7 @@ def report(args: list[str]) -> Result:
         """
         from impasto.report import report
 
-        return report(run, generated, title=title, out=out)
+        result = report(run, generated, title=title, out=out)
+        return result | {"next": f"open {result['path']} in a browser"}
 
     return parse(report, args, "report")

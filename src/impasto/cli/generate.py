@@ -1,11 +1,12 @@
 """`impasto generate`."""
 
+import shlex
 from dataclasses import field, fields, make_dataclass
 from typing import Annotated, Any
 
 import tyro
 
-from impasto.cli.console import Result, bar, parse
+from impasto.cli.console import Result, parse, progress_bar
 
 GRID = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha x beta instead of images.")]
 LINE = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha = beta from 0 to 1.")]
@@ -41,7 +42,8 @@ def generate(args: list[str]) -> Result:
     config = GenerateConfig(**{**own, "guidances": guidances})
     from impasto.generation import generate_folder, mixing_sheets
 
-    with bar("generating") as progress:
+    with progress_bar() as progress:
         if command.grid or command.line:
-            return mixing_sheets(config, command.grid, command.line, lambda done, total: progress(done, "", total))
-        return generate_folder(config, lambda done, total: progress(done, "", total))
+            return mixing_sheets(config, command.grid, command.line, progress)
+        result = generate_folder(config, progress)
+    return result | {"next": f"impasto evaluate {shlex.quote(str(config.out))}"}

@@ -1,5 +1,6 @@
 """`impasto invert`."""
 
+import shlex
 from pathlib import Path
 
 from impasto.cli.console import Result, parse
@@ -38,7 +39,7 @@ def invert(args: list[str]) -> Result:
         """
         from impasto.invert import invert_image
 
-        return invert_image(
+        result = invert_image(
             base,
             image,
             caption,
@@ -51,5 +52,7 @@ def invert(args: list[str]) -> Result:
             precision=precision,
             components=components,
         )
+        command = ["impasto", "train", "--recipe", "instastyle", "--base", base, "--image", str(image)]
+        return result | {"next": shlex.join([*command, "--caption", caption, "--out", "runs/style"])}
 
     return parse(invert, args, "invert")

@@ -23,6 +23,7 @@ from impasto.cli.console import (
     show,
     show_scores,
     show_sheet,
+    show_training,
     show_verdicts,
     warn,
 )
@@ -65,6 +66,8 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "recipes": lambda result: None,
     "reproduce": show_verdicts,
     "sheet": show_sheet,
+    "train": show_training,
+    "distill": show_training,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from impasto.cli.console import Result, bar, parse, parse_action
+from impasto.cli.console import Result, parse, parse_action, progress_bar
 
 
 def demo(args: list[str]) -> Result:
@@ -79,7 +79,7 @@ def reproduce(args: list[str]) -> Result:
         """
         from impasto.reproduce import reproduce
 
-        with bar("cells") as progress:
+        with progress_bar() as progress:
             return reproduce(
                 group,
                 cells,
@@ -96,7 +96,7 @@ def reproduce(args: list[str]) -> Result:
                 device,
                 precision,
                 dry_run=dry_run,
-                progress=lambda done, total, note: progress(done, note, total),
+                progress=progress,
             )
 
     return parse(reproduce, args, "reproduce")

@@ -1,5 +1,6 @@
 """`impasto export`, `import`, `merge` and `resize`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,17 @@ import tyro
 
 from impasto.cli.console import Result, parse
 from impasto.errors import UserError
+
+
+def usable(result: Result) -> Result:
+    """With the command that generates with the style folder that was written."""
+    base = result.get("base")
+    if base is None:
+        from impasto.styles.metadata import read_about
+
+        base = read_about(Path(result["out"])).base or "BASE"
+    command = ["impasto", "generate", "--base", base, "--style", result["out"], "--prompt", "a cat"]
+    return result | {"next": shlex.join(command)}
 
 
 def export(args: list[str]) -> Result:
@@ -77,7 +89,7 @@ def import_(args: list[str]) -> Result:
         from impasto.styles.convert import import_style
 
         options = {"base": base, "architecture": architecture, "denoiser_only": denoiser_only}
-        return import_style(file, out, **options, overwrite=overwrite)
+        return usable(import_style(file, out, **options, overwrite=overwrite))
 
     return parse(import_, args, "import")
 
@@ -104,7 +116,8 @@ def merge(args: list[str]) -> Result:
         from impasto.styles.convert import merge_styles
         from impasto.training.checkpoint_style import resolve_checkpoint
 
-        return merge_styles(list(map(resolve_checkpoint, styles)), out, rank=rank, base=base, overwrite=overwrite)
+        chosen = list(map(resolve_checkpoint, styles))
+        return usable(merge_styles(chosen, out, rank=rank, base=base, overwrite=overwrite))
 
     return parse(merge, args, "merge")
 
@@ -130,6 +143,6 @@ def resize(args: list[str]) -> Result:
         """
         from impasto.styles.convert import resize_style
 
-        return resize_style(style, rank, out, base=base, overwrite=overwrite)
+        return usable(resize_style(style, rank, out, base=base, overwrite=overwrite))
 
     return parse(resize, args, "resize")

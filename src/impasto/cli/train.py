@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from impasto.cli.console import Result, bar, last_value, parse
+from impasto.cli.console import Result, last_value, parse, progress_bar
 from impasto.errors import UserError
 
 if TYPE_CHECKING:
     from impasto.config import TrainConfig
 
 DRY_RUN = Annotated[
-    bool, tyro.conf.arg(help="Only print the plan: settings, noise, device, memory, time; no weights are read.")
+    bool,
+    tyro.conf.arg(
+        help="Only print the plan: what differs from the defaults, images, noise, memory and time. Of a small base "
+        "a step is timed; of others no weights are read."
+    ),
 ]
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -85,7 +89,7 @@ def generate_samples(config: "TrainConfig", count: int, file: Path | None) -> Pa
     prompts = [(caption, None) for caption in captions]
     prompts += list(read_pairs(config.data.pairs).items()) if config.data.pairs else []
     style = config.objective.teacher_style
-    with bar("samples", count) as progress:
+    with progress_bar() as progress:
         return write_samples(
             config.objective.teacher,
             prompts,
@@ -95,7 +99,7 @@ def generate_samples(config: "TrainConfig", count: int, file: Path | None) -> Pa
             seed=config.seed,
             device=config.device,
             precision=config.precision,
-            progress=lambda done, total: progress(done, "", total),
+            progress=progress,
         )
 
 
@@ -117,14 +121,10 @@ def run_training(config: "TrainConfig", dry: bool) -> Result:
     from impasto.training.train import dry_run, train
 
     if dry:
-        return dry_run(config)
+        return dry_run(config) | {"next": "the same command without --dry-run"}
 
-    with bar("preparing") as preparing, bar("training", config.optim.steps) as progress:
-        result = train(
-            config,
-            lambda step, loss: progress(step, f"loss {loss:.3f}"),
-            lambda done, total: preparing(done, "", total),
-        )
+    with progress_bar() as progress:
+        result = train(config, progress)
     return result if "next" in result else result | {"next": next_command(config)}
 
 
@@ -155,8 +155,8 @@ def select(args: list[str]) -> Result:
         """
         from impasto.methods.instastyle import select
 
-        with bar("training") as progress:
-            return select(run, numbers, lambda step, loss: progress(step, f"loss {loss:.3f}"))
+        with progress_bar() as progress:
+            return select(run, numbers, progress)
 
     return parse(select, args, "select")
 
@@ -188,8 +188,8 @@ def mix(args: list[str]) -> Result:
 
         changes = {"steps": steps, "lr": lr, "seed": seed, "device": device, "precision": precision}
         given = {key: value for key, value in changes.items() if value is not None}
-        with bar("training", steps) as progress:
-            return mix_styles(styles, out, lambda step, loss: progress(step, f"loss {loss:.3f}"), **given)
+        with progress_bar() as progress:
+            return mix_styles(styles, out, progress, **given)
 
     return parse(mix, args, "mix")
 
@@ -275,7 +275,7 @@ def sheet(args: list[str]) -> Result:
                 raise UserError("--lambda1 and --lambda2 go with one --strength")
             if guidance is not None or style_guidance is not None or negative is not None:
                 raise UserError("--lambda1 and --lambda2 are in place of --guidance, --style-guidance and --negative")
-            with bar("generating") as progress:
+            with progress_bar() as progress:
                 return guidance_sheet(
                     run,
                     prompt,
@@ -288,11 +288,11 @@ def sheet(args: list[str]) -> Result:
                     out=out,
                     device=device,
                     precision=precision,
-                    progress=lambda done, total: progress(done, "", total),
+                    progress=progress,
                 )
         from impasto.training.sheet import checkpoint_sheet
 
-        with bar("drawing") as progress:
+        with progress_bar() as progress:
             return checkpoint_sheet(
                 run,
                 prompt,
@@ -305,7 +305,7 @@ def sheet(args: list[str]) -> Result:
                 out=out,
                 device=device,
                 precision=precision,
-                progress=lambda done, total: progress(done, "", total),
+                progress=progress,
             )
 
     return parse(sheet, args, "sheet")

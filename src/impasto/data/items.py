@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from impasto.data.pairs import read_pairs, with_teacher_captions
 from impasto.data.pictures import Picture, look
 from impasto.data.references import NOTES, TRANSPARENT, enlarged
 from impasto.errors import UserError
+from impasto.progress import Progress, ignore
 
 FEW = 8  # pictures that need no progress bar
 KEPT = 32  # different captions that recipe.toml keeps
@@ -52,12 +53,12 @@ def read(
     config: DataConfig,
     base: str,
     card: Mapping[str, Any],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
     largest: int | None = None,
 ) -> list[Item]:
     """The items of `config.image`. base, card: for the step between buckets. largest: side of a bucket, see `Family`.
 
-    progress: called with (done, of how many) after each picture, where there are more than a few.
+    progress: called after each image, where there are more than a few.
 
     Raises UserError on anything that cannot be used, or warns and leaves it out with `skip_bad`.
     """
@@ -68,8 +69,8 @@ def read(
     for done, entry in enumerate(listed, 1):
         found = item(entry, config, step, largest, small)
         items += [found] if found else []
-        if progress and len(listed) > FEW:
-            progress(done, len(listed))
+        if len(listed) > FEW:
+            progress("reading images", done, len(listed))
     if small:
         warnings.warn(
             f"{len(small)} of {len(listed)} images have a side below min_side {config.min_side} and are left out "

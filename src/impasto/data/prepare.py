@@ -24,6 +24,7 @@ from impasto.data.cache import cached as cached
 from impasto.data.items import Item
 from impasto.data.references import Reference, to_tensor
 from impasto.families.base import Condition, Family
+from impasto.progress import Progress, ignore
 
 ON_DEVICE = 2**28  # bytes: what is smaller lies on the device as a whole, of larger sets only the batch is read
 
@@ -95,19 +96,18 @@ def prepare_items(
     family: Family,
     items: Sequence[Item],
     dropout: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
     teacher: Family | None = None,
     spell: Callable[[str], str] = str,
 ) -> Prepared:
     """Latents and text embeddings of all items; what is in the cache needs neither VAE nor text encoders.
 
     spell: a caption as the text encoders read it, see `adapters.text_encoder.TextConditioning.spell`.
-    dropout: the empty caption as well. progress: called with (done, of how many) after each picture and caption.
+    dropout: the empty caption as well. progress: called after each image and caption.
     teacher: encodes `teacher_caption`, or the caption of items without one; its encoders are freed afterwards.
     """
     captions = numbered([one.caption for one in items], dropout)
     teacher_captions = numbered([one.teacher_caption or one.caption for one in items], dropout) if teacher else {}
-    total, done = len(items) + len(captions) + len(teacher_captions), 0
     x: list[Stored] = []
     masks: list[Stored | None] = []
     sizes, pairs = [], []
@@ -119,21 +119,18 @@ def prepare_items(
             x.append(tensors["x"])
             masks.append(tensors.get("mask"))
             sizes.append(view.record(one.picture.width, one.picture.height))
-        if progress:
-            progress(done := done + 1, total)
+        progress("encoding images", len(sizes), len(items))
     family.free("vae")  # makes room for the text encoders
     texts: dict[int, dict[str, list[Stored]]] = {length: {} for length in family.text_lengths}
-    for caption in captions:
+    for done, caption in enumerate(captions, 1):
         for length, cond in texts.items():
             add_text(cond, family, spell(caption), length)
-        if progress:
-            progress(done := done + 1, total)
+        progress("encoding captions", done, len(captions))
     teacher_texts: dict[str, list[Stored]] = {}
-    for caption in teacher_captions:
+    for done, caption in enumerate(teacher_captions, 1):
         assert teacher is not None
         add_text(teacher_texts, teacher, caption, next(iter(teacher.text_lengths)))
-        if progress:
-            progress(done := done + 1, total)
+        progress("encoding the teacher's captions", done, len(teacher_captions))
     if teacher:
         teacher.free("encoders")
     wanted = getattr(family, "wants_size_ids", False)

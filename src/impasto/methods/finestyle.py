@@ -31,6 +31,7 @@ from impasto.data.references import load
 from impasto.errors import UserError
 from impasto.files import atomic, writable_folder
 from impasto.methods.config import STYLE_WORDS, FineStyle
+from impasto.progress import Progress, ignore
 from impasto.regions import default_finder, find_concepts
 from impasto.regions.overlay import overlay
 from impasto.styles.defaults import style_words
@@ -38,14 +39,11 @@ from impasto.styles.parts import write_defaults
 from impasto.training.fit import fit
 from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import check_out, previous_recipe
-from impasto.training.train import Preparing, Progress
 
 OVERLAY = "concepts.png"
 
 
-def run(
-    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
-) -> dict[str, Any]:
+def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
     """Find the concepts, train, and write the guidance; see `training.train.train`. Raises UserError."""
     check_out(config)
     if adapter_of(config.adapter).replaces_base and (config.method.lambda1 or config.method.lambda_base):
@@ -57,6 +55,8 @@ def run(
     known = known_concepts(config, picture, caption)
     if dry_run:
         return plan(config, picture, caption, known)
+    if not known:
+        progress("finding concepts")
     found = known or find(config, picture, caption)
     writable_folder(config.out)
     if not (config.out / FILE).exists():
@@ -65,7 +65,7 @@ def run(
         overlay(load(picture.path).image, found).save(temporary, format="PNG")
     if previous_recipe(config.out) is None:  # later it may have been edited
         write_defaults(config.out, guidance(config.method, found), PLAIN_SAMPLING)
-    result = fit(change(config, concept_file=config.out / FILE), progress, preparing)
+    result = fit(change(config, concept_file=config.out / FILE), progress)
     return result | {"concepts": [concept.phrase for concept in found.concepts]}
 
 

@@ -46,6 +46,7 @@ from impasto.methods.style_caption import StyleCaption
 from impasto.methods.style_caption import read_caption as read_caption
 from impasto.noise.random import generator
 from impasto.noise.schedule import VariancePreserving
+from impasto.progress import Progress, ignore
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import VERSION, Sampling, as_image, encoder
 from impasto.styles.card import CARD, write_card
@@ -57,7 +58,6 @@ from impasto.training.fit import fit
 from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import RunFolder
 from impasto.training.sheet import read_run
-from impasto.training.train import Preparing, Progress
 
 GUIDANCE, SELECTED = InstaStyle.guidance, InstaStyle.n
 CANDIDATES, REFINEMENT, PREVIEWS = "candidates", "refinement", 4
@@ -90,9 +90,7 @@ class Source:
         return self.caption.prompt(self.caption.thing, self.token)
 
 
-def run(
-    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
-) -> dict[str, Any]:
+def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
     """InstaStyle into `config.out`; goes on where an earlier command stopped. See `training.train.train`.
 
     With `method.select` "human" it returns after the candidates, until `select` was called. Raises UserError.
@@ -103,6 +101,7 @@ def run(
     if dry_run:
         return describe(plan)
     config = change(config, quantize=plan.config.execution.quantize)
+    progress(f"loading {config.base}")
     family = load_family(config)
     config = change(config, precision=family.precision)
     reference = references.read(config.data.image[0], config.data.size)
@@ -111,15 +110,17 @@ def run(
     stages = Stages(config.out)
     folder = RunFolder(config, provenance(family, [source], [reference.sha256]))
     try:
+        progress("inverting the reference")
         noise = invert_reference(stages, family, config, caption.text, reference)
-        made = make_candidates(stages, family, config, source, noise, preparing)
+        made = make_candidates(stages, family, config, source, noise, progress)
         del family, noise
         gc.collect()
         chosen = select_of_run(stages, config, made, reference.image)
         if chosen is None:
             return ask_for_selection(config, len(made))
         source = replace(source, items=selected_items(config, source, made, chosen))
-        trained = refine(config, [source], progress, preparing)
+        trained = refine(config, [source], progress)
+        progress("inverting with the learned token")
         kept = keep_style(stages, config, [source])
     finally:
         folder.close()
@@ -204,7 +205,7 @@ def make_candidates(
     config: TrainConfig,
     source: Source,
     noise: InversionNoise,
-    preparing: Preparing | None = None,
+    progress: Progress = ignore,
 ) -> list[Candidate]:
     """Lines 2 and 3: an image of each object from the same noise; those that are there already are kept."""
     method = config.method
@@ -237,8 +238,7 @@ def make_candidates(
         )
         for one, seed, image in zip(part, seeds, images, strict=True):
             save_png(image, {"prompt": one.prompt, "seed": seed, **about}, stages.folder / one.file)
-        if preparing:
-            preparing(len(found) - len(missing) + first + len(part), len(found))
+        progress("generating candidates", len(found) - len(missing) + first + len(part), len(found))
     stages.write("candidates", inputs, [one.file for one in found], objects=list(objects))
     return found
 
@@ -284,9 +284,7 @@ def ask_for_selection(config: TrainConfig, count: int) -> dict[str, Any]:
     }
 
 
-def select(
-    folder: Path, numbers: Sequence[int], progress: Progress | None = None, preparing: Preparing | None = None
-) -> dict[str, Any]:
+def select(folder: Path, numbers: Sequence[int], progress: Progress = ignore) -> dict[str, Any]:
     """Select candidates of a run with `method.select` "human" by their numbers on its sheet, and go on.
 
     Raises UserError for a run without candidates, numbers out of range or twice, fewer than `method.n`, and another
@@ -306,7 +304,7 @@ def select(
         was = " ".join(map(str, before["selected"]))
         raise UserError(f"{str(folder)!r} was refined on {was}: remove {folder / REFINEMENT} to select others")
     stages.write("selection", inputs, [], selected=list(numbers))
-    return run(config, progress, preparing)
+    return run(config, progress)
 
 
 def check_selection(numbers: Sequence[int], count: int, n: int) -> None:
@@ -345,14 +343,12 @@ def refinement(config: TrainConfig, sources: Sequence[Source]) -> TrainConfig:
     )
 
 
-def refine(
-    config: TrainConfig, sources: Sequence[Source], progress: Progress | None = None, preparing: Preparing | None = None
-) -> dict[str, Any]:
+def refine(config: TrainConfig, sources: Sequence[Source], progress: Progress = ignore) -> dict[str, Any]:
     """Lines 5 to 8: train token and adapter on the selected images; resumes by itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "all .* captions say")  # the token, which is meant to be in all of them
         warnings.filterwarnings("ignore", ".* looks? nearly the same")  # they begin in one noise
-        return fit(refinement(config, sources), progress, preparing)
+        return fit(refinement(config, sources), progress)
 
 
 def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -> dict[str, Any]:

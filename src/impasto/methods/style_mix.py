@@ -26,11 +26,11 @@ from impasto.methods.instastyle import (
     refinement,
 )
 from impasto.methods.stages import Stages
+from impasto.progress import Progress, ignore
 from impasto.styles.start import reference_file
 from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import RunFolder
 from impasto.training.sheet import read_run
-from impasto.training.train import Preparing, Progress
 
 
 def mix_config(styles: Sequence[Path], out: Path, **changes: Any) -> TrainConfig:
@@ -90,30 +90,29 @@ def sources_of(config: TrainConfig) -> list[Source]:
 def mix_styles(
     styles: Sequence[Path],
     out: Path,
-    progress: Progress | None = None,
-    preparing: Preparing | None = None,
+    progress: Progress = ignore,
     **changes: Any,
 ) -> dict[str, Any]:
     """Train the styles of several runs of `instastyle` jointly into `out`; see `mix_config`."""
-    return run(mix_config(styles, out, **changes), progress, preparing)
+    return run(mix_config(styles, out, **changes), progress)
 
 
-def run(
-    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
-) -> dict[str, Any]:
+def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
     """The joint refinement into `config.out`; resumes. See `training.train.train`."""
     started = time.perf_counter()
     sources = sources_of(config)
     plan = make_plan(config)
     if dry_run:
         return describe(plan)
+    progress(f"loading {config.base}")
     family = load_family(config)
     config = change(config, quantize=plan.config.execution.quantize, precision=family.precision)
     hashes = [references.load(source.image).sha256 for source in sources]
     folder = RunFolder(config, provenance(family, sources, hashes))
     try:
         del family
-        trained = refine(config, sources, progress, preparing)
+        trained = refine(config, sources, progress)
+        progress("inverting with the learned tokens")
         kept = keep_style(Stages(config.out), config, sources)
     finally:
         folder.close()

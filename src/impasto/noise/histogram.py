@@ -49,18 +49,24 @@ def bars(
     width: int = 36,
     what: str = "log-SNR",
     band: tuple[float, float] = (math.inf, -math.inf),
+    short: bool = False,
 ) -> str:
-    """The histogram as text, noisiest bin first, with sigma beside each log-SNR and a | on bins centred in `band`."""
+    """The histogram as text, noisiest bin first, with sigma beside each log-SNR and a | on bins centred in `band`.
+    short: without empty bins (below .05 %) and without the second histogram, over sigma."""
     lines = [f"{what} (median {noise['log_snr']['median']}), noisiest first; sigma = share of noise"]
     if noise.get("cut"):
         lines.insert(0, f"truncated: {noise['cut']:.1%} of the law lies outside")
     step = (HIGH - LOW) / BINS
     top = max(noise["log_snr"]["shares"])
     for i, share in enumerate(noise["log_snr"]["shares"]):
+        if short and share < 0.0005:
+            continue
         low = LOW + i * step
         sigma = 1 / (1 + math.exp((low + step / 2) / 2))
         mark = "|" if band[0] <= low + step / 2 <= band[1] else " "
         lines.append(f"{low:6.1f}  sigma {sigma:.3f}  {share:6.1%} {mark}{'█' * round(width * share / top)}".rstrip())
+    if short:
+        return "\n".join(lines)
     lines.append(f"sigma (median {noise['sigma']['median']})")
     top = max(noise["sigma"]["shares"])
     for i, share in reversed(list(enumerate(noise["sigma"]["shares"]))):

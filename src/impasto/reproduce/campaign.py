@@ -19,6 +19,7 @@ from typing import Any
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.files import atomic, writable_folder
+from impasto.progress import Progress, ignore
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Unit, restricted
@@ -48,7 +49,6 @@ DEFAULT_BASE = "mini-sd3"
 DEFAULT_SECONDS = {name: {"train": (45.0, 0.8), "other": (5.0, 0.8)} for name in ("mini-sd3", "mini-sd15")}
 """(seconds per cell, seconds per image) on one free core, used until cells are timed: a trained smoke cell took 57 CPU
 seconds including imports; the other kind is estimated from the demo."""
-Progress = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, note on the last one)."""
 
 
@@ -139,7 +139,7 @@ def reproduce(
     precision: str = "auto",
     dry_run: bool = False,
     world: World | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run the missing cells of the claims, write claims.json and the page; returns a summary.
@@ -378,7 +378,7 @@ def run(
     missing: Sequence[Cell],
     workers: int,
     cluster: str | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[str]:
     """Run the missing cells, writing each when it is done; returns the failed ones as messages."""
     failed: list[str] = []
@@ -390,9 +390,8 @@ def run(
                 failed.append(f"{cell.name}: {result}")
             else:
                 campaign.known[cell.key] = store.write(campaign.out / store.FILE, cell, result)
-            if progress:
-                note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
-                progress(done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
+            note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
+            progress("cells", done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{done} of {len(missing)} cells are done: the same command resumes") from None
     return failed

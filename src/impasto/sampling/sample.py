@@ -26,6 +26,7 @@ from impasto.guidance import style_guidance
 from impasto.guidance.base import Encode, Guidance, Rows
 from impasto.guidance.style_guidance import Weights
 from impasto.noise.schedule import VariancePreserving
+from impasto.progress import Progress, ignore
 from impasto.sampling.png import Info
 from impasto.sampling.samplers import DEFAULT, make_scheduler, scheduler_class, using
 
@@ -140,6 +141,8 @@ def sample(
     *,
     start: Callable[[int], Tensor] | None = None,
     output: Literal["pil", "latent"] = "pil",
+    progress: Progress = ignore,
+    phase: str = "generating",
 ) -> Iterator[tuple[Image.Image, Info]]:
     """Generate images for jobs of (prompt, seed), in batches.
 
@@ -147,7 +150,8 @@ def sample(
     bound to this base.
 
     start: seed -> latents (1, C, h, w) that its image starts from, in the pipeline's units; Gaussian noise of the
-    seed by default. output: "latent" yields the pipeline's latents instead of images.
+    seed by default. output: "latent" yields the pipeline's latents instead of images. progress: called with `phase` and
+    the sampling steps done, of all batches.
     """
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
     assert steps is not None and guidance is not None and size is not None and batch is not None
@@ -166,6 +170,8 @@ def sample(
         with quiet(), using(pipe, scheduler), ExitStack() as active:
             for one in guidances:
                 call |= active.enter_context(one.apply(pipe, rows))
+            then: Any = call.get("callback_on_step_end")
+            call["callback_on_step_end"] = CountedSteps(progress, phase, first, batch, len(jobs), steps, then)
             images = pipe(
                 **call,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -188,6 +194,29 @@ def sample(
             for one in guidances:
                 info |= one.info(prompt)
             yield image, info | about | {"version": VERSION}
+
+
+@dataclass
+class CountedSteps:
+    """A pipeline's `callback_on_step_end` that reports the steps of all batches; `then`: another one, called as well.
+
+    first: number of the batch's first job, of `jobs`.
+    """
+
+    progress: Progress
+    phase: str
+    first: int
+    batch: int
+    jobs: int
+    steps: int
+    then: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done = self.first // self.batch * self.steps + step + 1
+        last = min(self.first + self.batch, self.jobs)
+        note = f"image {last} of {self.jobs}" if self.jobs > 1 else ""
+        self.progress(self.phase, done, math.ceil(self.jobs / self.batch) * self.steps, note)
+        return self.then(pipe, step, timestep, tensors) if self.then else tensors
 
 
 def as_image(pixels: torch.Tensor) -> Image.Image:

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from impasto.adapters.base import adapter_of
 from impasto.bases import loader
 from impasto.config import TrainConfig, change
@@ -21,6 +23,7 @@ from impasto.data import items as data
 from impasto.data.draws import Draws
 from impasto.data.prepare import prepare_items
 from impasto.errors import UserError
+from impasto.evaluation.samples import open_image
 from impasto.execution import memory
 from impasto.execution.apply import ExecutionPlan, apply_execution, load_denoiser
 from impasto.failures import interruptible, out_of_memory
@@ -28,6 +31,7 @@ from impasto.families.base import Family
 from impasto.noise import offset
 from impasto.noise.laws import truncate_to_schedule
 from impasto.objectives.base import Objective, build_objective
+from impasto.progress import Progress, ignore
 from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
 from impasto.styles.load import load_style
@@ -35,11 +39,11 @@ from impasto.styles.parts import has_weights
 from impasto.styles.save import save
 from impasto.styles.weights import style_hash
 from impasto.training import prior
+from impasto.training.base_previews import describe_base
 from impasto.training.checkpoints import describe_last, explain_failures
 from impasto.training.plan import Plan, check_base, describe, make_plan, warn_advice
 from impasto.training.previews import Previews
 from impasto.training.run_folder import RunFolder
-from impasto.training.train import Preparing, Progress
 from impasto.training.trainable import TrainableParameters
 from impasto.training.trainer import NotFiniteError, Trainer, mean_of_last
 from impasto.training.workers import Workers
@@ -49,18 +53,18 @@ REFERENCES = 8
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def fit(
-    config: TrainConfig, progress: Progress | None = None, preparing: Preparing | None = None, dry_run: bool = False
-) -> dict[str, Any]:
+def fit(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
     """Plan, open the run, prepare, train, finish; see `training.train.train`. With dry_run the plan alone."""
     if dry_run:
-        return describe(make_plan(config))
+        plan = make_plan(config)
+        return describe(plan) | {"cost": measure_step(plan)}
     started = time.perf_counter()
     workers = Workers(config.device)
     check_sharded(config, workers)
     with workers.first_process_first():
-        plan = make_plan(config, preparing, workers.shards)
+        plan = make_plan(config, progress, workers.shards)
     warn_advice(plan)
+    progress(f"loading {config.base}")
     family = load_family(plan, workers)
     running = workers.broadcast(plan.choose_execution(family, workers.size if workers.shards else 1))
     plan = with_used(plan, quantize=running.quantize, precision=family.precision)
@@ -75,11 +79,13 @@ def fit(
         with explain_failures(config.out, hint):
             if not finished:
                 with workers.first_process_first():
-                    draws, previews = prepare(plan, family, objective, preparing)
+                    draws, previews = prepare(plan, family, objective, progress)
                 trainer = build_trainer(plan, family, objective, running, draws, done, state, workers)
+                if workers.main and not running.compile:  # what is compiled would be compiled for its shapes as well
+                    show_base(plan, previews, progress)
                 run_steps(trainer, run, done, previews, progress)
                 if workers.main:
-                    finish(plan, family, trainer, previews)
+                    finish(plan, family, trainer, previews, progress)
                 workers.barrier()
     finally:
         run.close()
@@ -87,6 +93,37 @@ def fit(
     if config.log.push_to_hub and workers.main:
         result["hub"] = hub.publish(config.out, config.log.push_to_hub, private=config.log.hub_private)["url"]
     return result
+
+
+SMALL = 50_000_000
+"""Parameters of a denoiser of which a step is quickly measured, whatever the device."""
+
+
+def measure_step(plan: Plan) -> dict[str, float] | None:
+    """{"step_seconds", "seconds", "memory_gb"} of a small base on a CPU, by running a second step; memory is this
+    process's. None for other bases and devices, see `execution.memory` for their estimate."""
+    if plan.outline is None or plan.device != "cpu":
+        return None
+    if sum(p.numel() for p in memory.meta_model(plan.outline).parameters()) > SMALL:
+        return None
+    plan = with_used(plan, preview=False)
+    workers = Workers(plan.device)
+    family = load_family(plan, workers)
+    objective = build_objective(plan.config.objective, family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run will give them
+        draws, _ = prepare(plan, family, objective, ignore)
+    trainer = build_trainer(plan, family, objective, plan.choose_execution(family), draws, 0, {}, workers)
+    family.denoiser.train()
+    trainer.step(1)
+    started = time.perf_counter()
+    trainer.step(2)
+    seconds = time.perf_counter() - started
+    return {
+        "step_seconds": round(seconds, 3),
+        "seconds": round(seconds * plan.config.optim.steps, 1),
+        "memory_gb": round(psutil.Process().memory_info().rss / memory.GB, 2),
+    }
 
 
 def check_sharded(config: TrainConfig, workers: Workers) -> None:
@@ -116,14 +153,13 @@ def with_used(plan: Plan, **keys: Any) -> Plan:
     return replace(plan, config=change(plan.config, **keys), expanded=change(plan.expanded, **keys))
 
 
-def prepare(plan: Plan, family: Family, objective: Objective, preparing: Preparing | None) -> tuple[Draws, Previews]:
+def prepare(plan: Plan, family: Family, objective: Objective, progress: Progress) -> tuple[Draws, Previews]:
     """Encode images and captions, then free the encoders."""
     config = plan.config
     with explain_failures(config.out, memory.oom_hint_prepare(config)):
-        show = preparing if len(plan.items) > data.FEW else None
         teacher = getattr(objective, "text_family", None)
         dropout = config.data.caption_dropout > 0
-        prepared = prepare_items(family, plan.items, dropout, show, teacher, plan.text.spell)
+        prepared = prepare_items(family, plan.items, dropout, progress, teacher, plan.text.spell)
         if config.prior.weight:
             prior.read(plan.expanded, family, plan.prior_items)
         previews = Previews(family, plan.expanded, plan.text)
@@ -166,7 +202,7 @@ def load_teacher_style(teacher: Family, style: Path) -> None:
     load_style(teacher.pipeline(**encoders, **{teacher.part: teacher.denoiser}), style)
 
 
-def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, progress: Progress | None) -> None:
+def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, progress: Progress) -> None:
     """Steps `done + 1` to the last, each with its row in metrics.jsonl, and the checkpoints."""
     config, log, trainable = trainer.config, trainer.config.log, trainer.trainable
     steps = config.optim.steps
@@ -185,8 +221,7 @@ def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, p
                     run.save(step - 1, trainable.tensors())
                 raise
             run.log(row)
-            if progress:
-                progress(step, row["loss"])
+            progress("training", step, steps, f"loss {row['loss']:.3f}")
             stop = stop or (trainer.workers.size == 1 and bool(interrupted))
             if step % log.checkpoint_every == 0 or step == steps or stop:
                 run.save(step, trainable.tensors())
@@ -194,11 +229,11 @@ def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, p
                 raise KeyboardInterrupt(f"stopped after step {step}: the same command resumes from there")
             if log.preview_every and step % log.preview_every == 0 and step < steps and trainer.workers.main:
                 with trainable.averaged():
-                    generate_previews(previews, step)
+                    generate_previews(previews, step, progress)
     trainer.family.denoiser.eval()
 
 
-def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> None:
+def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews, progress: Progress) -> None:
     """The files of the style folder: adapter, references, previews, and last the card, which marks the run as complete.
 
     Warns of an image that has been moved or changed since: it has no copy here.
@@ -211,16 +246,32 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews) -> 
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
             except UserError as error:
                 warnings.warn(f"no copy of a reference in the style folder: {error}", stacklevel=2)
-        names = generate_previews(previews, config.optim.steps)
+        names = generate_previews(previews, config.optim.steps, progress)
         if names:
-            previews.generate_base()
+            show_base(plan, previews, progress)
         write_card(config, family, list(zip(previews.prompts, names, strict=bool(names))), version("impasto"))
 
 
-def generate_previews(previews: Previews, step: int) -> list[str]:
+def show_base(plan: Plan, previews: Previews, progress: Progress) -> None:
+    """The base's own images, once; warns where those of the first caption are in the reference's style already."""
+    try:
+        made = previews.generate_base(progress)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return  # the previews of the style say what to do
+    previews.family.free("vae")
+    caption = plan.expanded.data.caption[0] if plan.expanded.data.caption else None
+    images = [open_image(plan.config.out / name)[0] for name, prompt in made.items() if prompt == caption]
+    reference = data.pictures(plan.items)[0].picture.load().image
+    if known := describe_base(plan.config.base, reference, images):
+        warnings.warn(known, stacklevel=2)
+
+
+def generate_previews(previews: Previews, step: int, progress: Progress) -> list[str]:
     """The names of the previews; none, and a warning, where the device has no memory for them beside training."""
     try:
-        return previews.generate(step)
+        return previews.generate(step, progress)
     except Exception as error:
         if not out_of_memory(error):
             raise

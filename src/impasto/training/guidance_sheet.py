@@ -1,7 +1,7 @@
 """lambda1 x lambda2: the same prompts from the same seed at several weights of style and semantics, as one sheet
 (FineStyle, figure 9), by the code of `generate`; the rule is that of `guidance.style_semantics`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from impasto.execution import apply as running
 from impasto.files import writable_folder
 from impasto.guidance import bind_all, merged, style_guidance
 from impasto.guidance.config import StyleSemantics
+from impasto.progress import Progress, ignore, part
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles import defaults as style_defaults
@@ -41,7 +42,7 @@ def guidance_sheet(
     out: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> dict[str, Any]:
     """Write `guidance.png` and `guidance.json` into the style folder (or `out`, its JSON beside it); returns what is in
     it.
@@ -59,6 +60,7 @@ def guidance_sheet(
         raise UserError("no weights: give some, as in --lambda1 0 1 3 --lambda2 0 2 5")
     asked = [StyleSemantics(style, semantics, lambda_base) for style, semantics in product(lambda1, lambda2)]
     writable_folder(out.parent, out)
+    progress(f"loading {config.base}")
     family = loader.load(config.base, device=device, precision=precision, components=config.components)
     known = captions.of_run(flatten(config), inputs)
     own = [one for one in style_defaults.own_guidances(run) if isinstance(one, StyleSemantics)]
@@ -77,9 +79,10 @@ def guidance_sheet(
     pictures: dict[tuple[float, float], list[Image.Image]] = {}
     for one in cells:
         bound = bind_all([one], family, sampling, encode)
-        pictures[one.weights[:2]] = [image for image, _ in sample(family, pipe, jobs, encode, sampling, {}, bound)]
-        if progress:
-            progress(len(pictures), len(cells))
+        images = sample(
+            *(family, pipe, jobs, encode, sampling, {}, bound), progress=part(progress, len(pictures), len(cells))
+        )
+        pictures[one.weights[:2]] = [image for image, _ in images]
     common = replace(cells[0], lambda1=None, lambda2=None)
     about = {"run": str(run), "base": config.base, "strengths": [strength], "prompts": prompts, "seed": seed}
     about |= {"sampling_steps": sampling.steps, "lambda1": list(lambda1), "lambda2": list(lambda2)}

@@ -1,7 +1,6 @@
 """The plan of a run: every check before weights are read, once. `--dry-run` prints it, `train` runs it."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ from impasto import devices
 from impasto.adapters.base import adapter_of
 from impasto.adapters.text_encoder import TextConditioning, build_text
 from impasto.bases import cards, loader
-from impasto.config import TrainConfig, change, flatten
+from impasto.config import TrainConfig, change, flatten, resolve
 from impasto.data import advice, captions, items
 from impasto.data.items import Item
 from impasto.errors import UserError
@@ -24,6 +23,7 @@ from impasto.objectives import OBJECTIVES, weighting
 from impasto.objectives.base import build_objective
 from impasto.objectives.config import Denoise
 from impasto.optim import optimizers
+from impasto.progress import Progress, ignore
 from impasto.registry import name_of
 from impasto.styles import hub
 from impasto.training import prior
@@ -58,7 +58,7 @@ class Plan:
         return memory.choose_execution(self.config, family, self.device, self.precision, shards)
 
 
-def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None = None, shards: bool = False) -> Plan:
+def make_plan(config: TrainConfig, progress: Progress = ignore, shards: bool = False) -> Plan:
     """Check everything that can be checked before weights are read; nothing is written but the caches of configurations
     and of image properties. shards: the base is sharded over processes. Raises UserError."""
     check_out(config)
@@ -68,7 +68,7 @@ def make_plan(config: TrainConfig, preparing: Callable[[int, int], None] | None 
         check_wandb()
     outline = loader.load_config_only(config.base, config.components)
     found = items.read(
-        config.data, config.base, cards.card(config.base), preparing, outline.largest if outline else None
+        config.data, config.base, cards.card(config.base), progress, outline.largest if outline else None
     )
     expanded = expand(config, found)
     prior_items = prior.read_images(expanded)
@@ -151,11 +151,14 @@ def describe(plan: Plan) -> dict[str, Any]:
     settings = flatten(used) | {"device": plan.device, "checkpointing": running.checkpointing}
     if hasattr(config.adapter, "rank"):
         settings["alpha"] = config.adapter.alpha or config.adapter.rank
+    ours, given = flatten(resolve(None, config.base)), flatten(config)
+    changed = {key: [ours.get(key), value] for key, value in given.items() if ours.get(key) != value}
     settings |= {"compile": "on" if running.compile else "off", "offload": "on" if running.offload else "off"}
     schedule = loader.schedule(config.base) if family is None else family.schedule
     levels = truncate_to_schedule(plan.law, schedule)
     offset.warn_ineffective(config.noise.offset, levels, latent_positions(config.data.size, family))
-    result: dict[str, Any] = {"settings": settings, "data": items.summary(plan.items) | {"advice": plan.advice}}
+    data = items.summary(plan.items) | {"advice": plan.advice}
+    result: dict[str, Any] = {"settings": settings, "changed": changed, "data": data}
     if plan.prior_items:
         result["data"]["prior_pictures"] = len(plan.prior_items)
     result["draws"] = config.optim.steps * config.optim.batch * config.optim.accumulate
@@ -193,10 +196,48 @@ def weighted_histogram(config: TrainConfig, family: Family | None, levels: Law) 
     return histogram(levels, lambda lam: of_eps(lam, own.gamma))
 
 
+OWN_LINES = ("base", "out", "recipe", "precision", "image", "caption", "steps", "batch", "accumulate")
+"""Settings that the plan's text has a place for."""
+
+
+def plan_lines(plan: dict[str, Any]) -> str:
+    """What `describe` found, and `cost`, as text: base and recipe, what differs from the base's defaults, images and
+    captions with the advice, steps, time and memory."""
+    settings, cost = plan["settings"], plan.get("cost")
+    batch = f"{settings['batch']}" + (f" x {settings['accumulate']}" if settings["accumulate"] > 1 else "")
+    lines = [
+        f"{settings['base']} by recipe {settings['recipe']} on {settings['device']} in {settings['precision']}: "
+        f"{settings['steps']} steps of {batch}, into {settings['out']}"
+    ]
+    own = [
+        f"{key} {as_text(now)} ({as_text(was)})" for key, (was, now) in plan["changed"].items() if key not in OWN_LINES
+    ]
+    lines.append(f"other than the base's defaults (in brackets): {', '.join(own) or 'nothing'}")
+    lines.append(data_lines(plan["data"]))
+    if cost:
+        lines.append(
+            f"time and memory: {cost['step_seconds']:.2g} s a step, {cost['seconds']:.0f} s for all of them (measured "
+            f"here, on two steps), {cost['memory_gb']:.1f} GB"
+        )
+    else:
+        lines.append(f"time and memory: {plan['running']}")
+    return "\n".join(lines)
+
+
+def as_text(value: Any) -> str:
+    """A setting as it is given as a flag."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value) if value not in ("", None) else "none"
+
+
 def data_lines(data: dict[str, Any]) -> str:
     """What `data.items.summary` counted, and the advice, as text."""
-    counts = ", ".join(f"{data[key]} {key}" for key in ("pictures", "captions", "crops", "masks"))
-    lines = [f"data: {counts}"]
+    names = {"pictures": "image", "captions": "caption", "crops": "crop", "masks": "mask"}
+    counts = [f"{data[key]} {name}{'' if data[key] == 1 else 's'}" for key, name in names.items() if data[key]]
+    lines = [f"data: {', '.join(counts)}"]
     lines.append("buckets: " + ", ".join(f"{shape} ({n})" for shape, n in data["buckets"].items()))
     if len(data["repeats"]) > 1:
         lines.append("repeats: " + ", ".join(f"{times} times ({n})" for times, n in data["repeats"].items()))

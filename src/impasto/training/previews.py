@@ -18,9 +18,13 @@ from impasto.data.prepare import text
 from impasto.families.base import Condition, Family
 from impasto.guidance import bind_all
 from impasto.guidance.base import Encode, Guidance
+from impasto.progress import Progress, ignore
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling, sample
 from impasto.styles import defaults as style_defaults
+
+CAPTION_IMAGES = 2
+"""Images of the first caption by the base alone."""
 
 
 class Previews:
@@ -35,20 +39,22 @@ class Previews:
             or list(dict.fromkeys(captions))
         )
         self.prompts = own if config.log.preview else []
+        self.of_base: list[str] = []
         self.strength, self.guidances, given = 1.0, [], Sampling(size=config.data.size)
         if not self.prompts:
             return
         self.strength, self.sampling, settings = style_defaults.of_run(config, family, captions, given)
         self.guidances = bind_all(settings, family, self.sampling, self.encode)
+        self.of_base = [*self.prompts, *CAPTION_IMAGES * captions[:1]]
         also = [self.sampling.negative or "", *(prompt for one in self.guidances for prompt in one.prompts)]
         length = next(iter(family.text_lengths))
-        prompts = [*self.prompts, *also, ""]
+        prompts = [*self.of_base, *also, ""]
         self.conds = {prompt: text(family, conditioning.spell(prompt), length) for prompt in prompts}
 
     def encode(self, prompt: str) -> Condition:
         return self.text.encode([prompt], self.conds[prompt])
 
-    def generate(self, step: int) -> list[str]:
+    def generate(self, step: int, progress: Progress = ignore) -> list[str]:
         """Write `previews/step-000150-0.png` on; returns their names in the style folder."""
         if not self.prompts:
             return []
@@ -56,17 +62,21 @@ class Previews:
         about = {"styles": [style]} | self.sampling.weights(self.family).info
         names = [f"previews/step-{step:06d}-{i}.png" for i in range(len(self.prompts))]
         with as_sampled(self.models(), self.family.dtype, self.strength):
-            self.write(names, cache(self.encode), self.sampling, about, self.guidances)
+            self.write(names, cache(self.encode), self.sampling, about, self.guidances, progress)
         return names
 
-    def generate_base(self) -> None:
-        """Write `previews/base/0000.png` on: the base alone on the same prompts and seeds, sampled as its card says."""
-        if not self.prompts or adapter_of(self.config.adapter).replaces_base:
-            return
+    def generate_base(self, progress: Progress = ignore) -> dict[str, str]:
+        """Write `previews/base/0000.png` on: the base alone on the same prompts and seeds, then on the first caption,
+        sampled as its card says. Returns {name: prompt} of what was written; nothing where they are there already."""
+        names = {f"previews/base/{i:04d}.png": prompt for i, prompt in enumerate(self.of_base)}
+        there = all((self.config.out / name).is_file() for name in names)
+        if there or adapter_of(self.config.adapter).replaces_base:
+            return {}
         sampling = Sampling(size=self.config.data.size, negative="").on(self.family)
-        names = [f"previews/base/{i:04d}.png" for i in range(len(self.prompts))]
+        own: dict[str, Any] = {"progress": progress, "phase": "previews of the base"}
         with disabled(self.family.denoiser):
-            self.write(names, self.conds.__getitem__, sampling, {"styles": []})
+            self.write(list(names), self.conds.__getitem__, sampling, {"styles": []}, prompts=self.of_base, **own)
+        return names
 
     @torch.no_grad()
     def write(
@@ -76,16 +86,19 @@ class Previews:
         sampling: Sampling,
         about: dict[str, Any],
         guidances: Sequence[Guidance] = (),
+        progress: Progress = ignore,
+        phase: str = "previews",
+        prompts: Sequence[str] | None = None,
     ) -> None:
-        """Generate an image per prompt by the model as it is, into these files of the style folder."""
+        """Generate an image per prompt (by default `self.prompts`) by the model as it is, into these files of the style
+        folder."""
         family = self.family
         encoders: dict[str, Any] = dict.fromkeys(family.encoder_parts)
         pipe = family.pipeline(**encoders, **{family.part: family.denoiser})
-        jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(self.prompts)]
+        jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(prompts or self.prompts)]
         about = {"base": self.config.base, "base_hash": family.hash} | about
-        for name, (image, info) in zip(
-            names, sample(family, pipe, jobs, encode, sampling, about, guidances), strict=True
-        ):
+        images = sample(family, pipe, jobs, encode, sampling, about, guidances, progress=progress, phase=phase)
+        for name, (image, info) in zip(names, images, strict=True):
             (self.config.out / name).parent.mkdir(parents=True, exist_ok=True)
             save_png(image, info, self.config.out / name)
 

@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
 from impasto.generation import generate_command
 from impasto.guidance import bind_all
+from impasto.progress import Progress, ignore, part
 from impasto.sampling.png import read_png_metadata
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
@@ -54,7 +55,7 @@ def checkpoint_sheet(
     out: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> dict[str, Any]:
     """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
 
@@ -77,6 +78,7 @@ def checkpoint_sheet(
     check_seed(seed)
     check_out(out)
     writable_folder(out.parent, out)
+    progress(f"loading {config.base}")
     family = loader.load(config.base, device=device, precision=precision, components=config.components)
     running.check_quantized(config.execution.quantize, family.device)
     with running.in_main_memory(family):
@@ -107,11 +109,9 @@ def checkpoint_sheet(
         for strength in strengths:
             pipe.set_adapters(["default"], [strength])
             jobs = [(prompt, seed) for prompt in prompts]
-            pictures[step, strength] = [
-                image for image, _ in sample(family, pipe, jobs, encode, sampling, {}, guidances)
-            ]
-            if progress:
-                progress(len(pictures), len(states) * len(strengths))
+            own = part(progress, len(pictures), len(states) * len(strengths))
+            images = sample(family, pipe, jobs, encode, sampling, {}, guidances, progress=own)
+            pictures[step, strength] = [image for image, _ in images]
     about = {"run": str(run), "base": config.base, "steps": list(states), "strengths": list(strengths)}
     about |= {"prompts": prompts, "seed": seed, "sampling_steps": sampling.steps, "guidance": sampling.guidance}
     about |= sampling.weights(family).info | {"negative_prompt": sampling.negative}

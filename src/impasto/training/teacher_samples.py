@@ -1,13 +1,14 @@
 """Images of a teacher to distil it on, where there is no folder of images: generated once, kept, resumed."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
 from impasto.files import atomic, read_object, writable_folder
 from impasto.generation import generate
+from impasto.progress import Progress, ignore
 from impasto.sampling.png import save_png
 
 NAME = "samples.json"
@@ -23,7 +24,7 @@ def write_samples(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> Path:
     """Write `count` images of the base `teacher`, sampled as its card says, with metadata.jsonl; returns `folder`.
 
@@ -48,8 +49,7 @@ def write_samples(
         images = generate(teacher, asked, styles=styles, seed=seed + done, device=device, precision=precision)
         for i, (image, info) in enumerate(images, done):
             save_png(image, info, folder / f"{i:05d}.png")
-            if progress:
-                progress(i + 1, count)
+            progress("generating the teacher's images", i + 1, count)
     lines = [
         {"file_name": f"{i:05d}.png", "text": caption} | ({} if own is None else {"teacher_text": own})
         for i, (caption, own) in enumerate(pairs)

@@ -1,0 +1,24 @@
+"""Progress of long work: one kind of callback for commands and Python functions."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called as work goes on. phase: what is done, in words ("loading mini-sd15", "training"); done: of `total` units
+    (steps, images), total None where it is not known; note: what else is worth a look, such as the loss."""
+
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None: ...
+
+
+def ignore(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+    """The `Progress` of a caller that does not ask for it."""
+
+
+def part(progress: Progress, index: int, parts: int) -> Progress:
+    """The `Progress` of part `index` (from 0) of `parts` of equal size, as a share of the whole."""
+
+    def report(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        whole = None if total is None else parts * total
+        progress(phase, done + index * (total or 0), whole, note)
+
+    return report
