@@ -205,10 +205,12 @@ def recipes(args: list[str]) -> Result:
         Args:
             show: Print this recipe.
         """
+        from impasto.bases.style_defaults import current_recipe
         from impasto.config import read_recipe
         from impasto.config import recipes as known
 
         if show is not None:
+            show = current_recipe(show)
             read_recipe(show)
             text = (known().get(show) or Path(show)).read_text(encoding="utf-8")
             print(text.rstrip())
