@@ -1,6 +1,6 @@
 """The recipe prior-preservation on references with white, coloured and dark grounds: docs/prior-preservation.md.
 
-    python tools/measure_prior_preservation.py --out docs/results/prior-preservation-grounds-mini-sd3.json      # resumes
+    python tools/measure_prior_preservation.py --out docs/results/prior-preservation-grounds-mini-sd3.json   # resumes
 
 For each *secondary* held-out style and ground: the true image of the style's reference concept over the ground, with a
 caption that does not name the ground; trained by the base's default recipe and by prior-preservation. Each then

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from impasto.cli.checks import check_bases, check_images
 from impasto.cli.console import Result, parse
 
 
@@ -36,6 +37,8 @@ def invert(args: list[str]) -> Result:
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
         """
+        check_images([image])
+        check_bases(base)
         from impasto.invert import invert_image
 
         return invert_image(
