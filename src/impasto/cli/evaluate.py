@@ -5,7 +5,6 @@ from typing import Annotated
 
 import tyro
 
-from impasto.artworld import style_index
 from impasto.cli.checks import check_folder, check_images
 from impasto.cli.console import Result, parse
 
@@ -40,6 +39,8 @@ def evaluate(args: list[str]) -> Result:
         check_folder(folder, "the folder that `impasto generate --out` wrote")
         check_images([reference] if reference else [])
         if style_of is not None:
+            from impasto.artworld import style_index
+
             style_index(style_of)
         from impasto.evaluation import evaluate
 
