@@ -355,7 +355,7 @@ def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path, monkeypatc
     settings |= {"styles": tmp_path / "styles.txt", "progress": lambda done, total: ticks.append((done, total))}
     with pytest.raises(UserError, match="over 14 prompts: no significant difference"):
         Clock(monkeypatch)
-        calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=270 / 60, prompts=40, **settings)
+        calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=255 / 60, prompts=40, **settings)
     assert ticks[-1] == (14 * 8, 14 * 8)
 
 

@@ -39,7 +39,8 @@ def export(args: list[str]) -> Result:
         """
         if (out and push_to_hub) or (hub_private and not push_to_hub):
             raise UserError("--out and --push-to-hub exclude each other; --hub-private goes with --push-to-hub")
-        check_styles([style])
+        if not push_to_hub:  # its name is checked first
+            check_styles([style])
         check_bases(base)
         if step is not None or "@" in style.name:
             from impasto.training.checkpoint_style import checkpoint_style, resolve_checkpoint
