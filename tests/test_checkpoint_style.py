@@ -1,14 +1,18 @@
 """Checkpoints as styles: the same weights as the style that a run of so many steps leaves, from unfinished runs too."""
 
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 
 from impasto.config import change, resolve
 from impasto.errors import UserError
 from impasto.generation import generate
-from impasto.styles.convert import export_style
+from impasto.report import report
+from impasto.styles.convert import export_style, import_style, merge_styles, resize_style
 from impasto.styles.parts import read_parts
 from impasto.training.checkpoint_style import checkpoint_style, resolve_checkpoint
+from impasto.training.sheet import checkpoint_sheet
 from impasto.training.train import train
 
 CAPTION = "a rocket in ink style"
@@ -62,3 +66,26 @@ def test_exported_checkpoint_is_a_file_of_its_own(tiny_sd15, picture, tmp_path):
         one["out"] != two["out"]
         and (tmp_path / "1.safetensors").read_bytes() != (tmp_path / "2.safetensors").read_bytes()
     )
+
+
+def test_report_and_sheet_take_what_resize_merge_and_import_write(tiny_sd15, picture, tmp_path):
+    config = run(tiny_sd15, picture, tmp_path / "run", steps=2)
+    train(config)
+    resize_style(config.out, 1, tmp_path / "small")
+    merge_styles([f"{config.out}:0.5", str(tmp_path / "small")], tmp_path / "both")
+    export_style(config.out, "kohya", tmp_path / "ink.safetensors")
+    import_style(tmp_path / "ink.safetensors", tmp_path / "imported", base=str(tiny_sd15))
+    for name in ("small", "both", "imported"):
+        style = tmp_path / name
+        page = Path(report(style)["path"]).read_text()
+        assert "<h2>Model card</h2>" in page and "No images yet: `impasto generate --base" in page
+        assert str(tmp_path) not in page and "<h2>Recipe</h2>" not in page
+        found = checkpoint_sheet(style, ["a cat"], (0.5, 1.0), steps=2)
+        assert (style / "sheet.png").is_file() and found["strengths"] == [0.5, 1.0]
+        assert found["commands"][name].startswith("impasto generate --base")
+    generated = next(generate(str(tiny_sd15), ["a cat"], styles=[f"{tmp_path / 'small'}:1"]))[0]
+    (tmp_path / "small" / "images").mkdir()
+    generated.save(tmp_path / "small" / "images" / "0000.png")
+    assert report(tmp_path / "small")["images"] == 1
+    with pytest.raises(UserError, match="a strength must be a finite number"):
+        checkpoint_sheet(tmp_path / "small", ["a cat"], (float("inf"),))

@@ -51,6 +51,55 @@ def test_help_needs_no_torch(command, flag):
     assert out.splitlines()[-1] == "[]" and flag in out
 
 
+BAD_INPUT = {
+    "train --base nosuch --image pig.png": "unknown base 'nosuch'",
+    "train --base sdxl --image pig.png": "its hub id is stabilityai/stable-diffusion-xl-base-1.0",
+    "train --recipe nosuch --image pig.png": "unknown recipe 'nosuch'",
+    "train --adapter nosuch --image pig.png": "unknown adapter 'nosuch'",
+    "train --image nosuch.png": "image 'nosuch.png' does not exist",
+    "train": "no reference picture",
+    "train --image pig.png --lr -1": "lr must be above 0",
+    "generate --base nosuch --prompt x": "unknown base 'nosuch'",
+    "generate --style nosuch@3:0.5 --prompt x": "style 'nosuch' cannot be loaded",
+    "generate": "no prompt",
+    "generate --prompt x --count 0": "count must be at least 1",
+    "generate --prompt x --aligned-to nosuch.png": "image 'nosuch.png' does not exist",
+    "evaluate nosuch": "'nosuch' does not exist",
+    "report nosuch": "'nosuch' does not exist",
+    "sheet nosuch": "'nosuch' does not exist",
+    "export nosuch": "style 'nosuch' cannot be loaded",
+    "import nosuch --out x": "style 'nosuch' cannot be loaded",
+    "resize nosuch --rank 2 --out x": "style 'nosuch' cannot be loaded",
+    "merge nosuch:0.5 nosuch --out x": "style 'nosuch' cannot be loaded",
+    "invert --image nosuch.png --caption x": "image 'nosuch.png' does not exist",
+    "noise calibrate --base nosuch": "unknown base 'nosuch'",
+    "noise show --base nosuch": "unknown base 'nosuch'",
+    "noise import kohya nosuch.toml": "'nosuch.toml' does not exist",
+    "noise import nosuch a=1": "unknown tool 'nosuch'",
+    "concepts find nosuch.png --caption x": "image 'nosuch.png' does not exist",
+}
+
+
+def test_errors_that_need_no_model_come_before_torch_is_imported(tmp_path):
+    """So that they come in about a second."""
+    (tmp_path / "pig.png").write_bytes(b"")
+    code = """
+import sys, impasto.cli.main
+for command in sys.stdin.read().splitlines():
+    sys.argv = ["impasto", *command.split()]
+    try: impasto.cli.main.main()
+    except SystemExit as stop: assert stop.code == 2, (command, stop.code)
+    assert not {"torch", "diffusers", "transformers"} & set(sys.modules), command
+"""
+    called = subprocess.run(
+        [sys.executable, "-c", code], input="\n".join(BAD_INPUT), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert called.returncode == 0, called.stderr
+    lines = [line for line in called.stderr.splitlines() if line.startswith("impasto: error")]
+    for (command, message), line in zip(BAD_INPUT.items(), lines, strict=True):
+        assert message in line, command
+
+
 def test_train_and_generate_by_json(run, tiny_sd3, picture, tmp_path):
     code, out, err = run(*train_args(tiny_sd3, picture, tmp_path / "ink"), "--json")
     assert code == 0 and len(out) == 1 and "training" in err

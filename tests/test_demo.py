@@ -13,7 +13,7 @@ from impasto import demo as module
 from impasto.demo import demo, style_at
 from impasto.errors import UserError
 
-ALSO = "keep-content"
+ALSO = "prior-preservation"
 METHODS = ("default", "plain", "sd3-sampler", ALSO)
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # for the tiny base's tokenizer of letters
 CARD = {"strength": 0.7, "style_guidance": 2.0, "negative": "style words"}
@@ -185,8 +185,8 @@ def test_demo_with_bad_input_raises(tmp_path, base):
         run(tmp_path / "a", base, style="noto")
     with pytest.raises(UserError, match="no reference image of 'rocket'"):
         run(tmp_path / "a", base, concept="rocket")
-    with pytest.raises(UserError, match="did you mean 'keep-content'"):
-        run(tmp_path / "a", base, also=("keep-contents",))
+    with pytest.raises(UserError, match="did you mean 'prior-preservation'"):
+        run(tmp_path / "a", base, also=("prior-preservations",))
     with pytest.raises(UserError, match="count must be 1 to"):
         run(tmp_path / "a", base, count=99)
     (tmp_path / "full").mkdir()

@@ -8,6 +8,9 @@ import torch
 from impasto.adapters.base import adapter_of
 from impasto.adapters.lora import endings
 from impasto.bases import loader
+from impasto.bases.cards import card
+from impasto.bases.style_defaults import of_card
+from impasto.cli.settings import parse_config
 from impasto.config import TrainConfig, change, flatten, read_recipe, recipes, resolve
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law, truncate_to_schedule
@@ -99,13 +102,13 @@ def differing(one, two):
     return {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
 
 
-def test_keep_content_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s_law():
+def test_prior_preservation_is_style_friendly_with_a_prior_and_on_the_small_base_sd3_s_law():
     for base in (SD35, FLUX):
-        one, two = flatten(resolve("keep-content", base)), flatten(resolve("style-friendly", base))
+        one, two = flatten(resolve("prior-preservation", base)), flatten(resolve("style-friendly", base))
         assert differing(one, two) == {"recipe", "prior_weight", "prior_prompt"}
-    small, plain = flatten(resolve("keep-content", "mini-sd3")), flatten(resolve("sd3-sampler", "mini-sd3"))
+    small, plain = flatten(resolve("prior-preservation", "mini-sd3")), flatten(resolve("sd3-sampler", "mini-sd3"))
     assert differing(small, plain) == {"recipe", "prior_weight", "prior_batch", "lr"}
-    one, two = flatten(resolve("keep-content", "mini-sd15")), flatten(resolve("style-friendly", "mini-sd15"))
+    one, two = flatten(resolve("prior-preservation", "mini-sd15")), flatten(resolve("style-friendly", "mini-sd15"))
     assert differing(one, two) == {"recipe", "prior_weight", "prior_batch"}
 
 
@@ -160,3 +163,12 @@ def test_flags_and_recipe_of_the_new_keys(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve("dco-1000")
+
+
+def test_keep_content_is_the_earlier_name_of_prior_preservation(capsys):
+    config, _ = parse_config(["--recipe", "keep-content", "--base", "mini-sd3"], "train")
+    assert config == parse_config(["--recipe=prior-preservation", "--base", "mini-sd3"], "train")[0]
+    assert config.prior.weight == 1 and config.recipe == "prior-preservation"
+    assert capsys.readouterr().err.count("--recipe keep-content is now --recipe prior-preservation") == 1
+    assert of_card(card("mini-sd3"), "keep-content") == of_card(card("mini-sd3"), "prior-preservation")
+    assert of_card(card("mini-sd3"), "keep-content").style_guidance == 3

@@ -21,6 +21,7 @@ from impasto.evaluation import evaluate
 from impasto.noise.laws import StyleFriendly, Truncated
 from impasto.report import plots, report, sections
 from impasto.report.html import Html, data_uri, el, text
+from impasto.report.markdown import shorten_paths
 from impasto.report.run import law_of, read_metrics, read_run
 
 STYLES = load_meta()["style_names"]
@@ -363,13 +364,67 @@ def test_density_has_area_1_and_smooth_is_moving_mean():
     assert plots.smooth([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
-def test_dot_labels_do_not_overlap():
+def test_dot_labels_cover_neither_each_other_nor_a_dot():
     axis = plots.Axis(0.0, 1.0, "", ())
-    frame, taken = plots.Frame(axis, axis), []
-    for point in ((0.0, 0.3), (0.0, 0.3), (0.0, 0.31), (1.0, 1.0), (1.0, 1.0)):
+    frame = plots.Frame(axis, axis)
+    points = [(0.0, 0.3), (0.01, 0.3), (0.02, 0.31), (0.03, 0.98), (1.0, 1.0), (1.0, 0.99), (0.5, 0.0)]
+    dots = [plots.dot_box(frame, point) for point in points]
+    taken = list(dots)
+    for point in points:
         plots.dot(frame, point, 0, "0.75", taken=taken)
-    left, right = taken[:3], taken[3:]
-    assert all(one[1] <= two[0] for one, two in pairwise(left))
-    assert right[1][1] <= right[0][0] and right[0][1] == frame.at(1.0, 1.0)[0] - 9
-    plots.dot(frame, (0.0, 0.8), 0, "0.75", taken=taken)
-    assert taken[-1][:2] == taken[0][:2]  # far above there is room
+    labels = taken[len(dots) :]
+    assert len(labels) == len(points)
+    for i, label in enumerate(labels):
+        assert not any(plots.overlap(label, other) for other in [*dots, *labels[:i]])
+        assert label[0] >= 0 and label[2] <= plots.WIDTH and label[1] >= -2 and label[3] <= plots.HEIGHT
+        x, y = frame.at(*points[i])
+        near = max(label[0] - x, x - label[2], 0) + max(label[1] - y, y - label[3], 0)
+        assert near < 60, "beside its dot"
+
+
+def test_images_enlarge_without_script_and_tables_name_their_cells(run):
+    page = page_of(report(run)["path"])
+    tree = tree_of(page)
+    zooms = [e for e in tree.iter("label") if e.get("class") == "zoom"]
+    assert len(zooms) == len(list(tree.iter("img"))) > 2
+    for zoom in zooms:
+        box, image = zoom
+        assert box.get("type") == "checkbox" and box.get("aria-label") == f"enlarge: {image.get('alt')}"
+    assert ".zoom input:checked + img { position: fixed" in page
+    heads = heads_of(report(run))
+    for row in tree.find(".//tbody"):
+        assert [cell.get("data-label") for cell in row][1:] == heads
+        assert row[0].find("small") is not None, "the meaning of a score"
+
+
+def test_card_is_rendered_without_paths_of_this_machine(run):
+    (run / "README.md").write_text(
+        "---\nlicense: mit\n---\n# ink\n\nUse `/home/me/runs/ink` with *care*; see [recipe](recipe.toml), "
+        "[the Hub](https://hf.co).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n![a cat](images/0000.png)\n\n"
+        '```python\npipe.load("/home/me/my runs/ink", C:\\Users\\me\\ink)  # 1 / 2\n```\n<b onclick="x">raw</b>\n'
+    )
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text('image = ["/home/me/pics/ref.png"]\nout = "runs/ink"\n' + recipe)
+    page = page_of(report(run)["path"])
+    card = next(e for e in tree_of(page).iter("div") if e.get("class") == "card")
+    assert "/home" not in page and "Users" not in page and "license: mit" not in page
+    assert card.find("h3").text == "ink" and card.find("p/em").text == "care" and card.find("table") is not None
+    assert [a.get("href") for a in card.iter("a")] == ["https://hf.co"] and card.find("p/span").text == "recipe"
+    words = "".join(card.itertext())
+    assert 'pipe.load("ink", ink)  # 1 / 2' in words and "a cat" in words and not list(card.iter("img"))
+    assert '<b onclick="x">raw</b>' in words
+    assert 'image = ["ref.png"]' in page and 'out = "runs/ink"' in page
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("load('/a/b c/d')", "load('d')"),
+        ("--style ~/runs/x:0.8 --out /tmp/y", "--style x:0.8 --out y"),
+        ("https://a.b/c and file.py/x, 1 / 2, and/or", "https://a.b/c and file.py/x, 1 / 2, and/or"),
+        ("runs/a/b ../c", "runs/a/b ../c"),
+        ('["D:\\\\pics\\\\a.png"]', '["a.png"]'),
+    ],
+)
+def test_shorten_paths(text, short):
+    assert shorten_paths(text) == short

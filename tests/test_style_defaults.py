@@ -31,7 +31,7 @@ def base(tiny_sd3, tmp_path_factory):
     folder = tmp_path_factory.mktemp("advised") / "base"
     shutil.copytree(tiny_sd3, folder)
     own = json.loads((folder / "impasto.json").read_text()) if (folder / "impasto.json").is_file() else {}
-    own |= {"style": CARD | {"recipes": {"keep-content": {"strength": 0.9}}}}
+    own |= {"style": CARD | {"recipes": {"prior-preservation": {"strength": 0.9}}}}
     (folder / "impasto.json").write_text(json.dumps(own))
     return folder
 
@@ -93,7 +93,7 @@ def test_style_json_beats_the_card_and_the_recipe_its_base(base, style, tmp_path
     shutil.copytree(style, own)
     (own / "style.json").write_text(json.dumps({"sampling": {"style_guidance": 0.5, "negative": ""}}))
     assert one(base, [str(own)])[1] == (0.5, 0.5, "")
-    assert of_card(card(str(base)), "keep-content") == StyleDefaults(0.9, 2.0, 0.0, None, "style words", 0.8)
+    assert of_card(card(str(base)), "prior-preservation") == StyleDefaults(0.9, 2.0, 0.0, None, "style words", 0.8)
     assert style_defaults.own_sampling(own) == {"style_guidance": 0.5, "negative": ""}
     for text, message in (("{", "cannot be read"), ('{"sampling": {"strenght": 1}}', "unknown key 'strenght'"),
                           ('{"sampling": {"strength": "1"}}', "strength must be float"),

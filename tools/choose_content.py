@@ -1,6 +1,6 @@
 """What keeps the content while a style is learnt from one picture: arms on the *secondary* held-out styles.
 
-    python tools/choose_content.py --out docs/results/keep-content-mini-sd3.json
+    python tools/choose_content.py --out docs/results/prior-preservation-mini-sd3.json
     python tools/choose_content.py --arms prior --rate 3e-3 --out X.json      # some arms, other rates
     python tools/choose_content.py --base mini-sd15 --arms plain --targets attention convolution --out Y.json
 

@@ -22,6 +22,7 @@ import tyro
 
 from impasto.adapters import ADAPTERS, TEXT
 from impasto.adapters.config import FrozenText, LoRA
+from impasto.bases.style_defaults import current_recipe
 from impasto.coerce import check_numbers, check_seed, convert
 from impasto.data.config import DataConfig
 from impasto.errors import UserError, nearest
@@ -339,7 +340,7 @@ def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any)
     """
     from impasto.bases.cards import card
 
-    recipe = default_recipe(base) if recipe is None else recipe
+    recipe = default_recipe(base) if recipe is None else current_recipe(recipe)
     content = read_recipe(recipe)
     base = str(content.get("base", TrainConfig.base)) if base is None else base
     known, where = card(base), f"card of {base!r}"

@@ -74,7 +74,7 @@ def test_20000_pairs_are_read_batch_by_batch_in_flat_memory(tmp_path, monkeypatc
         peak.append(resident() - before)
 
     started = time.perf_counter()
-    found = items.read(config.data, config.base, {}, lambda done, total: done % 1000 or measure())
+    found = items.read(config.data, config.base, {}, lambda phase, done, total: done % 1000 or measure())
     read = time.perf_counter()
     assert "nearly the same" not in alike(found, config.data)
     advised = time.perf_counter()

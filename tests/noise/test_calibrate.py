@@ -18,6 +18,7 @@ from impasto.calibration.calibrate import EncoderMeasure, art_world_prompts, cal
 from impasto.errors import UserError
 from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch
+from impasto.progress import ignore
 from impasto.sampling.sample import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is too long")  # the tiny tokeniser spells most words
@@ -149,24 +150,69 @@ def test_sample_all_with_repeated_subject_uses_both_styles(tmp_path, monkeypatch
     monkeypatch.setattr(module, "sample", fake_sample)
     items, sampler = list(text_prompts(16, 0, None, None)), make_sampler(16)
     assert len({item.plain for item in items}) == 12
-    rows = sampler.sample_all(items, [2], tmp_path, None, 4, ignore)
+    rows = sampler.sample_all(items, [2], tmp_path, math.inf, 4, ignore)
     assert rows["everywhere"] == [[item.styled, None, item.seed] for item in items]
     assert rows["nowhere"] == [[item.plain, None, item.seed] for item in items]
     assert rows["until-2"] == [[item.styled, item.plain, item.seed] for item in items]
     assert rows["since-2"] == [[item.plain, item.styled, item.seed] for item in items]
-    assert sampler.measure.calls == 4 and sampler.sample_all(items, [2], tmp_path, None, 4, ignore) == rows
+    assert sampler.measure.calls == 4 and sampler.sample_all(items, [2], tmp_path, math.inf, 4, ignore) == rows
     assert sampler.measure.calls == 4
     files = sorted(tmp_path.iterdir())
     for file in files:  # as written by older versions: without "parts", wrong for repeated subjects
         saved = json.loads(file.read_text())
         features = [["wrong"]] * 16 if "since" in file.name else saved["features"]
         file.write_text(json.dumps({"asks": saved["asks"], "features": features}))
-    assert sampler.sample_all(items, [2], tmp_path, None, 4, ignore) == rows
+    assert sampler.sample_all(items, [2], tmp_path, math.inf, 4, ignore) == rows
     assert len(files) == 4 and sampler.measure.calls == 5  # only "since" is generated again
 
 
-def test_calibrate_minutes_limits_prompts(run):
-    assert run(minutes=0.0)["prompts"] == 4  # one batch
+class Clock:
+    """Instead of `time`: every image takes two seconds."""
+
+    def __init__(self, monkeypatch):
+        self.now, sampled = 0.0, module.sample
+        monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
+
+        def slow(family, pipe, jobs, *rest):
+            self.now += 2 * len(jobs)
+            return sampled(family, pipe, jobs, *rest)
+
+        monkeypatch.setattr(module, "sample", slow)
+
+
+@pytest.mark.filterwarnings("ignore:for the time limit")
+@pytest.mark.parametrize(
+    ("seconds", "prompts", "levels"),
+    [(200, PROMPTS, 3), (90, 5, 3), (75, 4, 3)],  # 8 s to measure, then 16 s per prompt
+)
+def test_calibrate_minutes_is_a_limit(run, monkeypatch, seconds, prompts, levels):
+    clock = Clock(monkeypatch)
+    result = run(minutes=seconds / 60)
+    assert (result["prompts"], len(result["levels"])) == (prompts, levels)
+    assert 0.6 * seconds <= clock.now <= seconds or prompts == PROMPTS
+
+
+@pytest.mark.filterwarnings("ignore:for the time limit")
+def test_calibrate_minutes_reduces_levels_and_names_the_least(run, monkeypatch):
+    clock = Clock(monkeypatch)
+    result = run(minutes=75 / 60, levels=4)
+    assert (result["prompts"], len(result["levels"])) == (4, 3) and clock.now <= 75
+    with pytest.raises(UserError, match=r"an image takes 2 s here, and 4 prompts at 3 levels would take \d+ s more"):
+        run(minutes=20 / 60)
+    with pytest.raises(UserError, match="minutes must be a number above 0"):
+        run(minutes=0)
+
+
+def test_calibrate_dry_run_reads_no_weights_and_writes_nothing(base, tmp_path, monkeypatch, capsys):
+    from impasto.cli import main as cli
+
+    monkeypatch.setattr(module.loader, "load", None)
+    monkeypatch.setattr(module.Judges, "load", None)
+    out = tmp_path / "out"
+    flags = ["--base", str(base), "--out", str(out), "--prompts", "6", "--levels", "3", "--steps", "6", "--dry-run"]
+    result = cli.run(["noise", "calibrate", *flags], False)
+    assert result["pictures"] == 6 * 8 and len(result["levels"]) == 3 and not out.exists()
+    assert "48 images: 2 + 2 x 3 per prompt" in capsys.readouterr().out
 
 
 def test_art_world_prompts_exclude_evaluation():
@@ -236,7 +282,7 @@ def test_choose_levels_spacing_and_errors():
         ({"clip": "/nowhere/clip", "by": "judges"}, "the judges score without an encoder: leave out --clip"),
         ({"seed": -1}, "seed must be from 0"),
         ({"seed": 2**64}, "seed must be from 0"),
-        ({"minutes": math.nan}, "minutes must be a number from 0 on, not nan"),
+        ({"minutes": math.nan}, "minutes must be a number above 0, not nan"),
         ({"sampling": Sampling(steps=6, size=100)}, "resolution must be a multiple of"),
     ],
     ids=str,
@@ -299,8 +345,9 @@ def test_calibrate_of_noise_prediction_passes_lowest_level(tiny_sd3, tiny_sd15, 
     assert ends == [None, pytest.approx(loader.load(str(tiny_sd15)).schedule.range[0])]
 
 
-def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path):
-    """Too few prompts raise at once; a preset and --minutes use the minimum."""
+@pytest.mark.filterwarnings("ignore:for the time limit")
+def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path, monkeypatch):
+    """Too few prompts raise at once; --minutes uses the minimum."""
     settings = {"by": "pictures", "encoder": FakeEncoder(), "sampling": Sampling(steps=6, batch=4), "levels": 3}
     with pytest.raises(UserError, match=r"needs two subjects: at least 16 --prompts, or fewer styles"):
         calibrate(str(tiny_sd3), tmp_path / "out", prompts=15, **settings)
@@ -308,7 +355,8 @@ def test_calibrate_by_pictures_needs_two_subjects(tiny_sd3, tmp_path):
     ticks = []
     settings |= {"styles": tmp_path / "styles.txt", "progress": lambda phase, done, total: ticks.append((done, total))}
     with pytest.raises(UserError, match="over 14 prompts: no significant difference"):
-        calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=0.0, **settings)
+        Clock(monkeypatch)
+        calibrate(str(tiny_sd3), tmp_path / "out", size="quick", minutes=255 / 60, prompts=40, **settings)
     assert ticks[-1] == (14 * 8, 14 * 8)
 
 

@@ -6,15 +6,25 @@ tool's do, so a Kolmogorov-Smirnov distance may be off by what one step holds.
 
 import json
 import math
+import shlex
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 
 from impasto.cli import main as cli
-from impasto.config import TrainConfig, make_config, resolve
+from impasto.cli.settings import parse_config
+from impasto.config import TrainConfig, kind_of, make_config, resolve
 from impasto.errors import UserError
-from impasto.interop.noise import TOOLS, architecture_of, export_settings, import_settings
+from impasto.interop.noise import (
+    TOOLS,
+    architecture_of,
+    export_settings,
+    format_import,
+    import_settings,
+    write_recipe,
+)
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, law_from_recipe, noise_law
 
 N = 20_000
@@ -595,3 +605,32 @@ def test_noise_import_and_export_commands(tmp_path, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys)
     assert code == 0 and "  import" in out and "  show" in out
     assert {type(law_from_recipe(law)) for law in LAWS} == {StyleFriendly, LogitNormal, Uniform}
+
+
+def test_an_import_lists_what_it_drops_of_the_same_file(tmp_path, capsys):
+    file = tmp_path / "kohya.toml"
+    file.write_text(
+        'timestep_sampling = "shift"\nmodel_prediction_type = "raw"\ntrain_data_dir = "/data/my pics"\n'
+        'learning_rate = 0.0002\nnetwork_dim = 32\nresolution = "1024,1024"\noptimizer_type = "AdamW8bit"\n'
+    )
+    result = import_settings("kohya", [str(file)], "flux")
+    flags = {one["key"]: one["flag"] for one in result["dropped"]}
+    assert flags == {
+        "train_data_dir": "--image '/data/my pics'",
+        "learning_rate": "--lr 0.0002",
+        "network_dim": "--adapter.rank 32",
+        "resolution": "--size 1024",
+        "optimizer_type": "--optimizer adamw8bit",
+    }
+    assert "not taken over: network_dim = 32: --adapter.rank 32" in format_import(result)
+    parse_config([word for flag in flags.values() for word in shlex.split(flag)], "train")  # all are flags of ours
+    file.write_text(file.read_text().replace("AdamW8bit", "Lion"))
+    assert "optimizer_type = Lion: has no counterpart" in format_import(import_settings("kohya", [str(file)], "flux"))
+    write_recipe(result, tmp_path / "own.toml")
+    assert "# not taken over: learning_rate = 0.0002" in (tmp_path / "own.toml").read_text()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_dropped_settings_name_our_flags(tool):
+    for ours in import_module(TOOLS[tool]).DROPPED.values():
+        assert kind_of(ours) is not None

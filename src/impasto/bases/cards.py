@@ -29,11 +29,11 @@ CARD_TYPES = {  # types of the keys of an `impasto.json`; see cards.toml
 
 SHORT_NAMES = {
     **dict.fromkeys(("sd15", "sd1.5", "sd-1.5", "v1-5"), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    **dict.fromkeys(("sdxl", "sd-xl", "xl", "xl-base-1.0"), "stabilityai/stable-diffusion-xl-base-1.0"),
+    **dict.fromkeys(("sdxl", "sd-xl", "sdxl-base", "xl", "xl-base-1.0"), "stabilityai/stable-diffusion-xl-base-1.0"),
     **dict.fromkeys(("sd3", "sd3-medium", "3-medium"), "stabilityai/stable-diffusion-3-medium-diffusers"),
     **dict.fromkeys(("sd35", "sd3.5", "sd3.5-large", "3.5-large"), "stabilityai/stable-diffusion-3.5-large"),
     **dict.fromkeys(("sd3.5-medium", "3.5-medium"), "stabilityai/stable-diffusion-3.5-medium"),
-    **dict.fromkeys(("flux", "flux-dev", "flux.1", "flux.1-dev", "flux1-dev"), "black-forest-labs/FLUX.1-dev"),
+    **dict.fromkeys(("flux", "flux-dev", "flux1", "flux.1", "flux.1-dev", "flux1-dev"), "black-forest-labs/FLUX.1-dev"),
     **dict.fromkeys(("flux-schnell", "flux.1-schnell", "flux1-schnell"), "black-forest-labs/FLUX.1-schnell"),
 }
 """What people call bases that have another hub id."""

@@ -37,12 +37,19 @@ class StyleDefaults:
 
 PLAIN = StyleDefaults()
 """The defaults of plain diffusers."""
+RENAMED_RECIPES = {"keep-content": "prior-preservation"}
+"""Earlier names of recipes, which flags and style folders may still have."""
+
+
+def current_recipe(name: str) -> str:
+    """The present name of a recipe."""
+    return RENAMED_RECIPES.get(name, name)
 
 
 def of_card(card: Mapping[str, Any], recipe: str | None = None, where: str = "the base's card: style") -> StyleDefaults:
     """The defaults in a base's card, updated by those for `recipe`. where: names the table in messages."""
     own = dict(card.get("style", {}))
-    of_recipe = own.pop("recipes", {}).get(recipe, {})
+    of_recipe = own.pop("recipes", {}).get(current_recipe(recipe or ""), {})
     return replace(replace(PLAIN, **checked(own, where)), **checked(of_recipe, f"{where}.recipes.{recipe}"))
 
 

@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,28 +140,36 @@ def calibrate(
     progress: Progress = ignore,
     judges: Judges | None = None,
     encoder: Encoder | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Measure, write calibration.json and calibration.svg into `out`, and return the content of the JSON.
 
     size: a preset of `levels` and `prompts` (SIZES). low, high: range of the levels in log-SNR. minutes: time limit,
-    after which the complete prompts are used. by: "judges", "text" or "pictures" (JudgeMeasure, EncoderMeasure). clip:
-    the encoder of the last two, a transformers folder or hub id; `encoder`, `judges`: loaded ones. styles, subjects:
-    files with one per line, for bases that are not embedded. progress: see `impasto.progress`.
+    loading included, to which prompts, then levels, are reduced (`VariantSampler.fit`). dry_run: return the plan only,
+    {"levels", "prompts", "pictures", ...}; no weights are read and nothing is written. by: "judges", "text" or
+    "pictures" (JudgeMeasure, EncoderMeasure). clip: the encoder of the last two, a transformers folder or hub id;
+    `encoder`, `judges`: loaded ones. styles, subjects: files with one per line, for bases that are not embedded.
+    progress: see `impasto.progress`.
 
     The features of each batch are cached under base hash and settings: the same command resumes, and other numbers of
     levels or prompts reuse common batches. Raises UserError.
     """
+    started = time.perf_counter()
     n_levels, n_prompts = check_sizes(size, levels, prompts)
     check_seed(seed)
-    if minutes is not None and not 0 <= minutes < math.inf:
-        raise UserError(f"minutes must be a number from 0 on, not {minutes:g}")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"minutes must be a number above 0, not {minutes:g}")
     out = out if out is not None else default_file(base).parent
-    writable_folder(out)
-    started = time.perf_counter()
-    family = loader.load(base, device=device, precision=precision, components=components)
-    measure, instrument = choose_measure(base, family, by, clip, judges, encoder)
-    judged = isinstance(measure, JudgeMeasure)
-    minimum = MIN_PROMPTS if measure.name != "pictures" else 2 * len(lines(styles, "styles", STYLES))
+    if dry_run:
+        family = outline(base, components)
+        measure, kind = None, choose_kind(base, family, by, clip, judges, encoder) or "text"
+    else:
+        writable_folder(out)
+        family = loader.load(base, device=device, precision=precision, components=components)
+        measure, instrument = choose_measure(base, family, by, clip, judges, encoder)
+        kind = measure.name
+    judged = kind == "judges"
+    minimum = MIN_PROMPTS if kind != "pictures" else 2 * len(lines(styles, "styles", STYLES))
     if prompts is not None and prompts < minimum:
         raise UserError(
             f"scored by pictures, every style needs two subjects: at least {minimum} --prompts, or fewer styles"
@@ -174,32 +183,35 @@ def calibrate(
     filled = (sampling or Sampling()).on(family)
     assert filled.steps is not None and filled.size is not None and filled.batch is not None
     check_size(filled.size, family, "resolution")
-    sampler = VariantSampler(family, filled, measure)
-    chosen = choose_levels(sampler.log_snr, n_levels, low, high)
-    settings = {
-        "steps": filled.steps,
-        "guidance": filled.guidance,
-        "size": filled.size,
-        "batch": filled.batch,
-        "precision": family.precision,
-        "seed": seed,
-        "by": measure.name,
-        "instrument": instrument,
-    }
+    log_snr = grid(family, filled.steps, filled.size, filled.scheduler(family))
+    chosen = choose_levels(log_snr, n_levels, low, high)
+    settings: dict[str, Any] = {"steps": filled.steps, "guidance": filled.guidance, "size": filled.size}
+    settings |= {"batch": filled.batch, "precision": family.precision, "seed": seed, "by": kind}
+    if measure is None:
+        plan = {"base": base, "levels": [round(log_snr[k], 4) for k in chosen], "prompts": len(items)}
+        plan |= {"pictures": len(items) * (2 + 2 * len(chosen)), "minutes": minutes, "out": str(out)}
+        return plan | {"styles": sorted({item.words for item in items}), "settings": settings, "dry_run": True}
+    settings |= {"instrument": instrument}
+    sampler = VariantSampler(family, filled, measure, log_snr)
     folder = cache_dir("calibration", cache_key(family.hash, settings, items[0], styles, subjects))
     try:
-        rows = sampler.sample_all(items, chosen, folder, minutes, minimum, progress)
+        deadline = math.inf if minutes is None else started + 60 * minutes
+        if minutes is not None:
+            items, chosen = sampler.fit(
+                items, lambda count: choose_levels(log_snr, count, low, high), len(chosen), folder, deadline, minimum
+            )
+        rows = sampler.sample_all(items, chosen, folder, deadline, minimum, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("generated images are cached: the same command resumes") from None
     items = items[: len(rows["nowhere"])]
     reach = family.schedule.range
     lowest = reach[0] if predicts_noise(family) else None
-    found = measure_emergence(compute_scores(rows, items, chosen, sampler.log_snr, measure), rule, lowest)
+    found = measure_emergence(compute_scores(rows, items, chosen, log_snr, measure), rule, lowest)
     latents = latent_positions(filled.size, family)
     result = {"base": base, "base_hash": family.hash, "settings": settings, "prompts": len(items)}
     result |= {"styles": sorted({item.words for item in items}), **found.as_dict()}
     for row, step in zip(result["levels"], chosen, strict=True):
-        row["share_of_steps"] = round(step / len(sampler.log_snr), 4)
+        row["share_of_steps"] = round(step / len(log_snr), 4)
     result |= {"range": [round(end, 4) for end in reach]} if math.isfinite(reach[0]) else {}
     result |= {"latent_positions": latents, "published": published(latents)}
     result |= {"pictures": len(items) * (2 + 2 * len(chosen)), "out": str(out)}
@@ -221,10 +233,19 @@ def check_sizes(size: str, levels: int | None, prompts: int | None) -> tuple[int
     return n_levels, n_prompts
 
 
-def choose_measure(
+def outline(base: str, components: Path | None) -> Family:
+    """The base from its configurations. Raises UserError when they are not available."""
+    family = loader.load_config_only(base, components)
+    if family is None:
+        raise UserError(f"the configurations of {base!r} are not available without network: leave out --dry-run")
+    return family
+
+
+def choose_kind(
     base: str, family: Family, by: str | None, clip: str | None, judges: Judges | None, encoder: Encoder | None
-) -> tuple[Measure, dict[str, str]]:
-    """(measure of style, its identity {kind: hash}). Raises UserError when there is none for this base."""
+) -> str | None:
+    """ "judges", "text" or "pictures"; None for "text" where the encoder has texts, else "pictures". Raises UserError
+    when nothing can score this base."""
     if by not in (None, "judges", "text", "pictures"):
         raise UserError(f"unknown measure {by!r}: {nearest(by, ['judges', 'text', 'pictures'])}")
     known = bool(family.card.get("embedded"))
@@ -232,14 +253,23 @@ def choose_measure(
         raise UserError("the judges score without an encoder: leave out --clip, or give --by text or pictures")
     wants_encoder = by in ("text", "pictures") or (by is None and (clip or encoder))
     if not wants_encoder and known:
-        found = judges or Judges.load()
-        return JudgeMeasure(found), {"style_judge": found.card.get("style", {}).get("sha256", "given")}
+        return "judges"
     if not wants_encoder or not (clip or encoder):
         why = "the judges score the styles of embedded bases only" if not known else "no encoder is given"
         raise UserError(
             f"nothing can score the styles of {base!r}: {why}; give --clip openai/clip-vit-base-patch32, or the folder "
             "of another encoder"
         )
+    return by
+
+
+def choose_measure(
+    base: str, family: Family, by: str | None, clip: str | None, judges: Judges | None, encoder: Encoder | None
+) -> tuple[Measure, dict[str, str]]:
+    """(measure of style, its identity {kind: hash}). Raises UserError when there is none for this base."""
+    if choose_kind(base, family, by, clip, judges, encoder) == "judges":
+        found = judges or Judges.load()
+        return JudgeMeasure(found), {"style_judge": found.card.get("style", {}).get("sha256", "given")}
     found = encoder if encoder is not None else load_encoder(str(clip))
     texts = found.texts(["a style"]) is not None
     if by == "text" and not texts:
@@ -310,23 +340,56 @@ def choose_levels(
 class VariantSampler:
     """Generates the variants of prompts on one base and caches their features."""
 
-    def __init__(self, family: Family, sampling: Sampling, measure: Measure) -> None:
-        self.family, self.sampling, self.measure = family, sampling, measure
+    def __init__(self, family: Family, sampling: Sampling, measure: Measure, log_snr: Sequence[float]) -> None:
+        self.family, self.sampling, self.measure, self.log_snr = family, sampling, measure, log_snr
         self.pipe = family.pipeline()
         self.encode = prompt_encoder(family, self.pipe)
-        assert sampling.steps is not None and sampling.size is not None
-        self.log_snr = grid(family, sampling.steps, sampling.size, sampling.scheduler(family))
+
+    def fit(
+        self,
+        items: list[StyledPrompt],
+        levels_of: Callable[[int], list[int]],
+        levels: int,
+        folder: Path,
+        deadline: float,
+        minimum: int,
+    ) -> tuple[list[StyledPrompt], list[int]]:
+        """(prompts, steps) that can be sampled until `deadline` (`time.perf_counter`), by the time that the first
+        `minimum` images take: fewer prompts, at `minimum` of them fewer levels. levels_of: the steps of so many levels.
+
+        Raises UserError where even MIN_LEVELS take longer.
+        """
+        steps = levels_of(levels)
+        started, some = time.perf_counter(), items[:minimum]
+        self.load_or_sample("everywhere", some, folder / f"{0:05d}-{len(some)}-everywhere.json", fresh=True)
+        now = time.perf_counter()
+        each = (now - started) / len(some)
+        images = int((deadline - now) / each)
+        prompts = min(len(items), images // (2 + 2 * levels))
+        if prompts < minimum:
+            levels, prompts = min(levels, (images // minimum - 2) // 2), minimum
+            if levels < MIN_LEVELS:
+                least = minimum * (2 + 2 * MIN_LEVELS) * each + now - deadline
+                raise UserError(
+                    f"the time limit is too short: an image takes {each:.2g} s here, and {minimum} prompts at "
+                    f"{MIN_LEVELS} levels would take {least:.0f} s more: give more --minutes, or fewer --steps"
+                )
+            steps = levels_of(levels)
+        if prompts < len(items):
+            warnings.warn(f"for the time limit: {prompts} of {len(items)} prompts, {len(steps)} levels", stacklevel=3)
+        return items[:prompts], steps
 
     def sample_all(
         self,
         items: Sequence[StyledPrompt],
         steps: Sequence[int],
         folder: Path,
-        minutes: float | None,
+        deadline: float,
         minimum: int,
         progress: Progress,
     ) -> Rows:
-        """The features of all variants, batch by batch, so that `minutes` can stop it after `minimum` prompts."""
+        """The features of all variants, batch by batch; after `minimum` prompts it stops where another batch would end
+        after `deadline` (`time.perf_counter`)."""
         variants = ["everywhere", "nowhere", *(f"{way}-{k}" for k in steps for way in ("until", "since"))]
         rows: Rows = {variant: [] for variant in variants}
         batch, started = self.sampling.batch, time.perf_counter()
@@ -336,20 +399,22 @@ class VariantSampler:
             for i, variant in enumerate(variants):
                 rows[variant] += self.load_or_sample(variant, some, folder / f"{start:05d}-{len(some)}-{variant}.json")
                 progress("generating", start * len(variants) + (i + 1) * len(some), len(items) * len(variants))
-            done, spent = start // batch + 1, (time.perf_counter() - started) / 60
-            if minutes is not None and spent * (done + 1) / done > minutes and start + batch >= minimum:
+            now, rest = time.perf_counter(), len(items[start + batch : start + 2 * batch])
+            if now + (now - started) * rest / (start + len(some)) > deadline and start + batch >= minimum:
                 break
         return rows
 
-    def load_or_sample(self, variant: str, items: Sequence[StyledPrompt], file: Path) -> list[list[float]]:
-        """The features of one variant of a batch of prompts, from the cache if possible."""
+    def load_or_sample(
+        self, variant: str, items: Sequence[StyledPrompt], file: Path, fresh: bool = False
+    ) -> list[list[float]]:
+        """The features of one variant of a batch of prompts, from the cache if possible and not `fresh`."""
         entries = [asdict(item) for item in items]
         count = len(split_variant(variant, items))
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = {}
-        if known.get("asks") == entries and known.get("parts", 1) == count:
+        if not fresh and known.get("asks") == entries and known.get("parts", 1) == count:
             return known["features"]
         images = [image for image, _ in self.generate(variant, items)]
         features = self.measure.features(images, items)

@@ -40,9 +40,10 @@ def plot(result: dict[str, Any]) -> str:
     for key, series in (("kept_until", UNTIL), ("kept_since", SINCE), ("decided", DECIDED)):
         marks.append(plots.line(frame, path(key), series))
         marks += [plots.dot(frame, at, series) for at in path(key) if series != DECIDED]
-    taken: list[tuple[float, float, float]] = []
+    places = {name: (point["log_snr"], float(name.rstrip("%")) / 100) for name, point in result["points"].items()}
+    taken = [plots.dot_box(frame, at) for at in places.values()]
     for name, point in result["points"].items():
-        at = (point["log_snr"], float(name.rstrip("%")) / 100)
+        at = places[name]
         sign = {"below": "<= ", "above": ">= "}.get(point.get("outside", ""), "")
         marks.append(plots.dot(frame, at, DECIDED, f"{name} at {sign}{point['log_snr']:.1f}", taken=taken))
     size = result["settings"]["size"]

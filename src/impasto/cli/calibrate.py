@@ -1,7 +1,11 @@
 """`impasto noise calibrate`: the flags, and the table on the terminal."""
 
+import time
 from pathlib import Path
 from typing import Any, Literal
+
+from impasto.cli.checks import check_bases
+from impasto.errors import UserError
 
 Result = dict[str, Any]
 
@@ -34,6 +38,7 @@ def calibrate(args: list[str]) -> Result:
         floor: float | None = None,
         device: str = "auto",
         precision: str = "auto",
+        dry_run: bool = False,
     ) -> Result:
         """Where along the noise levels a base decides style, by switching prompts; docs/noise-calibration.md.
 
@@ -46,7 +51,7 @@ def calibrate(args: list[str]) -> Result:
             prompts: Subjects in styles, each with its own seed; the size's own when not given.
             low: The noisiest level, a log-SNR; the noisiest of the sampling when not given.
             high: The cleanest level; 4 when not given.
-            minutes: Stop after so many minutes, with what is complete.
+            minutes: Time limit, loading included: fewer prompts, then fewer levels, as far as the time allows.
             by: What scores the style: the judges (embedded bases), an encoder's text, or its pictures.
             clip: The encoder: a transformers folder or hub id, such as openai/clip-vit-base-patch32.
             styles: A file with one style per line, for a base that is not embedded.
@@ -61,11 +66,19 @@ def calibrate(args: list[str]) -> Result:
             floor: Of the proposed standard deviation.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
+            dry_run: Only print the plan: levels, prompts, images; no weights are read.
         """
+        started = time.perf_counter()
+        check_bases(base)
+        for file in (styles, subjects):
+            if file is not None and not file.is_file():
+                raise UserError(f"{str(file)!r} does not exist: give a text file with one per line")
         from impasto.calibration.calibrate import calibrate
         from impasto.calibration.emergence import Rule
         from impasto.sampling.sample import Sampling
 
+        if minutes is not None and minutes > 0:  # importing torch counts
+            minutes = max(minutes - (time.perf_counter() - started) / 60, 1e-3)
         given = {"offset": offset, "scale": scale, "floor": floor}
         with progress_bar() as progress:
             result = calibrate(
@@ -88,11 +101,26 @@ def calibrate(args: list[str]) -> Result:
                 device=device,
                 precision=precision,
                 progress=progress,
+                dry_run=dry_run,
             )
+        if dry_run:
+            show_plan(result)
+            return result
         show_calibration(result)
         return result
 
     return parse(calibrate, args, "noise calibrate")
+
+
+def show_plan(result: Result) -> None:
+    """The plan of a calibration, one thing per line."""
+    settings, levels = result["settings"], result["levels"]
+    limit = f"at most {result['minutes']:g} minutes" if result["minutes"] else "not known before; --minutes limits it"
+    print(f"base {result['base']}, {settings['size']} px, {settings['steps']} steps, guidance {settings['guidance']:g}")
+    print(f"{len(levels)} levels, log-SNR {', '.join(f'{level:.2f}' for level in levels)}")
+    print(f"{result['prompts']} prompts in {len(result['styles'])} styles, scored by {settings['by']}")
+    print(f"{result['pictures']} images: 2 + 2 x {len(levels)} per prompt; time: {limit}")
+    print(f"writes {result['out']}/calibration.json and calibration.svg")
 
 
 def show_calibration(result: Result) -> None:

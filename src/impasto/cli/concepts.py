@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from impasto.cli.checks import check_bases, check_images
 from impasto.cli.console import Result, parse
 from impasto.errors import UserError, nearest
 
@@ -54,6 +55,8 @@ def find(args: list[str]) -> Result:
             precision: auto, fp32 or bf16.
             seed: Of the noise.
         """
+        check_images([image])
+        check_bases(base)
         from impasto.data.concepts import FILE, parse_boxes, split_list, write_concepts
         from impasto.data.references import load
         from impasto.files import atomic, writable_folder

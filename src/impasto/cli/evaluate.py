@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from impasto.cli.checks import check_folder, check_images
 from impasto.cli.console import Result, parse
 
 
@@ -35,6 +36,12 @@ def evaluate(args: list[str]) -> Result:
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
             out: Where the scores are written; scores.json in the folder when not given.
         """
+        check_folder(folder, "the folder that `impasto generate --out` wrote")
+        check_images([reference] if reference else [])
+        if style_of is not None:
+            from impasto.artworld import style_index
+
+            style_index(style_of)
         from impasto.evaluation import evaluate
 
         found = evaluate(
@@ -63,6 +70,7 @@ def report(args: list[str]) -> Result:
             title: The heading; the name of the folder when not given.
             out: The HTML file; report.html in the folder when not given.
         """
+        check_folder(run, "the --out folder of `impasto train`, resize, merge or import")
         from impasto.report import report
 
         result = report(run, generated, title=title, out=out)

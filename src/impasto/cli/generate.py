@@ -1,12 +1,14 @@
 """`impasto generate`."""
 
 import shlex
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass, replace
 from typing import Annotated, Any
 
 import tyro
 
+from impasto.cli.checks import check_bases, check_images, check_styles
 from impasto.cli.console import Result, parse, progress_bar
+from impasto.errors import UserError
 
 GRID = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha x beta instead of images.")]
 LINE = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha = beta from 0 to 1.")]
@@ -31,15 +33,22 @@ def generate(args: list[str]) -> Result:
     """Generate images from prompts, with or without styles."""
     from impasto.guidance import GUIDANCES, given
     from impasto.sampling.config import GenerateConfig
+    from impasto.sampling.prompts import check_prompts, read_prompts
 
     command = parse(command_class(), args, "generate")
     own: dict[str, Any] = {one.name: getattr(command, one.name) for one in fields(GenerateConfig)}
     guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
+    config = GenerateConfig(**{**own, "guidances": guidances})
+    check_prompts(read_prompts(config))
+    if config.count < 1:
+        raise UserError(f"count must be at least 1, not {config.count}")
+    check_bases(config.base)
+    check_styles(config.style)
+    check_images([image for one in guidances if (image := getattr(one, "image", None))])
     if any("@" in style for style in command.style):
         from impasto.training.checkpoint_style import resolve_checkpoint
 
-        own["style"] = tuple(map(resolve_checkpoint, command.style))
-    config = GenerateConfig(**{**own, "guidances": guidances})
+        config = replace(config, style=tuple(map(resolve_checkpoint, command.style)))
     from impasto.generation import generate_folder, mixing_sheets
 
     with progress_bar() as progress:

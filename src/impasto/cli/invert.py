@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from impasto.cli.checks import check_bases, check_images
 from impasto.cli.console import Result, parse
 
 
@@ -37,6 +38,8 @@ def invert(args: list[str]) -> Result:
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
         """
+        check_images([image])
+        check_bases(base)
         from impasto.invert import invert_image
 
         result = invert_image(

@@ -11,6 +11,7 @@ from impasto.cli.calibrate import calibrate
 from impasto.cli.console import last_value, parse
 from impasto.config import TrainConfig, change, default_recipe, resolve
 from impasto.errors import UserError, nearest
+from impasto.interop.settings_file import check_tool, read_values
 from impasto.noise import NOISE_LAWS
 from impasto.registry import name_of
 
@@ -20,9 +21,6 @@ Architecture = Literal["flux", "sd3", "sdxl", "sd15"]
 
 def show(args: list[str]) -> Result:
     """A noise law as a histogram in log-SNR and sigma, with the band in which style emerges."""
-    from impasto.calibration.show import show as show_law
-    from impasto.calibration.show import text
-
     extra = {
         "calibration": (
             Annotated[
@@ -37,6 +35,9 @@ def show(args: list[str]) -> Result:
         "out": (Annotated[Path | None, tyro.conf.arg(help="Plot it too: an SVG.")], None),
     }
     flags, config = parse_law(args, "noise show", show.__doc__ or "", extra)
+    from impasto.calibration.show import show as show_law
+    from impasto.calibration.show import text
+
     result = show_law(config, flags.calibration, flags.out)
     print(text(result))
     return result
@@ -61,6 +62,8 @@ def import_(args: list[str]) -> Result:
             size: Pixels, for shifts that depend on the resolution.
             out: Write a recipe as well, for `impasto train --recipe`.
         """
+        check_tool(tool)
+        read_values(settings)
         from impasto.interop.noise import format_import, import_settings, write_recipe
 
         result = import_settings(tool, settings, architecture, size)
@@ -75,7 +78,6 @@ def import_(args: list[str]) -> Result:
 def export(args: list[str]) -> Result:
     """A noise law as another tool's settings."""
     from impasto.config import read_recipe
-    from impasto.interop.noise import architecture_of, export_settings, format_export
 
     tool = Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(help="kohya, ai-toolkit, onetrainer, simpletuner or diffusers.")
@@ -86,6 +88,9 @@ def export(args: list[str]) -> Result:
     ]
     doc = "A noise law as another tool's settings; what that tool cannot do is refused."
     flags, config = parse_law(args, "noise export", doc, {"tool": (tool, ""), "architecture": (trained, None)})
+    check_tool(flags.tool)
+    from impasto.interop.noise import architecture_of, export_settings, format_export
+
     base = flags.base or read_recipe(flags.recipe or TrainConfig.recipe).get("base")
     if base is None and flags.size is None:
         config = change(config, size=1024)  # as in `import`, not mini-sd3's

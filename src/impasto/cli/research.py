@@ -29,7 +29,7 @@ def demo(args: list[str]) -> Result:
             base: Base model.
             seed: Of training and pictures.
             steps: Training steps of every recipe; the base's own when not given.
-            also: A further recipe, such as keep-content; may be given several times.
+            also: A further recipe, such as prior-preservation; may be given several times.
         """
         from impasto.demo import demo
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from impasto.bases.style_defaults import RENAMED_RECIPES, current_recipe
 from impasto.cli.console import last_value, parse
 from impasto.config import ALIASES, AXES, SECTIONS, TOP, TrainConfig, change, resolve
 from impasto.registry import name_of
@@ -27,10 +28,16 @@ SILENT = (
 
 
 def translate_flags(args: Sequence[str]) -> list[str]:
-    """The arguments with flags of earlier versions under their present names; a line on stderr names those."""
+    """The arguments with flags and recipes of earlier versions under their present names; a line on stderr names
+    those."""
     result, renamed = [], {}
-    for arg in args:
+    for i, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
+        recipe = value if flag == "--recipe" else arg if i and args[i - 1] == "--recipe" else ""
+        if recipe in RENAMED_RECIPES:
+            renamed[f"--recipe {recipe}"] = f"--recipe {current_recipe(recipe)}"
+            result.append(arg.removesuffix(recipe) + current_recipe(recipe))
+            continue
         key = flag.removeprefix("--").replace("-", "_")
         if flag in ("--text-encoder-lora", "--no-text-encoder-lora"):
             new = f"--text={'frozen' if flag.startswith('--no') else 'lora'}"

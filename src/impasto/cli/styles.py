@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from impasto.cli.checks import check_bases, check_styles
 from impasto.cli.console import Result, parse
 from impasto.errors import UserError
 
@@ -50,6 +51,9 @@ def export(args: list[str]) -> Result:
         """
         if (out and push_to_hub) or (hub_private and not push_to_hub):
             raise UserError("--out and --push-to-hub exclude each other; --hub-private goes with --push-to-hub")
+        if not push_to_hub:  # its name is checked first
+            check_styles([style])
+        check_bases(base)
         if step is not None or "@" in style.name:
             from impasto.training.checkpoint_style import checkpoint_style, resolve_checkpoint
 
@@ -86,6 +90,8 @@ def import_(args: list[str]) -> Result:
             denoiser_only: Leave out the LoRAs of the text encoders.
             overwrite: Replace the folder when it is there.
         """
+        check_styles([file])
+        check_bases(base)
         from impasto.styles.convert import import_style
 
         options = {"base": base, "architecture": architecture, "denoiser_only": denoiser_only}
@@ -113,6 +119,10 @@ def merge(args: list[str]) -> Result:
             base: The base model, for files that do not tell it.
             overwrite: Replace the folder when it is there.
         """
+        if len(styles) < 2:
+            raise UserError("give two styles or more, each with its weight: runs/neon:0.7 runs/ink:0.5")
+        check_styles(styles)
+        check_bases(base)
         from impasto.styles.convert import merge_styles
         from impasto.training.checkpoint_style import resolve_checkpoint
 
@@ -141,6 +151,8 @@ def resize(args: list[str]) -> Result:
             base: The base model, for a file that does not tell it.
             overwrite: Replace the folder when it is there.
         """
+        check_styles([style])
+        check_bases(base)
         from impasto.styles.convert import resize_style
 
         return usable(resize_style(style, rank, out, base=base, overwrite=overwrite))

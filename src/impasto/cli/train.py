@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from impasto.cli.checks import check_folder, check_images
 from impasto.cli.console import Result, last_value, parse, progress_bar
 from impasto.errors import UserError
 
@@ -22,6 +23,7 @@ DRY_RUN = Annotated[
     ),
 ]
 
+STYLE_FOLDER = "the --out folder of `impasto train`, resize, merge or import"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Columns of `impasto sheet`."""
 TEACHER = re.compile(r"--teacher(=.*)?$")
@@ -118,6 +120,9 @@ def split_teacher(teacher: str) -> dict[str, Any]:
 
 def run_training(config: "TrainConfig", dry: bool) -> Result:
     """Train, or print the plan."""
+    if not config.data.image:
+        raise UserError("no reference picture: give one with --image")
+    check_images(config.data.image)
     from impasto.training.train import dry_run, train
 
     if dry:
@@ -205,10 +210,12 @@ def recipes(args: list[str]) -> Result:
         Args:
             show: Print this recipe.
         """
+        from impasto.bases.style_defaults import current_recipe
         from impasto.config import read_recipe
         from impasto.config import recipes as known
 
         if show is not None:
+            show = current_recipe(show)
             read_recipe(show)
             text = (known().get(show) or Path(show)).read_text(encoding="utf-8")
             print(text.rstrip())
@@ -268,6 +275,7 @@ def sheet(args: list[str]) -> Result:
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
         """
+        check_folder(run, STYLE_FOLDER)
         if lambda1 or lambda2 or lambda_base is not None:
             from impasto.training.guidance_sheet import LAMBDA1, LAMBDA2, guidance_sheet
 

@@ -31,7 +31,7 @@ def el(tag: str, *children: str | None, **attributes: str | int | float | None) 
     return Html(f"<{tag}{given}>{inside}</{tag}>" if inside or tag not in VOID else f"<{tag}{given} />")
 
 
-VOID = {"img", "meta", "br", "hr", "line", "rect", "circle", "path", "polygon", "polyline"}
+VOID = {"img", "input", "meta", "br", "hr", "line", "rect", "circle", "path", "polygon", "polyline"}
 
 
 def text(value: str) -> Html:
@@ -75,12 +75,21 @@ def _encode(data: bytes, kind: str) -> str:
 
 
 def picture(source: Image.Image | Path, alt: str) -> Html:
-    """An <img> that needs no file beside the page."""
-    return el("img", src=data_uri(source), alt=alt, loading="lazy")
+    """An image that needs no file beside the page; a click enlarges it, another one ends that (style.css)."""
+    image = el("img", src=data_uri(source), alt=alt, loading="lazy")
+    return el("label", el("input", type="checkbox", aria_label=f"enlarge: {alt}"), image, class_="zoom")
 
 
 def table(head: list[str], rows: list[list[str]]) -> Html:
-    """A table whose first column names the row; it scrolls sideways by itself on a narrow screen."""
+    """A table whose first column names the row. On a narrow screen each row is a block, its cells with their headings
+    (style.css)."""
     first = el("tr", *(el("th", cell, scope="col") for cell in head))
-    body = (el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:])) for row in rows)
+    body = (
+        el(
+            "tr",
+            el("th", row[0], scope="row"),
+            *(el("td", cell, data_label=name) for name, cell in zip(head[1:], row[1:], strict=True)),
+        )
+        for row in rows
+    )
     return el("div", el("table", el("thead", first), el("tbody", *body)), class_="wide")

@@ -13,7 +13,17 @@ from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el
-from impasto.report.run import Gallery, generated_folder, last_previews, law_of, read_gallery, read_run, read_strengths
+from impasto.report.markdown import shorten_paths
+from impasto.report.run import (
+    Gallery,
+    first_command,
+    generated_folder,
+    last_previews,
+    law_of,
+    read_gallery,
+    read_run,
+    read_strengths,
+)
 
 STYLE = Path(__file__).with_name("style.css")
 NAME = " · impasto"  # how the title of every page ends
@@ -31,6 +41,7 @@ def report(
 ) -> dict[str, Any]:
     """Write the page of the style folder `run` and return {"path", "images", "bytes"}.
 
+    run: of a training, or written by `resize`, `merge` or `import`; of those there is less to show.
     generated: folder of images, evaluated or not; default `run/images`, else `run/previews`.
     beside: further folders of the same prompts by name, shown in the same cards ("base" for the base without adapter);
     a style folder counts by its `images/`, and its loss and noise levels are drawn too.
@@ -46,7 +57,10 @@ def report(
     for other, folder in (beside or {}).items():
         others[apart(other, ["true", *others])] = Path(folder)
     own = apart(name or main.title, ["base", "true", *others])
-    first = read_gallery(own, generated if generated is not None else generated_folder(main))
+    images = generated if generated is not None else generated_folder(main)
+    first = read_gallery(own, images) if images is not None else Gallery(own, main.folder, [], {})
+    if images is None:
+        notes = [*notes, f"No images yet: `{shorten_paths(first_command(main))}` generates some."]
     if generated is None and first.folder == main.folder / "previews":
         first = last_previews(first)
         if "base" not in others and (first.folder / "base").is_dir():

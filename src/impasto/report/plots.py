@@ -11,6 +11,10 @@ WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 68, 18, 18, 52
 Points = Sequence[tuple[float, float]]
 Span = Sequence[float]
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels of the drawing."""
+CHARACTER, LINE = 10.0, 17.0
+"""Width and height of a label's character at the largest font of style.css, that of narrow screens."""
 
 
 @dataclass(frozen=True)
@@ -140,21 +144,52 @@ def dot(
     series: int,
     label: str = "",
     hint: str = "",
-    taken: list[tuple[float, float, float]] | None = None,
+    taken: list[Box] | None = None,
 ) -> Html:
     """A point with a label beside it and a hint that shows on hover.
 
-    taken: (x from, x to, y) of labels that must not be covered; the new label is appended.
+    taken: boxes that the label must not cover, the dots among them; the label's own is appended.
     """
     x, y = frame.at(*point)
-    out, anchor = (-1, "end") if x > WIDTH - 120 else (1, "start")
-    shift, width, places = 9, 7 * len(label) + 4, [] if taken is None else taken
-    while any(abs(y - other) < 12 and covers(x + out * shift, out * width, *span) for *span, other in places):
-        shift += 4
-    ends = x + out * shift, x + out * (shift + width)
-    places.append((min(ends), max(ends), y))
-    note = el("text", label, x=x + out * shift, y=y - 7, class_="note", text_anchor=anchor)
+    at, anchor = label_place(x, y, label, taken)
+    note = el("text", label, x=at[0], y=at[1], class_="note", text_anchor=anchor)
     return el("g", el("circle", el("title", hint or label), cx=x, cy=y, r=5), note, class_=f"dot s{series}")
+
+
+def label_place(x: float, y: float, label: str, taken: list[Box] | None) -> tuple[tuple[float, float], str]:
+    """(position, text-anchor) of a label near the dot at (x, y): the nearest place that is free."""
+    out, anchor = (-1, "end") if x > WIDTH - 120 else (1, "start")
+    other = "start" if anchor == "end" else "end"
+    first = (x + 9 * out, y - 7), anchor
+    if taken is None:
+        return first
+    width = CHARACTER * len(label)
+    for far in range(0, 120, 12):
+        near = 9 + far / 2
+        places = [
+            *(((x + near * out, y + up), anchor) for up in (-7 - far, 17 + far)),
+            *(((x - near * out, y + up), other) for up in (-7 - far, 17 + far)),
+            *(((x, y + up), "middle") for up in (-11 - far, 23 + far)),
+        ]
+        for (left, base), side in places:
+            left -= {"start": 0.0, "end": width, "middle": width / 2}[side]
+            box = (left, base - LINE + 4, left + width, base + 4)
+            inside = left >= LEFT - 8 and box[2] <= WIDTH and box[1] >= -1 and box[3] <= HEIGHT - BOTTOM + 4
+            if inside and not any(overlap(box, other_box) for other_box in taken):
+                taken.append(box)
+                return (left + {"start": 0.0, "end": width, "middle": width / 2}[side], base), side
+    return first
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes (left, top, right, bottom) have a common area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def dot_box(frame: Frame, point: tuple[float, float]) -> Box:
+    """The box of a dot."""
+    x, y = frame.at(*point)
+    return x - 6, y - 6, x + 6, y + 6
 
 
 def note(frame: Frame, point: tuple[float, float], label: str, series: int) -> Html:
@@ -163,11 +198,6 @@ def note(frame: Frame, point: tuple[float, float], label: str, series: int) -> H
     out, anchor = (1, "start") if x + 6.5 * len(label) < WIDTH else (-1, "end")
     text = el("text", label, x=x + 6 * out, y=y + 4, class_="note", text_anchor=anchor)
     return el("g", text, class_=f"dot s{series}")
-
-
-def covers(start: float, width: float, low: float, high: float) -> bool:
-    """Whether a label from `start` with a signed width overlaps low..high."""
-    return min(start, start + width) < high and max(start, start + width) > low
 
 
 def whiskers(frame: Frame, point: tuple[float, float], x_span: Span, y_span: Span, series: int) -> Html:

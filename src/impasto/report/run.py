@@ -16,6 +16,8 @@ from impasto.generation import generate_command
 from impasto.noise import laws
 from impasto.noise.laws import Law
 from impasto.noise.schedule import Schedule
+from impasto.styles.metadata import About, read_about
+from impasto.styles.parts import has_weights
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,22 @@ class Run:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Read a style folder. Raises UserError when it or its recipe.toml is missing, recipe or card cannot be read, or a
-    setting has a wrong type."""
+    """Read a style folder: of a run, or one that `resize`, `merge` or `import` wrote, which has no recipe.toml: then
+    recipe_text is "", and the recipe is what the weights state. Raises UserError when there is none, recipe or card
+    cannot be read, or a setting has a wrong type."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no style folder at {folder}: give the --out folder of `impasto train`")
+    if not (folder / "recipe.toml").exists() and not has_weights(folder):
+        raise UserError(
+            f"{folder} is not a style folder (no recipe.toml, no weights): give the --out of `impasto train`"
+        )
     try:
-        text = (folder / "recipe.toml").read_text(encoding="utf-8")
-        recipe, own = read_recipe_file(folder / "recipe.toml")
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a style folder (no recipe.toml): give the --out of `impasto train`") from None
+        if (folder / "recipe.toml").exists():
+            text = (folder / "recipe.toml").read_text(encoding="utf-8")
+            recipe, own = read_recipe_file(folder / "recipe.toml")
+        else:
+            text, recipe, own = "", stated(read_about(folder)), {}
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -74,6 +82,12 @@ def read_run(folder: Path | str) -> Run:
         card_text,
         reference if reference.is_file() else None,
     )
+
+
+def stated(about: About) -> dict[str, Any]:
+    """What the weights of a style without recipe.toml state, by the keys of a recipe."""
+    found = {"base": about.base, "caption": about.captions, "rank": about.metadata.get("ss_network_dim")}
+    return {key: value for key, value in found.items() if value}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -208,11 +222,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def generated_folder(run: Run) -> Path:
-    """A run's folder of images: `images/`, else its previews. Raises UserError when there are neither."""
+def generated_folder(run: Run) -> Path | None:
+    """A style's folder of images: `images/`, else its previews. With neither None for a style that was not trained
+    here; for a run UserError."""
     for name in ("images", "previews"):
         if any((run.folder / name).glob("*.png")):
             return run.folder / name
+    if not run.recipe_text:
+        return None
+    raise UserError(f"{run.folder} has no images yet: `{first_command(run)}` first")
+
+
+def first_command(run: Run) -> str:
+    """The command that generates an image into the style folder."""
     base, out = str(run.key("base") or "mini-sd3"), str(run.folder / "images")
-    command = generate_command(base, str(run.folder), run.caption or "a cat", out)
-    raise UserError(f"{run.folder} has no images yet: `{command}` first")
+    return generate_command(base, str(run.folder), run.caption or "a cat", out)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from impasto.evaluation.table import decimal, percent
 from impasto.noise.laws import Law, Truncated, UniformTime
 from impasto.report import plots
 from impasto.report.html import Html, el, picture, table
+from impasto.report.markdown import render, shorten_paths
 from impasto.report.run import Gallery, Run, finite
 
 Scores = Mapping[str, Any]
@@ -20,7 +22,7 @@ Scores = Mapping[str, Any]
 
 def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Html:
     """The header: reference with caption, main scores, notes."""
-    caption = run.caption or "no caption"
+    caption = shorten_paths(run.caption or "no caption")
     figure = None
     if run.reference is not None:
         figure = el("figure", picture(run.reference, f"reference: {caption}"), el("figcaption", f"“{caption}”"))
@@ -28,8 +30,13 @@ def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Htm
     facts = [(show(name, scores), SCORES[name].title) for name in ("style_accuracy", "concept_top5", "leakage")]
     if finite(scores.get("reference_style")):
         facts.insert(0, (f"{percent(scores['reference_style'])} %", "style of the reference"))
-    facts = [fact for fact in facts if fact[0] != "–"] + [(str(steps or "–"), "training steps")]
-    what = f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}."
+    facts = [fact for fact in facts if fact[0] != "–"]
+    what = f"Base {shorten_paths(str(run.key('base') or 'unknown'))}."
+    if run.recipe_text:
+        facts.append((str(steps or "–"), "training steps"))
+        what = shorten_paths(f"Recipe {run.key('recipe') or 'unknown'}, base {run.key('base') or 'unknown'}.")
+    elif run.key("rank"):
+        facts.append((str(run.key("rank")), "rank"))
     items = (el("li", el("b", value), el("span", label)) for value, label in facts)
     below = (el("p", note) for note in notes)
     words = el("div", el("h1", title), el("p", what), el("ul", *items, class_="facts"), *below)
@@ -40,8 +47,10 @@ TICK = "✓: the concept judge ranks the prompt's object among the first five."
 BELOW = " Below: the style judge's top style."
 
 
-def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> Html:
+def gallery(galleries: Sequence[Gallery], truths: Mapping[str, Image.Image]) -> Html | None:
     """A card per image of the first gallery: true image, base, other galleries, the image itself."""
+    if not galleries[0].samples:
+        return None
     pictures = len(galleries) + bool(truths)
     cards = (_card(galleries, i, truths) for i in range(len(galleries[0].samples)))
     styled = any(row.get("style_judged") for one in galleries for row in one.scores.get("images", []))
@@ -117,17 +126,16 @@ def trade_off(strengths: Mapping[str, Any]) -> Html | None:
         plots.Axis(0.0, 1.0, "style accuracy, %", ticks), plots.Axis(0.0, 1.0, "concept top-5, %", ticks)
     )
     marks: list[Html] = []
-    taken: list[tuple[float, float, float]] = []
+    points = {name: row for name in ("base", "true") if isinstance(row := strengths.get(name), dict) and placed(row)}
+    taken = [plots.dot_box(frame, _place(row)) for row in (*chain(*curves.values()), *points.values()) if placed(row)]
     for series, rows in enumerate(curves.values()):
-        known = [row for row in rows if row.get("style_accuracy") is not None and row.get("concept_top5") is not None]
+        known = list(filter(placed, rows))
         marks.append(plots.line(frame, [_place(row) for row in known], series))
         marks += [_point(frame, row, series, f"{row['strength']:g}", taken) for row in known]
     names = list(curves)
-    for name in ("base", "true"):
-        row = strengths.get(name)
-        if isinstance(row, dict) and row.get("style_accuracy") is not None and row.get("concept_top5") is not None:
-            marks.append(_point(frame, row, len(names), name, taken))
-            names.append(name)
+    for name, row in points.items():
+        marks.append(_point(frame, row, len(names), name, taken))
+        names.append(name)
     return el(
         "section",
         el("h2", "Style against content"),
@@ -136,13 +144,16 @@ def trade_off(strengths: Mapping[str, Any]) -> Html | None:
     )
 
 
+def placed(row: Mapping[str, Any]) -> bool:
+    """Whether both coordinates are known."""
+    return row.get("style_accuracy") is not None and row.get("concept_top5") is not None
+
+
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:
     return row["style_accuracy"], row["concept_top5"]
 
 
-def _point(
-    frame: plots.Frame, row: Mapping[str, Any], series: int, label: str, taken: list[tuple[float, float, float]]
-) -> Html:
+def _point(frame: plots.Frame, row: Mapping[str, Any], series: int, label: str, taken: list[plots.Box]) -> Html:
     spans = row.get("interval") or {}
     hint = f"{label}: style {show('style_accuracy', row)}, concept top-5 {show('concept_top5', row)}"
     thin = Html("")
@@ -232,15 +243,17 @@ def usage(run: Run) -> Html | None:
     block = re.search(r"```python\n(.*?)```", run.card, re.DOTALL)
     if block is None:
         return None
-    return el("section", el("h2", "Use it in plain diffusers"), el("pre", el("code", block[1])))
+    return el("section", el("h2", "Use it in plain diffusers"), el("pre", el("code", shorten_paths(block[1]))))
 
 
-def papers(run: Run) -> Html:
-    """The resolved recipe and the model card."""
-    parts = [el("h2", "Recipe"), el("pre", el("code", run.recipe_text))]
+def papers(run: Run) -> Html | None:
+    """The resolved recipe and the model card, without absolute paths."""
+    parts = []
+    if run.recipe_text:
+        parts += [el("h2", "Recipe"), el("pre", el("code", shorten_paths(run.recipe_text)))]
     if run.card:
-        parts += [el("h2", "Model card"), el("pre", run.card, class_="card")]
-    return el("section", *parts)
+        parts += [el("h2", "Model card"), el("div", render(shorten_paths(run.card)), class_="card")]
+    return el("section", *parts) if parts else None
 
 
 def notes(lines: Sequence[str]) -> Html | None:

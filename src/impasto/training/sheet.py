@@ -28,13 +28,15 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
-from impasto.generation import generate_command
+from impasto.generation import generate, generate_command
 from impasto.guidance import bind_all
 from impasto.progress import Progress, ignore, part
 from impasto.sampling.png import read_png_metadata
 from impasto.sampling.prompts import check_prompts
 from impasto.sampling.sample import Sampling, encoder, sample
 from impasto.styles import defaults as style_defaults
+from impasto.styles.metadata import read_about
+from impasto.styles.parts import has_weights
 from impasto.training.checkpoints import read_adapter, saved_states
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -58,20 +60,22 @@ def checkpoint_sheet(
     progress: Progress = ignore,
 ) -> dict[str, Any]:
     """Write `sheet.png` and `sheet.json` into the style folder (or `out`, its JSON beside it); returns what is in it.
+    A style folder without a run, see `strength_sheet`, has the finished style as its one row.
 
     guidance, style_guidance, negative: as in `generate`; those of the style's defaults where they are None. A row per
     saved state (and prompt), a column per strength; the moving average where the run had one, as its style
     has. Raises UserError when the folder holds no run or no saved state, and where a file that is no sheet would be
     replaced, before anything is drawn.
     """
+    options = {"seed": seed, "steps": steps, "guidance": guidance, "style_guidance": style_guidance}
+    options |= {"negative": negative, "out": out, "device": device, "precision": precision, "progress": progress}
+    if not (run / "recipe.toml").exists() and has_weights(run):
+        return strength_sheet(run, prompts, strengths, **options)
     config, inputs = read_run(run)
     states = saved_states(run / "state")
     if not states:
         raise UserError(f"{str(run)!r} holds no saved state: train it first, with --keep 0 to keep all of them")
-    if not strengths:
-        raise UserError("no strength: give some with --strength 0.5 1")
-    if odd := [strength for strength in strengths if not math.isfinite(strength)]:
-        raise UserError(f"a strength must be a finite number, not {odd[0]}")
+    check_strengths(strengths)
     prompts = list(prompts) or own_prompts(run, config, inputs)
     check_prompts(prompts)
     seed, out = config.seed if seed is None else seed, out or run / "sheet.png"
@@ -121,6 +125,62 @@ def checkpoint_sheet(
         rows[step]: generate_command(config.base, f"{run}@{step}", prompts[0]) + f" --seed {seed}" for step in states
     }
     return about | {"out": str(out), "commands": commands}
+
+
+def check_strengths(strengths: Sequence[float]) -> None:
+    if not strengths:
+        raise UserError("no strength: give some with --strength 0.5 1")
+    if odd := [strength for strength in strengths if not math.isfinite(strength)]:
+        raise UserError(f"a strength must be a finite number, not {odd[0]}")
+
+
+def strength_sheet(
+    style: Path,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    *,
+    seed: int | None,
+    steps: int | None,
+    guidance: float | None,
+    style_guidance: float | None,
+    negative: str | None,
+    out: Path | None,
+    device: str,
+    precision: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The sheet of a style folder without a run (of `resize`, `merge`, `import`): one row per prompt, generated as
+    `impasto generate --style folder:strength` does. Raises UserError where it states no base."""
+    about = read_about(style)
+    if about.base is None:
+        raise UserError(f"the style {str(style)!r} does not state its base: write it again with --base")
+    check_strengths(strengths)
+    prompts = list(prompts) or style_defaults.prompts_of_others(about.captions, 1) or about.captions[: items.PREVIEWS]
+    if not prompts:
+        raise UserError(f"the style {str(style)!r} states no captions: give a --prompt")
+    check_prompts(prompts)
+    seed, out = seed or 0, out or style / "sheet.png"
+    check_out(out)
+    writable_folder(out.parent, out)
+    given = Sampling(steps, guidance, negative, style_guidance=style_guidance)
+    pictures: dict[tuple[str, float], list[Image.Image]] = {}
+    info: dict[str, Any] = {}
+    for strength in strengths:
+        common = {"sampling": given, "device": device, "precision": precision}
+        found = [
+            next(iter(generate(about.base, [prompt], styles=[f"{style}:{strength}"], seed=seed, **common)))
+            for prompt in prompts
+        ]
+        pictures["style", strength], info = [image for image, _ in found], found[0][1]
+        progress("generating", len(pictures), len(strengths))
+    content = {"run": str(style), "base": about.base, "strengths": list(strengths), "prompts": prompts, "seed": seed}
+    content |= {"sampling_steps": info.get("steps"), "guidance": info.get("guidance")}
+    columns = {s: f"{s:g}" for s in strengths}
+    write_sheet(
+        out, pictures, {"style": style.name}, columns, prompts, pictures["style", strengths[0]][0].width, content
+    )
+    command = generate_command(about.base, str(style), prompts[0]) + f" --seed {seed}"
+    return content | {"out": str(out), "commands": {style.name: command}}
 
 
 def write_sheet(

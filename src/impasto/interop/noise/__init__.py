@@ -5,7 +5,8 @@ module states the tool's formula with its source and converts it to the logit of
 
     logit(t) ~ N(M, S^2)  <=>  log-SNR ~ N(-2 M, (2 S)^2);    shift k adds log k to logit(t)
 
-A module has SOURCE (repository, commit, files and lines), KEYS (the noise settings with the tool's defaults),
+A module has SOURCE (repository, commit, files and lines), KEYS (the noise settings with the tool's defaults), DROPPED
+(its settings of other things that a run needs, with our keys: they are listed and not taken over),
 `read(given, s) -> our keys`, `write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`. A law without an
 exact counterpart raises; other settings that are not converted are mentioned in notes.
 """
@@ -14,8 +15,7 @@ import json
 import math
 import re
 import shlex
-import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,9 +26,10 @@ import torch
 from impasto import families
 from impasto.bases import cards, hub
 from impasto.config import TrainConfig, flag_of, make_config
-from impasto.errors import UserError, nearest
+from impasto.errors import UserError
 from impasto.families import files
 from impasto.files import atomic
+from impasto.interop.settings_file import TOOLS, check_tool, last_values, read_values
 from impasto.noise.laws import (
     FLOW_END,
     Law,
@@ -39,14 +40,8 @@ from impasto.noise.laws import (
     law_from_recipe,
     noise_law,
 )
+from impasto.optim.optimizers import OPTIMIZERS
 
-TOOLS = {
-    "kohya": "impasto.interop.noise.kohya",
-    "ai-toolkit": "impasto.interop.noise.ai_toolkit",
-    "onetrainer": "impasto.interop.noise.onetrainer",
-    "simpletuner": "impasto.interop.noise.simpletuner",
-    "diffusers": "impasto.interop.noise.diffusers",
-}
 FLOWS = ("flux", "sd3")
 PIPELINES = {
     "FluxPipeline": "flux",
@@ -153,15 +148,16 @@ def are_numbers(*values: Any) -> bool:
 
 def tool_module(tool: str) -> Any:
     """The module of a tool. Raises UserError on an unknown name."""
-    if tool not in TOOLS:
-        raise UserError(f"unknown tool {tool!r}: {nearest(tool, list(TOOLS))}")
+    check_tool(tool)
     return import_module(TOOLS[tool])
 
 
 def import_settings(tool: str, settings: Sequence[str], architecture: str | None, size: int = 1024) -> dict[str, Any]:
-    """{"tool", "architecture", "settings": our keys, "law": description, "notes"}. Raises UserError."""
+    """{"tool", "architecture", "settings": our keys, "law": description, "notes", "dropped": settings of other things
+    than noise, see `dropped`}. Raises UserError."""
     theirs = tool_module(tool)
-    values = read_settings(settings, theirs.KEYS)
+    given = read_values(settings)
+    values = last_values(given, theirs.KEYS)
     if not set(theirs.KEYS) & values.keys():
         named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
         raise UserError(f"{named} has no noise settings of {tool}; known: {', '.join(theirs.KEYS)}")
@@ -178,7 +174,24 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
     law = law_from_recipe(ours)
     make_config(**ours)
     check_flow_ends(law, context)
-    return build_result(tool, context, ours, law)
+    return build_result(tool, context, ours, law) | {"dropped": dropped(given, theirs.DROPPED)}
+
+
+def dropped(found: Mapping[str, list[Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """[{"key", "value", "flag"}] of the settings that an import does not take over: the flag of `impasto train` with
+    the value, None where there is no such value here. names: of the tool's settings, with our flat keys."""
+    result = []
+    for name, ours in names.items():
+        for value in dict.fromkeys(str(value) for value in found.get(name, []) if value not in (None, "")):
+            flag: str | None = f"{flag_of(ours)} {shlex.quote(value)}"
+            if ours == "optimizer":
+                same = re.sub(r"[^a-z0-9]", "", value.lower())
+                flag = f"--optimizer {same}" if same in OPTIMIZERS else None
+            elif ours == "size":  # "1024,1024"
+                sides = set(re.findall(r"\d+", value))
+                flag = f"--size {sides.pop()}" if len(sides) == 1 else None
+            result.append({"key": name, "value": value, "flag": flag})
+    return result
 
 
 def export_settings(tool: str, config: TrainConfig, architecture: str) -> dict[str, Any]:
@@ -304,80 +317,6 @@ def detect_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def read_settings(settings: Sequence[str], keys: Container[str]) -> dict[str, Any]:
-    """Settings from one file, or from KEY=VALUE words; tables are flattened. Raises UserError, also when one of `keys`
-    has several values (a law per data set, for example)."""
-    if len(settings) == 1 and "=" not in settings[0]:
-        found = flatten(read_file(Path(settings[0])))
-    else:
-        pairs = [word.partition("=") for word in settings]
-        for key, equals, _ in pairs:
-            if not equals:
-                raise UserError(f"{key!r} is not KEY=VALUE; a settings file must be the only argument")
-        found = flatten([{key: value} for key, _, value in pairs])
-    for key, values in found.items():
-        if key in keys and any(value != values[0] for value in values):
-            raise UserError(f"{key} is set more than once, to {' and '.join(map(str, values))}: leave one")
-    return {key: values[-1] for key, values in found.items()}
-
-
-def read_file(file: Path) -> Any:
-    """TOML, JSON and YAML by suffix; anything else as a command line or lines of KEY=VALUE. Raises UserError."""
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{str(file)!r} does not exist: give a settings file, or KEY=VALUE ...") from None
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{str(file)!r} cannot be read as text: give a settings file, or KEY=VALUE ...") from None
-    try:
-        if file.suffix == ".json":
-            return json.loads(content)
-        if file.suffix == ".toml":
-            return tomllib.loads(content)
-        if file.suffix in (".yaml", ".yml"):
-            return read_yaml(content)
-        return command_line(shlex.split(content.replace("\\\n", " "), comments=True))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def read_yaml(content: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
-def command_line(tokens: Sequence[str]) -> dict[str, Any]:
-    """Settings of a command line: `--key value`, `--key=value`, `--flag` and `KEY=VALUE`."""
-    found: dict[str, Any] = {}
-    for i, token in enumerate(tokens):
-        key, equals, value = token.partition("=")
-        if equals:
-            found[key.removeprefix("export ")] = value
-        elif token.startswith("--"):
-            following = tokens[i + 1] if i + 1 < len(tokens) else "--"
-            found[token] = True if following.startswith("--") else following
-    return found
-
-
-def flatten(content: Any) -> dict[str, list[Any]]:
-    """{name: all values, in order} of the leaves of tables and lists; names in lower case, without leading dashes, with
-    _ for -. {} for other content."""
-    found: dict[str, list[Any]] = {}
-    if not isinstance(content, Mapping | list):
-        return found
-    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-        if isinstance(value, Mapping | list):
-            for key, values in flatten(value).items():
-                found.setdefault(key, []).extend(values)
-        elif isinstance(name, str):
-            found.setdefault(name.lstrip("-").replace("-", "_").lower(), []).append(value)
-    return found
-
-
 def format_import(result: Mapping[str, Any]) -> str:
     """The text of an import: flags of `impasto train`, the law, the notes."""
     flags = " ".join(
@@ -389,9 +328,14 @@ def format_import(result: Mapping[str, Any]) -> str:
             flags,
             f"  {result['law']}",
             *(f"  note: {note}" for note in result["notes"]),
+            *(f"  not taken over: {one}" for one in map(describe_dropped, result["dropped"])),
             f"  read from {result['source']}",
         ]
     )
+
+
+def describe_dropped(one: Mapping[str, Any]) -> str:
+    return f"{one['key']} = {one['value']}: " + (one["flag"] or "has no counterpart here")
 
 
 def format_export(result: Mapping[str, Any]) -> str:
@@ -406,8 +350,7 @@ def write_recipe(result: Mapping[str, Any], file: Path) -> None:
     """Write an import as a recipe."""
     head = [f"# Noise settings of {result['tool']}, by {result['source']}:", f"# {result['law']}"]
     body = [f"{key} = {json.dumps(value)}" for key, value in result["settings"].items()]
+    notes = [*result["notes"], *(f"not taken over: {one}" for one in map(describe_dropped, result["dropped"]))]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        temporary.write_text(
-            "\n".join([*head, *(f"# {note}" for note in result["notes"]), "", *body, ""]), encoding="utf-8"
-        )
+        temporary.write_text("\n".join([*head, *(f"# {note}" for note in notes), "", *body, ""]), encoding="utf-8")

@@ -40,6 +40,18 @@ KEYS: dict[str, Any] = {
     "target_noise_multiplier": 1.0,
     "num_train_timesteps": 1000,
 }
+DROPPED = {
+    "name_or_path": "base",
+    "folder_path": "image",
+    "resolution": "size",
+    "lr": "lr",
+    "optimizer": "optimizer",
+    "linear": "rank",
+    "linear_alpha": "alpha",
+    "steps": "steps",
+    "batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+}
 
 
 def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:

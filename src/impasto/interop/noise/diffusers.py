@@ -40,6 +40,19 @@ KEYS: dict[str, Any] = {
     "offset_noise": False,
     "do_edm_style_training": False,
 }
+DROPPED = {
+    "pretrained_model_name_or_path": "base",
+    "instance_data_dir": "image",
+    "instance_prompt": "caption",
+    "resolution": "size",
+    "learning_rate": "lr",
+    "optimizer": "optimizer",
+    "rank": "rank",
+    "lora_alpha": "alpha",
+    "max_train_steps": "steps",
+    "train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+}
 DEFAULT = {"flux": "none", "sd3": "logit_normal"}
 SHIFT = {"flux": 1.0, "sd3": 3.0}
 

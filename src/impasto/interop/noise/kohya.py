@@ -55,6 +55,20 @@ KEYS: dict[str, Any] = {
     "scale_v_pred_loss_like_noise_pred": False,
     "zero_terminal_snr": False,
 }
+DROPPED = {
+    "pretrained_model_name_or_path": "base",
+    "train_data_dir": "image",
+    "image_dir": "image",
+    "resolution": "size",
+    "learning_rate": "lr",
+    "unet_lr": "lr",
+    "optimizer_type": "optimizer",
+    "network_dim": "rank",
+    "network_alpha": "alpha",
+    "max_train_steps": "steps",
+    "train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+}
 OTHER = (
     *("noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations", "debiased_estimation_loss"),
     *("v_pred_like_loss", "scale_v_pred_loss_like_noise_pred", "zero_terminal_snr"),

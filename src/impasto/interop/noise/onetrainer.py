@@ -30,6 +30,17 @@ KEYS: dict[str, Any] = {
     "loss_weight_strength": 5.0,
     "rescale_noise_scheduler_to_zero_terminal_snr": False,
 }
+DROPPED = {
+    "base_model_name": "base",
+    "path": "image",
+    "resolution": "size",
+    "learning_rate": "lr",
+    "optimizer": "optimizer",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+}
 
 
 def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:

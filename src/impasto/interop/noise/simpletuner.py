@@ -38,6 +38,18 @@ KEYS: dict[str, Any] = {
     "prediction_type": "",
     "rescale_betas_zero_snr": False,
 }
+DROPPED = {
+    "pretrained_model_name_or_path": "base",
+    "instance_data_dir": "image",
+    "resolution": "size",
+    "learning_rate": "lr",
+    "optimizer": "optimizer",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "max_train_steps": "steps",
+    "train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+}
 FLOW = ("flow_schedule_shift", "flow_schedule_auto_shift", "flow_sigmoid_scale", "flow_use_uniform_schedule")
 OTHER_LAWS = ("flow_use_beta_schedule", "flow_custom_timesteps", "flow_cubic_schedule_weights", "flux_fast_schedule")
 
