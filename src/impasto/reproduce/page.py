@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impasto.evaluation.scores import SCORES
+from impasto.evaluation.table import decimal
 from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
@@ -291,7 +292,7 @@ def title(metric: str) -> str:
 
 def number(value: float | None) -> str:
     """`.712`, a dash for what is unknown."""
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    return "–" if value is None else decimal(value)
 
 
 def effect(row: Mapping[str, Any]) -> str:
