@@ -124,7 +124,8 @@ def sampling_of(family: Family) -> dict[str, Any]:
 
 
 def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the scores of a cell depend on."""
+    """All that the scores of a cell depend on. A world with `sampling(family)` has its own in place of the base's."""
+    own = getattr(world, "sampling", lambda family: {})
     return {
         "version": VERSION,
         "protocol": world.name,
@@ -132,7 +133,7 @@ def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
         "arm": dict(arm),
         "instruments": world.instruments(),
         **unit,
-        "sampling": sampling_of(family) | unit.get("sampling", {}),
+        "sampling": sampling_of(family) | own(family) | unit.get("sampling", {}),
     }
 
 
