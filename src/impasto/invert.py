@@ -20,15 +20,14 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, check_size
 from impasto.files import atomic, writable_folder
-from impasto.inversion import Trajectory, invert, kind_of, sample
+from impasto.inversion import Trajectory, invert, kind_of, log_snr_of, sample, timestep_of
 from impasto.inversion.noise_file import NOISE, InversionNoise, NoiseInfo, write
 from impasto.inversion.snr import correlation, paper_snr, snr_of_correlation
-from impasto.noise.schedule import RectifiedFlow, VariancePreserving
+from impasto.noise.schedule import VariancePreserving
 from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import VERSION, as_image
 
 RECONSTRUCTION = "reconstruction.png"
-TIMESTEPS = 1000  # of `until`: a rectified flow's noise share times this
 POOR = 25.0  # decibels
 
 
@@ -118,22 +117,6 @@ def measure_reconstruction(
 def reconstruct(family: Family, trajectory: Trajectory, condition: Condition) -> Tensor:
     """Pixels (1, 3, H, W), nominally in [-1, 1], sampled from the trajectory's noise, conditional only."""
     return family.decode(sample(family, trajectory.noise, trajectory.log_snr, condition))
-
-
-def log_snr_of(family: Family, timestep: float) -> float:
-    """The log-SNR of a timestep of 0 to 1000. Raises UserError outside of the base's own."""
-    schedule = family.schedule
-    last = len(schedule.levels) - 1 if isinstance(schedule, VariancePreserving) else TIMESTEPS
-    if not 0 < timestep <= last:
-        raise UserError(f"until must be a timestep above 0 and up to {last} for this base, not {timestep:g}")
-    own = schedule if isinstance(schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
-    return own.log_snr(torch.tensor(timestep, dtype=torch.float64)).item()
-
-
-def timestep_of(family: Family, level: Tensor) -> float:
-    """The inverse of `log_snr_of`."""
-    own = family.schedule if isinstance(family.schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
-    return own.timestep(level).item()
 
 
 def paper_snr_until(family: Family, level: Tensor) -> float | None:

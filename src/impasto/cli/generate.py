@@ -8,6 +8,7 @@ import tyro
 from impasto.cli.console import Result, bar, parse
 
 GRID = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha x beta instead of images.")]
+SWEEP = Annotated[bool, tyro.conf.arg(help="Of a style with inversion noise: a sheet of terminal timesteps x prompts.")]
 LINE = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha = beta from 0 to 1.")]
 
 
@@ -19,6 +20,7 @@ def command_class() -> Any:
     sections = [
         ("grid", GRID, field(default=False)),
         ("line", LINE, field(default=False)),
+        ("sweep", SWEEP, field(default=False)),
     ]
     for name, entry in GUIDANCES.items():
         settings = entry.settings_class
@@ -39,9 +41,11 @@ def generate(args: list[str]) -> Result:
 
         own["style"] = tuple(map(resolve_checkpoint, command.style))
     config = GenerateConfig(**{**own, "guidances": guidances})
-    from impasto.generation import generate_folder, mixing_sheets
+    from impasto.generation import generate_folder, mixing_sheets, timestep_sheet
 
     with bar("generating") as progress:
         if command.grid or command.line:
             return mixing_sheets(config, command.grid, command.line, lambda done, total: progress(done, "", total))
+        if command.sweep:
+            return timestep_sheet(config, lambda done, total: progress(done, "", total))
         return generate_folder(config, lambda done, total: progress(done, "", total))

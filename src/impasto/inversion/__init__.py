@@ -18,7 +18,8 @@ from impasto.inversion import ddim, flow
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 METHODS: dict[type, ModuleType] = {VariancePreserving: ddim, RectifiedFlow: flow}
-"""By schedule class: modules with `levels`, `step` and `direction`."""
+"""By schedule class: modules with `levels`, `step`, `direction` and `REFINE`."""
+TIMESTEPS = 1000  # a rectified flow's noise share times this
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,22 @@ def kind_of(family: Family) -> ModuleType:
     if kind is None:
         raise UserError(f"a base with a {type(family.schedule).__name__} schedule cannot be inverted")
     return kind
+
+
+def log_snr_of(family: Family, timestep: float) -> float:
+    """The log-SNR of a timestep of 0 to 1000. Raises UserError outside of the base's own."""
+    schedule = family.schedule
+    last = len(schedule.levels) - 1 if isinstance(schedule, VariancePreserving) else TIMESTEPS
+    if not 0 < timestep <= last:
+        raise UserError(f"until must be a timestep above 0 and up to {last} for this base, not {timestep:g}")
+    own = schedule if isinstance(schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
+    return own.log_snr(torch.tensor(timestep, dtype=torch.float64)).item()
+
+
+def timestep_of(family: Family, level: Tensor) -> float:
+    """The inverse of `log_snr_of`."""
+    own = family.schedule if isinstance(family.schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
+    return own.timestep(level).item()
 
 
 def directions(

@@ -36,10 +36,10 @@ from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Condition, Family
 from impasto.files import MODELS, atomic
 from impasto.generation import generate
-from impasto.inversion import invert, kind_of, noise_file, sample
+from impasto.inversion import invert, kind_of, log_snr_of, noise_file, sample
 from impasto.inversion.mix import randomise
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
-from impasto.invert import log_snr_of, measure_reconstruction, reconstruct, save_image
+from impasto.invert import measure_reconstruction, reconstruct, save_image
 from impasto.methods.config import InstaStyle
 from impasto.methods.stages import Stages, digest
 from impasto.methods.style_caption import StyleCaption
@@ -238,6 +238,7 @@ def make_candidates(
     }
     about |= size | {"base": config.base, "base_hash": family.hash, "styles": [], "version": VERSION}
     about |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    about |= {} if method.until is None else {"until": method.until}
     for first in range(0, len(missing), batch):
         part = missing[first : first + batch]
         prompts, seeds = [one.prompt for one in part], [config.seed + found.index(one) for one in part]
@@ -393,6 +394,7 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
         decibels.append(round(quality, 2))
     sampling = {**PLAIN_SAMPLING, "guidance": config.method.guidance, "steps": config.method.steps}
     sampling |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    sampling |= {} if config.method.until is None else {"until": config.method.until}
     write_parts(out, parts, sampling)
     del pipe, encode
     prompts = preview_prompts(config, family, sources)

@@ -6,7 +6,7 @@ which share one run it once.
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.evaluation.truth import true_pictures
 from impasto.families.base import Family
-from impasto.files import cache_dir
+from impasto.files import atomic, cache_dir
 from impasto.generation import Mixing, open_session
-from impasto.inversion import invert, noise_file
+from impasto.inversion import invert, log_snr_of, noise_file
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
-from impasto.invert import log_snr_of
 from impasto.methods.instastyle import (
     CANDIDATES,
     REFINEMENT,
@@ -37,6 +36,7 @@ from impasto.methods.stages import Stages
 from impasto.methods.style_mix import mix_styles
 from impasto.noise.random import generator
 from impasto.reproduce.folder_jobs import content_hash, trained, use
+from impasto.reproduce.instastyle_others import images_of_unit
 from impasto.reproduce.instastyle_world import COUNTS, reference_image, references_hash
 from impasto.reproduce.runner import BaseSpec, Job
 from impasto.reproduce.small_world import packaged_encoder
@@ -60,52 +60,78 @@ def cached(spec: Mapping[str, Any], kind: str, content: Mapping[str, Any], make:
     return folder
 
 
-def inverted(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSpec, words: str) -> InversionNoise:
-    """The noise of a unit's reference under "its concept, words" ("its concept" without words).
+@dataclass(frozen=True)
+class Given:
+    """A reference image: its file, the sha256 of its pixels, its concept, style words and caption. style: its name."""
 
-    one: {"style", "reference"} and "ground", of the unit or of one of its references.
-    """
+    file: Path
+    sha256: str
+    thing: str
+    words: str
+    caption: str
+    style: str
+
+
+def given(spec: Mapping[str, Any], reference: Path | None) -> Given:
+    """The reference of a cell with one."""
+    assert reference is not None
+    return Given(reference, spec["reference_sha256"], spec["thing"], spec["words"], spec["caption"], spec["style"])
+
+
+def given_of(one: Mapping[str, Any], i: int, folder: Path) -> Given:
+    """Reference i of a cell with several, written to its folder."""
+    file = folder / f"reference-{i}.png"
+    reference_image(one).save(file)
+    return Given(file, references_hash([one]), one["reference"], one["words"], one["caption"], one["style"])
+
+
+FORMS = {"comma": ("{}, {}", "{}"), "paper": ("A {} in the style of {}", "A {}")}
+"""Prompts with and without style words, by `form` of a spec."""
+
+
+def phrase(spec: Mapping[str, Any], thing: str, words: str) -> str:
+    """The prompt of a concept in these words, or in none."""
+    styled, plain = FORMS[spec.get("form", "comma")]
+    return styled.format(thing, words) if words else plain.format(thing)
+
+
+def inverted(one: Given, spec: Mapping[str, Any], place: BaseSpec, words: str) -> InversionNoise:
+    """The noise of a reference under its concept in these words."""
     asked, until = spec["sampling"], spec["arm"].get("until")
-    caption = f"{one['reference']}, {words}" if words else one["reference"]
-    content = {"reference": references_hash([one]), "caption": caption, "until": until}
+    caption = phrase(spec, one.thing, words)
+    content = {"reference": one.sha256, "caption": caption, "until": until}
     content |= {key: asked[key] for key in ("steps", "fixed_point", "size")}
 
     def make(folder: Path) -> None:
         family = place.family()
-        x = latents(family, one, folder, asked["size"])
+        x = latents(family, one, asked["size"])
         levels = grid(family, asked["steps"], (x.shape[-2], x.shape[-1]))
         last = None if until is None else log_snr_of(family, until)
         with torch.no_grad():
             condition = family.encode_prompt([caption])
             found = invert(family, x, condition, levels=levels, until=last, refine=asked["fixed_point"])
-        info = NoiseInfo(family.hash, asked["size"], asked["steps"], caption, content["reference"])
+        info = NoiseInfo(family.hash, asked["size"], asked["steps"], caption, one.sha256)
         noise_file.write(folder / noise_file.NOISE, InversionNoise.of(found, info))
 
     return noise_file.read(cached(spec, "inverted", content, make) / noise_file.NOISE)
 
 
-def latents(family: Family, one: Mapping[str, Any], folder: Path, size: int) -> Tensor:
-    """Latents (1, C, h, w) of a reference, which is written to `folder`."""
-    return family.encode_image(references.read(write_reference(one, folder), size).pixels(size))
-
-
-def write_reference(one: Mapping[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    reference_image(one).save(folder / "reference.png")
-    return folder / "reference.png"
+def latents(family: Family, one: Given, size: int) -> Tensor:
+    """Latents (1, C, h, w) of a reference."""
+    return family.encode_image(references.read(one.file, size).pixels(size))
 
 
 def noise_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
     """No training. The arm's options: start, see `starts`; words (the style's by default); until; guidance."""
-    arm, family = spec["arm"], place.family()
+    arm, family, one = spec["arm"], place.family(), given(spec, reference)
     words = arm.get("words", spec["words"])
-    prompts = [f"{label}, {words}" if words else label for label in spec["plain"]]
-    noise = inverted(spec, spec, place, words)
-    noise = replace(noise, noise=starts(arm.get("start", "inversion"), noise, spec, family, folder))
+    prompts = [phrase(spec, label, words) for label in spec["plain"]]
+    noise = inverted(one, spec, place, words)
+    noise = replace(noise, noise=starts(arm.get("start", "inversion"), noise, one, spec, family))
     write_images(spec, family, noise, prompts, folder, arm.get("random", 0.0))
 
 
-def starts(start: str, noise: InversionNoise, spec: Mapping[str, Any], family: Family, folder: Path) -> Tensor:
+def starts(start: str, noise: InversionNoise, one: Given, spec: Mapping[str, Any], family: Family) -> Tensor:
     """(1 or n, C, h, w): the inversion noise; "gaussian", one Gaussian noise; "gaussians", one per image; "forward",
     alpha x + sigma eps of the reference's latents x at the noise's level, one eps for all."""
     z, n, seed = noise.noise, len(spec["prompts"]), spec["seed"]
@@ -116,7 +142,7 @@ def starts(start: str, noise: InversionNoise, spec: Mapping[str, Any], family: F
     eps = torch.randn(z.shape, generator=generator(seed, 0, "gaussian"))
     if start == "gaussian":
         return eps
-    x = latents(family, spec, folder, spec["sampling"]["size"]).float().cpu()
+    x = latents(family, one, spec["sampling"]["size"]).float().cpu()
     alpha, sigma = family.schedule.alpha_sigma(torch.tensor(noise.level, dtype=torch.float64))
     return (alpha * x + sigma * eps).float()
 
@@ -145,9 +171,9 @@ def references_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, refer
     """Each prompt from the noise of each of several references. of: "same", the unit's; "other", references of the
     other primary styles, in place of all but the first; "gaussian", as many Gaussian noises."""
     family, of, rows = place.family(), spec["arm"]["of"], []
-    given = spec["others"] if of == "other" else spec["references"]
-    for i, one in enumerate(given):
-        noise = inverted(one, spec, place, one["words"])
+    for i, part in enumerate(spec["others" if of == "other" else "references"]):
+        one = given_of(part, i, folder)
+        noise = inverted(one, spec, place, one.words)
         if of == "gaussian":
             noise = replace(noise, noise=torch.randn(noise.noise.shape, generator=generator(0, i, "gaussian")))
         rows.append(noise.noise)
@@ -156,20 +182,27 @@ def references_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, refer
     write_images(spec, family, replace(noise, noise=torch.cat(rows * n)), prompts, folder)
 
 
-def method_config(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSpec, out: Path, **changes: Any) -> Any:
+def method_config(one: Given, spec: Mapping[str, Any], place: BaseSpec, out: Path, **changes: Any) -> Any:
     """The config of the method on a reference, which is written beside `out`."""
     asked, settings = spec["sampling"], spec["arm"]["settings"]
     own = {key: value for key, value in settings.items() if value is not None}
-    own |= {"image": (write_reference(one, out.parent),), "caption": (one["caption"],), "out": out, "seed": 0}
+    own |= {"image": (copied(one, out.parent),), "caption": (one.caption,), "out": out, "seed": 0}
     own |= {"preview": False, "tensorboard": False, "quantize": "none", "device": place.device}
     own |= {f"method.{key}": asked[key] for key in ("steps", "guidance", "fixed_point")}
     return resolve("instastyle", place.base, **{**own, **changes})
 
 
-def candidates_of(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSpec) -> Path:
+def copied(one: Given, folder: Path) -> Path:
+    """A copy of the reference that outlives the cell."""
+    with atomic(folder / "reference.png") as file:
+        shutil.copyfile(one.file, file)
+    return folder / "reference.png"
+
+
+def candidates_of(one: Given, spec: Mapping[str, Any], place: BaseSpec) -> Path:
     """A run of the method up to its candidates; shared by all selections and refinements of a reference."""
     sampling = {key: spec["sampling"][key] for key in ("steps", "guidance", "fixed_point", "size")}
-    content = {"reference": references_hash([one]), "caption": one["caption"], **sampling}
+    content = {"reference": one.sha256, "caption": one.caption, **sampling}
 
     def make(folder: Path) -> None:
         train(method_config(one, spec, place, folder / "run", **{"method.select": "human"}))
@@ -177,11 +210,11 @@ def candidates_of(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSp
     return cached(spec, "candidates", content, make) / "run"
 
 
-def refined(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSpec) -> Path:
+def refined(one: Given, spec: Mapping[str, Any], place: BaseSpec) -> Path:
     """The style of a reference by the arm's settings; its option oracle selects by the true images."""
     arm, made = spec["arm"], candidates_of(one, spec, place)
     oracle = bool(arm.get("oracle"))
-    content = {"reference": references_hash([one]), "caption": one["caption"], "settings": arm["settings"]}
+    content = {"reference": one.sha256, "caption": one.caption, "settings": arm["settings"]}
     content |= {"sampling": {key: spec["sampling"][key] for key in ("steps", "guidance", "fixed_point", "size")}}
     content |= {"oracle": oracle}
 
@@ -201,16 +234,16 @@ def refined(one: Mapping[str, Any], spec: Mapping[str, Any], place: BaseSpec) ->
     return cached(spec, "refined", content, make) / "style"
 
 
-def nearest_to_truth(run: Path, one: Mapping[str, Any], n: int) -> list[int]:
+def nearest_to_truth(run: Path, one: Given, n: int) -> list[int]:
     """Numbers of the n candidates of highest cosine (packaged CLIP) with the true image of their object and style."""
     record = Stages(run).read("candidates")
     if record is None:
         raise UserError(f"{run} has no candidates")
-    encoder, index = packaged_encoder(), style_index(one["style"])
+    encoder, index = packaged_encoder(), style_index(one.style)
     ids = [concept_index(label) for label in record["objects"]]
     truths = true_pictures(index, ids)
     if absent := [label for label, c in zip(record["objects"], ids, strict=True) if c not in truths]:
-        raise UserError(f"no true image of {absent[0]!r} in {one['style']}: run impasto artworld build")
+        raise UserError(f"no true image of {absent[0]!r} in {one.style}: run impasto artworld build")
     made = encoder.images([open_image(run / CANDIDATES / f"{i:02d}.png") for i in range(1, len(ids) + 1)])
     cosines = (made * encoder.images([truths[c] for c in ids])).sum(1)
     return [i + 1 for i in cosines.argsort(descending=True).tolist()[:n]]
@@ -218,16 +251,16 @@ def nearest_to_truth(run: Path, one: Mapping[str, Any], n: int) -> list[int]:
 
 def instastyle_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
     """The refined style. start: "inversion" from its noise; "gaussians" from a Gaussian noise per image."""
-    style = refined(spec, spec, place)
+    style = refined(given(spec, reference), spec, place)
     job = use(style, spec, folder)
     if spec["arm"].get("start") == "gaussians":
         return job[0], {"styles": (f"{style / REFINEMENT}:1",)}
     return job[0], job[1] | {"noise_random": 0.0}
 
 
-def mixed(spec: Mapping[str, Any], place: BaseSpec) -> Path:
+def mixed(spec: Mapping[str, Any], place: BaseSpec, folder: Path) -> Path:
     """The joint refinement of the unit's references."""
-    runs = [refined(one, spec, place) for one in spec["references"]]
+    runs = [refined(given_of(one, i, folder), spec, place) for i, one in enumerate(spec["references"])]
     content = {"references": references_hash(spec["references"]), "settings": spec["arm"]["settings"]}
     content |= {"captions": [one["caption"] for one in spec["references"]], "sampling": spec["sampling"]}
 
@@ -239,7 +272,7 @@ def mixed(spec: Mapping[str, Any], place: BaseSpec) -> Path:
 
 def mix_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
     """Each prompt with each pair of alpha and beta of `instastyle_world.COUNTS`, from one permutation of positions."""
-    asked, style = spec["sampling"], mixed(spec, place)
+    asked, style = spec["sampling"], mixed(spec, place, folder)
     use(style, spec, folder)
     n = spec["count"]
     sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
@@ -267,16 +300,14 @@ def token_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference:
     assert reference is not None
     token = "<style1>"
     own = {"settings": spec["arm"]["settings"], "reference": spec["reference_sha256"], "token": token}
-    more = {"caption": (f"{spec['reference']}, {token}",), "trigger": token}
+    more = {"caption": (phrase(spec, spec["thing"], token),), "trigger": token}
     style = trained(spec, place, own, more, images=reference)
     _, arguments = use(style, spec, folder)
-    return [f"{label}, {token}" for label in spec["plain"]], arguments
+    return [phrase(spec, label, token) for label in spec["plain"]], arguments
 
 
 def images_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
     """Another method's images of the unit's prompts, from a folder with metadata.jsonl; see `instastyle_others`."""
-    from impasto.reproduce.instastyle_others import images_of_unit
-
     for i, image in enumerate(images_of_unit(Path(spec["arm"]["folder"]), spec)):
         save_png(image, {"prompt": spec["prompts"][i], "base": spec["base"]}, folder / "images.part" / f"{i:04d}.png")
 
@@ -287,4 +318,5 @@ JOBS = {
     "instastyle": instastyle_job,
     "mix": mix_job,
     "token": token_job,
+    "images": images_job,
 }

@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 
 from impasto.artworld import free_concepts, load_meta, load_slice, style_index
-from impasto.artworld.captions import prompt
 from impasto.artworld.colours import GROUNDS, NAMED
 from impasto.errors import UserError, nearest
 from impasto.evaluation import evaluate
@@ -193,7 +192,11 @@ def with_words(units: dict[Unit, dict[str, Any]]) -> dict[Unit, dict[str, Any]]:
     """Units with "words", the style's, and "plain", the prompts without them."""
     for unit in units.values():
         style = words(style_index(unit["style"]))
-        unit |= {"words": style, "plain": [text.removesuffix(f", {style}") for text in unit["prompts"]]}
+        unit |= {
+            "words": style,
+            "thing": unit["reference"],
+            "plain": [text.removesuffix(f", {style}") for text in unit["prompts"]],
+        }
     return units
 
 

@@ -48,7 +48,9 @@ def write_page(campaign: "Campaign") -> list[Entry]:
         if claim.sheet and save_sheet(campaign, claim, entry["arms_cells"], out / "pictures" / sheet):
             pictures.setdefault(claim.id, []).append(sheet)
         for name, drawing in drawings(campaign, claim, entry["arms_cells"]).items():
-            save(out / "pictures" / name, drawing)
+            (out / "pictures").mkdir(exist_ok=True)
+            with atomic(out / "pictures" / name) as file:
+                file.write_bytes(drawing if isinstance(drawing, bytes) else drawing.encode())
             pictures.setdefault(claim.id, []).append(name)
     for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
         if drawing := forest(entries, campaign, reading):
@@ -59,8 +61,8 @@ def write_page(campaign: "Campaign") -> list[Entry]:
     return entries
 
 
-def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str]:
-    """{file: SVG} of a claim by the hook `drawings` of its group's module, if it has one."""
+def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str | bytes]:
+    """{file: SVG or PNG} of a claim by the hook `drawings` of its group's module, if it has one."""
     hook = getattr(import_module(campaign.module), "drawings", None)
     return hook(campaign, claim, size) if hook else {}
 
