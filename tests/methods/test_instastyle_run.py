@@ -391,6 +391,9 @@ def test_what_cannot_be_mixed_raises(trained, tiny_sd3, picture, tmp_path):
         ({"text": "frozen"}, "trains one token"),
         ({"method.n": 4}, "4 of 3 objects"),
         ({"style_words": "oil"}, "do not follow an object"),
+        ({"method.steps": 2000}, "steps must be at most 999 for this base, not 2000"),
+        ({"method.until": 0.5}, r"until timestep 0.5 has no step: the first of the grid goes to 1; take"),
+        ({"method.until": 5000.0}, "until must be a timestep above 0 and up to 999"),
     ],
 )
 def test_bad_settings_raise(tiny_sd15, picture, tmp_path, keys, message):

@@ -22,10 +22,12 @@ from impasto.reproduce.sheets import images_of
 from impasto.sampling.png import read_png_metadata
 
 FEW = {"steps": 1, "rank": 2, "batch": 2, "method.n": 2, "method.objects": ("dog", "horse"), "lr": 1e-3}
+FEW |= {"text.rows": "1"}  # the tiny tokeniser makes more sub-tokens of the style words than a prompt may have
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the reconstruction is"),
     pytest.mark.filterwarnings("ignore:.*will be enlarged"),
     pytest.mark.filterwarnings("ignore:.*captions"),
+    pytest.mark.filterwarnings("ignore:the prompt is too long"),
 ]
 
 
@@ -59,12 +61,13 @@ def first(made, arm):
 def test_units_share_cells_and_name_grounds_only_in_the_image(world):
     white, ground, single = (world.units("smoke", where) for where in ("white", "ground", "single"))
     assert len(white) == len(ground) == 3 and len(world.units("full", "white")) == 9
-    assert list(single.values())[0] in white.values() and list(single.values())[0]["style"] == "streamline-emojis"
+    (one,) = single.values()
+    assert one in white.values() and one["style"] == "streamline-emojis"
     assert len(world.units("full", "single")) == 3
     for unit in ground.values():
         assert unit["ground"] not in unit["caption"] and unit["reference_sha256"] == world.reference_hash(unit)
         assert reference_image(unit).getpixel((0, 0)) != (255, 255, 255)
-    assert [u["ground"] for u in ground.values()][1] == "maroon"  # dark, of a style with colours
+    assert "maroon" in [u["ground"] for u in ground.values()]  # dark, of a style with colours
     evaluation = {load_meta()["concepts"][c]["label"] for c in load_meta()["split"]["evaluation_concepts"]}
     assert all(set(unit["plain"]) <= evaluation for unit in white.values())
     secondary = world.units("smoke", "secondary")
@@ -228,7 +231,7 @@ def test_paper_protocol_lists_cells_and_runs_one(tiny_sd15, tmp_path, monkeypatc
     with pytest.raises(UserError, match="needs --references DIR"):
         instastyle.paper_world(None, None, None)
     world = replace(instastyle.paper_world(tmp_path, None, None), clip=FakeEncoder())
-    assert [one.words for one in instastyle_paper.read_references(tmp_path)][0] == "watercolour painting"
+    assert instastyle_paper.read_references(tmp_path)[0].words == "watercolour painting"
     (tmp_path / "captions.txt").write_text("00.png: cat | oil painting\n01.png: tree\n")
     with pytest.raises(UserError, match="line 2: write FILE: object"):
         world.units("smoke", "white")

@@ -66,7 +66,7 @@ def invert(
     height, width = latents.shape[-2:]
     path = kind.levels(family, steps, (height, width)) if levels is None else path_through(family, levels)
     if until is not None:
-        path = up_to(path, until)
+        path = up_to(family, path, until)
     predicted = directions(family, condition, negative, guidance)
     walked = integrate(kind.step, predicted, latents.to(family.device), path, refine)
     return Trajectory(torch.cat(walked), path)
@@ -171,13 +171,13 @@ def take(condition: Condition, part: slice) -> Condition:
     return {name: rows[part] for name, rows in condition.items()}
 
 
-def up_to(path: Tensor, until: float) -> Tensor:
+def up_to(family: Family, path: Tensor, until: float) -> Tensor:
     """The levels of a falling path that are not noisier than `until`. Raises UserError where only the image's is."""
     kept = path[path >= until - 1e-6]
     if len(kept) < 2:
         raise UserError(
-            f"an inversion to log-SNR {until:g} has no step: the first of this grid goes to {path[1].item():.4g}; "
-            "take a noisier level or more steps"
+            f"an inversion until timestep {timestep_of(family, torch.tensor(until)):.4g} has no step: the first of the "
+            f"grid goes to {timestep_of(family, path[1]):.4g}; take a later timestep or more steps"
         )
     return kept
 

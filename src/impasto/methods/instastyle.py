@@ -132,7 +132,9 @@ def load_family(config: TrainConfig) -> Family:
 
 
 def fill(method: InstaStyle, family: Family) -> InstaStyle:
-    """The settings with those that follow from the base. Raises UserError for a terminal timestep that it lacks."""
+    """The settings with those that follow from the base. Raises UserError for steps or a terminal timestep that it
+    lacks."""
+    Sampling(steps=method.steps).on(family)
     if method.until is not None:
         log_snr_of(family, method.until)
     return replace(method, fixed_point=kind_of(family).REFINE if method.fixed_point is None else method.fixed_point)

@@ -33,7 +33,11 @@ PRIOR = {
     "prior.prompt": ("horse", "rose", "ship", "umbrella"),
 }
 """Prior preservation of DreamBooth: the base's images of other objects, without style words."""
-LAST = 981.0
+CURVES = {
+    "N4-timestep.svg": ("terminal timestep", {f"T {t}": float(t) for t in TIMESTEPS} | {"inversion": 981.0}),
+    "N4-guidance.svg": ("guidance", {f"w {w:g}": w for w in GUIDANCES} | {"inversion": 2.5}),
+}
+"""{file: (x axis, {arm: x})}."""
 
 
 def noise(what: str, where: str = "white", **options: Any) -> Arm:
@@ -245,11 +249,7 @@ CLAIMS: tuple[Claim, ...] = (
                 (more("w 6.5", "w 1.5", "text"), more("w 1.5", "w 6.5", "cosine")),
             ),
         ),
-        shown=("one gaussian",),
-        curves={
-            "terminal timestep": {f"T {t}": float(t) for t in TIMESTEPS} | {"inversion": LAST},
-            "guidance": dict(sorted([(f"w {w:g}", w) for w in GUIDANCES] + [("inversion", 2.5)], key=lambda p: p[1])),
-        },
+        shown=("one gaussian", *(f"w {w:g}" for w in GUIDANCES)),
         sheet=(*(f"T {t}" for t in TIMESTEPS), "inversion"),
     ),
     Claim(
@@ -328,9 +328,12 @@ def others(out: Path, claims: Sequence[Claim], arms: Mapping[str, Arm]) -> tuple
 
 
 def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str | bytes]:
-    """Sheets of mixtures (N5) and of lost objects (N1), and a point per reference (N2)."""
+    """Sheets of mixtures (N5) and of lost objects (N1), a point per reference (N2), scores over T and guidance (N4)."""
     if campaign.world.name == "paper":
         return {}
+    if claim.id == "N4":
+        curves = {name: instastyle_sheets.trade_off(campaign, size, *own) for name, own in CURVES.items()}
+        return {name: drawing for name, drawing in curves.items() if drawing}
     return {
         "N1": lambda: instastyle_sheets.limits(campaign, size),
         "N2": lambda: instastyle_sheets.points(campaign, size),

@@ -2,11 +2,14 @@
 
 import io
 import json
+from collections.abc import Mapping
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from impasto.contact_sheet import sheet
+from impasto.evaluation.scores import SCORES
 from impasto.generation import GRID, LINE
 from impasto.report import plots
 from impasto.reproduce.instastyle_world import TRIO
@@ -69,6 +72,24 @@ def points(campaign: "Campaign", size: str) -> dict[str, str]:
     for series, own in enumerate(values.values()):
         marks += [plots.dot(frame, point, series) for point in own]
     return {"N2-points.svg": plots.standalone(plots.svg(frame, "a point per reference", *marks, keys=arms))}
+
+
+def trade_off(campaign: "Campaign", size: str, x: str, arms: Mapping[str, float]) -> str:
+    """SVG: means of the cosine with the reference, leakage and content over {arm: x}; "" below two arms with cells."""
+    names, known = ("style_cosine", "leakage", "concept_top5"), campaign.known
+    found: dict[float, list[Mapping[str, float]]] = {}
+    for arm, at in arms.items():
+        cells = campaign.cells_of(arm, size) if arm in campaign.specs else []
+        if cells and all(cell.key in known for cell in cells):
+            found[at] = [known[cell.key]["scores"] for cell in cells]
+    if len(found) < 2:
+        return ""
+    frame = plots.Frame(plots.Axis.over(list(found), x), plots.Axis.over([0.0, 1.0], f"score, {size} cells"))
+    marks = []
+    for series, name in enumerate(names):
+        points = [(at, mean([own[name] for own in scores if name in own])) for at, scores in sorted(found.items())]
+        marks += [plots.line(frame, points, series), *(plots.dot(frame, point, series) for point in points)]
+    return plots.standalone(plots.svg(frame, x, *marks, keys=[SCORES[name].title for name in names]))
 
 
 def png(image: Any) -> bytes:
