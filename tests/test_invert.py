@@ -11,8 +11,8 @@ from PIL import Image
 
 from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.inversion import noise_file, sample
-from impasto.invert import invert_image, log_snr_of, paper_snr_until, psnr, timestep_of
+from impasto.inversion import log_snr_of, noise_file, sample, timestep_of
+from impasto.invert import invert_image, paper_snr_until, psnr
 
 CAPTION = "a cat in neon style"
 

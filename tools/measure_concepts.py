@@ -28,7 +28,7 @@ from PIL import Image
 
 from impasto.artworld import free_concepts, load, load_meta
 from impasto.artworld.captions import join_labels
-from impasto.artworld.colours import NAMED
+from impasto.artworld.colours import GROUNDS, NAMED
 from impasto.artworld.scenes import reference_scene
 from impasto.bases import loader
 from impasto.data.concepts import Box, iou, parse_caption
@@ -38,11 +38,6 @@ from impasto.regions.proposals import propose
 
 OUT = Path("docs/results/finestyle")
 ROWS = OUT / "concepts.jsonl"
-GROUNDS = {
-    "white": ("white",),
-    "coloured": ("sky blue", "yellow", "lime green", "hot pink", "orange", "lavender", "sand", "turquoise"),
-    "dark": ("navy", "maroon", "forest green", "charcoal"),
-}
 SEED, THINGS = 5, 3
 ARMS = {
     "error": error.find,

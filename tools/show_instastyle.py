@@ -16,7 +16,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -24,6 +23,8 @@ from impasto.artworld import concept_index, load, load_meta, style_index
 from impasto.artworld.captions import prompt
 from impasto.bases import loader
 from impasto.contact_sheet import sheet
+from impasto.evaluation.paired import ground
+from impasto.evaluation.samples import to_tensor
 from impasto.files import atomic
 from impasto.generation import generate
 from impasto.inversion import kind_of, noise_file
@@ -35,7 +36,7 @@ from impasto.noise.random import generator
 from impasto.reproduce.small_world import words
 from impasto.sampling.sample import Sampling
 
-SEED, BORDER = 5, 6
+SEED = 5
 
 
 def reference_of(style: str, ground: tuple[int, int, int], label: str | None) -> tuple[Image.Image, str]:
@@ -46,23 +47,15 @@ def reference_of(style: str, ground: tuple[int, int, int], label: str | None) ->
     return Image.fromarray(world.rgb(ground)[world.index(style, label)]), label
 
 
-def border(image: Image.Image) -> np.ndarray:
-    """Values of the outer BORDER pixels, (n, 3)."""
-    pixels = np.asarray(image.convert("RGB")).astype(float)
-    inner = np.zeros(pixels.shape[:2], bool)
-    inner[BORDER:-BORDER, BORDER:-BORDER] = True
-    return pixels[~inner]
-
-
 def measure(judges: Judges, images: list[Image.Image], objects: tuple[str, ...], reference: Image.Image) -> dict:
     top5 = judges.concept(images).argsort(descending=True)[:, :5].tolist()
     features = judges.style_features([reference, *images])
     found = [concept_index(label) in row for label, row in zip(objects, top5, strict=True)]
-    ground = border(reference).mean(0)
+    error = ground(to_tensor(images), to_tensor([reference])).mean().item()
     return {
         "style_cosine": round(float((features[1:] @ features[0]).mean()), 3),
         "concept_top5": round(sum(found) / len(found), 3),
-        "ground_error": round(float(np.mean([abs(border(image) - ground).mean() for image in images])), 1),
+        "ground_error": round(error, 1),
     }
 
 

@@ -7,7 +7,7 @@ batch; the number and every other setting are in the PNG.
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from impasto.files import atomic, writable_folder
 from impasto.guidance import bind_all, style_guidance
 from impasto.guidance.base import Encode, Guidance
 from impasto.guidance.composed import ComposedPrompts
+from impasto.inversion import log_snr_of
 from impasto.inversion.noise_file import InversionNoise
 from impasto.progress import Progress, ignore, part
 from impasto.sampling.config import GenerateConfig
@@ -34,7 +35,7 @@ from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
 from impasto.styles.load import load_weights
 from impasto.styles.metadata import quantized_base, read_about
-from impasto.styles.start import RANDOM, build_start, read_noises, share_weights
+from impasto.styles.start import RANDOM, build_start, read_noises, reference_file, share_weights
 from impasto.styles.weights import split_strength, style_hash
 
 
@@ -191,6 +192,7 @@ def open_session(
         for noise in noises:
             noise.check_base(family.hash)
     sampling = sampling.on(family)
+    check_until(sampling, noisy, family)
     check_size(sampling.size, family)  # before anything is loaded
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
@@ -226,6 +228,14 @@ def open_session(
     bound = tuple(bind_all(guidances, family, sampling, encode))
     folder, noises = noisy[0] if noisy else (None, [])
     return Session(family, pipe, sampling, encode, bound, about, tuple(tokens), folder, tuple(noises), mixing)
+
+
+def check_until(sampling: Sampling, noisy: Sequence[Any], family: Family) -> None:
+    """Raise UserError for a terminal timestep without inversion noise, or one that the base does not have."""
+    if sampling.until is not None and not noisy:
+        raise UserError("--until is for a style that keeps inversion noise (recipe instastyle): leave it out")
+    if sampling.until is not None:
+        log_snr_of(family, sampling.until)
 
 
 GRID, LINE = (0.1, 0.3, 0.5, 0.7, 0.9), (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -271,6 +281,40 @@ def mixing_sheets(config: GenerateConfig, grid: bool, line: bool, progress: Prog
     return {"out": str(config.out), "sheets": made, "style": list(config.style), "seed": config.seed}
 
 
+SWEEP = (321.0, 481.0, 561.0, 641.0, 721.0, 801.0, 981.0)
+"""Terminal timesteps of a sweep, of 50 DDIM steps."""
+
+
+def timestep_sheet(config: GenerateConfig, progress: Progress = ignore) -> dict[str, Any]:
+    """Write sweep.png to `config.out`: a row per terminal timestep of SWEEP, a column per prompt; the style's reference
+    is inverted to each. The noise has no random share unless `config.noise_random` is given.
+
+    Raises UserError for a style that does not keep the noise of one reference.
+    """
+    prompts = read_prompts(config)
+    check_prompts(prompts)
+    if config.until is not None:
+        raise UserError("--sweep has its own --until: leave it out")
+    writable_folder(config.out)
+    session = open_session(
+        config.base, styles=config.style, sampling=sampling_of(config), progress=progress, **hardware_of(config)
+    )
+    session.check_prompts(prompts)
+    if len(session.noises) != 1 or session.folder is None:
+        raise UserError("--sweep is for a style that keeps the inversion noise of one reference (recipe instastyle)")
+    rows = {}
+    for until in SWEEP:
+        own = replace(session, sampling=replace(session.sampling, until=until))
+        jobs = [(prompt, config.seed) for prompt in prompts]
+        images = own.sample(jobs, Mixing(config.noise_random or 0.0), part(progress, len(rows), len(SWEEP)))
+        rows[f"t = {until:g}"] = [image for image, _ in images]
+    columns = [prompt.partition(",")[0] for prompt in prompts]
+    with Image.open(reference_file(session.folder)) as opened, atomic(config.out / "sweep.png") as file:
+        reference = opened.convert("RGB")
+        sheet(rows, columns, title="terminal timestep of the inversion", reference=reference).save(file, "PNG")
+    return {"out": str(config.out), "sheets": ["sweep.png"], "style": list(config.style), "seed": config.seed}
+
+
 def sampling_of(config: GenerateConfig) -> Sampling:
     """The command's settings of sampling."""
     return Sampling(
@@ -282,6 +326,7 @@ def sampling_of(config: GenerateConfig) -> Sampling:
         config.style_guidance,
         config.base_guidance,
         config.sampler,
+        config.until,
     )
 
 
@@ -355,6 +400,6 @@ def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict
 USED = (
     *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
     *("log_snr", "prompt_of_step", "switch_share", "style_semantics"),
-    *("noise_random", "noise_weights", "prompt_weights"),
+    *("noise_random", "noise_weights", "prompt_weights", "until"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""

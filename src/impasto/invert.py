@@ -20,15 +20,14 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, check_size
 from impasto.files import atomic, writable_folder
-from impasto.inversion import Trajectory, invert, sample
+from impasto.inversion import Trajectory, invert, kind_of, log_snr_of, sample, timestep_of
 from impasto.inversion.noise_file import NOISE, InversionNoise, NoiseInfo, write
 from impasto.inversion.snr import correlation, paper_snr, snr_of_correlation
-from impasto.noise.schedule import RectifiedFlow, VariancePreserving
+from impasto.noise.schedule import VariancePreserving
 from impasto.sampling.png import read_png_metadata
 from impasto.sampling.sample import VERSION, as_image
 
 RECONSTRUCTION = "reconstruction.png"
-TIMESTEPS = 1000  # of `until`: a rectified flow's noise share times this
 POOR = 25.0  # decibels
 
 
@@ -40,7 +39,7 @@ def invert_image(
     out: Path | None = None,
     steps: int = 50,
     until: float | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -49,7 +48,8 @@ def invert_image(
     """Write `noise.safetensors` and `reconstruction.png` to `out` (runs/inverted/<name of the image>).
 
     until: terminal timestep, 0 to 1000 (of a rectified flow, 1000 times the noise share); the grid's noisiest level
-    that is not noisier is the last one. None for the whole grid. refine: fixed-point iterations of each step. size:
+    that is not noisier is the last one. None for the whole grid. refine: fixed-point iterations of each step; 1
+    on a rectified flow, else 0, when None. size:
     pixels, square, the base's own by default: the middle square of the image, resized.
 
     Returns the files, the terminal level, the reconstruction error in dB (PSNR of the decoded latents, so that the
@@ -60,9 +60,10 @@ def invert_image(
     image = Path(image)
     if not caption.strip():
         raise UserError("the caption is empty: say what the image shows and in what style, 'a cat in neon sign style'")
-    if refine < 0:
+    if refine is not None and refine < 0:
         raise UserError(f"refine must be 0 or more, not {refine}")
     family = loader.load(base, device=device, precision=precision, components=components)
+    refine = kind_of(family).REFINE if refine is None else refine
     size = int(family.card["size"]) if size is None else size
     check_size(size, family)
     terminal = None if until is None else log_snr_of(family, until)
@@ -116,22 +117,6 @@ def measure_reconstruction(
 def reconstruct(family: Family, trajectory: Trajectory, condition: Condition) -> Tensor:
     """Pixels (1, 3, H, W), nominally in [-1, 1], sampled from the trajectory's noise, conditional only."""
     return family.decode(sample(family, trajectory.noise, trajectory.log_snr, condition))
-
-
-def log_snr_of(family: Family, timestep: float) -> float:
-    """The log-SNR of a timestep of 0 to 1000. Raises UserError outside of the base's own."""
-    schedule = family.schedule
-    last = len(schedule.levels) - 1 if isinstance(schedule, VariancePreserving) else TIMESTEPS
-    if not 0 < timestep <= last:
-        raise UserError(f"until must be a timestep above 0 and up to {last} for this base, not {timestep:g}")
-    own = schedule if isinstance(schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
-    return own.log_snr(torch.tensor(timestep, dtype=torch.float64)).item()
-
-
-def timestep_of(family: Family, level: Tensor) -> float:
-    """The inverse of `log_snr_of`."""
-    own = family.schedule if isinstance(family.schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
-    return own.timestep(level).item()
 
 
 def paper_snr_until(family: Family, level: Tensor) -> float | None:

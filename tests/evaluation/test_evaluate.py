@@ -31,7 +31,7 @@ STYLE = "16 by 16 black and white pixel art"
 def truths(monkeypatch):
     """Fake true images that the fake judges classify as the expected cell."""
 
-    def fake(style, concepts):
+    def fake(style, concepts, ground):
         return {c: Image.new("RGB", (128, 128), (style * 10 + 5, c // 256, c % 256)) for c in concepts if c != FROG}
 
     monkeypatch.setattr("impasto.evaluation.folder.true_pictures", fake)

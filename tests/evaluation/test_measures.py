@@ -65,6 +65,17 @@ def test_ssim_and_mse_known_values():
     assert noisy[0] > noisy[1] > noisy[2]
 
 
+def test_palette_ignores_places_and_ground_the_inside():
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    moved = x.roll((5, 9), dims=(2, 3))
+    assert torch.allclose(paired.palette(x, moved), torch.zeros(2)) and (paired.ground(x, moved) > 30).all()
+    inside = x.clone()
+    inside[:, :, 6:-6, 6:-6] = 0
+    assert torch.equal(paired.ground(x, inside), torch.zeros(2)) and (paired.palette(x, inside) > 10).all()
+    red, blue = (torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 32, 32) for colour in ([1.0, 0, 0], [0, 0, 1.0]))
+    assert paired.palette(red, blue).item() == paired.ground(red, blue).item() == pytest.approx(170)
+
+
 def test_style_rows_known_values():
     rows = style_rows(torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.7, 0.2]]), ["a", "b", "c"], ["k", "k", "m"], 0)
     assert [row["style_accuracy"] for row in rows] == [True, False]
@@ -108,7 +119,7 @@ def test_scores_table_shows_intervals_and_dashes():
     assert cell(column, "clip_t") == "-.040" == decimal(-0.04)
     assert cell(column, "ssim") == "–" == cell(None, "ssim")
     assert scores_table({"a": column, "b": None}).row_count == 2
-    assert decimal(1.0) == "1.000" and decimal(0.5) == ".500"
+    assert [decimal(x) for x in (1.0, 0.5, -0.04, 10.25, 255)] == ["1.000", ".500", "-.040", "10.2", "255.0"]
 
 
 def test_scores_table_does_not_interpret_markup():

@@ -16,7 +16,7 @@ from impasto.bases import loader
 from impasto.cli.train import run_training
 from impasto.config import resolve
 from impasto.errors import UserError
-from impasto.generation import Mixing, generate, mixing_sheets, open_session
+from impasto.generation import Mixing, generate, mixing_sheets, open_session, timestep_sheet
 from impasto.inversion import noise_file
 from impasto.inversion.snr import correlation
 from impasto.methods import instastyle
@@ -108,9 +108,10 @@ def test_run_leaves_a_style_folder(trained):
 @pytest.mark.parametrize("base", ["tiny_sd3", "tiny_flux"])
 def test_run_on_a_rectified_flow(base, request, picture, tmp_path):
     base = request.getfixturevalue(base)
-    config = config_of(base, picture, tmp_path / "x")
+    config = config_of(base, picture, tmp_path / "x", **{"method.until": 700.0})
     train(config)
     assert "sampler" not in json.loads((config.out / "style.json").read_text())["sampling"]
+    assert noise_file.read(config.out / noise_file.NOISE).log_snr[-1] < -0.5  # t up to 600 of 1000
     images = draw(base, config.out, noise_random=0.0)
     name = json.loads((Path(base) / "model_index.json").read_text())["_class_name"]
     pipe = getattr(diffusers, name).from_pretrained(base)
@@ -250,6 +251,39 @@ def test_other_steps_invert_the_reference_again(trained, tmp_path):
         draw(config.base, tmp_path / "x", sampling=Sampling(steps=5))
 
 
+def test_until_starts_sampling_at_a_level(tiny_sd15, picture, tmp_path):
+    config = config_of(tiny_sd15, picture, tmp_path / "x", **{"method.until": 600.0})
+    train(config)
+    assert json.loads((config.out / "style.json").read_text())["sampling"]["until"] == 600
+    noise = noise_file.read(config.out / noise_file.NOISE)
+    assert len(noise.log_snr) == 4  # t = 0, 1, 251, 501; 751 is above
+    assert len(noise_file.read(config.out / CANDIDATES / noise_file.NOISE).log_snr) == 4
+    image, info = next(
+        generate(str(tiny_sd15), ["a cat in <style1> style"], styles=[str(config.out)], device="cpu", noise_random=0.0)
+    )
+    assert info["until"] == 600 and info["steps"] == 4
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_sd15)
+    theirs = pipe("a cat in <style1> style", **load_style(pipe, config.out)).images
+    assert abs(pixels(theirs) - pixels([image])).max() <= 1
+    other = draw(tiny_sd15, config.out, sampling=Sampling(until=300.0), noise_random=0.0)
+    assert (pixels(other) != pixels([image])).any()
+    with pytest.raises(UserError, match="until is for a style that keeps inversion noise"):
+        next(generate(str(tiny_sd15), ["a cat"], sampling=Sampling(until=300.0), device="cpu"))
+    with pytest.raises(UserError, match="timestep above 0 and up to"):
+        draw(tiny_sd15, config.out, sampling=Sampling(until=1200.0))
+
+
+def test_sweep_sheet_has_a_row_per_timestep(trained, tmp_path):
+    prompts = ("a cat in <style1> style", "a star in <style1> style")
+    config = GenerateConfig(
+        base=trained[0].base, style=(str(trained[0].out),), prompt=prompts, out=tmp_path, device="cpu", steps=50
+    )
+    assert timestep_sheet(config)["sheets"] == ["sweep.png"]
+    assert Image.open(tmp_path / "sweep.png").height > 7 * 112
+    with pytest.raises(UserError, match="noise of one reference"):
+        timestep_sheet(replace(config, style=()))
+
+
 def test_mixed_style_has_a_token_and_a_noise_for_each(mixed, trained, second):
     assert [part.kind for part in read_parts(mixed)] == ["lora", "token", "token", "noise", "noise"]
     recipe = (mixed / REFINEMENT / "recipe.toml").read_text()
@@ -357,6 +391,9 @@ def test_what_cannot_be_mixed_raises(trained, tiny_sd3, picture, tmp_path):
         ({"text": "frozen"}, "trains one token"),
         ({"method.n": 4}, "4 of 3 objects"),
         ({"style_words": "oil"}, "do not follow an object"),
+        ({"method.steps": 2000}, "steps must be at most 999 for this base, not 2000"),
+        ({"method.until": 0.5}, r"until timestep 0.5 has no step: the first of the grid goes to 1; take"),
+        ({"method.until": 5000.0}, "until must be a timestep above 0 and up to 999"),
     ],
 )
 def test_bad_settings_raise(tiny_sd15, picture, tmp_path, keys, message):

@@ -69,6 +69,13 @@ BACKGROUNDS: dict[str, RGB] = {
     )
 }
 
+GROUNDS: dict[str, tuple[str, ...]] = {
+    "white": ("white",),
+    "coloured": ("sky blue", "yellow", "lime green", "hot pink", "orange", "lavender", "sand", "turquoise"),
+    "dark": ("navy", "maroon", "forest green", "charcoal"),
+}
+"""Plain grounds of references whose captions do not name them, by kind. Black ink cannot be seen on dark ones."""
+
 
 @cache
 def luminance(rgb: RGB) -> float:

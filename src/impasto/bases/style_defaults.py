@@ -15,7 +15,8 @@ STYLE_WORDS = "style words"
 @dataclass(frozen=True)
 class StyleDefaults:
     """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance,
-    sampler, steps: None for the base's own. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength
+    sampler, steps: None for the base's own. until: terminal timestep of
+    inversion noise, None for all steps. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength
     without style guidance (plain diffusers, other tools), for the model card."""
 
     strength: float = 1.0
@@ -26,10 +27,11 @@ class StyleDefaults:
     plain_strength: float | None = None
     sampler: str | None = None
     steps: int | None = None
+    until: float | None = None
 
     def complete(self, given: T) -> T:
         """`given`, a `Sampling`, with its None values replaced by these."""
-        keys = ("guidance", "style_guidance", "base_guidance", "negative", "sampler", "steps")
+        keys = ("guidance", "style_guidance", "base_guidance", "negative", "sampler", "steps", "until")
         values = {key: getattr(self, key) for key in keys}
         missing = {key: value for key, value in values.items() if getattr(given, key) is None}
         return replace(given, **missing)  # pyright: ignore[reportArgumentType]

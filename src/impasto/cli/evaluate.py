@@ -21,6 +21,7 @@ def evaluate(args: list[str]) -> Result:
         base_images: Path | None = None,
         clip: str = "clip",
         dino: str | None = None,
+        ground: tuple[int, int, int] = (255, 255, 255),
         out: Path | None = None,
     ) -> Result:
         """Score a folder of generated pictures.
@@ -34,6 +35,7 @@ def evaluate(args: list[str]) -> Result:
             base_images: The same prompts drawn by the base alone, scored beside them.
             clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
+            ground: Red, green, blue of the plain ground that the true pictures are on.
             out: Where the scores are written; scores.json in the folder when not given.
         """
         check_folder(folder, "the folder that `impasto generate --out` wrote")
@@ -44,9 +46,8 @@ def evaluate(args: list[str]) -> Result:
             style_index(style_of)
         from impasto.evaluation import evaluate
 
-        found = evaluate(
-            folder, style_of, concepts, reference, reference_concept, base_images, encoder=clip, out=out, dino=dino
-        )
+        kinds = {"encoder": clip, "dino": dino, "ground": ground}
+        found = evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out, **kinds)
         style = folder.parent
         return found | ({"next": f"impasto report {style}"} if (style / "style.json").is_file() else {})
 

@@ -11,6 +11,7 @@ from impasto.cli.console import Result, parse, progress_bar
 from impasto.errors import UserError
 
 GRID = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha x beta instead of images.")]
+SWEEP = Annotated[bool, tyro.conf.arg(help="Of a style with inversion noise: a sheet of terminal timesteps x prompts.")]
 LINE = Annotated[bool, tyro.conf.arg(help="Of a style of two: a sheet of alpha = beta from 0 to 1.")]
 
 
@@ -22,6 +23,7 @@ def command_class() -> Any:
     sections = [
         ("grid", GRID, field(default=False)),
         ("line", LINE, field(default=False)),
+        ("sweep", SWEEP, field(default=False)),
     ]
     for name, entry in GUIDANCES.items():
         settings = entry.settings_class
@@ -49,10 +51,12 @@ def generate(args: list[str]) -> Result:
         from impasto.training.checkpoint_style import resolve_checkpoint
 
         config = replace(config, style=tuple(map(resolve_checkpoint, command.style)))
-    from impasto.generation import generate_folder, mixing_sheets
+    from impasto.generation import generate_folder, mixing_sheets, timestep_sheet
 
     with progress_bar() as progress:
         if command.grid or command.line:
             return mixing_sheets(config, command.grid, command.line, progress)
+        if command.sweep:
+            return timestep_sheet(config, progress)
         result = generate_folder(config, progress)
     return result | {"next": f"impasto evaluate {shlex.quote(str(config.out))}"}

@@ -18,7 +18,7 @@ def invert(args: list[str]) -> Result:
         out: Path | None = None,
         steps: int = 50,
         until: float | None = None,
-        refine: int = 0,
+        refine: int | None = None,
         size: int | None = None,
         device: str = "auto",
         precision: str = "auto",
@@ -33,7 +33,8 @@ def invert(args: list[str]) -> Result:
             out: The folder; runs/inverted/<name of the image> when not given.
             steps: Inversion steps from the image to noise.
             until: Terminal timestep of 0 to 1000 (a rectified flow's noise share times 1000); all steps when not given.
-            refine: Fixed-point iterations of each step: nearer to the image, each costs another inversion.
+            refine: Fixed-point iterations of each step: nearer to the image, each costs another inversion; 1 on a
+                rectified flow, else 0, when not given.
             size: Pixels, square; the base's own when not given.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).

@@ -37,6 +37,7 @@ def evaluate(
     encoder: Encoder | Path | str | None = "clip",
     out: Path | str | None = None,
     dino: Encoder | Path | str | None = None,
+    ground: Sequence[int] = (255, 255, 255),
 ) -> dict[str, Any]:
     """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. An
     existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
@@ -49,6 +50,7 @@ def evaluate(
     reference_concept: label of the reference's object; default: the concept of the style folder's (first) caption.
     base_images: folder with images of the same prompts, each as often, from the base without adapter; scored the same
         way, under "base".
+    ground: r, g, b of the true images' plain ground.
     judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None. dino: a
         folder or hub id of an encoder of images, for one more cosine with the reference.
 
@@ -67,7 +69,7 @@ def evaluate(
     expected, notes = _concepts(samples, concepts, labels)
     trained, found = _reference(samples, reference, reference_concept, labels)
     style = _style(style_of, judges)
-    truths = {} if style is None else true_pictures(style, [c for c in expected if c is not None])
+    truths = {} if style is None else true_pictures(style, [c for c in expected if c is not None], ground)
     judged, invalid = _judged(samples if packaged else [], judges, trained, style)
     if not judged and encoder == "clip":
         encoder = None

@@ -1,6 +1,6 @@
 """Paired pixel similarity of a generated image and the true image of the same concept in the same style.
 
-On 128 x 128 RGB in [0, 1] on white; often half of the canvas is empty, so that even different objects have a high SSIM:
+On 128 x 128 RGB in [0, 1]; often half of the canvas is empty, so that even different objects have a high SSIM:
 compare with the base's scores.
 """
 
@@ -9,11 +9,25 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 LUMA = (0.299, 0.587, 0.114)  # BT.601
+BORDER = 6  # pixels
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared error [n] over pixels and channels of images [n, 3, h, w] in [0, 1]: 0 equal, 1 black on white."""
     return (x - y).square().mean(dim=(1, 2, 3))
+
+
+def palette(x: Tensor, y: Tensor) -> Tensor:
+    """Wasserstein-1 distance [n] of the channels' values, mean over the channels, 0 to 255, of images [n, 3, h, w] in
+    [0, 1]: mean |sort(x) - sort(y)|, wherever in the image a value is."""
+    return 255 * (x.flatten(2).sort().values - y.flatten(2).sort().values).abs().mean(dim=(1, 2))
+
+
+def ground(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference [n] of the outer BORDER pixels, 0 to 255, of images [n, 3, h, w] in [0, 1]."""
+    border = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+    border[BORDER:-BORDER, BORDER:-BORDER] = False
+    return 255 * (x - y).abs()[..., border].mean(dim=(1, 2))
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ class Scorer:
             true_pixels = to_tensor(truths)
             self._add(rows, "ssim", paired.ssim(pixels[index], true_pixels), index)
             self._add(rows, "mse", paired.mse(pixels[index], true_pixels), index)
+            self._add(rows, "palette", paired.palette(pixels[index], true_pixels), index)
+            self._add(rows, "ground", paired.ground(pixels[index], true_pixels), index)
 
     def _paired(self, concepts: Sequence[int | None]) -> tuple[list[int], list[Image.Image]]:
         """(positions of the images with a known true image, these true images)."""

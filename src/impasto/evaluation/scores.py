@@ -40,6 +40,8 @@ SCORES: dict[str, Score] = {
     "clip_i_paired": Score("CLIP-I, true picture", "cosine with the true image of the same concept in the style"),
     "ssim": Score("SSIM, true picture", "structural similarity (luma, 11 x 11 Gaussian) with the true image"),
     "mse": Score("MSE, true picture", "mean squared pixel error in [0, 1] against the true image", "lower"),
+    "palette": Score("palette error", "Wasserstein-1 distance of channel values to the true image's, 0-255", "lower"),
+    "ground": Score("ground error", "mean absolute difference of the border from the true image's, 0 to 255", "lower"),
     "clip_t": Score("CLIP-T", "cosine of the image's embedding with its prompt's"),
 }
 

@@ -1,5 +1,6 @@
 """The score table for the terminal: a row per score, a column per set of images."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,5 +52,5 @@ def percent(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Three decimals, no leading zero: `.712`, `-.040`."""
-    return f"{value:.3f}".replace("0.", ".", 1)
+    """Three decimals, no leading zero: `.712`, `-.040`; one from 10 on: `73.1`."""
+    return f"{value:.1f}" if abs(value) >= 10 else re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")

@@ -18,7 +18,8 @@ from impasto.inversion import ddim, flow
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 METHODS: dict[type, ModuleType] = {VariancePreserving: ddim, RectifiedFlow: flow}
-"""By schedule class: modules with `levels`, `step` and `direction`."""
+"""By schedule class: modules with `levels`, `step`, `direction` and `REFINE`."""
+TIMESTEPS = 1000  # a rectified flow's noise share times this
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def invert(
     height, width = latents.shape[-2:]
     path = kind.levels(family, steps, (height, width)) if levels is None else path_through(family, levels)
     if until is not None:
-        path = up_to(path, until)
+        path = up_to(family, path, until)
     predicted = directions(family, condition, negative, guidance)
     walked = integrate(kind.step, predicted, latents.to(family.device), path, refine)
     return Trajectory(torch.cat(walked), path)
@@ -114,6 +115,22 @@ def kind_of(family: Family) -> ModuleType:
     return kind
 
 
+def log_snr_of(family: Family, timestep: float) -> float:
+    """The log-SNR of a timestep of 0 to 1000. Raises UserError outside of the base's own."""
+    schedule = family.schedule
+    last = len(schedule.levels) - 1 if isinstance(schedule, VariancePreserving) else TIMESTEPS
+    if not 0 < timestep <= last:
+        raise UserError(f"until must be a timestep above 0 and up to {last} for this base, not {timestep:g}")
+    own = schedule if isinstance(schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
+    return own.log_snr(torch.tensor(timestep, dtype=torch.float64)).item()
+
+
+def timestep_of(family: Family, level: Tensor) -> float:
+    """The inverse of `log_snr_of`."""
+    own = family.schedule if isinstance(family.schedule, VariancePreserving) else RectifiedFlow(TIMESTEPS)
+    return own.timestep(level).item()
+
+
 def directions(
     family: Family, condition: Condition, negative: Condition | None, guidance: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -154,13 +171,13 @@ def take(condition: Condition, part: slice) -> Condition:
     return {name: rows[part] for name, rows in condition.items()}
 
 
-def up_to(path: Tensor, until: float) -> Tensor:
+def up_to(family: Family, path: Tensor, until: float) -> Tensor:
     """The levels of a falling path that are not noisier than `until`. Raises UserError where only the image's is."""
     kept = path[path >= until - 1e-6]
     if len(kept) < 2:
         raise UserError(
-            f"an inversion to log-SNR {until:g} has no step: the first of this grid goes to {path[1].item():.4g}; "
-            "take a noisier level or more steps"
+            f"an inversion until timestep {timestep_of(family, torch.tensor(until)):.4g} has no step: the first of the "
+            f"grid goes to {timestep_of(family, path[1]):.4g}; take a later timestep or more steps"
         )
     return kept
 

@@ -17,6 +17,9 @@ from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.noise.schedule import VariancePreserving, per_item
 
+REFINE = 0
+"""Fixed-point iterations of each inversion step by default: mini-sd15 comes back at 38 to 44 dB without."""
+
 
 def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
     """log-SNRs (steps + 1,), float64, at t = 0 and at leading spacing with offset 1 (50 steps: t = 1, 21, .., 981).

@@ -12,6 +12,9 @@ from torch import Tensor
 from impasto.errors import UserError
 from impasto.families.base import Family
 
+REFINE = 1
+"""Fixed-point iterations of each inversion step by default, without which mini-sd3 may come back below 25 dB."""
+
 
 def levels(family: Family, steps: int, size: tuple[int, int]) -> Tensor:
     """log-SNRs, float64, from infinity (the image) through those of the pipeline's sampler at `size` (h, w)."""

@@ -56,8 +56,12 @@ class InstaStyle:
     """Steps of inversion and sampling."""
     guidance: float = 2.5
     """Guidance scale of the candidates, and of the finished style."""
-    fixed_point: int = 0
-    """Fixed-point iterations of each inversion step: nearer to the image, each costs another inversion."""
+    until: float | None = None
+    """Terminal timestep of the inversion, 0 to 1000 (a rectified flow's noise share times 1000), where sampling starts
+    too: less of it keeps more of the reference's structure. All steps when not given."""
+    fixed_point: int | None = None
+    """Fixed-point iterations of each inversion step: nearer to the image, each costs another inversion. 1 on a
+    rectified flow, else 0, when not given."""
     random: float = 0.0
     """Share of the noise's positions that each candidate draws anew."""
     select: Literal["score", "random", "human"] = "score"
@@ -71,7 +75,7 @@ class InstaStyle:
     """Refine on the reference itself too, as the authors' code does."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, above_0=("steps", "n"), at_least_0=("guidance", "fixed_point"), prefix="method.")
+        check_numbers(self, above_0=("steps", "n", "until"), at_least_0=("guidance", "fixed_point"), prefix="method.")
         check_share(self.random, "method.random")
         if self.objects and len(self.objects) < self.n:
             raise UserError(f"{self.n} of {len(self.objects)} objects cannot be selected: lower --method.n")

@@ -36,7 +36,7 @@ from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Condition, Family
 from impasto.files import MODELS, atomic
 from impasto.generation import generate
-from impasto.inversion import invert, noise_file, sample
+from impasto.inversion import invert, kind_of, log_snr_of, noise_file, sample
 from impasto.inversion.mix import randomise
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
 from impasto.invert import measure_reconstruction, reconstruct, save_image
@@ -103,7 +103,7 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     config = change(config, quantize=plan.config.execution.quantize)
     progress(f"loading {config.base}")
     family = load_family(config)
-    config = change(config, precision=family.precision)
+    config = replace(change(config, precision=family.precision), method=fill(config.method, family))
     reference = references.read(config.data.image[0], config.data.size)
     token = plan.config.text.tokens[0]
     source = Source(config.data.image[0], caption, token, caption.text[caption.words])
@@ -130,6 +130,15 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
 
 def load_family(config: TrainConfig) -> Family:
     return loader.load(config.base, device=config.device, precision=config.precision, components=config.components)
+
+
+def fill(method: InstaStyle, family: Family) -> InstaStyle:
+    """The settings with those that follow from the base. Raises UserError for steps or a terminal timestep that it
+    lacks."""
+    Sampling(steps=method.steps).on(family)
+    if method.until is not None:
+        log_snr_of(family, method.until)
+    return replace(method, fixed_point=kind_of(family).REFINE if method.fixed_point is None else method.fixed_point)
 
 
 def provenance(family: Family, sources: Sequence[Source], hashes: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +170,8 @@ def invert_with(
     height, width = x.shape[-2:]
     with torch.no_grad():
         levels = grid(family, method.steps, (height, width))
-        found = invert(family, x, cond, levels=levels, refine=method.fixed_point)
+        until = None if method.until is None else log_snr_of(family, method.until)
+        found = invert(family, x, cond, levels=levels, until=until, refine=method.fixed_point)
         back = reconstruct(family, found, cond)
     decibels = measure_reconstruction(family, x, back, method.fixed_point, method.steps, "--method.fixed-point")
     info = NoiseInfo(family.hash, size, method.steps, text, reference.sha256)
@@ -171,7 +181,8 @@ def invert_with(
 def inversion_inputs(config: TrainConfig, family_hash: str, text: str, reference: str) -> dict[str, Any]:
     method = config.method
     known = {"base": family_hash, "reference": reference, "caption": text, "size": config.data.size}
-    return known | {"steps": method.steps, "fixed_point": method.fixed_point, "precision": config.precision}
+    known |= {"steps": method.steps, "fixed_point": method.fixed_point, "precision": config.precision}
+    return known | ({} if method.until is None else {"until": method.until})
 
 
 def invert_reference(
@@ -230,6 +241,7 @@ def make_candidates(
     }
     about |= size | {"base": config.base, "base_hash": family.hash, "styles": [], "version": VERSION}
     about |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    about |= {} if method.until is None else {"until": method.until}
     for first in range(0, len(missing), batch):
         part = missing[first : first + batch]
         prompts, seeds = [one.prompt for one in part], [config.seed + found.index(one) for one in part]
@@ -380,6 +392,7 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
         decibels.append(round(quality, 2))
     sampling = {**PLAIN_SAMPLING, "guidance": config.method.guidance, "steps": config.method.steps}
     sampling |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
+    sampling |= {} if config.method.until is None else {"until": config.method.until}
     write_parts(out, parts, sampling)
     del pipe, encode
     prompts = preview_prompts(config, family, sources)

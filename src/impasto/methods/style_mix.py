@@ -19,6 +19,7 @@ from impasto.methods.config import InstaStyle, StyleMix
 from impasto.methods.instastyle import (
     CANDIDATES,
     Source,
+    fill,
     keep_style,
     load_family,
     provenance,
@@ -56,7 +57,7 @@ def mix_config(styles: Sequence[Path], out: Path, **changes: Any) -> TrainConfig
                 f"styles of two sizes cannot be mixed: {str(folder)!r} is of {config.data.size} px, not "
                 f"{first.data.size}"
             )
-    own = {"steps": method.steps, "guidance": method.guidance, "fixed_point": method.fixed_point}
+    own = {key: getattr(method, key) for key in ("steps", "guidance", "fixed_point", "until")}
     config = replace(
         first, out=out, method=StyleMix(styles=tuple(map(str, styles)), objects=method.objects, n=method.n, **own)
     )
@@ -107,6 +108,7 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     progress(f"loading {config.base}")
     family = load_family(config)
     config = change(config, quantize=plan.config.execution.quantize, precision=family.precision)
+    config = replace(config, method=fill(config.method, family))
     hashes = [references.load(source.image).sha256 for source in sources]
     folder = RunFolder(config, provenance(family, sources, hashes))
     try:

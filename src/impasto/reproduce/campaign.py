@@ -34,11 +34,13 @@ GROUPS = {
     "style-friendly": "impasto.reproduce.style_friendly",
     "calibration": "impasto.reproduce.calibration",
     "styleinject": "impasto.reproduce.styleinject",
+    "instastyle": "impasto.reproduce.instastyle",
 }
 """Groups of claims, one module each: CLAIMS, or claims(world), and arms(base_hash, calibration, world); optionally
 
 following(campaign) -> {name: arm}             arms that depend on existing cells
-drawings(campaign, claim, size) -> {file: SVG}  further ones for the page
+drawings(campaign, claim, size) -> {file: SVG or PNG}  further ones for the page
+others(out, claims, arms) -> (claims, arms)    with methods whose images lie in the campaign's folder
 BASE                                           the default base
 WORLDS                                         {protocol: (references, clip, dino) -> World}
 """
@@ -211,6 +213,8 @@ def make_campaign(
         family.hash, calibration or stored_calibration(out, family.hash, log), world.name
     )
     stated = module.claims(world.name) if hasattr(module, "claims") else module.CLAIMS
+    if hasattr(module, "others") and world.name != "paper":
+        stated, arms = module.others(out, stated, arms)
     claims = tuple(claim for one in stated if (claim := restricted(one, arms, ours=world.name != "paper")))
     return Campaign(group, claims, {}, {}, {}, world, place, family, out, known).with_arms(arms).with_following()
 

@@ -79,7 +79,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Compare:
-    """A contrast of arms in one of the world's measures. above, below: thresholds in units of its margin."""
+    """A contrast of arms in one of the world's measures, or a weighted sum of arms against a threshold. above, below:
+    thresholds in units of its margin."""
 
     what: str
     weights: Mapping[str, float]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impasto.evaluation.scores import SCORES
+from impasto.evaluation.table import decimal
 from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
@@ -47,7 +48,9 @@ def write_page(campaign: "Campaign") -> list[Entry]:
         if claim.sheet and save_sheet(campaign, claim, entry["arms_cells"], out / "pictures" / sheet):
             pictures.setdefault(claim.id, []).append(sheet)
         for name, drawing in drawings(campaign, claim, entry["arms_cells"]).items():
-            save(out / "pictures" / name, drawing)
+            (out / "pictures").mkdir(exist_ok=True)
+            with atomic(out / "pictures" / name) as file:
+                file.write_bytes(drawing if isinstance(drawing, bytes) else drawing.encode())
             pictures.setdefault(claim.id, []).append(name)
     for reading in dict.fromkeys(r["reading"] for e in entries for r in e["readings"]):
         if drawing := forest(entries, campaign, reading):
@@ -58,8 +61,8 @@ def write_page(campaign: "Campaign") -> list[Entry]:
     return entries
 
 
-def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str]:
-    """{file: SVG} of a claim by the hook `drawings` of its group's module, if it has one."""
+def drawings(campaign: "Campaign", claim: Claim, size: str) -> dict[str, str | bytes]:
+    """{file: SVG or PNG} of a claim by the hook `drawings` of its group's module, if it has one."""
     hook = getattr(import_module(campaign.module), "drawings", None)
     return hook(campaign, claim, size) if hook else {}
 
@@ -291,7 +294,7 @@ def title(metric: str) -> str:
 
 def number(value: float | None) -> str:
     """`.712`, a dash for what is unknown."""
-    return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    return "–" if value is None else decimal(value)
 
 
 def effect(row: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from impasto.files import atomic, cache_dir
 from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.guidance.prompt_switch import grid, switch_prompts
+from impasto.methods.instastyle import REFINEMENT
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
@@ -124,7 +125,8 @@ def sampling_of(family: Family) -> dict[str, Any]:
 
 
 def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the scores of a cell depend on."""
+    """All that the scores of a cell depend on. A world with `sampling(family)` has its own in place of the base's."""
+    own = getattr(world, "sampling", lambda family: {})
     return {
         "version": VERSION,
         "protocol": world.name,
@@ -132,7 +134,7 @@ def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mappi
         "arm": dict(arm),
         "instruments": world.instruments(),
         **unit,
-        "sampling": sampling_of(family) | unit.get("sampling", {}),
+        "sampling": sampling_of(family) | own(family) | unit.get("sampling", {}),
     }
 
 
@@ -176,9 +178,10 @@ def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
 
 
 def running(style: Path) -> list[str]:
-    """The execution plan in a run's recipe.toml (such as a quantised base); [] without a run."""
-    file = style / "recipe.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))["impasto"]["running"] if file.is_file() else []
+    """The execution plan in the recipe.toml of a run, or of its refinement (such as a quantised base); [] without."""
+    files = [file for file in (style / "recipe.toml", style / REFINEMENT / "recipe.toml") if file.is_file()]
+    plans = [tomllib.loads(file.read_text(encoding="utf-8"))["impasto"].get("running", []) for file in files]
+    return next((plan for plan in plans if plan), [])
 
 
 def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:

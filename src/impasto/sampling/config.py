@@ -56,6 +56,9 @@ class GenerateConfig:
     noise_random: float | None = None
     """Of a style that keeps inversion noise: share of its positions that are drawn anew from the image's seed; 0.1 when
     not given."""
+    until: float | None = None
+    """Of a style that keeps inversion noise: its terminal timestep, 0 to 1000; the style's own when not given, another
+    one inverts the kept reference again."""
     alpha: tuple[float, ...] = ()
     """Of a style of two, see `impasto mix`: the second one's share of the noise; of more, the shares of all."""
     beta: tuple[float, ...] = ()

@@ -40,7 +40,8 @@ class Sampling:
     sampler: a name in SAMPLERS; "default" where the card is silent too. style_guidance, base_guidance: see
     `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for the words of the style. None in
     these three and in sampler: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere the three
-    are 0 and "".
+    are 0 and "". until: timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts,
+    from latents of that level; None for all steps.
     """
 
     steps: int | None = None
@@ -51,6 +52,7 @@ class Sampling:
     style_guidance: float | None = None
     base_guidance: float | None = None
     sampler: str | None = None
+    until: float | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -64,6 +66,7 @@ class Sampling:
             style_guidance=self.style_guidance or 0.0,
             base_guidance=self.base_guidance or 0.0,
             sampler=card.get("sampler", DEFAULT) if self.sampler is None else self.sampler,
+            until=self.until,
         )
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
@@ -167,7 +170,7 @@ def sample(
         call = rows.call() | {"guidance_scale": guidance}
         if start is not None:
             call["latents"] = family.pack(torch.cat([start(seed) for seed in seeds]))
-        with quiet(), using(pipe, scheduler), ExitStack() as active:
+        with quiet(), using(pipe, scheduler, sampling.until), ExitStack() as active:
             for one in guidances:
                 call |= active.enter_context(one.apply(pipe, rows))
             then: Any = call.get("callback_on_step_end")
@@ -190,6 +193,7 @@ def sample(
             image = as_image(pixels) if output == "pil" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
             info |= {"guidance": guidance, "width": size, "height": size}
+            info |= {} if sampling.until is None else {"until": sampling.until}
             info |= {"sampler": sampling.sampler} if sampling.sampler not in (None, DEFAULT) else {}
             for one in guidances:
                 info |= one.info(prompt)

@@ -8,6 +8,7 @@ DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095).
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from impasto.errors import UserError, nearest
@@ -81,15 +82,40 @@ def make_scheduler(name: str, family: Family) -> MakeScheduler | None:
 
 
 @contextmanager
-def using(pipe: Any, make: MakeScheduler | None) -> Iterator[None]:
-    """Inside, the pipeline samples with the scheduler that `make` makes; with its own where that is None."""
+def using(pipe: Any, make: MakeScheduler | None, until: float | None = None) -> Iterator[None]:
+    """Inside, the pipeline samples with the scheduler that `make` makes; with its own where that is None. until: see
+    `start_at`."""
     own = pipe.scheduler
     if make is not None:
         pipe.scheduler = make(own.config)
+    if until is not None:
+        pipe.scheduler = start_at(type(pipe.scheduler).from_config(pipe.scheduler.config), until)
     try:
         yield
     finally:
         pipe.scheduler = own
+
+
+def start_at(scheduler: Any, until: float) -> Any:
+    """The scheduler with grids that begin at the noisiest timestep that is not above `until`.
+
+    until: 0 to 1000; a rectified flow's timesteps are its noise shares times 1000. Its `set_timesteps` raises UserError
+    where no timestep is left.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)
+    def truncated(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        first = int((scheduler.timesteps > until + 1e-3).sum())
+        if first == len(scheduler.timesteps):
+            raise UserError(f"no timestep of {first} steps is below until {until:g}: take more steps, or a later one")
+        scheduler.timesteps = scheduler.timesteps[first:]
+        if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > len(scheduler.timesteps):
+            scheduler.sigmas = scheduler.sigmas[first:]
+
+    scheduler.set_timesteps = truncated
+    return scheduler
 
 
 def set_scheduler(pipe: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from impasto.interop.lora.read import check_finite
 from impasto.inversion import noise_file
 from impasto.inversion.mix import mix
 from impasto.noise.random import generator
-from impasto.sampling.samplers import DEFAULT, set_scheduler
+from impasto.sampling.samplers import DEFAULT, set_scheduler, start_at
 from impasto.styles.parts import NOISE, STYLE_JSON, TOKEN, Part, adapter_kinds, part_files, read_parts, read_style_json
 from impasto.styles.weights import naming, read_file, style_file
 
@@ -70,6 +70,8 @@ def call_arguments(pipe: Any, folder: Path) -> dict[str, Any]:
     own, size = checked(read_style_json(folder).get("sampling", {}), str(folder / STYLE_JSON)), noises[0].info.size
     if (name := own.get("sampler", DEFAULT)) != DEFAULT:
         set_scheduler(pipe, name)
+    if own.get("until") is not None:
+        pipe.scheduler = start_at(pipe.scheduler, own["until"])
     latents = mix([one.noise for one in noises], [1 / len(noises)] * len(noises), generator(0, 0, "mix of noises"))
     latents = latents.to(pipe.device, pipe.dtype)
     if hasattr(pipe, "_pack_latents"):  # FLUX: tokens of 2 x 2 latents

@@ -3,7 +3,8 @@
     z_T = invert(reference, caption) with the style's own weights,
     z(seed) = randomise(mix(z_T of each style, alpha), p)
 
-Noise fits one size and one sampling grid; at another size or number of steps the kept reference is inverted again.
+Noise fits one size and one sampling grid; at another size, number of steps or terminal timestep the kept reference is
+inverted again.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.guidance.base import Encode
-from impasto.inversion import invert, noise_file
+from impasto.inversion import invert, kind_of, log_snr_of, noise_file
 from impasto.inversion.mix import mix, randomise
 from impasto.inversion.noise_file import InversionNoise
 from impasto.noise.random import generator
 from impasto.sampling.sample import Sampling
+from impasto.styles.defaults import own_sampling
 from impasto.styles.parts import NOISE, part_files
 
 RANDOM = 0.1
@@ -75,9 +77,10 @@ def build_start(
     weights = share_weights(alpha, len(noises), "alpha")
     pixels: list[Tensor | None] = []
     assert sampling.size is not None and sampling.steps is not None
+    own = (own_sampling(folder).get("until"),)
     for i, noise in enumerate(noises):
         noise.check_base(family.hash)
-        fits = (noise.info.size, noise.info.steps) == (sampling.size, sampling.steps)
+        fits = (noise.info.size, noise.info.steps, *own) == (sampling.size, sampling.steps, sampling.until)
         pixels.append(None if fits else read_reference(folder, i, sampling).pixels(sampling.size))
 
     @cache
@@ -99,7 +102,7 @@ def read_reference(folder: Path, index: int, sampling: Sampling) -> references.R
     if not file.is_file():
         raise UserError(
             f"style {str(folder)!r} keeps no {file.name} to invert again at {sampling.size} px in {sampling.steps} "
-            "steps: leave out --size and --steps"
+            "steps: leave out --size, --steps and --until"
         )
     return references.load(file)
 
@@ -110,5 +113,7 @@ def invert_again(family: Family, pixels: Tensor, encode: Encode, caption: str, s
     family.free("vae")  # the pipeline has its own
     height, width = x.shape[-2:]
     levels = family.sampling_levels(sampling.steps or 0, (height, width), sampling.scheduler(family))
+    until = None if sampling.until is None else log_snr_of(family, sampling.until)
     with torch.no_grad():
-        return invert(family, x, encode(caption), levels=levels).noise.float().cpu()
+        found = invert(family, x, encode(caption), levels=levels, until=until, refine=kind_of(family).REFINE)
+    return found.noise.float().cpu()
