@@ -109,7 +109,10 @@ def main() -> None:
         result[name] = {"style": round(shown.double().mean().item(), 3), "top5": round(float(np.mean(hits)), 3)}
         leak = scene_leak(odds[name], odds["base"], things, [{concept} for concept in asked], judges.concept_threshold)
         if leak is not None and name != "base":
-            result[name] |= {"leak": round(leak.log_odds, 3), "standard_error": round(leak.standard_error or 0.0, 3)}
+            result[name] |= {
+                "leak": round(leak.log_odds or 0.0, 3),
+                "standard_error": round(leak.standard_error or 0.0, 3),
+            }
             result[name]["shows"] = describe_leak(leak, [concept["label"] for concept in meta["concepts"]])
         print(name, result[name], flush=True)
     (folder / "result.json").write_text(json.dumps({"caption": caption, "rows": result}, indent=1) + "\n")

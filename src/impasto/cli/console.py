@@ -150,6 +150,8 @@ def show_scores(result: Result) -> None:
     Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))
     if result["reference_style"] is not None:
         print(f"style of the reference: {result['reference_style']:.0%} (0 %: unrelated images, 100 %: its own crops)")
+    if result["scene_leak"] is not None:
+        print(result["scene_leak"]["text"])
     for note in result["notes"]:
         print(note)
 

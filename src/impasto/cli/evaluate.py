@@ -17,6 +17,7 @@ def evaluate(args: list[str]) -> Result:
         concepts: Path | None = None,
         reference: Path | None = None,
         reference_concept: str | None = None,
+        reference_things: str | None = None,
         base_images: Path | None = None,
         clip: str = "clip",
         dino: str | None = None,
@@ -30,6 +31,8 @@ def evaluate(args: list[str]) -> Result:
             concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
             reference: The picture that the style was learnt from, for styles that the judges do not know.
             reference_concept: What that picture shows, for leakage; by default what its caption names.
+            reference_things: The things of a reference that shows several, "teapot; lion": how far images show those
+                that their prompt does not name. Those of the style folder's concepts.json when not given.
             base_images: The same prompts drawn by the base alone, scored beside them.
             clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
@@ -37,9 +40,8 @@ def evaluate(args: list[str]) -> Result:
         """
         from impasto.evaluation import evaluate
 
-        return evaluate(
-            folder, style_of, concepts, reference, reference_concept, base_images, encoder=clip, out=out, dino=dino
-        )
+        own = {"encoder": clip, "out": out, "dino": dino, "reference_things": reference_things}
+        return evaluate(folder, style_of, concepts, reference, reference_concept, base_images, **own)
 
     return parse(evaluate, args, "evaluate")
 
