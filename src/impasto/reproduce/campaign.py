@@ -33,6 +33,7 @@ GROUPS = {
     "style-friendly": "impasto.reproduce.style_friendly",
     "calibration": "impasto.reproduce.calibration",
     "styleinject": "impasto.reproduce.styleinject",
+    "finestyle": "impasto.reproduce.finestyle",
 }
 """Groups of claims, one module each: CLAIMS, or claims(world), and arms(base_hash, calibration, world); optionally
 
