@@ -3,9 +3,10 @@
     python tools/gate_finestyle.py             # runs the missing cells of the campaign, then reports
     python tools/gate_finestyle.py --report    # of the cells that are there
 
-The arms finestyle, whole (the same without data scaling) and base of `impasto reproduce finestyle`, 3 references x 3
-seeds of each style; the cells are the campaign's own. Asked of each style: style at least .6 at .7 of the base's top-5;
-at least .2 more style than without data scaling, at no less top-5; a leak not above 0 (the base's) by more than two
+Arms of `impasto reproduce finestyle`: finestyle, whole (the same without data scaling), style-friendly (that training by
+ordinary guidance) and base, 3 references x 3 seeds of each style; the cells are the campaign's own. Asked of each style:
+style at least .6 at .7 of the base's top-5; at least .2 more style than without data scaling in the better of its two
+samplings, at no less top-5 than the one with the larger harmonic mean; a leak not above 0 (the base's) by more than two
 standard errors.
 """
 
@@ -23,7 +24,9 @@ from impasto.reproduce.finestyle_world import SceneWorld
 from impasto.reproduce.page import write_page
 
 STYLES = ("streamline-emojis", "fluent-emoji-3d")
-ARMS = ("base", "whole", "finestyle")
+ARMS = ("base", "whole", "style-friendly", "finestyle")
+"""style-friendly is the training of whole, sampled by ordinary guidance."""
+UNSCALED = ("whole", "style-friendly")
 OUT = Path("docs/results/finestyle/gate.json")
 
 
@@ -46,7 +49,7 @@ def report(campaign: Campaign) -> dict[str, Any]:
 
 def means(cells: list[dict[str, float]]) -> dict[str, float]:
     """Means over cells; standard error of the leak over them."""
-    names = ("style_accuracy", "concept_top5", "leak", "leak_shown", "region_iou")
+    names = ("style_accuracy", "concept_top5", "harmonic_mean", "leak", "leak_shown", "region_iou")
     found = {name: round(float(np.mean([c[name] for c in cells])), 3) for name in names if name in cells[0]}
     leaks = [cell["leak"] for cell in cells]
     return found | {"leak_standard_error": round(float(np.std(leaks) / max(1, len(leaks) - 1) ** 0.5), 3)}
@@ -54,12 +57,14 @@ def means(cells: list[dict[str, float]]) -> dict[str, float]:
 
 def conditions(own: dict[str, Any]) -> dict[str, bool]:
     """Which parts of the gate hold."""
-    fine, whole, base = own["finestyle"], own["whole"], own["base"]
+    fine, base = own["finestyle"], own["base"]
+    most = max(own[arm]["style_accuracy"] for arm in UNSCALED)
+    best = max((own[arm] for arm in UNSCALED), key=lambda one: one["harmonic_mean"])
     return {
         "style at least .6": fine["style_accuracy"] >= 0.6,
         "top-5 at least .7 of the base's": fine["concept_top5"] >= 0.7 * base["concept_top5"],
-        "style .2 above no data scaling": fine["style_accuracy"] - whole["style_accuracy"] >= 0.2,
-        "top-5 no less than without data scaling": fine["concept_top5"] >= whole["concept_top5"],
+        "style .2 above no data scaling": fine["style_accuracy"] - most >= 0.2,
+        "top-5 no less than without data scaling": fine["concept_top5"] >= best["concept_top5"],
         "leak within two standard errors of 0": fine["leak"] <= 2 * fine["leak_standard_error"],
     }
 
