@@ -3,8 +3,8 @@
     python tools/gate_finestyle.py             # runs the missing cells of the campaign, then reports
     python tools/gate_finestyle.py --report    # of the cells that are there
 
-Arms of `impasto reproduce finestyle`: finestyle, whole (the same without data scaling), style-friendly (that training by
-ordinary guidance) and base, 3 references x 3 seeds of each style; the cells are the campaign's own. Asked of each style:
+Arms of `impasto reproduce finestyle`: finestyle, whole (the same without data scaling), style-friendly (that training
+by ordinary guidance) and base, 3 references x 3 seeds of each style; the cells are the campaign's own. Of each style:
 style at least .6 at .7 of the base's top-5; at least .2 more style than without data scaling in the better of its two
 samplings, at no less top-5 than the one with the larger harmonic mean; a leak not above 0 (the base's) by more than two
 standard errors.

@@ -97,7 +97,12 @@ def evaluate(
         "true": _true_means(scorer, samples, expected),
         "base": _base_means(scorer, base, concepts, labels),
         "scene_leak": leak,
-        "notes": invalid + notes + unsure + found + unmeasured + _notes(style_of, expected, truths, trained),
+        "notes": invalid
+        + notes
+        + unsure
+        + found
+        + unmeasured
+        + _notes(style_of, expected, truths, trained, leak is not None),
         "images": [{"file": s.path.name, "prompt": s.prompt, **row} for s, row in zip(samples, rows, strict=True)],
     }
     with atomic(target) as path:
@@ -290,7 +295,10 @@ def _base_means(
     return means(scorer.rows((sample.image for sample in samples), expected, [sample.prompt for sample in samples]))
 
 
-def _notes(style_of: str | None, expected: Sequence[int | None], truths: dict, trained: ReferenceInfo) -> list[str]:
+def _notes(
+    style_of: str | None, expected: Sequence[int | None], truths: dict, trained: ReferenceInfo, scene: bool
+) -> list[str]:
+    """scene: the leak of the reference's things is known."""
     notes = []
     if style_of is None:
         notes.append("no --style-of: style scores and comparisons with true images are null")
@@ -299,6 +307,6 @@ def _notes(style_of: str | None, expected: Sequence[int | None], truths: dict, t
         notes.append(f"{len(missing)} concepts have no true image in {style_of} here: they are not paired")
     if trained.image is None:
         notes.append("no reference image known: its cosines are null (give --reference)")
-    if trained.concept is None:
+    if trained.concept is None and not scene:
         notes.append("the reference's concept is unknown: leakage is null (give --reference-concept)")
     return notes

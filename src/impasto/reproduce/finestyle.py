@@ -114,7 +114,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "F1",
         "Learnt from one image of several things, FineStyle leaks least of them at equal style.",
-        {"its tables": "compared with Muse, StyleDrop, StyleAligned and IP-Adapter; the numbers are not available to us"},
+        {"its tables": "against Muse, StyleDrop, StyleAligned and IP-Adapter; no numbers are available to us"},
         (
             Reading(
                 "against LoRA, StyleDrop's guidance and StyleAligned",
