@@ -132,5 +132,5 @@ def test_named_in_takes_the_longer_label_first():
 
 
 def test_find_things_of_unknown_label_raises_with_nearest():
-    with pytest.raises(UserError, match="unknown concept 'teapott'.*teapot"):
+    with pytest.raises(UserError, match=r"unknown concept 'teapott'.*teapot"):
         find_things("teapott; lion", None, KNOWN)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from impasto.data.concepts import FILE, read_concepts, split_list
 from impasto.errors import UserError
 from impasto.evaluation.labels import Labels, words

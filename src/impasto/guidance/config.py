@@ -83,8 +83,8 @@ PRESETS: dict[str, Callable[[float], tuple[float, float, float]]] = {
 """Named weights (lambda1, lambda2, lambda_base) of `StyleSemantics` by the guidance scale; both null prompts are empty.
 
 ordinary: classifier-free guidance of the adapted model. finestyle: FineStyle's form, lambda1 as in the recipe
-finestyle-kv. styledrop: StyleDrop's (lambda_A, 0, lambda_B), lambda_A as in its second round. asymmetric: the adapter in
-the positive branch alone, B(n1) + scale [S(t) - B(n1)]."""
+finestyle-kv. styledrop: StyleDrop's (lambda_A, 0, lambda_B), lambda_A as in its second round. asymmetric: the adapter
+in the positive branch alone, B(n1) + scale [S(t) - B(n1)]."""
 
 
 @dataclass(frozen=True)
