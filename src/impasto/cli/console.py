@@ -157,9 +157,9 @@ def show_scores(result: Result) -> None:
 
 
 def show_sheet(result: Result) -> None:
-    """The result, and for each row the command that generates with its checkpoint."""
+    """The result, and of checkpoints for each row the command that generates with it."""
     show(result)
-    for row, command in result["commands"].items():
+    for row, command in result.get("commands", {}).items():
         print(f"  {row}: {command}")
 
 
