@@ -224,3 +224,17 @@ def test_paper_protocol_without_its_files_raises_one_line(paper_folder, tmp_path
     (paper_folder / "prompts.txt").write_text("\n")
     with pytest.raises(UserError, match="has no prompt"):
         finestyle_paper.make_world(paper_folder, None, None)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long", "ignore:crops of concepts", "ignore:.*will be enlarged")
+def test_paper_protocol_cell_trains_by_the_method_once_per_style(tiny_sd15, paper_folder, tmp_path, monkeypatch):
+    trainings, train = [], finestyle_jobs.trained.__globals__["train"]
+    monkeypatch.setitem(finestyle_jobs.trained.__globals__, "train", lambda c: (trainings.append(c), train(c)))
+    world = replace(finestyle_paper.make_world(paper_folder, None, None), clip=FakeEncoder())
+    settings = {"steps": 1, "batch": 1, "accumulate": 1, "method.boxes": "0,0,18,18; 20,20,38,38"}
+    arms = {"own": finestyle_paper.recipe("own", "finestyle", settings, "finestyle")}
+    campaign = module.make_campaign("finestyle", str(tiny_sd15), tmp_path / "out", world=world).with_arms(arms)
+    monkeypatch.setattr(finestyle_paper, "SIZES", {"smoke": (1, 1, 2)})
+    scores = [run_cell(cell, world, campaign.place)["scores"] for cell in campaign.cells_of("own", "smoke")]
+    assert len(scores) == 2 and len(trainings) == 1 and trainings[0].method.style_words == "ink drawing"
+    assert all({"clip_text", "clip_style", "clip_leak"} <= own.keys() for own in scores)
