@@ -13,6 +13,7 @@ from impasto.data.items import Item
 from impasto.data.pictures import Picture
 from impasto.data.prepare import Prepared, prepare_items, stack, text
 from impasto.evaluation.encoders import Encoder
+from impasto.evaluation.samples import to_tensor
 
 
 class FakeJudges:
@@ -34,6 +35,7 @@ class FakeJudges:
         return probabilities
 
     def concept(self, images):
+        images = to_tensor(images) if isinstance(images, list) else images
         code = (images[:, 1:, 0, 0] * 255).round().long()
         which = (code[:, 0] * 256 + code[:, 1]).clamp(max=1193)
         probabilities = torch.linspace(0.2, 0.1, 1194).repeat(len(images), 1)

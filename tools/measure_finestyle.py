@@ -10,11 +10,14 @@ default and, as "NAME, ordinary", by guidance 4.
     style     share of images that the style judge puts into the style
     top5      share whose concept is among the concept judge's five first
     leak      `leakage.scene_leak` of the three things against the base's images of the same seeds
+
+sheet.png shows the images, variations.png one or two of the reference's things at a time, by every arm.
 """
 
 import argparse
 import json
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,20 @@ def train_arm(
     return out
 
 
+def variations(args: argparse.Namespace, folder: Path, words: str, things: list[str]) -> None:
+    """Write variations.png: a row per arm, a column per subset of the things."""
+    subsets = [[thing] for thing in things] + [list(pair) for pair in combinations(things, 2)]
+    prompts = [f"{join_labels(own)}, {words}" for own in subsets]
+    styles = {"base": [], **{arm: [f"{folder / arm}:1"] for arm in args.arms}}
+    rows = {
+        name: [one for one, _ in generate(args.base, prompts, styles=own, precision=args.precision)]
+        for name, own in styles.items()
+    }
+    columns = [" + ".join(own) for own in subsets]
+    made = sheet(rows, columns, title=f"asked for, {words}", reference=Image.open(folder / "scene.png"))
+    made.save(folder / "variations.png", optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure FineStyle on one scene.")
     parser.add_argument("--base", default="mini-sd15")
@@ -109,10 +126,14 @@ def main() -> None:
         result[name] = {"style": round(shown.double().mean().item(), 3), "top5": round(float(np.mean(hits)), 3)}
         leak = scene_leak(odds[name], odds["base"], things, [{concept} for concept in asked], judges.concept_threshold)
         if leak is not None and name != "base":
-            result[name] |= {"leak": round(leak.log_odds, 3), "standard_error": round(leak.standard_error or 0.0, 3)}
+            result[name] |= {
+                "leak": round(leak.log_odds or 0.0, 3),
+                "standard_error": round(leak.standard_error or 0.0, 3),
+            }
             result[name]["shows"] = describe_leak(leak, [concept["label"] for concept in meta["concepts"]])
         print(name, result[name], flush=True)
     (folder / "result.json").write_text(json.dumps({"caption": caption, "rows": result}, indent=1) + "\n")
+    variations(args, folder, words, [meta["concepts"][concept]["label"] for concept in things])
     rows = {name: [one for one, _ in made[:12]] for name, made in drawn.items()}
     labels = [meta["concepts"][concept]["label"] for concept in asked[:12]]
     sheet(rows, labels, title=caption, reference=Image.open(image)).save(folder / "sheet.png")

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from fakes import draw
 from PIL import Image
 
+from impasto.artworld import load_meta
+from impasto.errors import UserError
+from impasto.evaluation import evaluate
+from impasto.evaluation.labels import Labels
 from impasto.evaluation.leakage import describe_leak, log_odds, place_log_odds, scene_leak, windows
+from impasto.evaluation.scene_leak import find_things, named_in
 
 NAMES = ["rocket", "teapot", "lion", "house"]
 BASE = log_odds(torch.tensor([[0.5, 0.2, 0.1, 0.9], [0.5, 0.2, 0.1, 0.9]]))
@@ -80,3 +86,51 @@ def test_describe_leak_names_the_things_with_their_shares():
     assert leak is not None
     told = describe_leak(leak, NAMES)
     assert told == "shows the reference's other things: rocket 100 % (base 100 %), teapot 0 %, lion 50 %"
+
+
+KNOWN = Labels.from_meta(load_meta())
+
+
+def scene_folder(path, shown, first_seed=0):
+    """Images of (concept shown, prompt) with seeds."""
+    for i, (concept, prompt) in enumerate(shown):
+        draw(path / f"{i:04d}.png", 0, KNOWN.named(concept), prompt=prompt, seed=first_seed + i)
+    return path
+
+
+def test_evaluate_scene_leak_counts_unprompted_things_against_the_base(tmp_path, judges):
+    prompts = ["rocket, ink style", "teapot, ink style"]
+    ours = scene_folder(tmp_path / "ours", [("teapot", prompts[0]), ("teapot", prompts[1])])
+    base = scene_folder(tmp_path / "base", [("rocket", prompts[0]), ("teapot", prompts[1])])
+    options = {"reference_things": "teapot; lion", "judges": judges, "encoder": None}
+    leak = evaluate(ours, base_images=base, **options)["scene_leak"]
+    assert leak["things"]["teapot"]["images"] == 1 and leak["things"]["lion"]["images"] == 2
+    assert leak["things"]["teapot"]["log_odds"] > 3 > abs(leak["things"]["lion"]["log_odds"])
+    assert leak["text"] == "shows the reference's other things: lion 0 %, teapot 100 %"
+    plain = evaluate(ours, **options)["scene_leak"]
+    assert plain["log_odds"] is None and plain["things"]["teapot"] == {
+        "images": 1, "shown": 1.0, "base_shown": None, "log_odds": None,
+    }  # fmt: skip
+
+
+def test_evaluate_scene_leak_against_other_seeds_is_shares_with_a_note(tmp_path, judges):
+    ours, base = (scene_folder(tmp_path / name, [("rocket", "rocket, ink style")], seed) for name, seed in
+                  (("ours", 0), ("base", 9)))  # fmt: skip
+    result = evaluate(ours, base_images=base, reference_things="teapot; lion", judges=judges, encoder=None)
+    assert result["scene_leak"]["log_odds"] is None and any("seeds" in note for note in result["notes"])
+
+
+def test_evaluate_without_scene_has_no_scene_leak(tmp_path, judges):
+    ours = scene_folder(tmp_path, [("rocket", "rocket, ink style")])
+    assert evaluate(ours, judges=judges, encoder=None)["scene_leak"] is None
+
+
+def test_named_in_takes_the_longer_label_first():
+    things = [KNOWN.named(name) for name in ("rabbit", "rabbit face")]
+    assert named_in("a Rabbit face, ink", things, KNOWN) == {things[1]}
+    assert named_in("a rabbit and a rabbit face", things, KNOWN) == set(things)
+
+
+def test_find_things_of_unknown_label_raises_with_nearest():
+    with pytest.raises(UserError, match=r"unknown concept 'teapott'.*teapot"):
+        find_things("teapott; lion", None, KNOWN)

@@ -223,3 +223,36 @@ def test_semantics_without_a_style_is_ordinary_guidance_of_the_base(tiny_sd3):
         warnings.simplefilter("error")
         (other, _), *_ = generate(str(tiny_sd3), ["a cat"], sampling=Sampling(2, 3.0))
     assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [
+        ("ordinary", (0.0, 2.0, 0.0)),
+        ("finestyle", (2.0, 2.0, 0.0)),
+        ("styledrop", (2.0, 0.0, 2.0)),
+        ("asymmetric", (2.0, 0.0, 2.0)),
+    ],
+)
+def test_preset_is_its_explicit_weights_in_flags_style_json_and_png(tiny_sd3, tmp_path, preset, weights):
+    style = save_style(tiny_sd3, tmp_path / "style")
+    explicit, told = drawn(tiny_sd3, style, StyleSemantics(*weights, n1="", n2=""))
+    named, info = drawn(tiny_sd3, style, StyleSemantics(preset=preset), guidance=3.0)
+    assert np.array_equal(explicit, named)
+    assert info["style_semantics"] == told["style_semantics"] | {"preset": preset}
+    (style / "style.json").write_text(json.dumps({"guidance": {"style-semantics": {"preset": preset}}}))
+    made = generate(str(tiny_sd3), ["a cat"], styles=[f"{style}:1"], sampling=Sampling(steps=3), guidances=None)
+    assert next(made)[1]["style_semantics"]["preset"] == preset
+
+
+def test_preset_takes_the_scale_of_the_base_and_given_weights_come_first():
+    assert StyleSemantics(preset="asymmetric").resolved(4.0).weights == (3, 0, 3)
+    assert StyleSemantics(lambda1=1.0, n2="ink", preset="finestyle").resolved(4.0) == StyleSemantics(
+        1.0, 3.0, 0.0, "", "ink", "finestyle"
+    )
+    assert StyleSemantics(preset="ordinary").resolved(0.0).weights == (0, 0, 0)
+
+
+def test_preset_that_is_unknown_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="unknown guidance-preset 'style-drop': did you mean 'styledrop'"):
+        StyleSemantics(preset="style-drop")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from impasto.cli.console import show_sheet
 from impasto.config import change, recipes, resolve
 from impasto.data.concepts import read_concepts
 from impasto.errors import UserError
@@ -199,10 +200,12 @@ def test_several_images_and_other_flags_than_the_file_are_refused(tiny_sd15, sce
         train(other)
 
 
-def test_guidance_sheet_has_a_row_and_a_column_per_weight(tiny_sd3, scene, tmp_path):
+def test_guidance_sheet_has_a_row_and_a_column_per_weight(tiny_sd3, scene, tmp_path, capsys):
     config = config_of(tiny_sd3, scene, tmp_path / "run", boxes=BOXES, lr=0.05)
     train(config)
     about = guidance_sheet(config.out, ["a star in ink style"], (0.0, 3.0), (0.0, 2.0, 5.0), steps=2)
+    show_sheet(about)
+    assert "guidance.png" in capsys.readouterr().out
     stated = json.loads((config.out / "guidance.json").read_text())
     assert (
         stated["rows"] == ["lambda1 0", "lambda1 3"] and stated["lambda2"] == [0, 2, 5] and stated["lambda_base"] == 3

@@ -117,6 +117,21 @@ def test_errors_depend_on_phrase_and_seed_and_not_on_the_batch(tiny_sd15, monkey
     assert not torch.equal(error.errors(family, crops, prompts, seed=1, draws=3), whole)
 
 
+def test_errors_of_a_phrase_that_the_encoder_cuts_off_are_refused(tiny_sd15):
+    family, long = load(str(tiny_sd15), device="cpu"), "rocket with " + "many " * 80 + "fins"
+    with pytest.raises(UserError, match=r"the text encoder cuts off the concept 'rocket with many .*fewer words"):
+        error.errors(family, [scene().resize((16, 16))], ["cactus", long], draws=1)
+
+
+def test_error_finder_warns_of_a_phrase_that_no_region_shows(monkeypatch):
+    table = torch.tensor([[1.0, 2, 2], [2, 1.0, 2], [1.0, 1.0, 2]], dtype=torch.float64)
+    monkeypatch.setattr(error, "errors", lambda family, crops, prompts, seed: table[: len(crops)])
+    monkeypatch.setattr(error, "propose", lambda image, count: propose(image, count)[:3])
+    parsed = parse_caption("a rocket, a cactus and a star in pixel art style")
+    with pytest.warns(UserWarning, match="no region shows 'star' for certain"):
+        error.find(Search(scene(), "", parsed, "", given=Recogniser()))  # pyright: ignore[reportArgumentType]
+
+
 def prediction(family):
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -212,6 +227,7 @@ def image(tmp_path):
     return path
 
 
+@pytest.mark.filterwarnings("ignore:no region shows")
 def test_find_concepts_by_error_returns_a_valid_file(tiny_sd15, image):
     found = find_concepts(image, f"{CAPTION} on a white background", str(tiny_sd15), "error", device="cpu")
     assert [concept.kind for concept in found.concepts] == ["thing"] * 3 + ["attribute"]

@@ -170,6 +170,8 @@ def show_scores(result: Result) -> None:
     Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))
     if result["reference_style"] is not None:
         print(f"style of the reference: {result['reference_style']:.0%} (0 %: unrelated images, 100 %: its own crops)")
+    if result["scene_leak"] is not None:
+        print(result["scene_leak"]["text"])
     for note in result["notes"]:
         print(note)
     if "next" in result:
@@ -177,9 +179,9 @@ def show_scores(result: Result) -> None:
 
 
 def show_sheet(result: Result) -> None:
-    """The result, and for each row the command that generates with its checkpoint."""
+    """The result, and of checkpoints for each row the command that generates with it."""
     show(result)
-    for row, command in result["commands"].items():
+    for row, command in result.get("commands", {}).items():
         print(f"  {row}: {command}")
 
 

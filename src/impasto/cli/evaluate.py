@@ -18,6 +18,7 @@ def evaluate(args: list[str]) -> Result:
         concepts: Path | None = None,
         reference: Path | None = None,
         reference_concept: str | None = None,
+        reference_things: str | None = None,
         base_images: Path | None = None,
         clip: str = "clip",
         dino: str | None = None,
@@ -32,6 +33,8 @@ def evaluate(args: list[str]) -> Result:
             concepts: A file with the concept of each picture, one per line; their prompts say it when not given.
             reference: The picture that the style was learnt from, for styles that the judges do not know.
             reference_concept: What that picture shows, for leakage; by default what its caption names.
+            reference_things: The things of a reference that shows several, "teapot; lion": how far images show those
+                that their prompt does not name. Those of the style folder's concepts.json when not given.
             base_images: The same prompts drawn by the base alone, scored beside them.
             clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
@@ -46,7 +49,7 @@ def evaluate(args: list[str]) -> Result:
             style_index(style_of)
         from impasto.evaluation import evaluate
 
-        kinds = {"encoder": clip, "dino": dino, "ground": ground}
+        kinds = {"encoder": clip, "dino": dino, "ground": ground, "reference_things": reference_things}
         found = evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out, **kinds)
         style = folder.parent
         return found | ({"next": f"impasto report {style}"} if (style / "style.json").is_file() else {})

@@ -17,6 +17,7 @@ from impasto.errors import UserError, nearest
 from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.evaluation.labels import Labels, concepts_of, read_concepts
 from impasto.evaluation.samples import Sample, open_image, read_folder
+from impasto.evaluation.scene_leak import find_things, measure_scene_leak
 from impasto.evaluation.scorer import Scorer
 from impasto.evaluation.scores import means
 from impasto.evaluation.truth import true_pictures
@@ -38,6 +39,7 @@ def evaluate(
     out: Path | str | None = None,
     dino: Encoder | Path | str | None = None,
     ground: Sequence[int] = (255, 255, 255),
+    reference_things: str | None = None,
 ) -> dict[str, Any]:
     """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. An
     existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
@@ -53,6 +55,8 @@ def evaluate(
     ground: r, g, b of the true images' plain ground.
     judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None. dino: a
         folder or hub id of an encoder of images, for one more cosine with the reference.
+    reference_things: "teapot; lion": labels of the things that a reference of several shows; default: those of the
+        style folder's concepts.json. Their leak is under "scene_leak", see `evaluation.scene_leak`.
 
     The packaged judges and CLIP score images of the embedded bases only (judges that are given score all), and concepts
     only where the judge finds the reference's own; else scores are None and "notes" says why (`evaluation.validity`).
@@ -77,6 +81,10 @@ def evaluate(
         judges, _encoder(encoder), style, trained.image, trained.concept, truths, _encoder(dino), judged=judged
     )
     rows = scorer.rows((sample.image for sample in samples), expected, [sample.prompt for sample in samples])
+    run = None if reference_things else _style_folder(samples)[0]
+    leak, unmeasured = measure_scene_leak(
+        samples, base, find_things(reference_things, run, labels), judges if judged == "all" else None, labels
+    )
     result = {
         "folder": str(folder),
         "images_scored": len(samples),
@@ -90,7 +98,13 @@ def evaluate(
         **_ranges(scorer, scores),
         "true": _true_means(scorer, samples, expected),
         "base": _base_means(scorer, base, concepts, labels),
-        "notes": invalid + notes + unsure + found + _notes(style_of, expected, truths, trained),
+        "scene_leak": leak,
+        "notes": invalid
+        + notes
+        + unsure
+        + found
+        + unmeasured
+        + _notes(style_of, expected, truths, trained, leak is not None),
         "images": [{"file": s.path.name, "prompt": s.prompt, **row} for s, row in zip(samples, rows, strict=True)],
     }
     with atomic(target) as path:
@@ -283,7 +297,10 @@ def _base_means(
     return means(scorer.rows((sample.image for sample in samples), expected, [sample.prompt for sample in samples]))
 
 
-def _notes(style_of: str | None, expected: Sequence[int | None], truths: dict, trained: ReferenceInfo) -> list[str]:
+def _notes(
+    style_of: str | None, expected: Sequence[int | None], truths: dict, trained: ReferenceInfo, scene: bool
+) -> list[str]:
+    """scene: the leak of the reference's things is known."""
     notes = []
     if style_of is None:
         notes.append("no --style-of: style scores and comparisons with true images are null")
@@ -292,6 +309,6 @@ def _notes(style_of: str | None, expected: Sequence[int | None], truths: dict, t
         notes.append(f"{len(missing)} concepts have no true image in {style_of} here: they are not paired")
     if trained.image is None:
         notes.append("no reference image known: its cosines are null (give --reference)")
-    if trained.concept is None:
+    if trained.concept is None and not scene:
         notes.append("the reference's concept is unknown: leakage is null (give --reference-concept)")
     return notes

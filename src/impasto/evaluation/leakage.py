@@ -49,21 +49,22 @@ class ThingLeak:
     """How much of one thing of the reference images show whose prompt does not name it.
 
     images: their number. log_odds: mean leak. shown, base_shown: shares of images, and of the base's, that are judged
-    to show it.
+    to show it. log_odds and base_shown are None without the base's images.
     """
 
     images: int
-    log_odds: float
     shown: float
-    base_shown: float
+    log_odds: float | None = None
+    base_shown: float | None = None
 
 
 @dataclass(frozen=True)
 class SceneLeak:
-    """log_odds: mean leak over images of the mean over the things that a prompt does not name; standard_error: of that,
-    None of a single image. things: concept -> its own, without those that every prompt names."""
+    """log_odds: mean leak over images of the mean over the things that a prompt does not name, None without the base's
+    images; standard_error: of that, None of a single image. things: concept -> its own, without those that every prompt
+    names."""
 
-    log_odds: float
+    log_odds: float | None
     standard_error: float | None
     images: int
     things: dict[int, ThingLeak]
@@ -92,7 +93,7 @@ def windows(image: Image.Image) -> list[Image.Image]:
 
 def scene_leak(
     odds: Tensor,
-    base_odds: Tensor,
+    base_odds: Tensor | None,
     reference: Collection[int],
     asked: Sequence[Collection[int]],
     threshold: float,
@@ -101,27 +102,40 @@ def scene_leak(
     """The leak of the reference's things into images, see above; None where every prompt names all of them.
 
     odds, base_odds [n, concepts]: log-odds (`place_log_odds`) of the images and of the base's with the same prompts and
-    seeds. reference: the concepts that it shows. asked: per image those that its prompt names. threshold: probability
-    from which a thing counts as shown. centred: less the median over all concepts.
+    seeds, None without those. reference: the concepts that it shows. asked: per image those that its prompt names.
+    threshold: probability from which a thing counts as shown. centred: less the median over all concepts.
     """
-    if not len(odds) == len(base_odds) == len(asked):
-        counts = f"{len(odds)}, {len(base_odds)}, {len(asked)}"
+    if not len(odds) == len(odds if base_odds is None else base_odds) == len(asked):
+        counts = f"{len(odds)}, {len(odds if base_odds is None else base_odds)}, {len(asked)}"
         raise ValueError(f"as many images as images of the base and prompts are needed, not {counts}")
-    things, change = sorted(reference), odds - base_odds
-    gain = (change - change.median(1, keepdim=True).values if centred else change)[:, things]
+    things = sorted(reference)
     unasked = torch.tensor([[thing not in names for thing in things] for names in asked]).view(len(asked), len(things))
     if not unasked.any():
         return None
-    found = {}
-    for i, thing in enumerate(things):
-        rows = unasked[:, i]
-        if rows.any():
-            shares = [(z[rows, thing].sigmoid() >= threshold).double().mean().item() for z in (odds, base_odds)]
-            found[thing] = ThingLeak(int(rows.sum()), gain[rows, i].mean().item(), *shares)
+    rows = {thing: unasked[:, i] for i, thing in enumerate(things) if unasked[:, i].any()}
+    shown = {thing: share_shown(odds, thing, own, threshold) for thing, own in rows.items()}
+    counted = int(unasked.any(1).sum())
+    if base_odds is None:
+        return SceneLeak(None, None, counted, {t: ThingLeak(int(rows[t].sum()), shown[t]) for t in rows})
+    change = odds - base_odds
+    gain = (change - change.median(1, keepdim=True).values if centred else change)[:, things]
+    found = {
+        thing: ThingLeak(
+            int(own.sum()),
+            shown[thing],
+            gain[own, things.index(thing)].mean().item(),
+            share_shown(base_odds, thing, own, threshold),
+        )
+        for thing, own in rows.items()
+    }
     of_image = torch.stack([row[known].mean() for row, known in zip(gain, unasked, strict=True) if known.any()])
-    n = len(of_image)
-    error = of_image.std().item() / n**0.5 if n > 1 else None
-    return SceneLeak(of_image.mean().item(), error, n, found)
+    error = of_image.std().item() / counted**0.5 if counted > 1 else None
+    return SceneLeak(of_image.mean().item(), error, counted, found)
+
+
+def share_shown(odds: Tensor, thing: int, rows: Tensor, threshold: float) -> float:
+    """Share of the rows whose probability of a thing is at least the threshold."""
+    return (odds[rows, thing].sigmoid() >= threshold).double().mean().item()
 
 
 def describe_leak(leak: SceneLeak, names: Sequence[str]) -> str:

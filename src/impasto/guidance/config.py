@@ -1,7 +1,8 @@
 """Settings of the guidances that are asked for by `impasto generate`, a style's `style.json`, or `generate(...)`."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -73,6 +74,19 @@ class StyleAligned:
             raise UserError(f"aligned-shift must be a finite number (0 is none), not {self.shift}")
 
 
+PRESETS: dict[str, Callable[[float], tuple[float, float, float]]] = {
+    "ordinary": lambda scale: (0.0, scale - 1, 0.0),
+    "finestyle": lambda scale: (2.0, scale - 1, 0.0),
+    "styledrop": lambda scale: (2.0, 0.0, scale - 1),
+    "asymmetric": lambda scale: (scale - 1, 0.0, scale - 1),
+}
+"""Named weights (lambda1, lambda2, lambda_base) of `StyleSemantics` by the guidance scale; both null prompts are empty.
+
+ordinary: classifier-free guidance of the adapted model. finestyle: FineStyle's form, lambda1 as in the recipe
+finestyle-kv. styledrop: StyleDrop's (lambda_A, 0, lambda_B), lambda_A as in its second round. asymmetric: the adapter
+in the positive branch alone, B(n1) + scale [S(t) - B(n1)]."""
+
+
 @dataclass(frozen=True)
 class StyleSemantics:
     """Style and semantic guidance, see `guidance.style_semantics`. A value that is not given is the style's own, else 0
@@ -91,12 +105,25 @@ class StyleSemantics:
     """Null prompt of the base's guidance."""
     n2: Annotated[str | None, flag("semantics-null")] = None
     """Null prompt of the semantics; "style words" takes the words by which the style's captions name it."""
+    preset: Annotated[str | None, flag("guidance-preset")] = None
+    """Weights by name, for the guidance scale of --guidance or the base: ordinary, finestyle, styledrop, or asymmetric
+    (the adapter in the positive branch alone). Weights and null prompts that are given come first."""
 
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UserError(f"unknown guidance-preset {self.preset!r}: {nearest(self.preset, list(PRESETS))}")
         for name in ("lambda1", "lambda2", "lambda_base"):
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be a finite number from 0 on, not {weight:g}")
+
+    def resolved(self, scale: float) -> "StyleSemantics":
+        """With the values of the preset where none is given. scale: guidance scale, at least 1."""
+        if self.preset is None:
+            return self
+        names = ("lambda1", "lambda2", "lambda_base", "n1", "n2")
+        values = dict(zip(names, (*PRESETS[self.preset](max(scale, 1.0)), "", ""), strict=True))
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
     @property
     def weights(self) -> tuple[float, float, float]:

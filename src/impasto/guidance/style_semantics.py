@@ -75,7 +75,9 @@ class StyleSemanticsGuidance(Guidance):
 
     def info(self, prompt: str) -> dict[str, Any]:
         style, semantics, base = self.settings.weights
-        return {"style_semantics": {"lambda1": style, "lambda2": semantics, "lambda_base": base} | self.nulls}
+        named = {} if self.settings.preset is None else {"preset": self.settings.preset}
+        weights = {"lambda1": style, "lambda2": semantics, "lambda_base": base}
+        return {"style_semantics": weights | self.nulls | named}
 
 
 def bind(settings: StyleSemantics, family: Family, sampling: Sampling, encode: Encode) -> StyleSemanticsGuidance:

@@ -9,6 +9,7 @@ all phrases, 1 - e[p, c] / mean_c e[p, c], and things take different crops (`ass
 classifier: Li et al. 2023, arXiv 2303.16203. At the levels used, what the prompt names matters most to a prediction.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,7 @@ def errors(
     family: Family, crops: Sequence[Image.Image], prompts: Sequence[str], seed: int = 0, draws: int = DRAWS
 ) -> Tensor:
     """float64 [crops, prompts]: mean squared error of the prediction. crops: all of one size that the base takes."""
+    check_length(family, prompts)
     x = torch.cat([family.encode_image(to_tensor(crop)) for crop in crops])
     cond = family.encode_prompt(prompts)
     lam = torch.linspace(*LEVELS, draws, device=x.device)
@@ -50,9 +52,16 @@ def errors(
     return torch.cat(found).view(len(crops), len(prompts), draws).mean(-1)
 
 
+def check_length(family: Family, prompts: Sequence[str]) -> None:
+    """Raise UserError for a prompt that no text encoder reads to its end."""
+    for prompt in prompts:
+        if all(len(tokenizer(prompt).input_ids) > length for tokenizer, _, length in family.text_tokens()):
+            raise UserError(f"the text encoder cuts off the concept {prompt!r}: name it in fewer words")
+
+
 def find(search: Search, with_style: bool = False) -> list[Region]:
     """with_style: prompts with the style words. Raises UserError where the image has fewer regions than the caption has
-    things."""
+    things, or a phrase is too long; warns of a region that its phrase describes no better than the others do."""
     family, size = search.family, int(search.family.card["size"])
     proposals = propose(search.image, len(search.things))
     prompts = search.prompts if with_style else search.things
@@ -62,4 +71,7 @@ def find(search: Search, with_style: bool = False) -> list[Region]:
     if chosen is None:
         named = ", ".join(search.things)
         raise UserError(f"the image has fewer regions than things are named ({named}): name fewer, or give --boxes")
+    if unsure := [thing for row, thing in zip(chosen, range(len(prompts)), strict=True) if gain[row, thing] <= 0]:
+        named = ", ".join(repr(search.things[thing]) for thing in unsure)
+        warnings.warn(f"no region shows {named} for certain: look at the overlay, or give --boxes", stacklevel=2)
     return [Region(proposals[row].box, round(gain[row, thing].item(), 4)) for thing, row in enumerate(chosen)]

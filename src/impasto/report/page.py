@@ -69,7 +69,7 @@ def report(
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
     sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")
     body = (
-        sections.hero(main, first.scores, title or main.title, notes),
+        sections.hero(main, first.scores, title or main.title, [*notes, *leak_lines(first.scores)]),
         sections.gallery(galleries, truths_of(first)),
         sections.score_table(columns(galleries) | range_columns(first.scores)),
         sections.notes([note for one in galleries for note in one.scores.get("notes", [])]),
@@ -112,6 +112,12 @@ def document(title: str, *body: Html | None) -> str:
         el("style", Html(STYLE.read_text(encoding="utf-8"))),
     )
     return "<!DOCTYPE html>\n" + el("html", head, el("body", el("main", *body)), lang="en") + "\n"
+
+
+def leak_lines(scores: Mapping[str, Any]) -> list[str]:
+    """The line of `evaluate` on the things of a scene, where it has one."""
+    leak = scores.get("scene_leak")
+    return [leak["text"]] if isinstance(leak, dict) and isinstance(leak.get("text"), str) else []
 
 
 def apart(name: str, taken: Collection[str]) -> str:

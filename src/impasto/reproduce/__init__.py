@@ -7,6 +7,8 @@ small_world.py  held-out styles and the judges         paper.py         the pape
 page.py         claims.json, page, plots               style_friendly.py, calibration.py  claims
 folder_world.py, folder_jobs.py, image_sets.py, subjects.py   training on folders, distillation, subjects
 sheets.py       images of arms side by side            styleinject*.py                    claims, router, paper
+scenes.py, finestyle_world.py, finestyle_jobs.py              references of several things, trained with their concepts
+finestyle.py    claims                                 finestyle_paper.py                 the paper's protocol
 """
 
 from impasto.reproduce.campaign import reproduce

@@ -35,6 +35,7 @@ GROUPS = {
     "calibration": "impasto.reproduce.calibration",
     "styleinject": "impasto.reproduce.styleinject",
     "instastyle": "impasto.reproduce.instastyle",
+    "finestyle": "impasto.reproduce.finestyle",
 }
 """Groups of claims, one module each: CLAIMS, or claims(world), and arms(base_hash, calibration, world); optionally
 

@@ -288,8 +288,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(str(value).replace("|", "/") for value in line) + " |" for line in lines)
 
 
+TITLES = {
+    "harmonic_mean": "harmonic mean",
+    "leak": "leak (log-odds)",
+    "leak_shown": "shows other things",
+    "region_iou": "region IoU",
+    "ground": "asked ground",
+    "asked": "asked things",
+}
+"""Of scores in words."""
+
+
 def title(metric: str) -> str:
-    return SCORES[metric].title if metric in SCORES else metric.replace("_", "-").upper()
+    return SCORES[metric].title if metric in SCORES else TITLES.get(metric, metric.replace("_", "-").upper())
 
 
 def number(value: float | None) -> str:

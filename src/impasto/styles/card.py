@@ -20,7 +20,7 @@ from impasto.noise import NOISE_LAWS
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.registry import name_of
-from impasto.styles.defaults import of_adapter, own_guidances, own_sampling, replaces_weights
+from impasto.styles.defaults import of_adapter, own_guidances, own_sampling, replaces_weights, with_presets
 from impasto.styles.metadata import About, called_by, is_local
 from impasto.styles.parts import NOISE, TOKEN, part_files, read_parts
 from impasto.styles.weights import WEIGHTS
@@ -272,7 +272,7 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
         known["flags"] += " --noise-random 0"
         advice = SLIDER.format(style=style) + " " + FROM_NOISE
         return {"command": COMMAND.format(**known, style=style), "strength": own.strength, "advice": advice}
-    guided = [one for one in own_guidances(config.out) if replaces_weights([one])]
+    guided = [one for one in with_presets(own_guidances(config.out), family) if replaces_weights([one])]
     if guided:
         style_weight, semantics, base_weight = guided[0].weights
         weights = f"lambda1 {style_weight:g}, lambda2 {semantics:g}, lambda_base {base_weight:g}"

@@ -68,7 +68,7 @@ def of_run(
     """(strength, `given` completed, settings of guidances that replace its weights) for the style that a run makes from
     these captions in `config.out`, whose `style.json` comes first."""
     defaults = replace(of_adapter(config, family), **own_sampling(config.out))
-    guidances = [one for one in own_guidances(config.out) if replaces_weights([one])]
+    guidances = [one for one in with_presets(own_guidances(config.out), family) if replaces_weights([one])]
     if guidances:
         filled = in_place_of_words(guidances, (captions, config.out), family)
         return defaults.strength, without_weights(given, family).on(family), filled
@@ -157,6 +157,11 @@ def apply(
     Warns where styles disagree, and where a negative prompt of style words stays empty by default; raises UserError
     where it was asked for and there are none, and where weights are given beside a guidance that replaces them.
     """
+    scale = sampling.guidance
+    if guidances is not None:
+        guidances = with_presets(guidances, family, scale)
+        if any(getattr(one, "preset", None) for one in guidances):  # its weights are those of this scale
+            sampling = replace(sampling, guidance=None)
     if not styles:
         found = in_place_of_words(guidances or (), None, family)
         return [], without_weights(sampling, family) if replaces_weights(found) else sampling, found
@@ -169,7 +174,7 @@ def apply(
     ]
     first = max(range(len(chosen)), key=lambda i: chosen[i][1])
     (path, _), own = chosen[first], found[first]
-    defaults = () if plain else own_guidances(path)
+    defaults = () if plain else with_presets(own_guidances(path), family, scale)
     chosen_guidances = defaults if guidances is None else merged(guidances, defaults) if guidances else ()
     chosen_guidances = in_place_of_words(chosen_guidances, (abouts[first].captions, path), family)
     if replaces_weights(chosen_guidances):
@@ -185,6 +190,15 @@ def apply(
 def replaces_weights(guidances: Sequence[Any]) -> bool:
     """Whether one of these settings has weights in place of those of `Sampling`."""
     return any(getattr(one, "replaces_weights", False) for one in guidances)
+
+
+def with_presets(guidances: Sequence[Any], family: "Family", scale: float | None = None) -> tuple[Any, ...]:
+    """Guidances with the weights of their presets. scale: guidance scale; the base's own where it is None, 1 on a base
+    that takes no negative prompt."""
+    if family.guided_by != "negative":
+        scale = 1.0
+    own = family.card["generate"]["guidance"] if scale is None else scale
+    return tuple(one.resolved(own) if getattr(one, "preset", None) else one for one in guidances)
 
 
 def without_weights(sampling: "Sampling", family: "Family") -> "Sampling":

@@ -63,7 +63,8 @@ def guidance_sheet(
     progress(f"loading {config.base}")
     family = loader.load(config.base, device=device, precision=precision, components=config.components)
     known = captions.of_run(flatten(config), inputs)
-    own = [one for one in style_defaults.own_guidances(run) if isinstance(one, StyleSemantics)]
+    defaults = style_defaults.with_presets(style_defaults.own_guidances(run), family)
+    own = [one for one in defaults if isinstance(one, StyleSemantics)]
     cells = style_defaults.in_place_of_words([merged([one], own)[0] for one in asked], (known, run), family)
     given = Sampling(steps=steps, size=config.data.size)
     sampling = style_defaults.without_weights(given, family).on(family)
