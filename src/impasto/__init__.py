@@ -12,6 +12,7 @@
 Importing the package imports nothing else; what is named here is imported when it is first used.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,16 @@ NAMES = {
 }
 
 
+def quiet_imports() -> None:
+    """Keep messages that optional libraries log while they are imported to errors, unless a level was set for them."""
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree", "diffusers.utils.import_utils"):
+        if logging.getLogger(library).level == logging.NOTSET:
+            logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def __getattr__(name: str) -> Any:
     if name in NAMES:
+        quiet_imports()
         return getattr(import_module(NAMES[name]), name)
     raise AttributeError(f"module 'impasto' has no attribute {name!r}")
 

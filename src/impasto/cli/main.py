@@ -5,14 +5,13 @@ but for some cells of `reproduce` (named), 2 bad input (one line on stderr says 
 """
 
 import json
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 
-from impasto import __version__
+from impasto import __version__, quiet_imports
 from impasto.cli.adapters import adapters, show_adapters
 from impasto.cli.concepts import concepts, show_concepts
 from impasto.cli.console import (
@@ -107,8 +106,7 @@ def main() -> None:
     """The entry point of the command `impasto`."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # what they say when they are imported
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_imports()
     warnings.showwarning = warn
     as_json, args = flag(sys.argv[1:], "--json")
     try:
