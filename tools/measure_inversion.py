@@ -2,7 +2,8 @@
 
     python tools/measure_inversion.py --base mini-sd3 --settings 50:0 28:1 50:1
 
-Six references of the four secondary styles, on white and on coloured grounds; needs the built art world. About a minute per setting.
+Six references of the four secondary styles, on white and on coloured grounds, of the built art world. About ten seconds a
+setting.
 """
 
 import argparse
