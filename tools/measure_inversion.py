@@ -2,7 +2,7 @@
 
     python tools/measure_inversion.py --base mini-sd3 --settings 50:0 28:1 50:1
 
-Six references of the four secondary styles, on white and on coloured grounds, of the built art world. About ten seconds a
+Six references of the four secondary styles, on white and on coloured grounds, of the built art world: ten seconds a
 setting.
 """
 
