@@ -220,9 +220,9 @@ def refined(one: Given, spec: Mapping[str, Any], place: BaseSpec) -> Path:
 
     def make(folder: Path) -> None:
         run = folder / "style"
-        shutil.rmtree(run, ignore_errors=True)
-        for part in (CANDIDATES, "state"):
-            shutil.copytree(made / part, run / part)
+        if not (run / "state").is_dir():  # else an earlier attempt goes on
+            shutil.copytree(made / CANDIDATES, run / CANDIDATES, dirs_exist_ok=True)
+            shutil.copytree(made / "state", run / "state")
         changes = {}
         if oracle:
             chosen = nearest_to_truth(run, one, arm["settings"].get("method.n", 5))
