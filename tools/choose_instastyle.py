@@ -21,9 +21,9 @@ from impasto.reproduce.runner import BaseSpec, build_spec, run_cell
 
 KEPT = 0.9
 REFINED = {
-    "lr 1e-4": refined("", "secondary", lr=1e-4),
-    "lr 1e-3": refined("", "secondary", lr=1e-3),
-    "lr 1e-4, one row": refined("", "secondary", lr=1e-4, **{"text.rows": "1"}),
+    "lr 1e-4": refined("", "secondary", settings={"lr": 1e-4}),
+    "lr 1e-3": refined("", "secondary", settings={"lr": 1e-3}),
+    "lr 1e-4, one row": refined("", "secondary", settings={"lr": 1e-4, "text.rows": "1"}),
 }
 GUIDED = {"guidance 2.5": noise("", "secondary"), "guidance 4": noise("", "secondary", guidance=4.0)}
 NAMES = ("style_accuracy", "style_probability", "style_cosine", "concept_top5", "palette", "ground")

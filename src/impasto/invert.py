@@ -63,7 +63,7 @@ def invert_image(
     if refine is not None and refine < 0:
         raise UserError(f"refine must be 0 or more, not {refine}")
     family = loader.load(base, device=device, precision=precision, components=components)
-    refine = kind_of(family).REFINE if refine is None else refine
+    iterations: int = kind_of(family).REFINE if refine is None else refine
     size = int(family.card["size"]) if size is None else size
     check_size(size, family)
     terminal = None if until is None else log_snr_of(family, until)
@@ -75,9 +75,9 @@ def invert_image(
     cond = family.encode_prompt([caption])
     family.free("encoders")
     x = family.encode_image(reference.pixels(size))
-    found = invert(family, x, cond, steps, until=terminal, refine=refine)
+    found = invert(family, x, cond, steps, until=terminal, refine=iterations)
     back = reconstruct(family, found, cond)
-    decibels = measure_reconstruction(family, x, back, refine, steps)
+    decibels = measure_reconstruction(family, x, back, iterations, steps)
     info = NoiseInfo(family.hash, size, steps, caption, reference.sha256)
     write(out / NOISE, InversionNoise.of(found, info))
     save_image(back, out / RECONSTRUCTION, {"prompt": caption, "base": base, "base_hash": family.hash, "steps": steps})

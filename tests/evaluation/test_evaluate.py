@@ -16,6 +16,7 @@ from impasto.errors import UserError
 from impasto.evaluation import SCORES, evaluate
 from impasto.evaluation.labels import Labels, read_concepts
 from impasto.evaluation.samples import open_image, read_folder
+from impasto.evaluation.truth import true_pictures
 from impasto.judges.model import Judges
 from impasto.styles.weights import style_hash
 
@@ -370,3 +371,9 @@ def test_evaluate_similarities_lie_between_unrelated_images_and_crops_of_the_ref
     expected = (scores["style_cosine"] - limits["floor"]) / (limits["ceiling"] - limits["floor"])
     assert scores["reference_style"] == pytest.approx(expected)
     assert all(row["style_judged"] is None for row in scores["images"])
+
+
+def test_true_pictures_are_on_the_given_ground():
+    style, concept = META["style_names"].index("unifont"), LABELS.index("cat")
+    white, blue = (true_pictures(style, [concept], ground)[concept] for ground in ((255, 255, 255), (0, 0, 200)))
+    assert white.getpixel((0, 0)) == (255, 255, 255) and blue.getpixel((0, 0)) == (0, 0, 200)

@@ -45,9 +45,14 @@ def noise(what: str, where: str = "white", **options: Any) -> Arm:
     return Arm(what, how="noise", options=options, where=where)
 
 
-def refined(what: str, where: str = "white", options: Mapping[str, Any] | None = None, **settings: Any) -> Arm:
+def refined(
+    what: str,
+    where: str = "white",
+    options: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Arm:
     """An arm of the recipe."""
-    own = REFINEMENT | settings
+    own = {**REFINEMENT, **(settings or {})}
     return Arm(what, own, how="instastyle", options=options or {}, where=where, recipe="instastyle")
 
 
@@ -76,9 +81,9 @@ ARMS: dict[str, Arm] = {
     "full": refined("InstaStyle"),
     "no noise": refined("refined, a Gaussian noise per image", options={"start": "gaussians"}),
     "single: score": refined("selected by score", "single"),
-    "single: random": refined("selected at random", "single", **{"method.select": "random"}),
+    "single: random": refined("selected at random", "single", settings={"method.select": "random"}),
     "single: oracle": refined("selected by the true images", "single", {"oracle": True}),
-    "single: 1e-5": refined("the paper's learning rate", "single", lr=1e-5),
+    "single: 1e-5": refined("the paper's learning rate", "single", settings={"lr": 1e-5}),
     "single: inversion": noise("no refinement", "single"),
     **{f"T {t}": noise(f"inversion to t = {t}", until=float(t)) for t in TIMESTEPS},
     **{f"w {w:g}": noise(f"guidance {w:g}", guidance=w) for w in GUIDANCES},

@@ -220,9 +220,9 @@ def refined(one: Given, spec: Mapping[str, Any], place: BaseSpec) -> Path:
 
     def make(folder: Path) -> None:
         run = folder / "style"
-        shutil.rmtree(run, ignore_errors=True)
-        for part in (CANDIDATES, "state"):
-            shutil.copytree(made / part, run / part)
+        if not (run / "state").is_dir():  # else an earlier attempt goes on
+            shutil.copytree(made / CANDIDATES, run / CANDIDATES, dirs_exist_ok=True)
+            shutil.copytree(made / "state", run / "state")
         changes = {}
         if oracle:
             chosen = nearest_to_truth(run, one, arm["settings"].get("method.n", 5))
@@ -252,10 +252,10 @@ def nearest_to_truth(run: Path, one: Given, n: int) -> list[int]:
 def instastyle_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
     """The refined style. start: "inversion" from its noise; "gaussians" from a Gaussian noise per image."""
     style = refined(given(spec, reference), spec, place)
-    job = use(style, spec, folder)
+    prompts, plain = use(style / REFINEMENT, spec, folder)
     if spec["arm"].get("start") == "gaussians":
-        return job[0], {"styles": (f"{style / REFINEMENT}:1",)}
-    return job[0], job[1] | {"noise_random": 0.0}
+        return prompts, plain
+    return prompts, {"styles": (f"{style}:1",), "noise_random": 0.0}
 
 
 def mixed(spec: Mapping[str, Any], place: BaseSpec, folder: Path) -> Path:
@@ -273,7 +273,7 @@ def mixed(spec: Mapping[str, Any], place: BaseSpec, folder: Path) -> Path:
 def mix_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
     """Each prompt with each pair of alpha and beta of `instastyle_world.COUNTS`, from one permutation of positions."""
     asked, style = spec["sampling"], mixed(spec, place, folder)
-    use(style, spec, folder)
+    use(style / REFINEMENT, spec, folder)
     n = spec["count"]
     sampling = Sampling(asked["steps"], asked["guidance"], "", asked["size"], style_guidance=0.0, base_guidance=0.0)
     sampling = replace(sampling, sampler=sampler_of(place.family()))
@@ -309,7 +309,9 @@ def token_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference:
 def images_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> None:
     """Another method's images of the unit's prompts, from a folder with metadata.jsonl; see `instastyle_others`."""
     for i, image in enumerate(images_of_unit(Path(spec["arm"]["folder"]), spec)):
-        save_png(image, {"prompt": spec["prompts"][i], "base": spec["base"]}, folder / "images.part" / f"{i:04d}.png")
+        about = {"prompt": spec["prompts"][i], "negative_prompt": "", "seed": 0, "steps": 0, "guidance": 0.0}
+        about |= {"width": image.width, "height": image.height, "base": spec["arm"]["folder"], "base_hash": ""}
+        save_png(image, about | {"styles": [], "version": VERSION}, folder / "images.part" / f"{i:04d}.png")
 
 
 JOBS = {

@@ -107,7 +107,7 @@ class ReferenceWorld:
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return file_hash(self.folder / spec["reference"])
 
-    def picture(self, spec: Mapping[str, Any]) -> Image.Image | None:
+    def picture(self, spec: Mapping[str, Any]) -> Image.Image:
         return references.load(self.folder / spec["reference"]).image
 
     def scores(self, folder: Path, spec: Mapping[str, Any], reference: Path | None) -> dict[str, float]:

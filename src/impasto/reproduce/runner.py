@@ -27,7 +27,6 @@ from impasto.files import atomic, cache_dir
 from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.guidance.prompt_switch import grid, switch_prompts
-from impasto.methods.instastyle import REFINEMENT
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
 from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
@@ -178,10 +177,9 @@ def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
 
 
 def running(style: Path) -> list[str]:
-    """The execution plan in the recipe.toml of a run, or of its refinement (such as a quantised base); [] without."""
-    files = [file for file in (style / "recipe.toml", style / REFINEMENT / "recipe.toml") if file.is_file()]
-    plans = [tomllib.loads(file.read_text(encoding="utf-8"))["impasto"].get("running", []) for file in files]
-    return next((plan for plan in plans if plan), [])
+    """The execution plan in a run's recipe.toml (such as a quantised base); [] without a run."""
+    file = style / "recipe.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))["impasto"]["running"] if file.is_file() else []
 
 
 def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
