@@ -48,9 +48,9 @@ def invert_image(
     """Write `noise.safetensors` and `reconstruction.png` to `out` (runs/inverted/<name of the image>).
 
     until: terminal timestep, 0 to 1000 (of a rectified flow, 1000 times the noise share); the grid's noisiest level
-    that is not noisier is the last one. None for the whole grid. refine: fixed-point iterations of each step; 1
-    on a rectified flow, else 0, when None. size:
-    pixels, square, the base's own by default: the middle square of the image, resized.
+    that is not noisier is the last one. None for the whole grid. refine: fixed-point iterations of each step; 1 on a
+    rectified flow, else 0, when None. size: pixels, square, the base's own by default: the middle square of the
+    image, resized.
 
     Returns the files, the terminal level, the reconstruction error in dB (PSNR of the decoded latents, so that the
     autoencoder's own error does not count), the correlation of noise and latents with the SNR that follows from it, and

@@ -115,7 +115,7 @@ class ReferenceWorld:
         images = self._clip.images([sample.image for sample in read_folder(folder)])
         texts = self._clip.texts([FORMS["paper"][1].format(name) for name in spec["plain"]])
         assert texts is not None  # checked by `instruments`
-        origin = self._clip.images([self.picture(spec)])
+        origin = self._clip.images([references.load(self.folder / spec["reference"]).image])
         return {
             "clip_i_reference": clip.clip_i_reference(images, origin).mean().item(),
             "clip_t": clip.clip_t(images, texts).mean().item(),
