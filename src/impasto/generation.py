@@ -271,6 +271,7 @@ def sampling_of(config: GenerateConfig) -> Sampling:
         config.style_guidance,
         config.base_guidance,
         config.sampler,
+        config.temperature,
     )
 
 

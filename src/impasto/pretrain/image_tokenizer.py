@@ -1,0 +1,250 @@
+"""The image tokeniser of `mini-muse`: a `VQModel` of factor 8 with 8,192 codes, [n, 3, h, w] in [0, 1].
+
+Encoder: that of the packaged autoencoder (16 scaled principal components of 8 x 8 patches), so that a token depends on
+its patch alone, is easy to model, and does not change while the decoder is trained. Codebook: k-means of these latents
+over the pretraining pool, each distinct patch counted at most `MOST` times. Decoder: starts from the packaged one,
+trained on the codes of the train styles by
+
+    mean (x - y)^2 + .2 mean |x - y| + w mean_k |f_k(x) - f_k(y)|, images in [-1, 1],
+
+f_k: the normalised feature maps of a `twin` of the style judge, trained here on the train styles alone; the judges
+themselves are not used in training. They measure the result (`coded_scores`).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from impasto.judges.model import Net, NetConfig
+from impasto.judges.training import PLANS, new_net
+from impasto.pretrain.autoencoder import LATENTS, PATCH, print_row
+from impasto.pretrain.state import Clock, ema_update, load_state, save_state
+
+CODES = 8192
+MOST = 24  # copies of a patch that k-means sees: white ground is two thirds of all patches
+PERCEPTUAL = 0.1  # w
+MAP_SHARE = 0.3  # share of the pool's pictures that k-means reads
+
+
+def new_image_tokenizer(codes: int = CODES) -> Any:
+    """A `VQModel` with the layers of the packaged autoencoder, random weights."""
+    return VQModel(
+        latent_channels=LATENTS,
+        block_out_channels=(16, 32, 64, 128),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=128,
+        num_vq_embeddings=codes,
+        vq_embed_dim=LATENTS,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+        scaling_factor=1.0,
+    )
+
+
+@torch.no_grad()
+def from_autoencoder(vae: Any, codebook: Tensor) -> Any:
+    """A `VQModel` with encoder and decoder of an `AutoencoderKL` for images in [0, 1] instead of [-1, 1].
+
+    The first convolution reads 2 x - 1 (its kernel has only a centre, so padding changes nothing), the last one writes
+    y / 2 + 1/2; the encoder keeps its means; both 1 x 1 convolutions around the codebook [codes, 16] are identities.
+    """
+    vq = new_image_tokenizer(len(codebook))
+    encoder, decoder = vae.encoder.state_dict(), vae.decoder.state_dict()
+    kernel = encoder["conv_in.weight"]
+    encoder["conv_in.bias"] = encoder["conv_in.bias"] - kernel.sum((1, 2, 3))
+    encoder["conv_in.weight"] = 2 * kernel
+    for name in ("conv_out.weight", "conv_out.bias"):
+        encoder[name] = encoder[name][:LATENTS]
+        decoder[name] = decoder[name] / 2
+    decoder["conv_out.bias"] = decoder["conv_out.bias"] + 0.5
+    vq.encoder.load_state_dict(encoder)
+    vq.decoder.load_state_dict(decoder)
+    for conv in (vq.quant_conv, vq.post_quant_conv):
+        conv.weight.copy_(torch.eye(LATENTS)[:, :, None, None])
+        conv.bias.zero_()
+    vq.quantize.embedding.weight.copy_(codebook)
+    return vq.eval()
+
+
+def patch_latents(rgb: np.ndarray | Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Latents [n, 16, h/8, w/8] of images uint8 [n, h, w, 3], by the encoder's convolution."""
+    x = torch.as_tensor(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return F.conv2d(x, kernel, bias, stride=PATCH)
+
+
+def nearest_codes(z: Tensor, codebook: Tensor, chunk: int = 4096) -> Tensor:
+    """Index [n] of the nearest code of z [n, d], by |c|^2 / 2 - z . c."""
+    half = codebook.pow(2).sum(1) / 2
+    return torch.cat([torch.addmm(half, part, codebook.T, alpha=-1).argmin(1) for part in z.split(chunk)])
+
+
+def image_tokens(rgb: np.ndarray | Tensor, kernel: Tensor, bias: Tensor, codebook: Tensor) -> Tensor:
+    """Token ids int64 [n, h/8, w/8] of images uint8 [n, h, w, 3]."""
+    z = patch_latents(rgb, kernel, bias)
+    flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    return nearest_codes(flat, codebook).reshape(len(z), *z.shape[2:])
+
+
+def distinct_patches(z: Tensor, most: int = MOST) -> Tensor:
+    """The rows of z [n, d], those that repeat (to .02) at most `most` times."""
+    _, inverse, counts = torch.unique((z / 0.02).round().to(torch.int16), dim=0, return_inverse=True, return_counts=True)
+    order = torch.argsort(inverse, stable=True)
+    starts = torch.cumsum(counts, 0) - counts
+    rank = torch.arange(len(z)) - starts[inverse[order]]
+    return z[order[rank < most]]
+
+
+def kmeans(z: Tensor, codes: int, rounds: int = 12, seed: int = 0, log: Callable[[dict[str, Any]], None] = print_row):
+    """Codebook [codes, d] of z [n, d] by Lloyd's algorithm; empty clusters move to the points that fit worst."""
+    g = torch.Generator().manual_seed(seed)
+    centres = z[torch.randperm(len(z), generator=g)[:codes]].clone()
+    for k in range(rounds):
+        index = nearest_codes(z, centres)
+        count = torch.bincount(index, minlength=codes)
+        total = torch.zeros_like(centres).index_add_(0, index, z)
+        error = (z - centres[index]).pow(2).sum(1)
+        centres = torch.where(count[:, None] > 0, total / count.clamp_min(1)[:, None], centres)
+        empty = torch.nonzero(count == 0)[:, 0]
+        centres[empty] = z[error.topk(len(empty)).indices] if len(empty) else centres[empty]
+        log({"kmeans": k + 1, "error": round(float(error.mean()), 5), "empty": len(empty)})
+    return centres
+
+
+def train_twin(
+    rgb: np.ndarray,
+    styles: np.ndarray,
+    minutes: float,
+    seed: int = 0,
+    log: Callable[[dict[str, Any]], None] = print_row,
+) -> Net:
+    """A network of the style judge's form, trained to tell the styles of images uint8 [n, 128, 128, 3] apart.
+
+    Frozen, in channels-last memory. styles: ids [n]. Half of the images are moved by up to 12 pixels and recoloured.
+    """
+    from impasto.pretrain.autoencoder import _recolour_half
+
+    names, target = np.unique(styles, return_inverse=True)
+    plan = PLANS["style"].net
+    torch.manual_seed(seed)
+    net = new_net(NetConfig(len(names), plan.size, plan.stem, plan.widths, plan.depths, plan.pool))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
+    data, classes = torch.from_numpy(rgb), torch.from_numpy(target)
+    clock, step, right = Clock(minutes), 0, 0.0
+    with clock:
+        while not clock.stop:
+            g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            rows = torch.randint(len(data), (32,), generator=g)
+            x = data[rows].permute(0, 3, 1, 2).float() / 255
+            x = torch.roll(x, torch.randint(-12, 13, (2,), generator=g).tolist(), dims=(2, 3))
+            x = _recolour_half(x, g).contiguous(memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.01 + 0.99 * (1 - clock.progress))
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = net(x)
+            F.cross_entropy(logits.float(), classes[rows], label_smoothing=0.05).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            right = 0.98 * right + 0.02 * float((logits.argmax(1) == classes[rows]).float().mean())
+            step += 1
+            if step % 50 == 0:
+                log({"twin": step, "accuracy": round(right / (1 - 0.98**step), 3)})
+    return net.eval().requires_grad_(False)
+
+
+def perceptual_loss(twin: Net, x: Tensor, y: Tensor) -> Tensor:
+    """Mean over stages of the mean absolute difference of feature maps, each divided by its root mean square over x.
+
+    Images [n, 3, h, w] in [0, 1].
+    """
+    with torch.no_grad():
+        true = twin.maps(x)
+    made = twin.maps(y)
+    terms = [(m.float() - t.float()).abs().mean() / t.float().pow(2).mean().sqrt() for t, m in zip(true, made, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def train_decoder(
+    vq: Any,
+    tokens: Tensor,
+    rgb: np.ndarray,
+    twin: Net | None,
+    folder: Path,
+    minutes: float,
+    lr: float = 1e-3,
+    batch: int = 8,
+    perceptual: float = PERCEPTUAL,
+    seed: int = 0,
+    log: Callable[[dict[str, Any]], None] = print_row,
+) -> Any:
+    """Train the decoder for `minutes` in all on tokens [n, 16, 16] of images uint8 [n, 128, 128, 3]; resumes.
+
+    Returns `vq` with the decoder's average. Crops of 64 pixels on the token grid for the first 60 % of the time, whole
+    images in batches of half the size afterwards; cosine decay.
+    """
+    live, average = new_image_tokenizer(2).decoder, vq.decoder.requires_grad_(False)
+    live.load_state_dict(average.state_dict())
+    live.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(live.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    parts = {"decoder": live, "ema": average, "optimizer": optimizer}
+    meta = load_state(folder, parts) or {"step": 0, "seconds": 0.0}
+    step, clock, saved = meta["step"], Clock(minutes, meta["seconds"]), meta["seconds"]
+    codebook, data = vq.quantize.embedding.weight.detach(), torch.from_numpy(rgb)
+    sums: list[Tensor] = []
+    with clock:
+        while not clock.stop:
+            rng = np.random.default_rng((seed, step))
+            side, n = (8, batch) if clock.progress < 0.6 else (16, batch // 2)
+            rows = rng.integers(len(data), size=n)
+            at = rng.integers(17 - side, size=(n, 2))
+            x = torch.stack(
+                [data[i, 8 * r : 8 * (r + side), 8 * c : 8 * (c + side)] for i, (r, c) in zip(rows, at, strict=True)]
+            )
+            ids = torch.stack([tokens[i, r : r + side, c : c + side] for i, (r, c) in zip(rows, at, strict=True)])
+            x = (x.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
+            z = codebook[ids.long()].permute(0, 3, 1, 2)
+            for group in optimizer.param_groups:
+                warm = min(1.0, (step + 1) / 50)
+                group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
+            with torch.autocast("cpu", torch.bfloat16):
+                y = live(z.contiguous(memory_format=torch.channels_last))
+                seen = perceptual_loss(twin, x, y) if twin is not None else torch.zeros(())
+            error = 2 * (y.float() - x)
+            loss = error.pow(2).mean() + 0.2 * error.abs().mean() + perceptual * seen
+            loss.backward()
+            nn.utils.clip_grad_norm_(live.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            ema_update(average.parameters(), live.parameters(), min(0.998, (1 + step) / (10 + step)))
+            sums.append(torch.stack([error.detach().pow(2).mean(), seen.detach().float()]))
+            if step % 100 == 0:
+                mse, far = torch.stack(sums).mean(0).tolist()
+                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "side": 8 * side}
+                log({**row, "psnr": round(6.0206 - 10 * float(np.log10(mse)), 2), "perceptual": round(far, 4)})
+                sums = []
+            if clock.seconds - saved > 120:
+                save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+                saved = clock.seconds
+    save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+    return vq.eval()
+
+
+@torch.no_grad()
+def decode_tokens(vq: Any, tokens: Tensor, batch: int = 32) -> np.ndarray:
+    """uint8 [n, h, w, 3] of token ids [n, h/8, w/8]."""
+    out = []
+    for ids in tokens.split(batch):
+        shape = (*ids.shape, vq.config.vq_embed_dim)
+        y = vq.decode(ids.long(), force_not_quantize=True, shape=shape).sample.clamp(0, 1)
+        out.append((y * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.concatenate(out)
