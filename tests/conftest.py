@@ -75,7 +75,7 @@ def tiny_muse(tmp_path_factory) -> Path:
     """A tiny random aMUSEd diffusers folder."""
     from tiny import muse_folder
 
-    return muse_folder(tmp_path_factory.mktemp("tiny") / "muse", card={"generate": {"steps": 4, "guidance": 3.0, "batch": 4, "temperature": 2.0}})
+    return muse_folder(tmp_path_factory.mktemp("tiny") / "muse")
 
 
 @pytest.fixture(scope="session", params=["sd3", "sd15", "sdxl", "flux", "schnell"])

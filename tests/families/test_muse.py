@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AmusedPipeline, UVit2DModel
-from tiny import muse_folder
 
 from impasto.bases.loader import load
 from impasto.errors import UserError

@@ -40,7 +40,8 @@ class Family(Protocol):
     guided_by: how guidance is applied: a "negative" prompt, an "embedding" of the scale, or "nothing".
     callback_tensors: names of `call_arguments` -> their names in `callback_on_step_end`, where it can change them.
     denoiser_inputs: names of the others -> the denoiser's argument names.
-    autoencoder_part: the component that encodes images. pipeline_type: the class of `pipeline()`. pooled_argument: the transformer's argument of the pooled text.
+    autoencoder_part: the component that encodes images. pipeline_type: the class of `pipeline()`.
+    pooled_argument: the transformer's argument of the pooled text.
     """
 
     folder: Path

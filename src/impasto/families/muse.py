@@ -264,7 +264,7 @@ class Muse(DiffusersFolder):
         )
 
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
-        raise UserError("this base predicts masked tokens: there is no regression target, use --prior.target prediction")
+        raise UserError("a base of masked tokens has no regression target: use --prior.target prediction")
 
     def sampling_levels(self, steps: int, size: tuple[int, int], make: MakeScheduler | None = None) -> Tensor:
         """The mask ratios floor(N cos(pi i / 2 steps)) / N at the calls i = 0..steps - 1 (linear: 1 - i / steps), of N

@@ -163,7 +163,7 @@ class AlignedToReference(Guidance):
                 "in the words of the prompts, as in 'a rocket in neon sign style'"
             )
         if family.schedule.masked:
-            raise UserError("aligned-to inverts its reference, and a base of masked tokens has no inversion: leave it out")
+            raise UserError("aligned-to inverts its reference, which a base of masked tokens cannot: leave it out")
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
         shift = settings.shift if settings.shift is not None else float(family.card.get("aligned_shift", SHIFT))

@@ -14,8 +14,8 @@ from torch import Tensor
 class Schedule(Protocol):
     """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that conditions the model, and back.
 
-    range: the lowest (noisiest) and the highest log-SNR of the schedule. masked: whether latents are token ids, of which
-    noise masks some, instead of numbers to which it is added.
+    range: the lowest (noisiest) and the highest log-SNR of the schedule. masked: whether latents are token ids, of
+    which noise masks some, instead of numbers to which it is added.
     """
 
     masked: ClassVar[bool]

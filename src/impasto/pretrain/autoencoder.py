@@ -49,7 +49,7 @@ def new_autoencoder() -> Any:
     )
 
 
-def _recolour_half(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+def recolour_half(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Change the colours of half of the images [n, 3, h, w] in [0, 1]: permute, invert, scale and shift channels."""
     n = len(x)
     order = torch.argsort(torch.rand(n, 3, generator=g), dim=1)
@@ -73,7 +73,7 @@ def _sample_crops(rgb: torch.Tensor, n: int, crop: int, g: torch.Generator) -> t
     else:
         shift = torch.randint(-12, 13, (2,), generator=g).tolist()
         x = torch.roll(x, shift, dims=(2, 3))
-    return _recolour_half(x, g) * 2 - 1
+    return recolour_half(x, g) * 2 - 1
 
 
 def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,18 +151,25 @@ def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
     last.bias[LATENTS:] = -30.0
 
 
-@torch.no_grad()
 def read_encoder(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(kernel, bias) of an encoder made by `write_encoder`, from its impulse response.
 
     Encoding by this convolution is some hundred times faster. Raises ValueError for an encoder that is not linear.
     """
+    return read_linear_encoder(lambda x: vae.encode(x).latent_dist.mean, vae.device)
+
+
+@torch.no_grad()
+def read_linear_encoder(
+    encode: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`read_encoder` of images [n, 3, h, w] in [-1, 1] -> latents."""
     unit = torch.eye(3 * PATCH * PATCH).reshape(-1, 3, PATCH, PATCH)
-    x = torch.cat([torch.zeros(1, 3, PATCH, PATCH), unit]).to(vae.device)
-    z = vae.encode(x).latent_dist.mean[:, :, 0, 0]
+    x = torch.cat([torch.zeros(1, 3, PATCH, PATCH), unit]).to(device)
+    z = encode(x)[:, :, 0, 0]
     kernel, bias = (z[1:] - z[0]).T.reshape(LATENTS, 3, PATCH, PATCH), z[0]
-    probe = torch.rand(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).to(vae.device) * 2 - 1
-    off = float((vae.encode(probe).latent_dist.mean - F.conv2d(probe, kernel, bias, stride=PATCH)).abs().max())
+    probe = torch.rand(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    off = float((encode(probe) - F.conv2d(probe, kernel, bias, stride=PATCH)).abs().max())
     if off > 0.02:
         raise ValueError(f"this encoder is not linear: it differs from its impulse response by {off:.3f}")
     return kernel, bias

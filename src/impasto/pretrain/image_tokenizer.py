@@ -11,8 +11,8 @@ f_k: the normalised feature maps of a `twin` of the style judge, trained here on
 themselves are not used in training. They measure the result (`coded_scores`).
 """
 
-import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,20 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from impasto.judges.model import Net, NetConfig
+from impasto.artworld import load, load_meta
+from impasto.artworld.world import over
+from impasto.judges.model import Judges, Net, NetConfig
 from impasto.judges.training import PLANS, new_net
-from impasto.pretrain.autoencoder import LATENTS, PATCH, print_row
+from impasto.pretrain.autoencoder import LATENTS, PATCH, print_row, read_linear_encoder, recolour_half
+from impasto.pretrain.score import judge
 from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 
 CODES = 8192
+VALIDATION = 50  # one train image in 50 is held out of the decoder's training
 MOST = 24  # copies of a patch that k-means sees: white ground is two thirds of all patches
+SAMPLE = 300_000  # patches of k-means
 PERCEPTUAL = 0.1  # w
-MAP_SHARE = 0.3  # share of the pool's pictures that k-means reads
+SCORED = 100  # pictures of a style that are scored, at most
 
 
 def new_image_tokenizer(codes: int = CODES) -> Any:
@@ -76,6 +81,15 @@ def from_autoencoder(vae: Any, codebook: Tensor) -> Any:
     return vq.eval()
 
 
+def read_image_tokenizer(vq: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(kernel, bias, codebook) of a `VQModel` made by `from_autoencoder`; encoding by these is much faster.
+
+    Raises ValueError for an encoder that is not linear.
+    """
+    weight, bias = read_linear_encoder(lambda x: vq.encode(x / 2 + 0.5).latents, vq.device)
+    return weight, bias, vq.quantize.embedding.weight.detach().float()
+
+
 def patch_latents(rgb: np.ndarray | Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """Latents [n, 16, h/8, w/8] of images uint8 [n, h, w, 3], by the encoder's convolution."""
     x = torch.as_tensor(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -97,14 +111,17 @@ def image_tokens(rgb: np.ndarray | Tensor, kernel: Tensor, bias: Tensor, codeboo
 
 def distinct_patches(z: Tensor, most: int = MOST) -> Tensor:
     """The rows of z [n, d], those that repeat (to .02) at most `most` times."""
-    _, inverse, counts = torch.unique((z / 0.02).round().to(torch.int16), dim=0, return_inverse=True, return_counts=True)
+    rounded = (z / 0.02).round().to(torch.int16)
+    _, inverse, counts = torch.unique(rounded, dim=0, return_inverse=True, return_counts=True)
     order = torch.argsort(inverse, stable=True)
     starts = torch.cumsum(counts, 0) - counts
     rank = torch.arange(len(z)) - starts[inverse[order]]
     return z[order[rank < most]]
 
 
-def kmeans(z: Tensor, codes: int, rounds: int = 12, seed: int = 0, log: Callable[[dict[str, Any]], None] = print_row):
+def kmeans(
+    z: Tensor, codes: int, rounds: int = 12, seed: int = 0, log: Callable[[dict[str, Any]], None] = print_row
+) -> Tensor:
     """Codebook [codes, d] of z [n, d] by Lloyd's algorithm; empty clusters move to the points that fit worst."""
     g = torch.Generator().manual_seed(seed)
     centres = z[torch.randperm(len(z), generator=g)[:codes]].clone()
@@ -120,6 +137,20 @@ def kmeans(z: Tensor, codes: int, rounds: int = 12, seed: int = 0, log: Callable
     return centres
 
 
+def learn_codebook(rgb: np.ndarray, kernel: Tensor, bias: Tensor, seed: int = 0) -> Tensor:
+    """[CODES, 16] by k-means on up to SAMPLE distinct patches of a third of the images uint8 [n, h, w, 3]."""
+    rows = np.random.default_rng(seed).permutation(len(rgb))[: len(rgb) // 3 + 1]
+    parts = [patch_latents(rgb[some], kernel, bias) for some in np.array_split(rows, len(rows) // 256 + 1)]
+    z = distinct_patches(torch.cat(parts).permute(0, 2, 3, 1).reshape(-1, LATENTS))
+    return kmeans(z[torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:SAMPLE]], CODES, seed=seed)
+
+
+def new_twin(classes: int) -> Net:
+    """A network of the style judge's form with random weights."""
+    plan = PLANS["style"].net
+    return new_net(NetConfig(classes, plan.size, plan.stem, plan.widths, plan.depths, plan.pool))
+
+
 def train_twin(
     rgb: np.ndarray,
     styles: np.ndarray,
@@ -131,22 +162,19 @@ def train_twin(
 
     Frozen, in channels-last memory. styles: ids [n]. Half of the images are moved by up to 12 pixels and recoloured.
     """
-    from impasto.pretrain.autoencoder import _recolour_half
-
     names, target = np.unique(styles, return_inverse=True)
-    plan = PLANS["style"].net
     torch.manual_seed(seed)
-    net = new_net(NetConfig(len(names), plan.size, plan.stem, plan.widths, plan.depths, plan.pool))
+    net = new_twin(len(names))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     data, classes = torch.from_numpy(rgb), torch.from_numpy(target)
-    clock, step, right = Clock(minutes), 0, 0.0
+    clock, step, right = Clock(minutes, timer=time.process_time), 0, 0.0
     with clock:
         while not clock.stop:
             g = torch.Generator().manual_seed(seed * 1_000_003 + step)
             rows = torch.randint(len(data), (32,), generator=g)
             x = data[rows].permute(0, 3, 1, 2).float() / 255
             x = torch.roll(x, torch.randint(-12, 13, (2,), generator=g).tolist(), dims=(2, 3))
-            x = _recolour_half(x, g).contiguous(memory_format=torch.channels_last)
+            x = recolour_half(x, g).contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.01 + 0.99 * (1 - clock.progress))
             with torch.autocast("cpu", torch.bfloat16):
@@ -158,6 +186,8 @@ def train_twin(
             step += 1
             if step % 50 == 0:
                 log({"twin": step, "accuracy": round(right / (1 - 0.98**step), 3)})
+    if clock.terminated:
+        raise KeyboardInterrupt("stopped while the twin was trained: the same command starts that part again")
     return net.eval().requires_grad_(False)
 
 
@@ -169,13 +199,13 @@ def perceptual_loss(twin: Net, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         true = twin.maps(x)
     made = twin.maps(y)
-    terms = [(m.float() - t.float()).abs().mean() / t.float().pow(2).mean().sqrt() for t, m in zip(true, made, strict=True)]
-    return torch.stack(terms).mean()
+    pairs = [(t.float(), m.float()) for t, m in zip(true, made, strict=True)]
+    return torch.stack([(m - t).abs().mean() / t.pow(2).mean().sqrt() for t, m in pairs]).mean()
 
 
 def train_decoder(
     vq: Any,
-    tokens: Tensor,
+    encode: Callable[[Tensor], Tensor],
     rgb: np.ndarray,
     twin: Net | None,
     folder: Path,
@@ -186,10 +216,11 @@ def train_decoder(
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print_row,
 ) -> Any:
-    """Train the decoder for `minutes` in all on tokens [n, 16, 16] of images uint8 [n, 128, 128, 3]; resumes.
+    """Train the decoder for `minutes` of CPU time in all on images uint8 [n, 128, 128, 3]; resumes from `folder`.
 
-    Returns `vq` with the decoder's average. Crops of 64 pixels on the token grid for the first 60 % of the time, whole
-    images in batches of half the size afterwards; cosine decay.
+    encode: images uint8 -> token ids, see `image_tokens`. Returns `vq` with the decoder's average. Crops of 64 pixels
+    on the token grid for the first 60 % of the time, whole images in batches of half the size afterwards; cosine decay.
+    Raises KeyboardInterrupt when it is stopped before its time.
     """
     live, average = new_image_tokenizer(2).decoder, vq.decoder.requires_grad_(False)
     live.load_state_dict(average.state_dict())
@@ -197,21 +228,18 @@ def train_decoder(
     optimizer = torch.optim.AdamW(live.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     parts = {"decoder": live, "ema": average, "optimizer": optimizer}
     meta = load_state(folder, parts) or {"step": 0, "seconds": 0.0}
-    step, clock, saved = meta["step"], Clock(minutes, meta["seconds"]), meta["seconds"]
+    step, clock, saved = meta["step"], Clock(minutes, meta["seconds"], time.process_time), meta["seconds"]
     codebook, data = vq.quantize.embedding.weight.detach(), torch.from_numpy(rgb)
     sums: list[Tensor] = []
     with clock:
         while not clock.stop:
             rng = np.random.default_rng((seed, step))
-            side, n = (8, batch) if clock.progress < 0.6 else (16, batch // 2)
-            rows = rng.integers(len(data), size=n)
-            at = rng.integers(17 - side, size=(n, 2))
-            x = torch.stack(
-                [data[i, 8 * r : 8 * (r + side), 8 * c : 8 * (c + side)] for i, (r, c) in zip(rows, at, strict=True)]
-            )
-            ids = torch.stack([tokens[i, r : r + side, c : c + side] for i, (r, c) in zip(rows, at, strict=True)])
-            x = (x.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
-            z = codebook[ids.long()].permute(0, 3, 1, 2)
+            side, n = (64, batch) if clock.progress < 0.6 else (128, batch // 2)
+            corners = PATCH * rng.integers((128 - side) // PATCH + 1, size=(n, 2))
+            rows = zip(rng.integers(len(data), size=n), corners.tolist(), strict=True)
+            cut = torch.stack([data[i, top : top + side, left : left + side] for i, (top, left) in rows])
+            x = (cut.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
+            z = codebook[encode(cut)].permute(0, 3, 1, 2)
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / 50)
                 group["lr"] = lr * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * clock.progress)))
@@ -229,13 +257,15 @@ def train_decoder(
             sums.append(torch.stack([error.detach().pow(2).mean(), seen.detach().float()]))
             if step % 100 == 0:
                 mse, far = torch.stack(sums).mean(0).tolist()
-                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "side": 8 * side}
+                row = {"step": step, "minutes": round(clock.seconds / 60, 2), "side": side}
                 log({**row, "psnr": round(6.0206 - 10 * float(np.log10(mse)), 2), "perceptual": round(far, 4)})
                 sums = []
             if clock.seconds - saved > 120:
                 save_state(folder, parts, {"step": step, "seconds": clock.seconds})
                 saved = clock.seconds
     save_state(folder, parts, {"step": step, "seconds": clock.seconds})
+    if clock.terminated:
+        raise KeyboardInterrupt(f"stopped at step {step}: the same command continues")
     return vq.eval()
 
 
@@ -248,3 +278,37 @@ def decode_tokens(vq: Any, tokens: Tensor, batch: int = 32) -> np.ndarray:
         y = vq.decode(ids.long(), force_not_quantize=True, shape=shape).sample.clamp(0, 1)
         out.append((y * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(out)
+
+
+def coded_scores(vq: Any, seed: int = 1) -> dict[str, Any]:
+    """The judges' means on true images of train and of secondary styles, on the same images coded, the ratio of the
+    two ("style_share", "top5_share"), and the share of the codes that the train styles' images use.
+
+    The images of train styles are those on which the decoder was not trained.
+    """
+    meta, world = load_meta(), load()
+    kernel, bias, codes = read_image_tokenizer(vq)
+    judges, rng = Judges.load(), np.random.default_rng(seed)
+    train = np.flatnonzero(np.isin(world.style_id, meta["split"]["train_styles"]))
+    secondary = np.flatnonzero(np.isin(world.style_id, meta["split"]["secondary_styles"]))
+    groups = {"train": train[np.arange(len(train)) % VALIDATION == 7], "secondary": secondary}
+    found: dict[str, Any] = {}
+    for name, rows in groups.items():
+        of_style = [rng.permutation(rows[world.style_id[rows] == s])[:SCORED] for s in np.unique(world.style_id[rows])]
+        some = np.concatenate(of_style)
+        true = over(world.rgba[some], (255, 255, 255))
+        coded = decode_tokens(vq, image_tokens(true, kernel, bias, codes))
+        error = ((true.astype(np.float32) - coded) / 255) ** 2
+        before, after = (judge(judges, x, world.style_id[some], world.concept_id[some]) for x in (true, coded))
+        found[name] = {
+            "pictures": len(some),
+            "true": before,
+            "coded": after,
+            "psnr": float((-10 * np.log10(error.mean((1, 2, 3)).clip(1e-8))).mean()),
+            "style_share": after["style_accuracy"] / before["style_accuracy"],
+            "top5_share": after["concept_top5"] / before["concept_top5"],
+        }
+    used = torch.zeros(len(codes), dtype=torch.bool)
+    for some in np.array_split(train, len(train) // 256 + 1):
+        used[image_tokens(over(world.rgba[some], (255, 255, 255)), kernel, bias, codes).flatten()] = True
+    return found | {"codes": len(codes), "codes_used": float(used.float().mean())}

@@ -1,0 +1,122 @@
+"""The denoiser of `mini-muse`: a transformer over 16 x 16 image tokens that predicts the masked ones.
+
+Share m = cos(pi u / 2) of the tokens masked, u ~ U(0, 1) (Muse, arXiv 2301.00704); cross-entropy on the masked places,
+their mean over the batch. Conditions as aMUSEd has them: text and pooled text of the CLIP tower, and micro-conditions,
+which are the same for all pictures here (128 px, uncropped).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AmusedScheduler, UVit2DModel, VQModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModelWithProjection
+
+from impasto.errors import UserError
+from impasto.families.muse import MusePipeline, micro_conditions
+from impasto.noise.schedule import MaskRatio
+from impasto.pretrain.clip import WIDTH
+from impasto.pretrain.image_tokenizer import CODES, image_tokens, read_image_tokenizer
+
+VOCABULARY = CODES + 64  # the codes, the mask token, and rows that round the table off
+MASK = VOCABULARY - 1
+MICRO = 32  # channels of each of the five micro-conditions
+
+
+class UViT:
+    """See `base.Denoiser`. A shape is (layers, heads of 64). Latents are token ids [n, 1, 16, 16]."""
+
+    part, autoencoder = "transformer", "image-tokenizer"
+    architecture = "UVit2DModel, masked image tokens"
+    call: Mapping[str, Any] = {"num_inference_steps": 16, "temperature": (3.0, 0.0)}
+    sizes: Mapping[str, tuple[int, ...]] = {"small": (8, 4), "medium": (10, 4)}  # 17.2M, 20.1M parameters
+    long_text = False
+    pipeline_class = MusePipeline
+    schedule = MaskRatio(MASK)
+
+    def new(self, shape: tuple[int, ...]) -> UVit2DModel:
+        """One convolutional block with attention on each side of the transformer layers."""
+        layers, heads = shape
+        width = 64 * heads
+        return UVit2DModel(
+            hidden_size=width,
+            cond_embed_dim=WIDTH,
+            micro_cond_encode_dim=MICRO,
+            micro_cond_embed_dim=5 * MICRO,
+            encoder_hidden_size=WIDTH,
+            vocab_size=VOCABULARY,
+            codebook_size=CODES,
+            in_channels=width,
+            block_out_channels=width,
+            num_res_blocks=1,
+            block_num_heads=heads,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=11 * width // 4,
+            sample_size=16,
+        )
+
+    def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return (config["num_hidden_layers"], config["num_attention_heads"])
+
+    def scheduler(self) -> AmusedScheduler:
+        return AmusedScheduler(mask_token_id=MASK)
+
+    def matrices(self, model: Any) -> list[nn.Parameter]:
+        """Those of the blocks; embeddings and output layer are AdamW's."""
+        blocks = (model.transformer_layers, model.down_block, model.up_block)
+        return [p for block in blocks for p in block.parameters() if p.ndim == 2]
+
+    def load_autoencoder(self, folder: Path) -> Any:
+        return VQModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+    def encode(self, vae: Any, device: str) -> Callable[[Tensor], Tensor]:
+        """Images uint8 [n, h, w, 3] -> token ids [n, 1, h/8, w/8], int16."""
+        parts = [part.to(device) for part in read_image_tokenizer(vae)]
+        return lambda rgb: image_tokens(rgb, *parts)[:, None].to(torch.int16)
+
+    def text(self, tower: CLIPTextModelWithProjection, ids: Tensor, long: bool = False) -> dict[str, Tensor]:
+        """Tokens [n, 32, 192], the hidden states before the last layer, and the pooled state [n, 192]."""
+        out = tower(input_ids=ids.long(), output_hidden_states=True)
+        hidden: Any = out.hidden_states
+        return {"encoder_hidden_states": hidden[-2], "pooled_text_emb": out.text_embeds}
+
+    def levels(self, z: Tensor) -> Tensor:
+        """Mask ratios cos(pi u / 2), u by the normal cdf of -z: a high z is a high ratio."""
+        return torch.cos(torch.special.ndtr(-z) * (math.pi / 2)).clamp(1e-3, 1 - 1e-6)
+
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        raise UserError("mini-muse predicts tokens, for which there is no teacher: leave out --teacher")
+
+    def loss(
+        self,
+        model: Any,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        cond: Mapping[str, Tensor],
+        teacher_targets: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy of the masked tokens. Logits are computed at these alone: the output layer is called for
+        one place of one picture, and applied here to what it was given at the masked ones."""
+        z = self.schedule.add_noise(x0, eps, self.schedule.log_snr(t))
+        seen: list[Tensor] = []
+        last = model.mlm_layer.conv2
+
+        def one_place(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            seen.append(args[0])
+            return (args[0][:1, :, :1, :1],)
+
+        handle = last.register_forward_pre_hook(one_place)
+        try:
+            micro = micro_conditions(len(z), 128, 128).to(z.device)
+            model(z[:, 0], micro_conds=micro, **cond)
+        finally:
+            handle.remove()
+        masked = (z == MASK)[:, 0]
+        logits = F.linear(seen[0].permute(0, 2, 3, 1)[masked], last.weight[:, :, 0, 0])
+        return F.cross_entropy(logits.float(), x0[:, 0][masked].long())
