@@ -20,7 +20,7 @@ from impasto.data import references
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family, check_size
 from impasto.files import atomic, writable_folder
-from impasto.inversion import Trajectory, invert, sample
+from impasto.inversion import Trajectory, invert, kind_of, sample
 from impasto.inversion.noise_file import NOISE, InversionNoise, NoiseInfo, write
 from impasto.inversion.snr import correlation, paper_snr, snr_of_correlation
 from impasto.noise.schedule import RectifiedFlow, VariancePreserving
@@ -63,6 +63,7 @@ def invert_image(
     if refine < 0:
         raise UserError(f"refine must be 0 or more, not {refine}")
     family = loader.load(base, device=device, precision=precision, components=components)
+    kind_of(family)
     size = int(family.card["size"]) if size is None else size
     check_size(size, family)
     terminal = None if until is None else log_snr_of(family, until)

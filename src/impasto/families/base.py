@@ -118,6 +118,11 @@ class Family(Protocol):
         """The regression target of `predict` for `z_t = alpha x + sigma eps`."""
         ...
 
+    def error(self, x: Tensor, eps: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        """(B,): mean squared error of the prediction for latents x with noise eps at log-SNR lam; mean cross-entropy of
+        the masked tokens where the schedule is `masked`."""
+        ...
+
     def modules(self, kind: str) -> tuple[str, ...]:
         """Name suffixes of the layers of a kind, one of `kinds` ("attention", "text_stream", "image_stream", ...)."""
         ...

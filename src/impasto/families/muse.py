@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import SD3LoraLoaderMixin, TextualInversionLoaderMixin
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from impasto.errors import UserError
 from impasto.families.base import Condition, MakeScheduler
@@ -265,6 +266,12 @@ class Muse(DiffusersFolder):
 
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         raise UserError("a base of masked tokens has no regression target: use --prior.target prediction")
+
+    def error(self, x: Tensor, eps: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        z = self.schedule.add_noise(x, eps, lam)
+        loss = cross_entropy(self.predict(z, lam, cond).float(), x[:, 0].long(), reduction="none")
+        masked = (z != x)[:, 0]
+        return (loss * masked).sum((1, 2)) / masked.sum((1, 2))
 
     def sampling_levels(self, steps: int, size: tuple[int, int], make: MakeScheduler | None = None) -> Tensor:
         """The mask ratios floor(N cos(pi i / 2 steps)) / N at the calls i = 0..steps - 1 (linear: 1 - i / steps), of N

@@ -254,6 +254,18 @@ class DiffusersFolder(ABC):
         shift, scale = self.shift_scale
         return self.vae.decode(latents.float() / scale + shift, return_dict=False)[0]
 
+    @abstractmethod
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        """See `families.base.Family`."""
+
+    @abstractmethod
+    def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        """See `families.base.Family`."""
+
+    def error(self, x: Tensor, eps: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        predicted = self.predict(self.schedule.add_noise(x, eps, lam), lam, cond).float()
+        return (predicted - self.target(x, eps, lam)).square().mean((1, 2, 3))
+
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         return latents
 

@@ -36,7 +36,7 @@ from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Condition, Family
 from impasto.files import MODELS, atomic
 from impasto.generation import generate
-from impasto.inversion import invert, noise_file, sample
+from impasto.inversion import invert, kind_of, noise_file, sample
 from impasto.inversion.mix import randomise
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
 from impasto.invert import measure_reconstruction, reconstruct, save_image
@@ -100,6 +100,8 @@ def run(
     started, method = time.perf_counter(), config.method
     caption = method.caption(config)
     plan = make_plan(method.training(config))
+    if plan.outline is not None:
+        kind_of(plan.outline)
     if dry_run:
         return describe(plan)
     config = change(config, quantize=plan.config.execution.quantize)
