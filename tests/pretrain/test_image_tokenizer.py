@@ -1,16 +1,15 @@
-"""The image tokeniser: its codebook, its VQModel beside the packaged autoencoder, and the decoder's training."""
+"""The image tokeniser: its codebook, its closed-form encoder, and the decoder's training."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import VQModel
 
 from impasto.artworld import load_slice
-from impasto.files import MODELS
 from impasto.pretrain import image_tokenizer as vq
-from impasto.pretrain.autoencoder import read_encoder
+from impasto.pretrain.autoencoder import principal_components
 from impasto.pretrain.state import Clock
 
 
@@ -21,12 +20,11 @@ def world():
 
 @pytest.fixture(scope="module")
 def made(world):
-    """(images, autoencoder, kernel, bias, codebook of 64)."""
+    """(images, kernel, bias, codebook of 64)."""
     rgb = world.rgb()[:24]
-    vae = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-    kernel, bias = read_encoder(vae)
+    kernel, bias = principal_components(torch.from_numpy(rgb), patch=4)
     z = vq.distinct_patches(vq.patch_latents(rgb, kernel, bias).permute(0, 2, 3, 1).reshape(-1, 16))
-    return rgb, vae, kernel, bias, vq.kmeans(z, 64, rounds=4, log=lambda row: None)
+    return rgb, kernel, bias, vq.kmeans(z, 64, rounds=4, log=lambda row: None)
 
 
 def test_kmeans_finds_clusters_and_leaves_none_empty():
@@ -48,20 +46,21 @@ def test_distinct_patches_keeps_a_few_copies():
 
 
 @torch.no_grad()
-def test_vq_model_has_the_tokens_of_the_convolution_and_the_autoencoders_decoder(made):
-    rgb, vae, kernel, bias, codes = made
-    model = vq.from_autoencoder(vae, codes)
+def test_vq_model_has_the_tokens_of_the_convolution(made):
+    rgb, kernel, bias, codes = made
+    model = vq.closed_form_tokenizer(kernel, bias, codes)
     x = torch.from_numpy(rgb[:4]).permute(0, 3, 1, 2).float() / 255
     z = model.encode(x).latents
+    torch.testing.assert_close(z, vq.patch_latents(rgb[:4], kernel, bias), atol=2e-2, rtol=0)
     _, _, (_, _, ids) = model.quantize(z)
     tokens = vq.image_tokens(rgb[:4], kernel, bias, codes)
-    assert (ids.reshape(tokens.shape) == tokens).float().mean() > 0.99
-    torch.testing.assert_close(z, vq.patch_latents(rgb[:4], kernel, bias), atol=2e-2, rtol=0)
-    own = vae.decode(codes[tokens].permute(0, 3, 1, 2)).sample / 2 + 0.5
-    expected = (own.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
-    assert np.abs(vq.decode_tokens(model, tokens).astype(int) - expected).max() <= 1
+    assert tokens.shape == (4, 32, 32) and (ids.reshape(tokens.shape) == tokens).float().mean() > 0.99
+    flat = vq.patch_latents(rgb[:4], kernel, bias).permute(0, 2, 3, 1).reshape(-1, 16)
+    assert torch.equal(tokens.flatten(), vq.nearest_codes(flat, codes))
     read = vq.read_image_tokenizer(model)
     assert (read[0] - kernel).abs().max() < 0.01 and torch.equal(read[2], codes)
+    shown = vq.decode_tokens(model, tokens)
+    assert shown.shape == (4, 128, 128, 3) and shown.dtype == np.uint8
 
 
 class Ticks(Clock):
@@ -77,11 +76,11 @@ class Ticks(Clock):
 
 
 def test_decoder_learns_and_a_finished_one_is_left_alone(made, world, tmp_path, monkeypatch):
-    rgb, vae, kernel, bias, codes = made
+    rgb, kernel, bias, codes = made
     monkeypatch.setattr(vq, "Clock", Ticks)
     twin = vq.train_twin(rgb, world.style_id[:24], 1, log=lambda row: None)
     assert not any(p.requires_grad for p in twin.parameters())
-    model = vq.from_autoencoder(vae, codes)
+    model = vq.closed_form_tokenizer(kernel, bias, codes)
     tokens = vq.image_tokens(rgb, kernel, bias, codes)
     before = np.square((vq.decode_tokens(model, tokens).astype(float) - rgb) / 255).mean()
 
@@ -92,7 +91,7 @@ def test_decoder_learns_and_a_finished_one_is_left_alone(made, world, tmp_path, 
     after = np.square((vq.decode_tokens(model, tokens).astype(float) - rgb) / 255).mean()
     assert after < before
     monkeypatch.setattr(Ticks, "stop", True)
-    again = vq.from_autoencoder(vae, codes)
+    again = vq.closed_form_tokenizer(kernel, bias, codes)
     vq.train_decoder(again, encode, rgb, twin, tmp_path, 1, log=lambda row: None)
     assert all(torch.equal(a, b) for a, b in zip(again.decoder.parameters(), model.decoder.parameters(), strict=True))
     model.half().save_pretrained(tmp_path / "model")

@@ -27,6 +27,7 @@ from impasto.artworld.world import over
 from impasto.bases import embedded as mini
 from impasto.errors import UserError
 from impasto.files import MODELS, atomic, cache_dir
+from impasto.judges.training import held_out
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
 from impasto.pretrain import image_tokenizer as vq
@@ -218,24 +219,23 @@ def make_image_tokenizer(
     folder, export = folder or cache_dir("pretrain", "image-tokenizer"), export or MODELS / "image-tokenizer"
     if device != "cpu":
         raise UserError(f"the image tokeniser is trained on the CPU, not on {device}: leave out --device")
-    vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-    kernel, bias = ae.read_encoder(vae)
     world = train_world()
     pool = build_pool(ground=0.25, procedurals=0.75, scenes=0.25, seed=203, world=world)
-    kept = np.arange(len(pool.rgb)) % VALIDATION == 7
-    kept[len(world) :] = False  # of single objects on white
+    kept = np.zeros(len(pool.rgb), bool)
+    kept[: len(world)] = held_out(world)[0]  # of the images on white, which come first
     rgb = np.ascontiguousarray(pool.rgb[~kept])
-    codebook = stage(folder / "codebook.safetensors", lambda: {"codebook": vq.learn_codebook(rgb, kernel, bias)})
-    codes = codebook["codebook"]
+    codes = stage(folder / "codebook.safetensors", lambda: vq.learn_codebook(rgb))
+    encoding = codes["kernel"], codes["bias"], codes["codebook"]
     twin = vq.new_twin(len(np.unique(world.style_id)))
     plain = ~kept[: len(world)]
     pictures, styles = pool.rgb[: len(world)][plain], world.style_id[plain]
     twin.load_state_dict(
         stage(folder / "twin.safetensors", lambda: vq.train_twin(pictures, styles, minutes / 5).state_dict())
     )
-    model = vq.from_autoencoder(vae, codes)
+    twin.eval().requires_grad_(False)
+    model = vq.closed_form_tokenizer(*encoding)
     model = vq.train_decoder(
-        model, lambda x: vq.image_tokens(x, kernel, bias, codes), rgb, twin.eval(), folder / "decoder", 0.8 * minutes
+        model, lambda x: vq.image_tokens(x, *encoding), rgb, twin, folder / "decoder", 0.8 * minutes
     )
     model.half().save_pretrained(folder / "model")
     model = VQModel.from_pretrained(folder / "model", torch_dtype=torch.float32).eval()  # scored as it is packaged

@@ -1,8 +1,9 @@
-"""The denoiser of `mini-muse`: a transformer over 16 x 16 image tokens that predicts the masked ones.
+"""The denoiser of `mini-muse`: a transformer that predicts the masked ones of 32 x 32 image tokens.
 
-Share m = cos(pi u / 2) of the tokens masked, u ~ U(0, 1) (Muse, arXiv 2301.00704); cross-entropy on the masked places,
-their mean over the batch. Conditions as aMUSEd has them: text and pooled text of the CLIP tower, and micro-conditions,
-which are the same for all pictures here (128 px, uncropped).
+Like amused-512 it works on half the resolution, 16 x 16. Share m = cos(pi u / 2) of the tokens masked, u ~ U(0, 1)
+(Muse, arXiv 2301.00704); cross-entropy on the masked places, their mean over the batch. Conditions as aMUSEd has them:
+text and pooled text of the CLIP tower, and micro-conditions, which are the same for all pictures here (128 px,
+uncropped).
 """
 
 import math
@@ -20,15 +21,16 @@ from impasto.errors import UserError
 from impasto.families.muse import MusePipeline, micro_conditions
 from impasto.noise.schedule import MaskRatio
 from impasto.pretrain.clip import WIDTH
-from impasto.pretrain.image_tokenizer import CODES, image_tokens, read_image_tokenizer
+from impasto.pretrain.image_tokenizer import CODES, SIDE, image_tokens, read_image_tokenizer
 
 VOCABULARY = CODES + 64  # the codes, the mask token, and rows that round the table off
 MASK = VOCABULARY - 1
 MICRO = 32  # channels of each of the five micro-conditions
+PLACES = 192  # masked places of an image whose logits are computed
 
 
 class UViT:
-    """See `base.Denoiser`. A shape is (layers, heads of 64). Latents are token ids [n, 1, 16, 16]."""
+    """See `base.Denoiser`. A shape is (layers, heads of 64). Latents are token ids [n, 1, 32, 32]."""
 
     part, autoencoder = "transformer", "image-tokenizer"
     architecture = "UVit2DModel, masked image tokens"
@@ -53,11 +55,13 @@ class UViT:
             in_channels=width,
             block_out_channels=width,
             num_res_blocks=1,
+            downsample=True,
+            upsample=True,
             block_num_heads=heads,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=11 * width // 4,
-            sample_size=16,
+            sample_size=SIDE,
         )
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -75,7 +79,7 @@ class UViT:
         return VQModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
     def encode(self, vae: Any, device: str) -> Callable[[Tensor], Tensor]:
-        """Images uint8 [n, h, w, 3] -> token ids [n, 1, h/8, w/8], int16."""
+        """Images uint8 [n, h, w, 3] -> token ids [n, 1, h/4, w/4], int16."""
         parts = [part.to(device) for part in read_image_tokenizer(vae)]
         return lambda rgb: image_tokens(rgb, *parts)[:, None].to(torch.int16)
 
@@ -101,22 +105,36 @@ class UViT:
         cond: Mapping[str, Tensor],
         teacher_targets: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the masked tokens. Logits are computed at these alone: the output layer is called for
-        one place of one picture, and applied here to what it was given at the masked ones."""
+        """Mean cross-entropy of the masked tokens, each image's estimated from PLACES of its masked places.
+
+        The output layer is called for one place of one image, and applied here to what it was given at these places.
+        Under autocast the whole model runs in bf16, from parameters that are cast once: a quarter faster on the CPU.
+        """
+        count = (t * x0[0].numel()).round().clamp(min=1)  # of masked places, as in `MaskRatio.add_noise`
         z = self.schedule.add_noise(x0, eps, self.schedule.log_snr(t))
+        device = x0.device.type
+        dtype = torch.bfloat16 if torch.is_autocast_enabled(device) else torch.float32
+        weights = {name: p.to(dtype) for name, p in model.named_parameters()}
+        given = {name: value.to(dtype) for name, value in cond.items()}
+        given["micro_conds"] = micro_conditions(len(z), 128, 128).to(z.device, dtype)
         seen: list[Tensor] = []
-        last = model.mlm_layer.conv2
 
         def one_place(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
             seen.append(args[0])
             return (args[0][:1, :, :1, :1],)
 
-        handle = last.register_forward_pre_hook(one_place)
+        handle = model.mlm_layer.conv2.register_forward_pre_hook(one_place)
         try:
-            micro = micro_conditions(len(z), 128, 128).to(z.device)
-            model(z[:, 0], micro_conds=micro, **cond)
+            with torch.autocast(device, enabled=False):
+                torch.func.functional_call(model, weights, (z[:, 0],), given)
+                # the places of the largest eps are masked, so the first of them are a random part
+                places = eps.flatten(1).argsort(dim=1, descending=True)[:, :PLACES]
+                features = seen[0].flatten(2).transpose(1, 2)
+                features = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[2]))
+                logits = F.linear(features, weights["mlm_layer.conv2.weight"][:, :, 0, 0]).float()
         finally:
             handle.remove()
-        masked = (z == MASK)[:, 0]
-        logits = F.linear(seen[0].permute(0, 2, 3, 1)[masked], last.weight[:, :, 0, 0])
-        return F.cross_entropy(logits.float(), x0[:, 0][masked].long())
+        used = torch.arange(places.shape[1], device=z.device) < count[:, None]
+        loss = F.cross_entropy(logits.transpose(1, 2), x0.flatten(1).gather(1, places), reduction="none")
+        own = (loss * used).sum(1) / used.sum(1)
+        return (own * count).sum() / count.sum()
