@@ -43,7 +43,7 @@ def command(monkeypatch, capsys, *args):
 
 def test_recipe_of_the_base_is_the_papers(tiny_muse, picture, tmp_path):
     config = config_of(tiny_muse, picture, tmp_path / "run")
-    assert config.recipe == "masked-tokens" and config.objective == MaskedTokens()
+    assert config.recipe == "cosine-mask" and config.objective == MaskedTokens()
     assert type(config.noise).__name__ == "CosineMaskNoise"
 
 
