@@ -231,7 +231,7 @@ def train_decoder(
     twin: Net | None,
     folder: Path,
     minutes: float,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     batch: int = 8,
     perceptual: float = PERCEPTUAL,
     seed: int = 0,
