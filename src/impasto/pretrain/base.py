@@ -34,7 +34,8 @@ class Denoiser(Protocol):
 
     part: the pipeline's component, and the folder of its weights in the package. autoencoder: the folder of its
     autoencoder there. pipeline_class: what samples. call: additional arguments of the pipeline's call. long_text:
-    whether one batch in twenty, a quarter as large, has the text in its longer form. sizes: named shapes.
+    whether one batch in twenty, a quarter as large, has the text in its longer form. flash_on_cpu: whether flash
+    attention is faster there than the plain formula. sizes: named shapes.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Denoiser(Protocol):
     architecture: str
     call: Mapping[str, Any]
     long_text: bool
+    flash_on_cpu: bool
     sizes: Mapping[str, tuple[int, ...]]
 
     def new(self, shape: tuple[int, ...]) -> Any:
@@ -102,6 +104,7 @@ class Latents:
 
     autoencoder = "autoencoder"
     pipeline_class: Any = DiffusionPipeline
+    flash_on_cpu = False
 
     def load_autoencoder(self, folder: Path) -> Any:
         return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()

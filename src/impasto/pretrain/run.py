@@ -219,7 +219,8 @@ class Session:
         self.stopped = False
         self.teacher: Teacher | None = None
         # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
-        self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
+        plain = device == "cpu" and not self.net.flash_on_cpu
+        self.attention: Any = [SDPBackend.MATH] if plain else list(FAST_ATTENTION)
         self.seen: dict[str, Any] = {
             "step": 0,
             "pictures": 0,

@@ -35,8 +35,9 @@ class UViT:
     part, autoencoder = "transformer", "image-tokenizer"
     architecture = "UVit2DModel, masked image tokens"
     call: Mapping[str, Any] = {"num_inference_steps": 16, "temperature": (3.0, 0.0)}
-    sizes: Mapping[str, tuple[int, ...]] = {"small": (8, 4), "medium": (10, 4)}  # 17.2M, 20.1M parameters
+    sizes: Mapping[str, tuple[int, ...]] = {"small": (6, 4), "medium": (8, 4)}  # 14.2M, 17.1M parameters
     long_text = False
+    flash_on_cpu = True  # 7.4 samples per CPU second instead of 6.3, at 256 tokens
     pipeline_class = MusePipeline
     schedule = MaskRatio(MASK)
 
