@@ -70,6 +70,14 @@ def tiny_sd15(tmp_path_factory) -> Path:
     return sd15_folder(tmp_path_factory.mktemp("tiny") / "sd15")
 
 
+@pytest.fixture(scope="session")
+def tiny_muse(tmp_path_factory) -> Path:
+    """A tiny random aMUSEd diffusers folder."""
+    from tiny import muse_folder
+
+    return muse_folder(tmp_path_factory.mktemp("tiny") / "muse")
+
+
 @pytest.fixture(scope="session", params=["sd3", "sd15", "sdxl", "flux", "schnell"])
 def tiny_base(request) -> Path:
     """Each of the tiny bases in turn."""

@@ -58,17 +58,19 @@ def images(base, style=None, **more):
 
 @pytest.mark.filterwarnings("ignore:--text lora trains the CLIP", "ignore:after 1 steps", "ignore:without guidance")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()))
-@pytest.mark.parametrize("kind", ["sd3", "flux", "sdxl", "sd15"])
+@pytest.mark.parametrize("kind", ["sd3", "flux", "sdxl", "sd15", "muse"])
 def test_matrix_trains_saves_loads_and_generates(kind, row, request, picture, tmp_path):
     base, keys = request.getfixturevalue(f"tiny_{kind}"), {**row, **OF_LAW.get(row["noise"], {})}
-    if row["objective"] == "distill":
+    if kind == "muse" or row["objective"] == "masked-tokens":
+        keys["objective"] = "masked-tokens" if kind == "muse" else "denoise"  # by the kind of noise
+    if keys["objective"] == "distill":
         keys["objective.teacher"] = str(base)
     if row["optimizer"] == "prodigy":
         keys["text"] = "frozen"  # one rate for all weights
     if row["optimizer"] == "muon":
         keys["adapter"] = "lora"  # matrices only
     if row["adapter"] == "full":
-        keys["objective"] = "denoise"  # no base to compare with
+        keys["objective"] = "masked-tokens" if kind == "muse" else "denoise"  # no base to compare with
     if keys["text"] == "token":
         keys["text.words"] = ["ink"]
     config, result = run(base, picture, tmp_path / "run", **keys)

@@ -264,6 +264,69 @@ def flux_folder(folder: Path, *, guidance_embeds: bool = True, seed: int = 0, ca
     return write_card(folder, card, text_lengths={"32": 0.75, "40": 0.25}, generate=generate)
 
 
+def uvit(**changes):
+    """Two transformer layers with one convolutional block on each side, 32 codes and a mask token."""
+    from diffusers import UVit2DModel
+
+    config = {
+        "hidden_size": 16,
+        "cond_embed_dim": 16,
+        "micro_cond_encode_dim": 4,
+        "micro_cond_embed_dim": 20,
+        "encoder_hidden_size": 16,
+        "vocab_size": 40,
+        "codebook_size": 32,
+        "in_channels": 16,
+        "block_out_channels": 16,
+        "num_res_blocks": 1,
+        "block_num_heads": 2,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "sample_size": 8,
+    }
+    model = UVit2DModel(**(config | changes))
+    torch.nn.init.normal_(model.mlm_layer.conv2.weight, std=0.2)
+    return model
+
+
+def muse_parts(**changes):
+    """Components of an aMUSEd pipeline of 16 x 16 px, 8 x 8 tokens; `changes` of the transformer."""
+    from diffusers import AmusedScheduler, VQModel
+
+    vqvae = VQModel(
+        block_out_channels=(8, 8),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        latent_channels=4,
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+        vq_embed_dim=4,
+        sample_size=16,
+        lookup_from_codebook=True,
+    )
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight, std=0.5)
+    tokenizer = clip_tokenizer()
+    return {
+        "vqvae": vqvae,
+        "tokenizer": tokenizer,
+        "text_encoder": clip_text(16, len(tokenizer), tokenizer.eos_token_id),
+        "transformer": uvit(**changes),
+        "scheduler": AmusedScheduler(mask_token_id=39),
+    }
+
+
+def muse_folder(folder: Path, *, seed: int = 0, card: dict | None = None, **changes) -> Path:
+    """An AmusedPipeline folder of 16 x 16 px: 8 x 8 tokens of 32 codes. changes: of the transformer's configuration."""
+    from diffusers import AmusedPipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipe = AmusedPipeline(**muse_parts(**changes))
+    pipe.save_pretrained(folder)
+    return write_card(folder, card, generate={"steps": 4, "guidance": 3.0, "batch": 4, "temperature": 2.0})
+
+
 def encoder_folders(clip: Path, dino: Path) -> None:
     """Write a tiny random CLIP with tokenizer, and a tiny random ViT (DINO's architecture), as transformers folders."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel

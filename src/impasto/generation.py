@@ -327,6 +327,7 @@ def sampling_of(config: GenerateConfig) -> Sampling:
         config.base_guidance,
         config.sampler,
         config.until,
+        config.temperature,
     )
 
 

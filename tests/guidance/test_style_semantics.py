@@ -112,7 +112,7 @@ def test_all_0_is_the_adapted_model_to_the_bit(tiny_base, style):
     assert info["style_semantics"] == {"lambda1": 0, "lambda2": 0, "lambda_base": 0, "n1": "", "n2": ""}
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd3", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd15", "sd3", "sdxl", "muse"])
 def test_semantics_alone_is_ordinary_guidance_of_1_more(kind, request, tmp_path):
     base = request.getfixturevalue(f"tiny_{kind}")
     style = save_style(base, tmp_path / "style")

@@ -24,6 +24,8 @@ SNR = LAM.double().exp()
 class Preserving:
     """alpha^2 + sigma^2 = 1, by the log-SNR alone."""
 
+    masked = False
+
     def alpha_sigma(self, lam):
         return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
 

@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from impasto.pretrain.mmdit import MMDiT
 from impasto.pretrain.unet import UNet
+from impasto.pretrain.uvit import MASK, UViT
 
 G = torch.Generator().manual_seed(0)
 X0, EPS = (torch.randn(3, 16, 16, 16, generator=G) for _ in range(2))
@@ -64,3 +65,32 @@ def test_unet_levels_are_uniform():
     share = torch.bincount(t // 100, minlength=10) / len(t)
     assert torch.allclose(share, torch.full((10,), 0.1), atol=0.01)
     assert UNet().levels(torch.tensor([-40.0, 40.0])).tolist() == [0, 999]
+
+
+def test_uvit_loss_is_the_cross_entropy_of_the_masked_tokens():
+    net, g = UViT(), torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    model = net.new((1, 1))
+    x0 = torch.randint(4096, (2, 1, 4, 4), generator=g)
+    eps, t = torch.randn(x0.shape, generator=g), torch.tensor([0.25, 0.75])
+    cond = {"encoder_hidden_states": torch.randn(2, 5, 192), "pooled_text_emb": torch.randn(2, 192)}
+    loss = net.loss(model, x0, eps, t, cond)
+    loss.backward()
+    gradient = model.mlm_layer.conv2.weight.grad.clone()
+    model.zero_grad()
+    z = net.schedule.add_noise(x0, eps, net.schedule.log_snr(t))
+    masked = (z == MASK)[:, 0]  # fewer than PLACES: all of them count
+    assert masked.flatten(1).sum(1).tolist() == [4, 12]
+    micro = torch.tensor([[128.0, 128, 0, 0, 6]] * 2)
+    logits = model(z[:, 0], micro_conds=micro, **cond)
+    expected = torch.nn.functional.cross_entropy(logits.permute(0, 2, 3, 1)[masked], x0[:, 0][masked])
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(model.mlm_layer.conv2.weight.grad, gradient)
+
+
+def test_uvit_levels_are_cosine_mask_ratios():
+    m = UViT().levels(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    assert float(m.mean()) == pytest.approx(2 / np.pi, abs=0.01)
+    assert float((m < 0.5).float().mean()) == pytest.approx(1 - 2 / np.pi * np.arccos(0.5), abs=0.01)
+    assert UViT().levels(torch.tensor([2.0])) > UViT().levels(torch.tensor([-2.0]))

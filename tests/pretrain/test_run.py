@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +16,7 @@ from impasto.errors import UserError
 from impasto.files import MODELS
 from impasto.pretrain import run
 from impasto.pretrain.base import make_bank, shape_of
+from impasto.pretrain.image_tokenizer import CODES, closed_form_tokenizer
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.state import Clock
 from impasto.pretrain.text import new_tower
@@ -58,7 +58,16 @@ def package(tmp_path, monkeypatch):
     return models
 
 
-@pytest.mark.parametrize(("base", "size"), [("mini-sd3", "1x1"), ("mini-sd15", "32x32x32")])
+@pytest.fixture
+def image_tokenizer(package):
+    """The package with a random codebook."""
+    g = torch.Generator().manual_seed(0)
+    kernel, codes = 0.1 * torch.randn(16, 3, 4, 4, generator=g), torch.randn(CODES, 16, generator=g)
+    closed_form_tokenizer(kernel, torch.zeros(16), codes).half().save_pretrained(package / "image-tokenizer")
+
+
+@pytest.mark.parametrize(("base", "size"), [("mini-sd3", "1x1"), ("mini-sd15", "32x32x32"), ("mini-muse", "1x1")])
+@pytest.mark.usefixtures("image_tokenizer")
 def test_pretrain_resumes_and_exports(base, size, pool, package, tmp_path, monkeypatch):
     before = mini.text_weights(package / "clip")
     monkeypatch.setattr(run, "build_pool", lambda known, seed: type(pool)(pool.rgb, pool.entries))
@@ -82,14 +91,14 @@ def test_pretrain_resumes_and_exports(base, size, pool, package, tmp_path, monke
     after = mini.text_weights(package / "clip")
     assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
     folder = mini.ensure(base)
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    assert pipe("a rocket", num_inference_steps=1).images[0].size == (128, 128)
     family = load(base, device="cpu")
+    pipe = family.pipeline_type.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a rocket", num_inference_steps=1, height=128, width=128).images[0].size == (128, 128)
     assert family.folder == folder and family.card["train"]["steps"] > 0
     cond = family.encode_prompt(["a rocket"])
-    z = torch.randn(1, 16, 16, 16)
-    assert family.predict(z, torch.tensor([-2.0]), cond).shape == z.shape
+    z = family.encode_image(torch.zeros(1, 3, 128, 128))
+    assert family.predict(z, torch.tensor([-2.0]), cond).shape[2:] == z.shape[2:]
 
 
 def test_pretrain_with_teacher_records_it(pool, package, tmp_path, monkeypatch):

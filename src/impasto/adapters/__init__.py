@@ -22,6 +22,11 @@ ADAPTERS: dict[str, Entry] = {
         "impasto.adapters.kv_bottleneck:ADAPTER",
         "bottlenecks behind keys and values of cross-attention (FineStyle); not mergeable",
     ),
+    "styledrop": Entry(
+        "impasto.adapters.config:StyleDrop",
+        "impasto.adapters.styledrop:ADAPTER",
+        "bottlenecks behind cross-attention and MLP (StyleDrop); not mergeable",
+    ),
     "full": Entry(
         "impasto.adapters.config:FullFineTuning",
         "impasto.adapters.full:ADAPTER",

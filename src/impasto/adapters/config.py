@@ -75,11 +75,14 @@ class FullFineTuning:
     """All weights of the denoiser, see `adapters.full`."""
 
 
+BLOCK_OUTPUTS = "attention-and-mlp"
+"""StyleDrop's location of a bottleneck, see `StyleDrop`."""
 LOCATIONS = {
     "kv": ("cross_attention_kv",),
     "q": ("cross_attention_q",),
     "out": ("cross_attention_out",),
     "all": ("cross_attention_kv", "cross_attention_q", "cross_attention_out"),
+    BLOCK_OUTPUTS: ("cross_attention_out", "mlp_out"),
 }
 """Kinds of layers of a family, by location of a `KVBottleneck`."""
 
@@ -93,12 +96,26 @@ class KVBottleneck:
     shared: bool = False
     """One pair of matrices for all layers, with a bias per layer."""
     location: str = "kv"
-    """Behind the keys and values of cross-attention (kv, FineStyle), its queries (q), its output (out), or all."""
+    """Behind the keys and values of cross-attention (kv, FineStyle), its queries (q), its output (out), all of these,
+    or the outputs of cross-attention and MLP (attention-and-mlp, StyleDrop)."""
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("dim",), prefix="adapter.")
         if self.location not in LOCATIONS:
             raise UserError(f"unknown adapter.location {self.location!r}: {nearest(self.location, list(LOCATIONS))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleDrop:
+    """StyleDrop's adapter: bottlenecks behind cross-attention and MLP, see `adapters.styledrop`."""
+
+    dim: int = 4
+    """Width of the bottleneck: 4 in the paper's first round, 32 in its second."""
+    shared: bool = True
+    """One pair of matrices for all layers, with a bias per layer, as in the paper's first round."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("dim",), prefix="adapter.")
 
 
 @dataclass(frozen=True, kw_only=True)

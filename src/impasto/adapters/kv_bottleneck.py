@@ -87,8 +87,9 @@ def expected(model: nn.Module, config: KVBottleneck, found: Sequence[str]) -> di
 
 
 def group_of(name: str, layer: nn.Linear, found: Sequence[str]) -> tuple[str, int]:
-    """(ending of its name, width): layers of one group share their matrices."""
-    return next(ending for ending in found if ends(name, [ending])), layer.out_features
+    """(ending of its name without numbers, width): layers of one group share their matrices."""
+    ending = next(ending for ending in found if ends(name, [ending]))
+    return ".".join(part for part in ending.split(".") if not part.isdigit()), layer.out_features
 
 
 def tensor_shapes(width: int, dim: int, shared: bool, owned: bool) -> dict[str, tuple[int, ...]]:

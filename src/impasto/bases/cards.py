@@ -20,6 +20,7 @@ CARD_TYPES = {  # types of the keys of an `impasto.json`; see cards.toml
     "prior_prompts": tuple[str, ...],
     "generate.steps": int,
     "generate.guidance": float,
+    "generate.temperature": float,
     "aligned_shift": float,
     "generate.batch": int,
     "generate.sampler": str,

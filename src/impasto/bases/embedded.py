@@ -20,7 +20,8 @@ from impasto.errors import UserError, nearest
 from impasto.families.base import quiet
 from impasto.files import MODELS, atomic_folder, cache_dir
 
-DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet"}  # name: the folder of its denoiser's weights
+DENOISER = {"mini-sd3": "transformer", "mini-sd15": "unet", "mini-muse": "transformer"}
+"""Name: the folder of its denoiser's weights."""
 NAMES = tuple(DENOISER)
 SIZES = "sizes.json"  # lists the file sizes of an assembled folder
 ZERO_WIDTH = 8  # width of the second CLIP tower
@@ -31,6 +32,11 @@ def names() -> tuple[str, ...]:
     return tuple(name for name, part in DENOISER.items() if (MODELS / name / part).is_dir())
 
 
+def autoencoder(name: str) -> Path:
+    """The package's folder of the autoencoder of an embedded base."""
+    return MODELS / ("image-tokenizer" if name == "mini-muse" else "autoencoder")
+
+
 def card(name: str) -> dict:
     """The `card.json` of an embedded base: scores, concepts, training images, device, time, hash."""
     return json.loads((MODELS / name / "card.json").read_text(encoding="utf-8"))
@@ -39,7 +45,7 @@ def card(name: str) -> dict:
 def weights_hash(name: str) -> str:
     """sha256 over denoiser, scheduler, autoencoder, text tower and tokeniser."""
     digest = hashlib.sha256()
-    for folder in (MODELS / name / DENOISER[name], MODELS / name / "scheduler", MODELS / "autoencoder"):
+    for folder in (MODELS / name / DENOISER[name], MODELS / name / "scheduler", autoencoder(name)):
         for path in sorted(p for p in folder.iterdir() if p.name != "card.json"):
             digest.update(path.name.encode() + path.read_bytes())
     digest.update((MODELS / "clip" / "tokenizer.json").read_bytes())
@@ -61,7 +67,7 @@ def ensure(name: str) -> Path:
     if not is_complete(folder):
         with atomic_folder(folder, is_complete) as scratch:
             with quiet():
-                write_folder(scratch, MODELS / name, MODELS / "autoencoder", MODELS / "clip")
+                write_folder(scratch, MODELS / name, autoencoder(name), MODELS / "clip")
             sizes = {file.relative_to(scratch).as_posix(): file.stat().st_size for file in scratch.rglob("*.*")}
             (scratch / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
     return folder
@@ -84,12 +90,15 @@ def write_folder(folder: Path, base: Path, autoencoder: Path, clip: Path) -> Non
     """
     for part in (DENOISER[base.name], "scheduler"):
         shutil.copytree(base / part, folder / part)
-    shutil.copytree(autoencoder, folder / "vae")
-    index = {"mini-sd3": write_sd3_text, "mini-sd15": write_sd15_text}[base.name](folder, clip)
+    tokens = base.name == "mini-muse"
+    shutil.copytree(autoencoder, folder / ("vqvae" if tokens else "vae"))
+    write_text = {"mini-sd3": write_sd3_text, "mini-sd15": write_sd15_text, "mini-muse": write_muse_text}[base.name]
+    index = write_text(folder, clip)
     (folder / "impasto.json").write_text(json.dumps({"name": base.name}), encoding="utf-8")
     if (base / "card.json").exists():
         shutil.copy(base / "card.json", folder / "card.json")
-    common = {"_diffusers_version": "0.42.1", "vae": ["diffusers", "AutoencoderKL"]}
+    own = {"vqvae": ["diffusers", "VQModel"]} if tokens else {"vae": ["diffusers", "AutoencoderKL"]}
+    common = {"_diffusers_version": "0.42.1"} | own
     (folder / "model_index.json").write_text(json.dumps(index | common, indent=2), encoding="utf-8")
 
 
@@ -112,6 +121,19 @@ def write_sd15_text(folder: Path, clip: Path) -> dict[str, Any]:
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
+    }
+
+
+def write_muse_text(folder: Path, clip: Path) -> dict[str, Any]:
+    """Write the small CLIP's text tower and tokeniser; returns the pipeline's index."""
+    _save_fp16(text_tower(clip), folder / "text_encoder")
+    clip_tokenizer(clip).save_pretrained(folder / "tokenizer")
+    return {
+        "_class_name": "AmusedPipeline",
+        "scheduler": ["diffusers", "AmusedScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "transformer": ["diffusers", "UVit2DModel"],
     }
 
 

@@ -93,7 +93,7 @@ def read_hub_configs(base: str) -> dict[str, dict[str, Any]] | None:
     if "_class_name" not in index:
         return None
     cls: Any = family_class(base, index["_class_name"])
-    parts = (cls.part, "vae", *(name for name in cls.clips if index.get(name, [None])[0]))
+    parts = (cls.part, cls.autoencoder_part, *(name for name in cls.clips if index.get(name, [None])[0]))
     found = {"model_index.json": index}
     for name in (SCHEDULER, *(f"{part}/config.json" for part in parts)):
         found[name] = part_config(base, name)

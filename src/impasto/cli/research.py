@@ -162,7 +162,7 @@ def pretrain(args: list[str]) -> Result:
         """Pretrain an embedded base model, draw its grid, score it.
 
         Args:
-            base: mini-sd3, mini-sd15, or a part that bases share: tokenizer, clip, autoencoder.
+            base: mini-sd3, mini-sd15, mini-muse, or a part of theirs: tokenizer, clip, autoencoder, image-tokenizer.
             minutes: Stop after so many minutes; 0 only scores and exports what is there.
             resume: Go on from the last checkpoint.
             device: cpu, cuda or auto.

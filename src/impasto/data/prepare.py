@@ -191,8 +191,9 @@ def view_key(family: Family, item: Item, view: View) -> dict[str, Any]:
 
 
 def encode(family: Family, reference: Reference, item: Item, view: View) -> dict[str, Tensor]:
-    """The latents of one view, float32, and its mask: the share of what counts in the area of each latent position."""
-    x = family.encode_image(to_tensor(cut(reference.image, view, view.shape))).float()[0]
+    """The latents of one view, as the family has them, and its mask: the share of what counts in the area of each
+    latent position."""
+    x = family.encode_image(to_tensor(cut(reference.image, view, view.shape)))[0]
     if item.mask is None:
         return {"x": x}
     mask = loss_masks.of(lambda: reference, item.mask, item.mask_sha256)

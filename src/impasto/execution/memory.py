@@ -347,7 +347,7 @@ def choose_execution(
     of = device(name)
     size = None
     if of.free is not None and family is not None:
-        factor = 2 ** (len(config_of(family, "vae")["block_out_channels"]) - 1)
+        factor = 2 ** (len(config_of(family, family.autoencoder_part)["block_out_channels"]) - 1)
         size = size_of(meta_model(family), family, config, factor)
         if isinstance(text := build_text(config), ClipLoRA):
             size = with_clips(size, meta_clips(family), text.rank)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from impasto.families.base import Family
 
 FAMILIES = {
+    "AmusedPipeline": ("impasto.families.muse", "Muse"),
     "FluxPipeline": ("impasto.families.flux", "Flux"),
     "StableDiffusion3Pipeline": ("impasto.families.sd3", "SD3"),
     "StableDiffusionXLPipeline": ("impasto.families.sdxl", "SDXL"),

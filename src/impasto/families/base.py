@@ -40,6 +40,8 @@ class Family(Protocol):
     guided_by: how guidance is applied: a "negative" prompt, an "embedding" of the scale, or "nothing".
     callback_tensors: names of `call_arguments` -> their names in `callback_on_step_end`, where it can change them.
     denoiser_inputs: names of the others -> the denoiser's argument names.
+    autoencoder_part: the component that encodes images. pipeline_type: the class of `pipeline()`.
+    pooled_argument: the transformer's argument of the pooled text.
     """
 
     folder: Path
@@ -64,6 +66,9 @@ class Family(Protocol):
     guided_by: str
     callback_tensors: Mapping[str, str]
     denoiser_inputs: Mapping[str, str]
+    autoencoder_part: str
+    pooled_argument: str
+    pipeline_type: Any
 
     @classmethod
     def load(cls, folder: Path, card: Mapping[str, Any], *, device: str, precision: str) -> "Family":
@@ -71,7 +76,8 @@ class Family(Protocol):
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), float32, scaled as `predict` takes them."""
+        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), float32, scaled as `predict` takes them; token ids
+        (B, 1, h, w), int32, where the schedule is `masked`."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -110,6 +116,11 @@ class Family(Protocol):
 
     def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         """The regression target of `predict` for `z_t = alpha x + sigma eps`."""
+        ...
+
+    def error(self, x: Tensor, eps: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        """(B,): mean squared error of the prediction for latents x with noise eps at log-SNR lam; mean cross-entropy of
+        the masked tokens where the schedule is `masked`."""
         ...
 
     def modules(self, kind: str) -> tuple[str, ...]:

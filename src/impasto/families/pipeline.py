@@ -40,13 +40,17 @@ class DiffusersFolder(ABC):
     A subclass sets pipeline and denoiser class, `layers` by kind, the text components (`encoder_parts`, `clips`),
     `left_out`: components replaced in `from_pretrained`, `main_tokenizer`: the one that keeps most of a prompt,
     `padded_to_length`: whether it pads to the requested length instead of its own, `time_scale`: the pipeline's factor
-    from the scheduler's timesteps to the denoiser's, `patch` and `callback_tensors`.
+    from the scheduler's timesteps to the denoiser's, `patch` and `callback_tensors`. `autoencoder_class` and
+    `autoencoder_part` where the autoencoder has another class and name than most.
     """
 
     pipeline_class: ClassVar[str]
     denoiser_class: ClassVar[str]
     layers: ClassVar[Mapping[str, tuple[str, ...]]]
     part: ClassVar[str] = "transformer"
+    autoencoder_class: ClassVar[str] = "AutoencoderKL"
+    autoencoder_part: ClassVar[str] = "vae"
+    pooled_argument: ClassVar[str] = "pooled_projections"
     encoder_parts: ClassVar[tuple[str, ...]]
     clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
     main_tokenizer: ClassVar[str] = "tokenizer"
@@ -102,7 +106,7 @@ class DiffusersFolder(ABC):
     @cached_property
     def unit(self) -> int:
         """Pixels per latent times latents per token."""
-        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1) * self.patch
+        return 2 ** (len(self.config(self.autoencoder_part)["block_out_channels"]) - 1) * self.patch
 
     @property
     def largest(self) -> int | None:
@@ -119,12 +123,13 @@ class DiffusersFolder(ABC):
     @cached_property
     def vae(self) -> Any:
         """The frozen autoencoder, in float32 at any precision."""
-        return self.load_component("AutoencoderKL", "vae", torch.float32).requires_grad_(False).eval().to(self.device)
+        model = self.load_component(self.autoencoder_class, self.autoencoder_part, torch.float32)
+        return model.requires_grad_(False).eval().to(self.device)
 
     @cached_property
     def encoders(self) -> Any:
         """A pipeline of the text encoders alone; on the CPU if they do not fit on the GPU."""
-        pipe = self.build_pipeline(**{self.part: None, "vae": None, "scheduler": None})
+        pipe = self.build_pipeline(**self.without_images)
         return pipe.to(self.device if encoders_fit(pipe, self.device) else "cpu")
 
     @property
@@ -134,7 +139,12 @@ class DiffusersFolder(ABC):
     @cached_property
     def clip(self) -> Any:
         """A pipeline of the CLIPs alone; carries their adapters."""
-        return self.pipeline(**{self.part: None, "vae": None, "scheduler": None}, **self.without_t5)
+        return self.pipeline(**self.without_images, **self.without_t5)
+
+    @property
+    def without_images(self) -> dict[str, None]:
+        """Arguments of `pipeline` that omit what is not for text."""
+        return {self.part: None, self.autoencoder_part: None, "scheduler": None}
 
     @property
     def without_t5(self) -> dict[str, None]:
@@ -187,16 +197,21 @@ class DiffusersFolder(ABC):
 
     def build_pipeline(self, **parts: Any) -> Any:
         """`pipeline` in CPU RAM."""
-        import diffusers
-
         with quiet(), explain_load_errors(self.folder):
             given = self.absent | parts
-            pipe = getattr(diffusers, self.pipeline_class).from_pretrained(
+            pipe = self.pipeline_type.from_pretrained(
                 self.folder, dtype=self.dtype, use_safetensors=True, **(given | self.load_variants(given))
             )
         pipe.set_progress_bar_config(disable=True)
         self.check_tokenizers(pipe)
         return pipe
+
+    @property
+    def pipeline_type(self) -> Any:
+        """The class that `pipeline` makes."""
+        import diffusers
+
+        return getattr(diffusers, self.pipeline_class)
 
     def check_tokenizers(self, pipe: Any) -> None:
         """Raise UserError when a CLIP's tokeniser has no maximum length (transformers' default is 10^30)."""
@@ -223,17 +238,33 @@ class DiffusersFolder(ABC):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """`(mean - shift) * scale` with the posterior's mean, not a sample, so that latents can be cached."""
-        height, width = pixels.shape[-2:]
-        if height % self.unit or width % self.unit:
-            raise UserError(f"size must be a multiple of {self.unit} for this base, not {width} x {height}")
+        self.check_pixels(pixels)
         shift, scale = self.shift_scale
         mean = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode()
         return (mean - shift) * scale
+
+    def check_pixels(self, pixels: Tensor) -> None:
+        """Raise UserError unless height and width are multiples of the unit."""
+        height, width = pixels.shape[-2:]
+        if height % self.unit or width % self.unit:
+            raise UserError(f"size must be a multiple of {self.unit} for this base, not {width} x {height}")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         shift, scale = self.shift_scale
         return self.vae.decode(latents.float() / scale + shift, return_dict=False)[0]
+
+    @abstractmethod
+    def predict(self, z_t: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        """See `families.base.Family`."""
+
+    @abstractmethod
+    def target(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        """See `families.base.Family`."""
+
+    def error(self, x: Tensor, eps: Tensor, lam: Tensor, cond: Condition) -> Tensor:
+        predicted = self.predict(self.schedule.add_noise(x, eps, lam), lam, cond).float()
+        return (predicted - self.target(x, eps, lam)).square().mean((1, 2, 3))
 
     def unpack(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         return latents
@@ -270,12 +301,10 @@ class DiffusersFolder(ABC):
         return {name: t.to(self.device, self.dtype) for name, t in call.items()}
 
     def save_adapter(self, file: Path, adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
-        import diffusers
-
         layers: dict[str, Any] = {}
         for part, (tensors, metadata) in adapters.items():
             layers |= {f"{part}_lora_layers": dict(tensors), f"{part}_lora_adapter_metadata": dict(metadata)}
-        getattr(diffusers, self.pipeline_class).save_lora_weights(file.parent, weight_name=file.name, **layers)
+        self.pipeline_type.save_lora_weights(file.parent, weight_name=file.name, **layers)
 
     def free(self, *parts: str) -> None:
         for part in parts:

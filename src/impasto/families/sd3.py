@@ -24,6 +24,7 @@ KINDS = {
     "cross_attention_kv": TEXT_STREAM[1:3],
     "cross_attention_q": ("attn.to_q",),
     "cross_attention_out": ("attn.to_out.0",),
+    "mlp_out": ("ff.net.2",),
 }
 IN_CALLBACK = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled_prompt_embeds"}
 

@@ -25,6 +25,7 @@ KINDS = {
     "cross_attention_kv": ("attn2.to_k", "attn2.to_v"),
     "cross_attention_q": ("attn2.to_q",),
     "cross_attention_out": ("attn2.to_out.0",),
+    "mlp_out": ("ff.net.2",),
     "feed_forward": ("ff.net.0.proj", "ff.net.2"),
     "convolution": ("conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv"),
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
 from impasto.guidance.base import Guidance, Rows, join
-from impasto.guidance.style_guidance import combine, join_rows, replaced_forward, split_rows
+from impasto.guidance.style_guidance import combine, join_rows, prediction, replaced_forward, split_rows
 
 Texts = Mapping[str, Any]
 """Keyword arguments of a denoiser that hold the prompt, rows first."""
@@ -28,13 +28,13 @@ Texts = Mapping[str, Any]
 def texts(family: Family, condition: Condition) -> dict[str, Any]:
     """A condition as the family's denoiser takes it.
 
-    SD1.5 encoder_hidden_states; SD3 and FLUX pooled_projections beside it; SDXL text_embeds in added_cond_kwargs.
+    encoder_hidden_states; transformers the pooled text beside it, SDXL in added_cond_kwargs.
     """
     rows = {name: t.to(family.device, family.dtype) for name, t in condition.items()}
     found: dict[str, Any] = {"encoder_hidden_states": rows["text"]}
     if "pooled" in rows and family.part == "unet":
         return found | {"added_cond_kwargs": {"text_embeds": rows["pooled"]}}
-    return found | ({"pooled_projections": rows["pooled"]} if "pooled" in rows else {})
+    return found | ({family.pooled_argument: rows["pooled"]} if "pooled" in rows else {})
 
 
 def check_weights(weights: Sequence[float], prompts: int) -> None:
@@ -85,7 +85,7 @@ def composing(denoiser: Any, others: Sequence[Texts], weights: Sequence[float], 
         calls = [first] if halves else []
         calls += [prompt if text is None else (prompt[0], replace(prompt[1], text)) for _, text in used]
         args, kwargs = join_rows(calls, each)
-        predictions = list(plain(*args, **kwargs)[0].split(each))
+        predictions = list(prediction(plain(*args, **kwargs)).split(each))
         negative = [predictions.pop(0)] if halves else []
         return (torch.cat([*negative, combine([weight for weight, _ in used], predictions)]),)
 

@@ -70,6 +70,8 @@ class SwitchedPrompts(Guidance):
 
 def bind(settings: PromptSwitch, family: Family, sampling: Sampling, encode: Encode) -> SwitchedPrompts:
     """Raises UserError where one prompt would be used in all steps."""
+    if not family.callback_tensors:
+        raise UserError("switch-to is for bases that denoise: this one draws tokens, leave it out")
     assert settings.at is not None and sampling.steps is not None and sampling.size is not None
     levels = grid(family, sampling.steps, sampling.size, sampling.scheduler(family))
     return switch_prompts(family, settings.second, settings.at, levels)

@@ -162,6 +162,8 @@ class AlignedToReference(Guidance):
                 "the reference has no caption: say what it shows and in what style with --reference-caption, "
                 "in the words of the prompts, as in 'a rocket in neon sign style'"
             )
+        if family.schedule.masked:
+            raise UserError("aligned-to inverts its reference, which a base of masked tokens cannot: leave it out")
         if not shareable(family, family.denoiser.attn_processors):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
         shift = settings.shift if settings.shift is not None else float(family.card.get("aligned_shift", SHIFT))

@@ -155,7 +155,7 @@ def predict(
 
     def run(chosen: Sequence[tuple[bool, str]]) -> list[Tensor]:
         args, kwargs = join_rows([calls[text] for _, text in chosen], each)
-        return list(forward(*args, **kwargs)[0].chunk(len(chosen)))
+        return list(prediction(forward(*args, **kwargs)).chunk(len(chosen)))
 
     styled, plain = ([term for term in terms if term[0] == kind] for kind in (True, False))
     if not plain:
@@ -166,6 +166,11 @@ def predict(
     found = run(styled) if styled else []
     with disabled(denoiser):
         return found + run(plain)
+
+
+def prediction(output: Any) -> Tensor:
+    """A denoiser's output, a tensor or the first of a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def tuner_layers(denoiser: Any) -> list[Any]:

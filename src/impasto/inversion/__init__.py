@@ -111,7 +111,8 @@ def kind_of(family: Family) -> ModuleType:
     """The module of the family's schedule. Raises UserError where there is none."""
     kind = METHODS.get(type(family.schedule))
     if kind is None:
-        raise UserError(f"a base with a {type(family.schedule).__name__} schedule cannot be inverted")
+        what = "of masked tokens" if family.schedule.masked else f"with a {type(family.schedule).__name__} schedule"
+        raise UserError(f"a base {what} cannot be inverted")
     return kind
 
 

@@ -98,6 +98,8 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     started, method = time.perf_counter(), config.method
     caption = method.caption(config)
     plan = make_plan(method.training(config))
+    if plan.outline is not None:
+        kind_of(plan.outline)
     if dry_run:
         return describe(plan)
     config = change(config, quantize=plan.config.execution.quantize)

@@ -32,4 +32,9 @@ NOISE_LAWS: dict[str, Entry] = {
         "impasto.noise.laws:Uniform",
         "t ~ U(0, 1), in the base's own time; then shift, on a rectified flow",
     ),
+    "cosine-mask": Entry(
+        "impasto.noise.config:CosineMaskNoise",
+        "impasto.noise.laws:CosineMask",
+        "t = cos(pi u / 2), u ~ U(0, 1): mask ratios of Muse and StyleDrop",
+    ),
 }

@@ -62,6 +62,11 @@ class SD3Noise(LogitNormalNoise):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CosineMaskNoise(NoiseSettings):
+    """Mask ratio cos(pi u / 2), u ~ U(0, 1): masked-token models' own law."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UniformNoise(NoiseSettings):
     """t ~ U(0, 1) in the base's own time, then a time shift."""
 

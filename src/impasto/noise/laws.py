@@ -196,6 +196,31 @@ class Truncated:
         return self.law.quantile(low + p * (high - low))
 
 
+@dataclass(frozen=True)
+class CosineMask:
+    """`m = cos(pi u / 2)`, u ~ U(0, 1), with `lam = 2 log((1 - m) / m)`: MaskGIT's, Muse's and StyleDrop's mask ratios.
+
+    P(m <= x) = 1 - (2 / pi) arccos x, hence of lam, which falls in m, F(lam) = (2 / pi) arccos m(lam); the density is
+    p(lam) = m (1 - m) / (pi sqrt(1 - m^2)). The mean of m is 2 / pi.
+    """
+
+    def __call__(self, generators: Sequence[Generator]) -> Tensor:
+        u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+        return self.quantile(u.clamp(2**-24, 1 - 2**-24)).float()
+
+    def pdf(self, lam: Tensor) -> Tensor:
+        m = torch.sigmoid(-lam / 2)
+        return m * torch.sigmoid(lam / 2) / (math.pi * (1 - m * m).sqrt())
+
+    def cdf(self, lam: Tensor) -> Tensor:
+        return torch.arccos(torch.sigmoid(-lam / 2)) * (2 / math.pi)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """`1 - m = 2 sin^2(pi p / 4)`, which keeps its precision where m is near 1."""
+        angle = p * (math.pi / 2)
+        return 2 * (torch.log(2 * torch.sin(angle / 2) ** 2) - torch.log(torch.cos(angle)))
+
+
 @dataclass(frozen=True, eq=False)
 class UniformTime:
     """`t ~ U(0, T - 1)` of a variance-preserving schedule: the pretraining law of SD1.5 and SDXL."""

@@ -1,8 +1,11 @@
-"""Schedules: log-SNR to mixing weights and timesteps. `z_t = alpha x + sigma eps`, `lam = log(alpha^2 / sigma^2)`."""
+"""Schedules: log-SNR to mixing weights and timesteps. `z_t = alpha x + sigma eps`, `lam = log(alpha^2 / sigma^2)`.
+
+A base of masked tokens has a mask ratio m instead of a share of noise, on the same axis: alpha = 1 - m, sigma = m.
+"""
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +14,11 @@ from torch import Tensor
 class Schedule(Protocol):
     """Maps the log-SNR `lam_B` to the mixing weights and to the timestep that conditions the model, and back.
 
-    range: the lowest (noisiest) and the highest log-SNR of the schedule.
+    range: the lowest (noisiest) and the highest log-SNR of the schedule. masked: whether latents are token ids, of
+    which noise masks some, instead of numbers to which it is added.
     """
+
+    masked: ClassVar[bool]
 
     @property
     def range(self) -> tuple[float, float]: ...
@@ -23,9 +29,25 @@ class Schedule(Protocol):
 
     def log_snr(self, t: Tensor) -> Tensor: ...
 
+    def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor: ...
+
+
+class Gaussian:
+    """What schedules of Gaussian noise share."""
+
+    masked: ClassVar[bool] = False
+
+    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        """`z_t = alpha x + sigma eps`, mixed in float32."""
+        alpha_B, sigma_B = self.alpha_sigma(lam.float())
+        return per_item(alpha_B, x) * x + per_item(sigma_B, x) * eps
+
 
 @dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(Gaussian):
     """`x_t = (1 - t) x_0 + t eps`, hence `lam = 2 log((1 - t) / t)` and `t = sigmoid(-lam / 2)`.
 
     Source: Esser et al. 2024 (SD3), eq. 13; Style-Friendly SNR sampler, eq. 1-3. The time is the noise share,
@@ -52,7 +74,7 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True, eq=False)
-class VariancePreserving:
+class VariancePreserving(Gaussian):
     """`z_t = sqrt(ac_t) x + sqrt(1 - ac_t) eps`, hence `lam = log(ac / (1 - ac))` and `alpha^2 = sigmoid(lam)`.
 
     Ho et al. 2020 (DDPM), arXiv 2006.11239, eq. 4. levels: lam at t = 0, 1, .., T - 1, falling, float64. Between them
@@ -96,12 +118,48 @@ class VariancePreserving:
         return torch.lerp(levels[left], levels[left + 1], t - left)
 
 
+@dataclass(frozen=True)
+class MaskRatio:
+    """Token ids of which the share m is masked, `lam = 2 log((1 - m) / m)`, `m = sigmoid(-lam / 2)`.
+
+    Chang et al. 2022 (MaskGIT), arXiv 2202.04200; Muse, arXiv 2301.00704. The time is m, in (0, 1). mask: the id of
+    masked tokens.
+    """
+
+    mask: int
+    masked: ClassVar[bool] = True
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return -math.inf, math.inf
+
+    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """`(1 - m, m)`."""
+        return torch.sigmoid(lam / 2), torch.sigmoid(-lam / 2)
+
+    def timestep(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam / 2)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The inverse of `timestep`; -inf at 1, where everything is masked."""
+        return 2 * (torch.log1p(-t) - torch.log(t))
+
+    def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+        """x (B, 1, h, w), ids, with round(m h w) places masked, at least one: those where eps (B, 1, h, w) is largest.
+
+        With eps drawn independently these places are uniformly random.
+        """
+        places = eps.flatten(1)
+        count_B = (self.timestep(lam.float()) * places.shape[1]).round().clamp(min=1)
+        rank = places.argsort(dim=1, descending=True).argsort(dim=1)
+        return torch.where((rank < count_B[:, None]).view(x.shape), self.mask, x)
+
+
 def per_item(scale_B: Tensor, x: Tensor) -> Tensor:
     """`scale_B` as (B, 1, 1, ...), to broadcast over the items of `x`."""
     return scale_B.view(-1, *[1] * (x.ndim - 1))
 
 
 def mix(schedule: Schedule, x: Tensor, eps: Tensor, lam_B: Tensor) -> Tensor:
-    """`z_t = alpha x + sigma eps`, mixed in float32."""
-    alpha_B, sigma_B = schedule.alpha_sigma(lam_B.float())
-    return per_item(alpha_B, x) * x + per_item(sigma_B, x) * eps
+    """Latents with the noise eps at the levels lam_B, see the schedules' `add_noise`."""
+    return schedule.add_noise(x, eps, lam_B)

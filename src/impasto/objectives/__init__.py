@@ -5,6 +5,7 @@ A row's builder is `build(settings, family) -> objectives.base.Objective`. The s
     extra_forwards   forward passes without gradient per item
     needs_base       whether they are the frozen base's
     teachers         other models of the base's size that it holds
+    masked           whether it is for bases of masked tokens, instead of those with Gaussian noise
     itemwise         whether the loss is a mean over items, so that a batch may be split, see `data.draws.split_batch`
 """
 
@@ -25,5 +26,10 @@ OBJECTIVES: dict[str, Entry] = {
         "impasto.objectives.config:Distill",
         "impasto.objectives.distill:build",
         "the predictions of another base, the teacher, as targets",
+    ),
+    "masked-tokens": Entry(
+        "impasto.objectives.config:MaskedTokens",
+        "impasto.objectives.masked_tokens:build",
+        "cross-entropy on the masked tokens of a base such as Muse",
     ),
 }

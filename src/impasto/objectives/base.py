@@ -6,6 +6,7 @@ from typing import Any
 from torch import Generator, Tensor
 
 from impasto.data.batch import Batch
+from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.objectives import OBJECTIVES
 from impasto.registry import name_of
@@ -19,4 +20,9 @@ It may have two attributes: `text_family`, whose text encoders encode the captio
 
 def build_objective(settings: Any, family: Family) -> Objective:
     """The objective of these settings on a base; no weights are read. Raises UserError where it does not fit."""
+    name = name_of(OBJECTIVES, settings)
+    if settings.masked != family.schedule.masked:
+        kind = "predicts masked tokens" if family.schedule.masked else "has Gaussian noise"
+        fitting = [key for key, entry in OBJECTIVES.items() if entry.settings_class.masked == family.schedule.masked]
+        raise UserError(f"--objective {name} is not for this base, which {kind}: use {' or '.join(fitting)}")
     return OBJECTIVES[name_of(OBJECTIVES, settings)].builder(settings, family)

@@ -19,6 +19,7 @@ class Denoise:
     extra_forwards: ClassVar[int] = 0
     needs_base: ClassVar[bool] = False
     teachers: ClassVar[int] = 0
+    masked: ClassVar[bool] = False
     itemwise: ClassVar[bool] = True
 
     weighting: str = "none"
@@ -37,6 +38,7 @@ class DCO:
     extra_forwards: ClassVar[int] = 1
     needs_base: ClassVar[bool] = True
     teachers: ClassVar[int] = 0
+    masked: ClassVar[bool] = False
     itemwise: ClassVar[bool] = True
 
     beta: float = 1.0
@@ -55,6 +57,7 @@ class Distill:
     extra_forwards: ClassVar[int] = 1
     needs_base: ClassVar[bool] = False
     teachers: ClassVar[int] = 1
+    masked: ClassVar[bool] = False
     itemwise: ClassVar[bool] = True
 
     teacher: str | None = None
@@ -76,6 +79,24 @@ class Distill:
             raise UserError("FeatKD needs a shared text encoder: leave out --objective.feature-weight")
         if not self.out_weight and self.feature_weight == 0:
             raise UserError("out_weight and feature_weight are both 0: nothing would be learnt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTokens:
+    """Cross-entropy on the masked tokens, for bases such as Muse."""
+
+    extra_forwards: ClassVar[int] = 0
+    needs_base: ClassVar[bool] = False
+    teachers: ClassVar[int] = 0
+    masked: ClassVar[bool] = True
+    itemwise: ClassVar[bool] = False
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"objective.label_smoothing must be from 0 to below 1, not {self.label_smoothing}")
 
 
 @dataclass(frozen=True, kw_only=True)

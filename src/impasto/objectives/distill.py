@@ -127,7 +127,7 @@ def check_teacher(teacher: Any, student: Any, settings: Distill) -> None:
 
 def describe(family: Any, shared: bool) -> dict[str, Any]:
     """What teacher and student must have in common, by name. shared: a text encoder too, and so its width."""
-    denoiser, vae = family.config(family.part), family.config("vae")
+    denoiser, vae = family.config(family.part), family.config(family.autoencoder_part)
     free = {"sample_size"} | (set() if shared else {"cross_attention_dim", "joint_attention_dim"})
     found = {"architecture": type(family).__name__}
     found |= {key: value for key, value in denoiser.items() if not key.startswith("_") and key not in free}

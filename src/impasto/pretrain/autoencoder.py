@@ -49,7 +49,7 @@ def new_autoencoder() -> Any:
     )
 
 
-def _recolour_half(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+def recolour_half(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Change the colours of half of the images [n, 3, h, w] in [0, 1]: permute, invert, scale and shift channels."""
     n = len(x)
     order = torch.argsort(torch.rand(n, 3, generator=g), dim=1)
@@ -73,18 +73,19 @@ def _sample_crops(rgb: torch.Tensor, n: int, crop: int, g: torch.Generator) -> t
     else:
         shift = torch.randint(-12, 13, (2,), generator=g).tolist()
         x = torch.roll(x, shift, dims=(2, 3))
-    return _recolour_half(x, g) * 2 - 1
+    return recolour_half(x, g) * 2 - 1
 
 
-def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(kernel [16, 3, 8, 8], bias [16]) of the latents z = conv(x, kernel, stride 8) + bias of unit overall variance.
+def principal_components(rgb: torch.Tensor, seed: int = 0, patch: int = PATCH) -> tuple[torch.Tensor, torch.Tensor]:
+    """(kernel [16, 3, 8, 8], bias [16]) of the latents z = conv(x, kernel, stride 8) + bias of unit overall variance;
+    of other patches than 8 x 8 likewise.
 
     z_k = (v_k . (patch - mean)) / sqrt(s_k) / c, with v_k the k-th principal direction, s_k its standard deviation and
     c one number for all channels. Images uint8 [n, h, w, 3].
     """
     g = torch.Generator().manual_seed(seed)
     x = torch.cat([_sample_crops(rgb, 96, CROP, g) for _ in range(64)])
-    patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH).double()
+    patches = F.unfold(x, patch, stride=patch).transpose(1, 2).reshape(-1, 3 * patch * patch).double()
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
     v = vectors[:, -LATENTS:].flip(1)  # columns, largest first
@@ -94,7 +95,7 @@ def principal_components(rgb: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor
     scale = ((patches - mean) @ weight).pow(2).mean().sqrt()
     weight = weight / scale
     bias = -(mean @ weight)
-    return weight.T.reshape(LATENTS, 3, PATCH, PATCH).float(), bias.float()
+    return weight.T.reshape(LATENTS, 3, patch, patch).float(), bias.float()
 
 
 @torch.no_grad()
@@ -108,37 +109,51 @@ def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
     its output is by definition the latent.
     """
     encoder: Any = vae.encoder
-    for name, parameter in encoder.named_parameters():
-        inner = ".norm" in name or ".conv1." in name  # of the residual branches: kept trainable
-        if not inner:
-            parameter.zero_()
-
-    def identity(conv: torch.nn.Conv2d, n: int) -> None:
-        for i in range(n):
-            conv.weight[i, i, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1.0
-
+    zero_branches(encoder)
     blocks = encoder.down_blocks
-    identity(encoder.conv_in, 3)
-    # 2 x 2 pixels -> 12 channels, ordered (dy, dx, colour)
-    gather = blocks[0].downsamplers[0].conv
-    for dy in range(2):
-        for dx in range(2):
-            for c in range(3):
-                gather.weight[6 * dy + 3 * dx + c, c, dy, dx] = 1.0
-    identity(blocks[1].resnets[0].conv_shortcut, 12)
+    pass_through(encoder.conv_in, 3)
+    gather_pixels(blocks[0].downsamplers[0].conv)
+    pass_through(blocks[1].resnets[0].conv_shortcut, 12)
     # 4 x 4 pixels, 48 numbers -> the 32 directions that the kernel's four quarters span best
     quarters = kernel.reshape(LATENTS, 3, 2, 4, 2, 4).permute(2, 4, 0, 1, 3, 5).reshape(4 * LATENTS, 48)
     _, _, directions = torch.linalg.svd(quarters.double(), full_matrices=False)
     basis = directions[:32].float()  # [32, 48], index (colour, y, x)
     fold = basis.reshape(32, 3, 2, 2, 2, 2)  # colour, y2, y1, x2, x1 with y = 2 y2 + y1
     blocks[1].downsamplers[0].conv.weight[:, :12, :2, :2] = fold.permute(0, 3, 5, 1, 2, 4).reshape(32, 12, 2, 2)
-    identity(blocks[2].resnets[0].conv_shortcut, 32)
+    pass_through(blocks[2].resnets[0].conv_shortcut, 32)
     # 8 x 8 pixels -> 16 latents
     parts = (quarters @ basis.T).reshape(2, 2, LATENTS, 32)  # [y half, x half, latent, direction]
     blocks[2].downsamplers[0].conv.weight[:LATENTS, :32, :2, :2] = parts.permute(2, 3, 0, 1)
     blocks[2].downsamplers[0].conv.bias[:LATENTS] = bias
-    # 128 channels in 8 groups of 16: two latents as +z, -z, and six constants of each sign
-    widen, last = blocks[3].resnets[0].conv_shortcut, encoder.conv_out
+    write_output(encoder)
+    encoder.conv_out.bias[LATENTS:] = -30.0
+
+
+def zero_branches(encoder: Any) -> None:
+    """Set all weights to 0 but those inside residual branches, which remain trainable."""
+    for name, parameter in encoder.named_parameters():
+        if ".norm" not in name and ".conv1." not in name:
+            parameter.zero_()
+
+
+def pass_through(conv: torch.nn.Conv2d, n: int) -> None:
+    """Make `conv` hand on its first n channels."""
+    for i in range(n):
+        conv.weight[i, i, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1.0
+
+
+def gather_pixels(conv: torch.nn.Conv2d) -> None:
+    """Make a strided `conv` gather 2 x 2 pixels into 12 channels, ordered (dy, dx, colour)."""
+    for dy in range(2):
+        for dx in range(2):
+            for c in range(3):
+                conv.weight[6 * dy + 3 * dx + c, c, dy, dx] = 1.0
+
+
+def write_output(encoder: Any) -> None:
+    """Make the last block of 128 channels and what follows it hand on 16 latents: 8 groups of 16 channels, in each two
+    latents as +z, -z, and six constants of each sign."""
+    widen, last = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_out
     for group in range(8):
         for j in range(2):
             z, at = 2 * group + j, 16 * group + 2 * j
@@ -148,21 +163,27 @@ def write_encoder(vae: Any, kernel: torch.Tensor, bias: torch.Tensor) -> None:
         widen.bias[16 * group + 4 : 16 * group + 10] = GROUPNORM_CONSTANT
         widen.bias[16 * group + 10 : 16 * group + 16] = -GROUPNORM_CONSTANT
     encoder.conv_norm_out.weight.fill_(GROUPNORM_CONSTANT * 0.75**0.5)
-    last.bias[LATENTS:] = -30.0
 
 
-@torch.no_grad()
 def read_encoder(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(kernel, bias) of an encoder made by `write_encoder`, from its impulse response.
 
     Encoding by this convolution is some hundred times faster. Raises ValueError for an encoder that is not linear.
     """
-    unit = torch.eye(3 * PATCH * PATCH).reshape(-1, 3, PATCH, PATCH)
-    x = torch.cat([torch.zeros(1, 3, PATCH, PATCH), unit]).to(vae.device)
-    z = vae.encode(x).latent_dist.mean[:, :, 0, 0]
-    kernel, bias = (z[1:] - z[0]).T.reshape(LATENTS, 3, PATCH, PATCH), z[0]
-    probe = torch.rand(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).to(vae.device) * 2 - 1
-    off = float((vae.encode(probe).latent_dist.mean - F.conv2d(probe, kernel, bias, stride=PATCH)).abs().max())
+    return read_linear_encoder(lambda x: vae.encode(x).latent_dist.mean, vae.device)
+
+
+@torch.no_grad()
+def read_linear_encoder(
+    encode: Callable[[torch.Tensor], torch.Tensor], device: torch.device, patch: int = PATCH
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`read_encoder` of images [n, 3, h, w] in [-1, 1] -> latents [n, 16, h / patch, w / patch]."""
+    unit = torch.eye(3 * patch * patch).reshape(-1, 3, patch, patch)
+    x = torch.cat([torch.zeros(1, 3, patch, patch), unit]).to(device)
+    z = encode(x)[:, :, 0, 0]
+    kernel, bias = (z[1:] - z[0]).T.reshape(LATENTS, 3, patch, patch), z[0]
+    probe = torch.rand(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    off = float((encode(probe) - F.conv2d(probe, kernel, bias, stride=patch)).abs().max())
     if off > 0.02:
         raise ValueError(f"this encoder is not linear: it differs from its impulse response by {off:.3f}")
     return kernel, bias

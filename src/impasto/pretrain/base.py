@@ -7,13 +7,14 @@ or trained too. Muon trains the matrices of the attention and feed-forward layer
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -29,17 +30,21 @@ SHARES = {"plain": 0.55, "ground": 0.1, "procedural": 0.3, "scene": 0.05}
 
 
 class Denoiser(Protocol):
-    """One kind of denoiser and its pretraining objective; implementations: `mmdit`, `unet`.
+    """One kind of denoiser and its pretraining objective; implementations: `mmdit`, `unet`, `uvit`.
 
-    part: the pipeline's component, and the folder of its weights in the package. call: additional arguments of the
-    pipeline's call. long_text: whether one batch in twenty, a quarter as large, has the text in its longer form.
-    sizes: named shapes.
+    part: the pipeline's component, and the folder of its weights in the package. autoencoder: the folder of its
+    autoencoder there. pipeline_class: what samples. call: additional arguments of the pipeline's call. long_text:
+    whether one batch in twenty, a quarter as large, has the text in its longer form. flash_on_cpu: whether flash
+    attention is faster there than the plain formula. sizes: named shapes.
     """
 
     part: str
+    autoencoder: str
+    pipeline_class: Any
     architecture: str
     call: Mapping[str, Any]
     long_text: bool
+    flash_on_cpu: bool
     sizes: Mapping[str, tuple[int, ...]]
 
     def new(self, shape: tuple[int, ...]) -> Any:
@@ -52,6 +57,14 @@ class Denoiser(Protocol):
 
     def scheduler(self) -> Any:
         """The scheduler saved in the base's folder."""
+        ...
+
+    def load_autoencoder(self, folder: Path) -> Any:
+        """The autoencoder, float32."""
+        ...
+
+    def encode(self, vae: Any, device: str) -> Callable[[Tensor], Tensor]:
+        """Images uint8 [n, h, w, 3] on the device -> what the bank keeps of them."""
         ...
 
     def matrices(self, model: Any) -> list[nn.Parameter]:
@@ -86,6 +99,28 @@ class Denoiser(Protocol):
         ...
 
 
+class Latents:
+    """The part of `Denoiser` of bases on the latents of the packaged `AutoencoderKL`."""
+
+    autoencoder = "autoencoder"
+    pipeline_class: Any = DiffusionPipeline
+    flash_on_cpu = False
+
+    def load_autoencoder(self, folder: Path) -> Any:
+        return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+    def encode(self, vae: Any, device: str) -> Callable[[Tensor], Tensor]:
+        """Scaled latents [n, 16, h/8, w/8], fp16."""
+        kernel, bias = read_encoder(vae.to(device))
+
+        def latents(rgb: Tensor) -> Tensor:
+            x = rgb.permute(0, 3, 1, 2).float() / 127.5 - 1
+            z = torch.nn.functional.conv2d(x, kernel, bias, stride=PATCH)
+            return (z * vae.config.scaling_factor).half()
+
+        return latents
+
+
 def shape_of(net: Denoiser, size: str) -> tuple[int, ...]:
     """The shape named `size`, or given by numbers, "7x4". Raises UserError when it is neither."""
     known = next(iter(net.sizes.values()))
@@ -111,12 +146,18 @@ def shares_of(plain: float | None) -> dict[str, float]:
 
 @dataclass
 class Bank:
-    """The training data on the device: scaled latents [n, 16, 16, 16] fp16, token ids [n, CAPTIONS, 32] int16."""
+    """The training data on the device: scaled latents [n, 16, 16, 16] fp16, or image tokens [n, 1, 16, 16] int16; token
+    ids of the captions [n, CAPTIONS, 32] int16."""
 
     latents: Tensor
     ids: Tensor
     empty: Tensor  # [32], the ids of the empty text
     pool: Pool
+
+    def x0(self, rows: Tensor) -> Tensor:
+        """Latents as float32, image tokens as int64."""
+        found = self.latents[rows]
+        return found.float() if found.is_floating_point() else found.long()
 
     def extend(self, latents: Tensor, ids: Tensor, kind: Tensor) -> None:
         """Append pictures, without their entries in the pool. kind: indices into KINDS, [n]."""
@@ -129,14 +170,20 @@ class Bank:
 
 
 @torch.no_grad()
-def make_bank(pool: Pool, vae: Any, tokenizer: CLIPTokenizer, seed: int, device: str = "cpu") -> Bank:
-    """Encode every image of the pool once, and tokenise CAPTIONS random captions of each."""
-    kernel, bias = read_encoder(vae.to(device))
-    latents = []
-    for start in range(0, len(pool.rgb), 256):
-        x = torch.from_numpy(pool.rgb[start : start + 256]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        z = torch.nn.functional.conv2d(x, kernel, bias, stride=PATCH)
-        latents.append((z * vae.config.scaling_factor).half())
+def make_bank(
+    pool: Pool,
+    vae: Any,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+    device: str = "cpu",
+    encode: Callable[[Any, str], Callable[[Tensor], Tensor]] | None = None,
+) -> Bank:
+    """Encode every image of the pool once, and tokenise CAPTIONS random captions of each.
+
+    encode: as in `Denoiser`, that of `Latents` by default.
+    """
+    images = (encode or Latents().encode)(vae, device)
+    latents = [images(torch.from_numpy(part).to(device)) for part in np.array_split(pool.rgb, len(pool.rgb) // 256 + 1)]
     rng = random.Random(f"captions {seed}")
     ids = []
     for start in range(0, len(pool.entries), 512):
@@ -161,7 +208,7 @@ def draw(
     device = rows.device
     g = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
     z = torch.randn(n, generator=g, device=device)
-    x0 = bank.latents[rows].float()
+    x0 = bank.x0(rows)
     return x0, ids, z, noise(x0, g, offset)
 
 

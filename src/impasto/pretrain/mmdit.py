@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
 from impasto.bases.embedded import ZERO_WIDTH
+from impasto.pretrain.base import Latents
 from impasto.pretrain.clip import WIDTH
 
 TEXT = WIDTH + ZERO_WIDTH
 SHIFT = 1.0
 
 
-class MMDiT:
+class MMDiT(Latents):
     """See `base.Denoiser`. A shape is (layers, heads of 64)."""
 
     part = "transformer"

@@ -1,7 +1,7 @@
-"""The components shared by all embedded bases: the tokeniser, the small CLIP and the autoencoder.
+"""The components shared by the embedded bases: the tokeniser, the small CLIP, the autoencoder and the image tokeniser.
 
-Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder`, and kept in the package: the bases depend on
-them. Only the decoder may be trained further, since latents do not depend on it.
+Made once, in this order, by `impasto pretrain tokenizer|clip|autoencoder|image-tokenizer`, and kept in the package: the
+bases depend on them. Only decoders may be trained further, since latents and tokens do not depend on them.
 """
 
 import hashlib
@@ -9,13 +9,15 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from impasto.artworld import load, load_meta
@@ -25,8 +27,10 @@ from impasto.artworld.world import over
 from impasto.bases import embedded as mini
 from impasto.errors import UserError
 from impasto.files import MODELS, atomic, cache_dir
+from impasto.judges.training import held_out
 from impasto.pretrain import autoencoder as ae
 from impasto.pretrain import clip as contrastive
+from impasto.pretrain import image_tokenizer as vq
 from impasto.pretrain.pool import build_pool, train_world
 from impasto.pretrain.tokenizer import train_tokenizer
 
@@ -205,3 +209,48 @@ def autoencoder_scores(vae: Any, kernel: torch.Tensor, bias: torch.Tensor, n: in
         rows[meta["style_names"][style]] = {"psnr": float(ae.psnr(vae, rgb).mean()), "linear": linear}
     mean = {key: float(np.mean([row[key] for row in rows.values()])) for key in ("psnr", "linear")}
     return {"heldout": rows, "heldout_mean": mean}
+
+
+def make_image_tokenizer(
+    minutes: float = 45.0, folder: Path | None = None, export: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Codebook, twin and decoder of the image tokeniser, `minutes` of CPU time for the latter two (a fifth for the
+    twin); every stage resumes from `folder`. Scores and exports fp16 weights; returns the card. CPU only."""
+    folder, export = folder or cache_dir("pretrain", "image-tokenizer"), export or MODELS / "image-tokenizer"
+    if device != "cpu":
+        raise UserError(f"the image tokeniser is trained on the CPU, not on {device}: leave out --device")
+    world = train_world()
+    pool = build_pool(ground=0.25, procedurals=0.75, scenes=0.25, seed=203, world=world)
+    kept = np.zeros(len(pool.rgb), bool)
+    kept[: len(world)] = held_out(world)[0]  # of the images on white, which come first
+    rgb = np.ascontiguousarray(pool.rgb[~kept])
+    codes = stage(folder / "codebook.safetensors", lambda: vq.learn_codebook(rgb))
+    encoding = codes["kernel"], codes["bias"], codes["codebook"]
+    twin = vq.new_twin(len(np.unique(world.style_id)))
+    plain = ~kept[: len(world)]
+    pictures, styles = pool.rgb[: len(world)][plain], world.style_id[plain]
+    twin.load_state_dict(
+        stage(folder / "twin.safetensors", lambda: vq.train_twin(pictures, styles, minutes / 5).state_dict())
+    )
+    twin.eval().requires_grad_(False)
+    model = vq.closed_form_tokenizer(*encoding)
+    model = vq.train_decoder(
+        model, lambda x: vq.image_tokens(x, *encoding), rgb, twin, folder / "decoder", 0.8 * minutes
+    )
+    model.half().save_pretrained(folder / "model")
+    model = VQModel.from_pretrained(folder / "model", torch_dtype=torch.float32).eval()  # scored as it is packaged
+    card = {"name": "image-tokenizer", "date": str(date.today()), "minutes": minutes, **vq.coded_scores(model)}
+    shutil.rmtree(export, ignore_errors=True)
+    shutil.copytree(folder / "model", export)
+    with atomic(export / "card.json") as path:
+        path.write_text(json.dumps(card, indent=1), encoding="utf-8")
+    return card
+
+
+def stage(file: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of `file`, made and written first when it is not there."""
+    if not file.exists():
+        made = {name: t.detach().contiguous() for name, t in make().items()}
+        with atomic(file) as path:
+            save_file(made, path)
+    return load_file(file)

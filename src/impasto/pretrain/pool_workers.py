@@ -11,15 +11,15 @@ import signal
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from impasto.artworld import ArtWorld
 from impasto.files import MODELS, atomic
-from impasto.pretrain.base import Bank, make_bank
+from impasto.pretrain.base import Bank, Latents, make_bank
 from impasto.pretrain.pool import KINDS, build_pool, train_world
 
 GROUND, PROCEDURALS, SCENES = 0.05, 0.4, 0.1
@@ -27,12 +27,14 @@ GROUND, PROCEDURALS, SCENES = 0.05, 0.4, 0.1
 CHUNKS = 400
 
 
-def make_chunk(folder: Path, k: int, world: ArtWorld, seed: int) -> Path:
-    """Render, encode and write chunk k, a function of (seed, k)."""
+def make_chunk(folder: Path, k: int, world: ArtWorld, seed: int, net: Any = None) -> Path:
+    """Render, encode and write chunk k, a function of (seed, k). net: a `base.Denoiser`, whose latents they are; those
+    of `base.Latents` by default."""
+    net = net or Latents()
     own = seed + 1000 * (k + 1)
     pool = build_pool(None, GROUND, PROCEDURALS, SCENES, own, world, plain=False)
-    vae = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-    bank = make_bank(pool, vae, CLIPTokenizer.from_pretrained(MODELS / "clip"), own)
+    vae = net.load_autoencoder(MODELS / net.autoencoder)
+    bank = make_bank(pool, vae, CLIPTokenizer.from_pretrained(MODELS / "clip"), own, encode=net.encode)
     kind = torch.tensor([KINDS.index(entry.kind) for entry in pool.entries], dtype=torch.int8)
     path = folder / f"chunk-{k:04d}.safetensors"
     with atomic(path) as temporary:
@@ -40,22 +42,22 @@ def make_chunk(folder: Path, k: int, world: ArtWorld, seed: int) -> Path:
     return path
 
 
-def _work(folder: Path, numbers: Sequence[int], concepts: Sequence[int] | None, seed: int) -> None:
+def _work(folder: Path, numbers: Sequence[int], concepts: Sequence[int] | None, seed: int, net: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     os.nice(5)
     torch.set_num_threads(1)
     world = train_world(concepts)
     for k in numbers:
-        make_chunk(folder, k, world, seed)
+        make_chunk(folder, k, world, seed, net)
 
 
 class PoolWorkers:
     """`n` processes, worker w makes the chunks w, w + n, w + 2n, ... below CHUNKS. A context: its end ends them."""
 
-    def __init__(self, n: int, folder: Path, concepts: Sequence[int] | None, seed: int) -> None:
+    def __init__(self, n: int, folder: Path, concepts: Sequence[int] | None, seed: int, net: Any = None) -> None:
         self.folder, self.collected = folder, set[str]()
         context = multiprocessing.get_context("spawn")
-        jobs = [(folder, range(w, CHUNKS, n), concepts, seed) for w in range(n)]
+        jobs = [(folder, range(w, CHUNKS, n), concepts, seed, net) for w in range(n)]
         self.processes: list[BaseProcess] = [context.Process(target=_work, args=job, daemon=True) for job in jobs]
 
     def __enter__(self) -> "PoolWorkers":

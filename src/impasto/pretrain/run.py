@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
@@ -43,9 +42,10 @@ from impasto.pretrain.state import Clock, ema_update, load_state, save_state
 from impasto.pretrain.teacher import Teacher
 from impasto.pretrain.text import MODES, new_tower, write_text
 from impasto.pretrain.unet import UNet
+from impasto.pretrain.uvit import UViT
 
-DENOISERS: dict[str, Callable[[], Denoiser]] = {"mini-sd3": MMDiT, "mini-sd15": UNet}
-PARTS = ("tokenizer", "clip", "autoencoder")
+DENOISERS: dict[str, Callable[[], Denoiser]] = {"mini-sd3": MMDiT, "mini-sd15": UNet, "mini-muse": UViT}
+PARTS = ("tokenizer", "clip", "autoencoder", "image-tokenizer")
 SAVE_SECONDS = 300
 FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 LOG_STEPS = 50
@@ -78,7 +78,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain an embedded base for `minutes` (default 150), then generate its grid and score it.
 
-    base: mini-sd3, mini-sd15, or a shared component (tokenizer, clip, autoencoder; see `parts.py`).
+    base: mini-sd3, mini-sd15, mini-muse, or a shared component (tokenizer, clip, autoencoder, image-tokenizer; see
+    `parts.py`).
 
     concepts: list of the art world's split to train on: core_everywhere (471), core_concepts (835) or all; None: that
     of the packaged weights, or core_everywhere.
@@ -138,7 +139,11 @@ def make_part(name: str, minutes: float | None, device: str = "cpu") -> dict[str
 
     if name == "tokenizer":
         return {"part": name, "tokens": len(parts.make_tokenizer())}
-    make, default = {"clip": (parts.make_clip, 20.0), "autoencoder": (parts.make_autoencoder, 25.0)}[name]
+    make, default = {
+        "clip": (parts.make_clip, 20.0),
+        "autoencoder": (parts.make_autoencoder, 25.0),
+        "image-tokenizer": (parts.make_image_tokenizer, 45.0),
+    }[name]
     return {"part": name, **make(default if minutes is None else minutes, device=device)}
 
 
@@ -195,10 +200,10 @@ class Session:
         self.net = DENOISERS[base]()
         packaged = packaged_shape(base)
         shape = shared.shape_of(self.net, size) if size else packaged or self.net.sizes["small"]
-        for part in ("autoencoder", "clip"):
+        for part in (self.net.autoencoder, "clip"):
             if not (MODELS / part / "config.json").exists():
-                raise UserError(f"{MODELS / part} is missing: the package is incomplete")
-        self.vae: Any = AutoencoderKL.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
+                raise UserError(f"{MODELS / part} is missing: make it with impasto pretrain {part}")
+        self.vae: Any = self.net.load_autoencoder(MODELS / self.net.autoencoder)
         self.text, self.loads_text = self._text_mode(text)
         packaged_tower = mini.text_tower(MODELS / "clip")
         self.tower: Any = new_tower(MODELS / "clip", seed) if self.text == "new" else packaged_tower
@@ -214,7 +219,8 @@ class Session:
         self.stopped = False
         self.teacher: Teacher | None = None
         # at 97 tokens the plain formula is 4 % faster on CPU than its flash kernel (forward and backward, CPU time)
-        self.attention: Any = [SDPBackend.MATH] if device == "cpu" else list(FAST_ATTENTION)
+        plain = device == "cpu" and not self.net.flash_on_cpu
+        self.attention: Any = [SDPBackend.MATH] if plain else list(FAST_ATTENTION)
         self.seen: dict[str, Any] = {
             "step": 0,
             "pictures": 0,
@@ -321,12 +327,12 @@ class Session:
         if self.teacher and (entry := f"{self.teacher.name} {self.teacher.share:g}") not in self.seen["teachers"]:
             self.seen["teachers"] = [*self.seen["teachers"], entry]
         seed = self.seed + 1000 * session
-        with PoolWorkers(workers, self.folder / "chunks", known, seed) as pool_workers:
+        with PoolWorkers(workers, self.folder / "chunks", known, seed, self.net) as pool_workers:
             first: Any = {"ground": 0.0, "procedurals": 0.0, "scenes": 0.0} if workers else {}
             pool = build_pool(known, seed=seed, **first)
             row = {"pool": {k: len(r) for k, r in pool.rows.items()}, "shares": dict(shares), "offset": offset}
             self._log({**row, "minutes": round(clock.session / 60, 2)})
-            bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device)
+            bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device, self.net.encode)
             pool.rgb = np.empty(0, np.uint8)  # only the latents are used from here on
             objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
             start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
@@ -411,7 +417,7 @@ class Session:
         style = np.array([bank.pool.entries[i].style for i in plain])
         others = np.array([rng.choice(plain[style == bank.pool.entries[i].style]) for i in rows])
         g = torch.Generator(self.device).manual_seed(seed)
-        x0 = bank.latents[torch.from_numpy(rows).to(self.device)].float()
+        x0 = bank.x0(torch.from_numpy(rows).to(self.device))
         eps = torch.randn(x0.shape, generator=g, device=self.device)
         losses: dict[str, list[float]] = {"own": [], "other": []}
         with torch.autocast(torch.device(self.device).type, torch.bfloat16), sdpa_kernel(self.attention):
@@ -441,8 +447,8 @@ class Session:
             if self.along:
                 clip = scratch / "clip"
                 write_text(self.tower_ema, MODELS / "clip", clip)
-            mini.write_folder(scratch / "assembled", scratch / self.base, MODELS / "autoencoder", clip)
-            pipe: Any = DiffusionPipeline.from_pretrained(scratch / "assembled")
+            mini.write_folder(scratch / "assembled", scratch / self.base, MODELS / self.net.autoencoder, clip)
+            pipe: Any = self.net.pipeline_class.from_pretrained(scratch / "assembled")
         shutil.rmtree(scratch)
         return pipe.to(self.device)
 

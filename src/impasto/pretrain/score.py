@@ -37,23 +37,15 @@ def sample_images(
 ) -> np.ndarray:
     """uint8 [n, 128, 128, 3]; image i starts from torch.Generator("cpu").manual_seed(seed + i).
 
-    call: further arguments of the pipeline.
+    call: further arguments of the pipeline, which may be steps of its own.
     """
     pipe.set_progress_bar_config(disable=True)
     out = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
         generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(some))]
-        pictures = pipe(
-            some,
-            height=128,
-            width=128,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="np",
-            **(call or {}),
-        ).images
+        settings = {"height": 128, "width": 128, "num_inference_steps": steps, "guidance_scale": guidance}
+        pictures = pipe(some, generator=generators, output_type="np", **(settings | dict(call or {}))).images
         out.append(np.round(np.asarray(pictures) * 255).astype(np.uint8))
         if progress:
             progress(start + len(some), len(prompts))
@@ -142,7 +134,12 @@ def score_base(
     unseen = judge_unseen(judges, world, styles)
     share = made["style_accuracy"] / max(true["style_accuracy"], 1e-9)
     settings: dict[str, Any] = {"judges": {which: judges.card[which]["sha256"] for which in ("style", "concept")}}
-    settings |= {"prompts": n, "steps": STEPS, "guidance": guidance, "seed": seed}
+    settings |= {
+        "prompts": n,
+        "steps": (call or {}).get("num_inference_steps", STEPS),
+        "guidance": guidance,
+        "seed": seed,
+    }
     part: dict[str, Any] = {}
     if core.any() and not core.all():
         part["core"] = {"prompts": int(core.sum()), "generated": means(generated, core), "true": means(truth, core)}

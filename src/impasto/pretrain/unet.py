@@ -15,12 +15,13 @@ from diffusers import PNDMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
+from impasto.pretrain.base import Latents
 from impasto.pretrain.clip import WIDTH
 
 LIMIT = 5.0
 
 
-class UNet:
+class UNet(Latents):
     """See `base.Denoiser`. A shape is the channels at 16, 8 and 4 latents per side; the lower two have attention."""
 
     part = "unet"

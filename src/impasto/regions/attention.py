@@ -172,7 +172,7 @@ def attention_maps(family: Family, image: Image.Image, caption: str, phrases: Se
             lam = torch.full((DRAWS,), level, device=x.device)
             eps = torch.stack(
                 [torch.randn(x.shape[1:], generator=generator(seed, k, f"attention {level}")) for k in range(DRAWS)]
-            ).to(x)
+            ).to(x.device)
             z = mix(family.schedule, x.expand(DRAWS, -1, -1, -1), eps, lam)
             family.predict(z, lam, {name: t.expand(DRAWS, *t.shape[1:]) for name, t in cond.items()})
     layers = list(maps.values())

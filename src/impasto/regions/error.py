@@ -4,6 +4,8 @@ With crops x_p, prompts y_c = "{concept}, {style words}", and noises eps_k at lo
 
     e[p, c] = mean_k || predict(alpha_k x_p + sigma_k eps_k, lam_k, y_c) - target ||^2
 
+or, of a base of masked tokens, the mean cross-entropy of the masked ones.
+
 A crop with little in it is denoised well under any prompt, so that a crop counts by what a phrase gains on the mean of
 all phrases, 1 - e[p, c] / mean_c e[p, c], and things take different crops (`assignment.assign`). A diffusion
 classifier: Li et al. 2023, arXiv 2303.16203. At the levels used, what the prompt names matters most to a prediction.
@@ -20,7 +22,6 @@ from impasto.data.references import to_tensor
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
 from impasto.noise.random import generator
-from impasto.noise.schedule import mix
 from impasto.regions import Region, Search
 from impasto.regions.assignment import assign
 from impasto.regions.proposals import crop, propose
@@ -34,7 +35,7 @@ BATCH = 64
 def errors(
     family: Family, crops: Sequence[Image.Image], prompts: Sequence[str], seed: int = 0, draws: int = DRAWS
 ) -> Tensor:
-    """float64 [crops, prompts]: mean squared error of the prediction. crops: all of one size that the base takes."""
+    """float64 [crops, prompts]: mean error of the prediction. crops: all of one size that the base takes."""
     check_length(family, prompts)
     x = torch.cat([family.encode_image(to_tensor(crop)) for crop in crops])
     cond = family.encode_prompt(prompts)
@@ -44,11 +45,9 @@ def errors(
     found = []
     for start in range(0, len(rows), BATCH):
         p, c, k = map(list, zip(*rows[start : start + BATCH], strict=True))
-        eps = torch.stack([noise[i] for i in k]).to(x)
-        z = mix(family.schedule, x[p], eps, lam[k])
+        eps = torch.stack([noise[i] for i in k]).to(x.device)
         rows_of: Condition = {name: t[c] for name, t in cond.items()}
-        predicted = family.predict(z, lam[k], rows_of).float()
-        found.append((predicted - family.target(x[p], eps, lam[k])).square().mean((1, 2, 3)).double().cpu())
+        found.append(family.error(x[p], eps, lam[k], rows_of).double().cpu())
     return torch.cat(found).view(len(crops), len(prompts), draws).mean(-1)
 
 

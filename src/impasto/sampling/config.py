@@ -45,6 +45,9 @@ class GenerateConfig:
     says, when not given. SD3 and FLUX have default and euler."""
     guidance: float | None = None
     """Guidance scale; as the base's card says when not given."""
+    temperature: float | None = None
+    """Of a base that draws tokens (Muse): randomness of which tokens are kept, falling to 0 over the steps; as the
+    base's card says when not given."""
     style_guidance: float | None = None
     """Weight by which the styles are amplified against the base; 0 is off. The style's own default when not given, see
     docs/style-guidance.md."""

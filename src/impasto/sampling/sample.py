@@ -41,7 +41,8 @@ class Sampling:
     `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for the words of the style. None in
     these three and in sampler: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere the three
     are 0 and "". until: timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts,
-    from latents of that level; None for all steps.
+    from latents of that level; None for all steps. temperature: of bases that draw tokens (Muse), as the card says
+    where it is None.
     """
 
     steps: int | None = None
@@ -53,6 +54,7 @@ class Sampling:
     base_guidance: float | None = None
     sampler: str | None = None
     until: float | None = None
+    temperature: float | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -67,6 +69,7 @@ class Sampling:
             base_guidance=self.base_guidance or 0.0,
             sampler=card.get("sampler", DEFAULT) if self.sampler is None else self.sampler,
             until=self.until,
+            temperature=card.get("temperature") if self.temperature is None else self.temperature,
         )
         for name in ("steps", "size", "batch"):
             if getattr(filled, name) < 1:
@@ -75,6 +78,10 @@ class Sampling:
         most = len(family.schedule.levels) - 1 if isinstance(family.schedule, VariancePreserving) else math.inf
         if (filled.steps or 0) > most:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
+        if self.temperature is not None and not family.schedule.masked:
+            raise UserError("temperature is for bases that draw tokens (Muse), which this one does not: leave it out")
+        if not 0 <= (filled.temperature or 0.0) < math.inf:
+            raise UserError(f"temperature must be a finite number from 0 on, not {filled.temperature}")
         if not 0 <= (filled.guidance or 0.0) < math.inf:
             raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
         style_guidance.check_weight(filled.style_guidance or 0.0, "style-guidance")
@@ -168,6 +175,8 @@ def sample(
         prompts, seeds = (*leading, *(prompt for prompt, _ in part)), [0] * len(leading) + [seed for _, seed in part]
         rows = Rows(family, encode, prompts, len(leading), negative if compared else None, guidance)
         call = rows.call() | {"guidance_scale": guidance}
+        if sampling.temperature is not None:
+            call["temperature"] = (sampling.temperature, 0.0)
         if start is not None:
             call["latents"] = family.pack(torch.cat([start(seed) for seed in seeds]))
         with quiet(), using(pipe, scheduler, sampling.until), ExitStack() as active:
@@ -195,6 +204,7 @@ def sample(
             info |= {"guidance": guidance, "width": size, "height": size}
             info |= {} if sampling.until is None else {"until": sampling.until}
             info |= {"sampler": sampling.sampler} if sampling.sampler not in (None, DEFAULT) else {}
+            info |= {} if sampling.temperature is None else {"temperature": sampling.temperature}
             for one in guidances:
                 info |= one.info(prompt)
             yield image, info | about | {"version": VERSION}

@@ -59,6 +59,8 @@ def scheduler_class(name: str, family: Family) -> str | None:
         raise UserError(f"unknown sampler {name!r}: {nearest(name, list(SAMPLERS))}")
     if name == DEFAULT:
         return None
+    if family.schedule.masked:
+        raise UserError(f"sampler {name!r} is for Gaussian noise, and this base draws tokens: leave it out")
     kind = "diffusion" if isinstance(family.schedule, VariancePreserving) else "flow"
     if found := getattr(SAMPLERS[name], kind):
         return found

@@ -41,9 +41,9 @@ A style for `{base}`, learnt from {pictures}, trained with impasto {version}.
 
 ```python
 import torch
-from diffusers import DiffusionPipeline
+from {module} import {pipeline}
 {imports}
-pipe = DiffusionPipeline.from_pretrained({folder}{precision})
+pipe = {pipeline}.from_pretrained({folder}{precision})
 {loading}{device}{call}
 ```
 
@@ -137,7 +137,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def placing(architecture: str, embedded: bool, folder: Path | None = None) -> tuple[str, str]:
+def placing(architecture: str | None, embedded: bool, folder: Path | None = None) -> tuple[str, str]:
     """What the card's code says of precision and device: (arguments of the opening, a line after the loading).
 
     Embedded bases stay in float32 on the CPU. All others are bf16 on CUDA as a whole, those BESIDE_T5 part by part.
@@ -167,7 +167,7 @@ def trained_size(told: About) -> int | None:
 def front_matter(
     base: str | None,
     known: Mapping[str, Any],
-    architecture: str,
+    architecture: str | None,
     trigger: str | None,
     widget: Sequence[tuple[str, str]] = (),
     kind: str = "lora",
@@ -184,7 +184,7 @@ def front_matter(
         "tags": [
             *("text-to-image", "diffusers", "diffusers-training", kind, "style"),
             *(("template:sd-lora",) if kind == "lora" else ()),
-            *TAGS[architecture],
+            *TAGS.get(architecture or "", ()),
         ],
         "widget": [{"text": prompt, "output": {"url": picture}} for prompt, picture in widget],
     }
@@ -237,8 +237,12 @@ def loading(config: TrainConfig, family: Family, strength: float) -> dict[str, s
     adapter, path = adapter_of(config.adapter), quoted(str(config.out))
     kinds = {part.kind for part in read_parts(config.out)}
     local = family.card.get("embedded") or Path(config.base).is_file()
+    module = family.pipeline_type.__module__.split(".")
+    own = module[0] != "diffusers"  # a pipeline of impasto's
     code = {
-        "how": "In plain diffusers",
+        "how": "In diffusers, with impasto installed" if own else "In plain diffusers",
+        "module": ".".join(module) if own else "diffusers",
+        "pipeline": family.pipeline_type.__name__ if own else "DiffusionPipeline",
         "imports": "",
         "folder": quoted(str(family.folder) if local else config.base),
         "loading": "",
@@ -303,7 +307,7 @@ def commands(config: TrainConfig, family: Family, prompt: str, in_bits: bool) ->
 def write_card(config: TrainConfig, family: Family, previews: Sequence[tuple[str, str]], version: str) -> Path:
     """Write `README.md` into the style folder. previews: (prompt, name of the file in it)."""
     prompt = previews[0][0] if previews else (*config.log.preview_prompt, config.data.caption[0])[0]
-    architecture = ARCHITECTURES[pipeline_class(family.folder)]
+    architecture = ARCHITECTURES.get(pipeline_class(family.folder))
     precision, device = placing(architecture, bool(family.card.get("embedded")), family.folder)
     trigger = called_by(config.data.trigger, config.data.caption)
     in_bits = config.execution.quantize not in ("auto", "none")
