@@ -65,8 +65,8 @@ def test_stopped_run_ends_as_one_that_was_not(tiny_muse, picture, tmp_path):
     train(whole)
     stopped = config_of(tiny_muse, picture, tmp_path / "stopped", checkpoint_every=2, caption_dropout=0.3)
 
-    def stop(step, loss):
-        if step == 3:
+    def stop(phase, step=0, total=None, note=""):
+        if phase == "training" and step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
