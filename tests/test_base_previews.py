@@ -22,7 +22,7 @@ def test_nearness_is_one_for_crops_and_zero_for_unrelated_images(reference):
 
 def test_a_base_that_draws_the_reference_is_named_and_others_are_not(reference):
     assert "seems to know this style" in (describe_base("mini-sd15", reference, crops(reference)) or "")
-    assert describe_base("mini-sd15", reference, unrelated_images()[:4]) is None
+    assert describe_base("mini-sd15", reference, unrelated_images()[-4:]) is None
     assert 0 < KNOWN < 1
 
 
