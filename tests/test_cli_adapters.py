@@ -8,7 +8,7 @@ import pytest
 
 from impasto.adapters import ADAPTERS
 from impasto.adapters.base import adapter_of
-from impasto.adapters.config import FullFineTuning, FullRankLoRA, KVBottleneck, LoRA, StyleInject
+from impasto.adapters.config import FullFineTuning, FullRankLoRA, KVBottleneck, LoRA, StyleDrop, StyleInject
 from impasto.bases.loader import load
 from impasto.cli import main as cli
 
@@ -79,6 +79,7 @@ def test_count_is_what_is_attached(run, tiny_sd15, name):
         "kv-bottleneck": KVBottleneck(dim=2, shared=True),
         "full": FullFineTuning(),
         "full-rank": FullRankLoRA(targets=("cross_attention_kv",)),
+        "styledrop": StyleDrop(dim=2, shared=True),
     }[name]
     flags = {
         "lora": ("--rank", 3, "--targets", "attention", "convolution"),
@@ -86,6 +87,7 @@ def test_count_is_what_is_attached(run, tiny_sd15, name):
         "kv-bottleneck": ("--dim", 2, "--shared"),
         "full": (),
         "full-rank": ("--targets", "cross_attention_kv"),
+        "styledrop": ("--dim", 2, "--shared"),
     }[name]
     found = json.loads(run("count", "--adapter", name, "--base", tiny_sd15, *flags, "--json")[1][-1])
     trained = adapter_of(settings).attach(load(str(tiny_sd15), device="cpu"), settings, 0)

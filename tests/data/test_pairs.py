@@ -102,8 +102,12 @@ def test_teacher_encodes_its_captions_and_draws_keep_pairs_together(folder, fami
     rows = [row(CAPTIONS[0], "a rabbit"), row(CAPTIONS[1], "a face"), row(CAPTIONS[2], "a rabbit")]
     found = read(folder, pairs=pairs_file(folder, rows))
     done = []
-    prepared = prepare_items(family, found, True, lambda i, n: done.append((i, n)), teacher=teacher)
-    assert "encoders" not in vars(teacher) and done[-1] == (3 + 4 + 3, 10)
+    prepared = prepare_items(family, found, True, lambda *at: done.append(at), teacher=teacher)
+    assert (
+        "encoders" not in vars(teacher)
+        and done[-1] == ("encoding the teacher's captions", 3, 3)
+        and len(done) == 3 + 4 + 3
+    )
     length = next(iter(teacher.text_lengths))
     expected = {c: teacher.encode_prompt([c], length)["text"][0] for c in ("a rabbit", "a face", "")}
     assert [pair.teacher_caption for pair in prepared.pairs] == [0, 1, 0] and prepared.teacher_empty == 2

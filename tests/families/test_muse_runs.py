@@ -116,6 +116,7 @@ def test_images_do_not_depend_on_their_batch(tiny_muse):
 
 
 @pytest.mark.filterwarnings("ignore:after")
+@pytest.mark.filterwarnings("ignore:no region shows")  # a random base
 def test_finestyle_finds_its_concepts_and_trains(tiny_muse, tmp_path):
     scene = np.full((16, 16, 3), 255, np.uint8)
     scene[2:7, 2:7], scene[9:15, 8:15] = (200, 30, 30), (30, 30, 200)

@@ -41,6 +41,7 @@ def config_of(base, scene, out, recipe="finestyle", **keys):
     return resolve(recipe, str(base), **own | {"tensorboard": False, "preview": False} | rank | keys)
 
 
+@pytest.mark.filterwarnings("ignore:no region shows")  # a random base
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
 def test_finestyle_finds_trains_and_states_its_guidance(kind, request, scene, tmp_path):
     base = request.getfixturevalue(f"tiny_{kind}")

@@ -29,6 +29,10 @@ class Preserving:
     def alpha_sigma(self, lam):
         return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
 
+    def add_noise(self, x, eps, lam):
+        alpha, sigma = self.alpha_sigma(lam.view(-1, 1, 1, 1))
+        return alpha * x + sigma * eps
+
 
 def family(prediction):
     """What a weighting may know of SD 1.5 (eps) and of a v-prediction model."""

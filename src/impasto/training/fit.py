@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from impasto.adapters.base import adapter_of
-from impasto.bases import loader
+from impasto.bases import cards, loader
 from impasto.config import TrainConfig, change
 from impasto.data import items as data
 from impasto.data.draws import Draws
@@ -102,7 +102,8 @@ SMALL = 50_000_000
 def measure_step(plan: Plan) -> dict[str, float] | None:
     """{"step_seconds", "seconds", "memory_gb"} of a small base on a CPU, by running a second step; memory is this
     process's. None for other bases and devices, see `execution.memory` for their estimate."""
-    if plan.outline is None or plan.device != "cpu":
+    here = cards.card(plan.config.base).get("embedded") or Path(plan.config.base).is_dir()
+    if plan.outline is None or plan.device != "cpu" or not here:
         return None
     if sum(p.numel() for p in memory.meta_model(plan.outline).parameters()) > SMALL:
         return None
