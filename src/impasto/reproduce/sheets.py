@@ -48,11 +48,12 @@ def images_of(cell: Cell) -> Path:
 
 
 def prompt_rows(cells: dict[str, Cell], units: Sequence[str]) -> Iterator[tuple[str, tuple[str, int]]]:
-    """(label, (unit, number of the image)) of up to ROWS prompts, evenly over the units."""
+    """(label, (unit, number of the prompt's first image)) of up to ROWS prompts, evenly over the units."""
     per_unit = max(1, ROWS // len(units))
     for unit in units[:ROWS]:
         prompts = cells[unit].spec["prompts"]
-        for k in range(min(per_unit, len(prompts))):
-            i = k * len(prompts) // per_unit
+        for k in range(n := min(per_unit, len(prompts))):
+            i = k * len(prompts) // n
             style = cells[unit].spec["style"]
-            yield f"{style}: {prompts[i].partition(',')[0]}", (unit, i)
+            first = i * cells[unit].spec.get("count", 1)
+            yield f"{style}: {prompts[i].partition(',')[0]}", (unit, first)
