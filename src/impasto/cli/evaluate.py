@@ -52,7 +52,7 @@ def evaluate(args: list[str]) -> Result:
         kinds = {"encoder": clip, "dino": dino, "ground": ground, "reference_things": reference_things}
         found = evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out, **kinds)
         style = folder.parent
-        return found | ({"next": f"impasto report {style}"} if (style / "style.json").is_file() else {})
+        return found | ({"next": f"impasto report {style}"} if (style / "recipe.toml").is_file() else {})
 
     return parse(evaluate, args, "evaluate")
 
