@@ -17,7 +17,6 @@ A unit is one style with one seed; `smoke` is one style, 4 prompts and one seed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from PIL import Image
 from impasto.data import references
 from impasto.data.concepts import parse_caption
 from impasto.errors import UserError
-from impasto.evaluation import Encoder, clip, load_encoder
+from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
 from impasto.files import read_object
 from impasto.reproduce.claims import Arm, Claim, Compare, Measure, Reading, more, no_less
+from impasto.reproduce.clip_world import CLIP, ClipWorld
 from impasto.reproduce.finestyle_jobs import guidance_of, render
 from impasto.reproduce.folder_jobs import trained
-from impasto.reproduce.paper import CLIP
 from impasto.reproduce.runner import BaseSpec
 
 PROMPTS, STYLES = "prompts.txt", "styles.json"
@@ -49,7 +48,7 @@ RECIPE = "finestyle-kv"
 
 
 @dataclass(frozen=True)
-class PromptStyleWorld:
+class PromptStyleWorld(ClipWorld):
     """See `runner.World`. folder: prompts.txt and styles.json with its images. clip: a folder, hub id or `Encoder`."""
 
     folder: Path
@@ -93,12 +92,6 @@ class PromptStyleWorld:
             for seed in range(seeds)
         }
 
-    def instruments(self) -> dict[str, Any]:
-        """Hash of the encoder. Raises UserError when it has no text tower."""
-        if self._clip.texts(["a picture"]) is None:
-            raise UserError(f"{self._clip.name} has no text tower: give --clip a CLIP, such as {CLIP}")
-        return {"clip": self._clip.hash}
-
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return references.load(self.folder / spec["reference"]).sha256
 
@@ -116,14 +109,6 @@ class PromptStyleWorld:
         both = 2 * text * style / (text + style) if min(text, style) > 0 else 0.0
         leak = (images @ concepts.T).mean().item()
         return {"clip_text": text, "clip_style": style, "harmonic_mean": both, "clip_leak": leak}
-
-    @cached_property
-    def _clip(self) -> Encoder:
-        return self.clip if isinstance(self.clip, Encoder) else load_encoder(self.clip)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded encoder: each worker loads its own."""
-        return {key: value for key, value in self.__dict__.items() if key != "_clip"}
 
 
 def read_prompts(folder: Path) -> list[str]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from impasto.errors import UserError
 from impasto.reproduce import instastyle_jobs, instastyle_paper, instastyle_sheets
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more
+from impasto.reproduce.clip_world import CLIP
 from impasto.reproduce.instastyle_others import other_arms, with_others
 from impasto.reproduce.instastyle_rates import BASELINES, REFINEMENT
 from impasto.reproduce.instastyle_world import MEASURES, NoiseWorld
-from impasto.reproduce.paper import CLIP
 
 if TYPE_CHECKING:
     from impasto.reproduce.campaign import Campaign

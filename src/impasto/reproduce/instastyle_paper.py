@@ -13,7 +13,7 @@ are called by the numbers of data/instastyle_references.json, a list of our own.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +21,15 @@ from PIL import Image
 
 from impasto.data import references
 from impasto.errors import UserError
-from impasto.evaluation import Encoder, clip, load_encoder
+from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
 from impasto.families.base import Family
 from impasto.methods.config import InstaStyle
 from impasto.methods.instastyle import fill, sampler_of
 from impasto.reproduce.claims import Arm, Claim, Measure, Reading, more
+from impasto.reproduce.clip_world import CLIP, ClipWorld
 from impasto.reproduce.instastyle_jobs import FORMS
-from impasto.reproduce.paper import CLIP, by_number, file_hash
+from impasto.reproduce.paper import by_number, file_hash
 
 DATA = Path(__file__).parent / "data"
 SIZES = {"smoke": (2, 4), "full": (60, 100)}
@@ -47,7 +48,7 @@ class Captioned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReferenceWorld:
+class ReferenceWorld(ClipWorld):
     """See `runner.World`. folder: the references. clip: a folder, a hub id or an `Encoder`."""
 
     folder: Path
@@ -98,12 +99,6 @@ class ReferenceWorld:
             for one in known[:count]
         }
 
-    def instruments(self) -> dict[str, Any]:
-        """Hash of the encoder. Raises UserError when it has no text tower."""
-        if self._clip.texts(["a picture"]) is None:
-            raise UserError(f"{self._clip.name} has no text tower: give --clip a CLIP, such as {CLIP}")
-        return {"clip": self._clip.hash}
-
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return file_hash(self.folder / spec["reference"])
 
@@ -120,14 +115,6 @@ class ReferenceWorld:
             "clip_i_reference": clip.clip_i_reference(images, origin).mean().item(),
             "clip_t": clip.clip_t(images, texts).mean().item(),
         }
-
-    @cached_property
-    def _clip(self) -> Encoder:
-        return self.clip if isinstance(self.clip, Encoder) else load_encoder(self.clip)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded encoder: each worker loads its own."""
-        return {key: value for key, value in self.__dict__.items() if key != "_clip"}
 
 
 @cache

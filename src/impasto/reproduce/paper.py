@@ -22,11 +22,12 @@ from PIL import Image
 from impasto.data import references
 from impasto.data.folder import SUFFIXES
 from impasto.errors import UserError
-from impasto.evaluation import Encoder, clip, load_encoder
+from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
 from impasto.reproduce.claims import Measure, Unit
+from impasto.reproduce.clip_world import CLIP, ClipWorld, load
 
-CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
+DINO = "facebook/dino-vits16"
 STYLES: tuple[tuple[str, str], ...] = (
     ("house", "watercolor painting style"),
     ("cat", "watercolor painting style"),
@@ -61,7 +62,7 @@ MEASURES = {"style": Measure("dino", margin=0.02), "text": Measure("clip_t", mar
 
 
 @dataclass(frozen=True)
-class PaperWorld:
+class PaperWorld(ClipWorld):
     """See `runner.World`. clip, dino: a folder, a hub id or an `Encoder`. limits: fewer references and subjects."""
 
     folder: Path
@@ -75,6 +76,7 @@ class PaperWorld:
     to_reference = True
     jobs: Mapping[str, Any] = field(default_factory=dict)
     shown = ("dino", "clip_i", "clip_t")
+    loaded = ("_clip", "_dino")
 
     def describe(self) -> str:
         """One paragraph for the page."""
@@ -109,9 +111,7 @@ class PaperWorld:
 
     def instruments(self) -> dict[str, Any]:
         """Hashes of the encoders. Raises UserError when the encoder `clip` has no text tower."""
-        if self._clip.texts(["a picture"]) is None:
-            raise UserError(f"{self._clip.name} has no text tower: give --clip a CLIP, such as {CLIP}")
-        return {"clip": self._clip.hash, "dino": self._dino.hash}
+        return {**super().instruments(), "dino": self._dino.hash}
 
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return file_hash(self._file(spec))
@@ -137,16 +137,8 @@ class PaperWorld:
         }
 
     @cached_property
-    def _clip(self) -> Encoder:
-        return self.clip if isinstance(self.clip, Encoder) else load_encoder(self.clip)
-
-    @cached_property
     def _dino(self) -> Encoder:
-        return self.dino if isinstance(self.dino, Encoder) else load_encoder(self.dino)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded encoders: each worker loads its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_clip", "_dino")}
+        return load(self.dino)
 
 
 def name_of(encoder: Encoder | Path | str) -> str:

@@ -17,8 +17,8 @@ from impasto.errors import UserError
 from impasto.files import cache_dir
 from impasto.reproduce import folder_jobs, styleinject_paper, styleinject_router
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less
+from impasto.reproduce.clip_world import CLIP
 from impasto.reproduce.folder_world import FolderWorld
-from impasto.reproduce.paper import CLIP
 from impasto.reproduce.sheets import images_of
 from impasto.reproduce.styleinject_rates import RATES
 

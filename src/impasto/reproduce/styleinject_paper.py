@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from PIL import Image
 
 from impasto.data import folder as folders
 from impasto.errors import UserError
-from impasto.evaluation import Encoder, clip, load_encoder
+from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
 from impasto.reproduce import folder_jobs
 from impasto.reproduce.claims import Arm, Claim, Measure, Reading, more
-from impasto.reproduce.paper import CLIP
+from impasto.reproduce.clip_world import CLIP, ClipWorld
 from impasto.reproduce.runner import BaseSpec, Job
 
 PROMPTS = Path(__file__).parent / "data" / "prompts_200.json"
@@ -39,7 +39,7 @@ RECIPE, STEPS = "styleinject-paper", 1000
 
 
 @dataclass(frozen=True)
-class PromptWorld:
+class PromptWorld(ClipWorld):
     """See `runner.World`. references: the training folder. clip: a folder, a hub id or an `Encoder`."""
 
     references: Path
@@ -81,12 +81,6 @@ class PromptWorld:
             for seed in range(seeds)
         }
 
-    def instruments(self) -> dict[str, Any]:
-        """Hash of the encoder. Raises UserError when it has no text tower."""
-        if self._clip.texts(["a picture"]) is None:
-            raise UserError(f"{self._clip.name} has no text tower: give --clip a CLIP, such as {CLIP}")
-        return {"clip": self._clip.hash}
-
     def reference_hash(self, spec: Mapping[str, Any]) -> str | None:
         return folder_hash(self.references)
 
@@ -100,14 +94,6 @@ class PromptWorld:
         assert texts is not None  # checked by `instruments`
         cosines = clip.clip_t(self._clip.images([sample.image for sample in samples]), texts)
         return {"clip_s": float((2.5 * cosines.clamp(min=0)).mean())}
-
-    @cached_property
-    def _clip(self) -> Encoder:
-        return self.clip if isinstance(self.clip, Encoder) else load_encoder(self.clip)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the loaded encoder: each worker loads its own."""
-        return {key: value for key, value in self.__dict__.items() if key != "_clip"}
 
 
 @cache
