@@ -29,7 +29,7 @@ from impasto.bases import loader
 from impasto.families.base import Condition, Family, quiet
 from impasto.files import atomic
 from impasto.inversion.ddim import direction
-from impasto.noise.schedule import mix, per_item
+from impasto.noise.schedule import per_item
 from impasto.pretrain.pool import build_pool
 from impasto.pretrain.run import known_concepts
 
@@ -41,7 +41,7 @@ DRAWS = 12
 def picture(family: Family, x0: Tensor, eps: Tensor, log_snr: float, cond: Condition) -> Tensor:
     """x^ [n, c, h, w] that the base predicts of x0 [n, c, h, w] with noise eps at one log-SNR."""
     lam_B = torch.full((len(x0),), float(log_snr))
-    z = mix(family.schedule, x0, eps, lam_B)
+    z = family.schedule.add_noise(x0, eps, lam_B)
     alpha_B, sigma_B = family.schedule.alpha_sigma(lam_B)
     eps = direction(family, z, lam_B, family.predict(z, lam_B, cond))
     return (z - per_item(sigma_B, z) * eps) / per_item(alpha_B, z)

@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline
 from impasto.bases.loader import load
 from impasto.devices import resolve_device
 from impasto.errors import UserError
-from impasto.noise.schedule import mix
 from impasto.sampling.sample import Sampling
 
 PROMPT = "a rocket in pixel art style"
@@ -87,7 +86,7 @@ def test_target_recovers_x(family):
     """z_t and the true target give x, by the formula of each prediction type."""
     x, eps, lam = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 1.0])
     alpha, sigma = (w.view(-1, 1, 1, 1) for w in family.schedule.alpha_sigma(lam))
-    z, target = mix(family.schedule, x, eps, lam), family.target(x, eps, lam)
+    z, target = family.schedule.add_noise(x, eps, lam), family.target(x, eps, lam)
     back = (z - sigma * target) / alpha if family.part == "unet" else z - sigma * target
     assert torch.allclose(back, x, atol=1e-4)
 
@@ -98,7 +97,9 @@ def test_target_of_v_prediction_recovers_x(tmp_path):
     family = load(str(sd15_folder(tmp_path / "v", prediction_type="v_prediction")), device="cpu")
     x, eps, lam = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([-3.0, 1.0])
     alpha, sigma = (w.view(-1, 1, 1, 1) for w in family.schedule.alpha_sigma(lam))
-    assert torch.allclose(alpha * mix(family.schedule, x, eps, lam) - sigma * family.target(x, eps, lam), x, atol=1e-5)
+    assert torch.allclose(
+        alpha * family.schedule.add_noise(x, eps, lam) - sigma * family.target(x, eps, lam), x, atol=1e-5
+    )
     with pytest.raises(UserError, match="predicts 'sample'"):
         load(str(sd15_folder(tmp_path / "x", prediction_type="sample")), device="cpu").target(x, eps, lam)
 

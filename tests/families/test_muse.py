@@ -11,7 +11,7 @@ from diffusers import AmusedPipeline, UVit2DModel
 from impasto.bases.loader import load
 from impasto.errors import UserError
 from impasto.families.muse import MusePipeline
-from impasto.noise.schedule import MaskRatio, mix
+from impasto.noise.schedule import MaskRatio
 
 
 def family_of(folder, **changes):
@@ -69,7 +69,7 @@ def test_mask_ratio_masks_that_share_of_the_tokens():
     schedule, g = MaskRatio(32), torch.Generator().manual_seed(0)
     x = torch.randint(32, (4, 1, 8, 8), generator=g)
     m = torch.tensor([0.001, 0.25, 0.5, 1.0])
-    z = mix(schedule, x, torch.randn(x.shape, generator=g), schedule.log_snr(m))
+    z = schedule.add_noise(x, torch.randn(x.shape, generator=g), schedule.log_snr(m))
     assert (z == 32).flatten(1).sum(1).tolist() == [1, 16, 32, 64]
     assert torch.equal(z[z != 32], x[z != 32])
     lam = torch.tensor([-9.0, 0.0, 3.0])

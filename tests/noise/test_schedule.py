@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.noise.schedule import RectifiedFlow, mix
+from impasto.noise.schedule import RectifiedFlow
 
 flow = RectifiedFlow()
 
@@ -39,7 +39,7 @@ def test_timestep_at_known_points():
 
 def test_mix_uses_level_of_each_item():
     x, eps = torch.full((2, 1, 2, 2), 3.0), torch.full((2, 1, 2, 2), -1.0)
-    z = mix(flow, x, eps, flow.log_snr(torch.tensor([0.25, 0.75])))
+    z = flow.add_noise(x, eps, flow.log_snr(torch.tensor([0.25, 0.75])))
     assert z[0].unique().tolist() == pytest.approx([3 * 0.75 - 0.25])
     assert z[1].unique().tolist() == pytest.approx([3 * 0.25 - 0.75], abs=1e-6)
 

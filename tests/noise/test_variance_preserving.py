@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from impasto.errors import UserError
 from impasto.noise.laws import LogitNormal, StyleFriendly, Truncated, Uniform, UniformTime, truncate_to_schedule
-from impasto.noise.schedule import RectifiedFlow, VariancePreserving, mix
+from impasto.noise.schedule import RectifiedFlow, VariancePreserving
 
 SD15 = VariancePreserving.scaled_linear(0.00085, 0.012)
 
@@ -26,7 +26,7 @@ def test_scaled_linear_matches_diffusers():
     own = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     assert torch.allclose(VariancePreserving.from_alphas_cumprod(own.alphas_cumprod).levels, SD15.levels, atol=1e-3)
     x, eps, t = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 500, 999])
-    z = mix(SD15, x, eps, SD15.log_snr(t.double()).float())
+    z = SD15.add_noise(x, eps, SD15.log_snr(t.double()).float())
     assert torch.allclose(z, own.add_noise(x, eps, t), atol=1e-5)
 
 

@@ -13,7 +13,6 @@ from impasto.cli.train import distill
 from impasto.config import resolve
 from impasto.data.batch import Batch
 from impasto.errors import UserError
-from impasto.noise.schedule import mix
 from impasto.objectives.base import build_objective
 from impasto.objectives.config import Distill
 from impasto.objectives.distill import feature_blocks, recorded
@@ -52,7 +51,7 @@ def test_distill_loss_is_the_weighted_sum_of_both_terms(tiny_sd15, teacher):
     objective = build_objective(Distill(teacher=str(teacher), out_weight=0.5, feature_weight=2.0), family)
     batch, lam = batch_of(family)
     parts = objective(family, batch, lam, [])
-    z_t, features = mix(family.schedule, batch.x, batch.eps, lam), ({}, {})
+    z_t, features = family.schedule.add_noise(batch.x, batch.eps, lam), ({}, {})
     with recorded(family.denoiser, features[0]), recorded(tuned.denoiser, features[1]):
         out = (family.predict(z_t, lam, batch.cond) - tuned.predict(z_t, lam, batch.cond)).square().mean()
     assert set(features[0]) == set(feature_blocks(family.denoiser)) and "mid_block" in features[0]

@@ -18,7 +18,6 @@ from impasto.data.draws import Draws
 from impasto.errors import UserError
 from impasto.noise.laws import noise_law
 from impasto.noise.random import generators
-from impasto.noise.schedule import mix
 from impasto.objectives.base import build_objective
 from impasto.training import prior
 from impasto.training.prior import PriorSampler
@@ -211,7 +210,7 @@ def test_target_data_is_the_regression_target_of_dreambooth(config, parts, monke
     index = torch.cat([torch.randint(2, (1,), generator=g) for g in own])
     eps = torch.stack([torch.randn(4, 4, 4, generator=g) for g in own])
     x, cond = objective.x[index], {name: rows[1 - index] for name, rows in objective.cond.items()}
-    z_t = mix(family.schedule, x, eps, lam[:2])
+    z_t = family.schedule.add_noise(x, eps, lam[:2])
     expected = (family.predict(z_t, lam[:2], cond) - family.target(x, eps, lam[:2])).square().mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-6) and found > 0.01
 

@@ -20,7 +20,6 @@ from impasto.data.prepare import Prepared
 from impasto.families.base import Family
 from impasto.noise.laws import StyleFriendly
 from impasto.noise.random import generators
-from impasto.noise.schedule import mix
 
 
 def style_friendly(
@@ -54,7 +53,7 @@ def style_friendly(
         lam = StyleFriendly(mean, std)(own).to(family.device)
         eps = torch.stack([torch.randn(x_NCHW.shape[1:], generator=g) for g in own]).to(family.device)
         x_0, y = x_NCHW[i], {name: rows[i] for name, rows in cond.items()}
-        v = family.predict(mix(family.schedule, x_0, eps, lam), lam, y)
+        v = family.predict(family.schedule.add_noise(x_0, eps, lam), lam, y)
         loss = (v - (eps - x_0)).square().mean()
         adam.zero_grad()
         loss.backward()

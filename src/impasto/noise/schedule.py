@@ -4,6 +4,7 @@ A base of masked tokens has a mask ratio m instead of a share of noise, on the s
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -32,13 +33,13 @@ class Schedule(Protocol):
     def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor: ...
 
 
-class Gaussian:
+class Gaussian(ABC):
     """What schedules of Gaussian noise share."""
 
     masked: ClassVar[bool] = False
 
-    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         """`z_t = alpha x + sigma eps`, mixed in float32."""
@@ -46,13 +47,8 @@ class Gaussian:
         return per_item(alpha_B, x) * x + per_item(sigma_B, x) * eps
 
 
-@dataclass(frozen=True)
-class RectifiedFlow(Gaussian):
-    """`x_t = (1 - t) x_0 + t eps`, hence `lam = 2 log((1 - t) / t)` and `t = sigmoid(-lam / 2)`.
-
-    Source: Esser et al. 2024 (SD3), eq. 13; Style-Friendly SNR sampler, eq. 1-3. The time is the noise share,
-    `t = sigma` in (0, 1), 1 being pure noise. `scale` is the model's timestep at t = 1 (SD3's transformer: 1000).
-    """
+class ShareOfNoise:
+    """Schedules with alpha + sigma = 1, whose time is the share sigma times `scale`: `lam = 2 log((1 - t) / t)`."""
 
     scale: float = 1.0
 
@@ -68,9 +64,20 @@ class RectifiedFlow(Gaussian):
         return self.scale * torch.sigmoid(-lam / 2)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """The inverse of `timestep`; t in (0, scale)."""
+        """The inverse of `timestep`; t in (0, scale), -inf at `scale`."""
         t = t / self.scale
         return 2 * (torch.log1p(-t) - torch.log(t))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(ShareOfNoise, Gaussian):
+    """`x_t = (1 - t) x_0 + t eps`, hence `lam = 2 log((1 - t) / t)` and `t = sigmoid(-lam / 2)`.
+
+    Source: Esser et al. 2024 (SD3), eq. 13; Style-Friendly SNR sampler, eq. 1-3. The time is the noise share,
+    `t = sigma` in (0, 1), 1 being pure noise. `scale` is the model's timestep at t = 1 (SD3's transformer: 1000).
+    """
+
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +126,7 @@ class VariancePreserving(Gaussian):
 
 
 @dataclass(frozen=True)
-class MaskRatio:
+class MaskRatio(ShareOfNoise):
     """Token ids of which the share m is masked, `lam = 2 log((1 - m) / m)`, `m = sigmoid(-lam / 2)`.
 
     Chang et al. 2022 (MaskGIT), arXiv 2202.04200; Muse, arXiv 2301.00704. The time is m, in (0, 1). mask: the id of
@@ -128,21 +135,6 @@ class MaskRatio:
 
     mask: int
     masked: ClassVar[bool] = True
-
-    @property
-    def range(self) -> tuple[float, float]:
-        return -math.inf, math.inf
-
-    def alpha_sigma(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """`(1 - m, m)`."""
-        return torch.sigmoid(lam / 2), torch.sigmoid(-lam / 2)
-
-    def timestep(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(-lam / 2)
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """The inverse of `timestep`; -inf at 1, where everything is masked."""
-        return 2 * (torch.log1p(-t) - torch.log(t))
 
     def add_noise(self, x: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
         """x (B, 1, h, w), ids, with round(m h w) places masked, at least one: those where eps (B, 1, h, w) is largest.
@@ -158,8 +150,3 @@ class MaskRatio:
 def per_item(scale_B: Tensor, x: Tensor) -> Tensor:
     """`scale_B` as (B, 1, 1, ...), to broadcast over the items of `x`."""
     return scale_B.view(-1, *[1] * (x.ndim - 1))
-
-
-def mix(schedule: Schedule, x: Tensor, eps: Tensor, lam_B: Tensor) -> Tensor:
-    """Latents with the noise eps at the levels lam_B, see the schedules' `add_noise`."""
-    return schedule.add_noise(x, eps, lam_B)

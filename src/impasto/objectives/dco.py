@@ -22,7 +22,6 @@ from torch.nn.functional import softplus
 from impasto.adapters.lora import disabled
 from impasto.data.batch import Batch
 from impasto.families.base import Family
-from impasto.noise.schedule import mix
 from impasto.objectives.base import Objective
 from impasto.objectives.config import DCO
 
@@ -40,7 +39,7 @@ def dco(
     Parts: "mse" and "base_mse", the plain losses of theta and phi; "better", the share of items that theta fits better
     than phi; "pull", the mean of sigmoid(beta (l_th - l_ph)), 1/2 at the start and 0 where nothing is learnt any more.
     """
-    z_t = mix(family.schedule, batch.x, batch.eps, lam_B)
+    z_t = family.schedule.add_noise(batch.x, batch.eps, lam_B)
     target = family.target(batch.x, batch.eps, lam_B)
 
     def errors(prediction: Tensor) -> Tensor:

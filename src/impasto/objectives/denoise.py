@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 
 from impasto.data.batch import Batch
 from impasto.families.base import Family
-from impasto.noise.schedule import mix
 from impasto.objectives import weighting
 from impasto.objectives.base import Objective
 from impasto.objectives.config import Denoise
@@ -27,7 +26,7 @@ def denoise(
     weight: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The mean over items, channels and positions, in float32. weight: see `weighting`; then "mse" is without it."""
-    z_t = mix(family.schedule, batch.x, batch.eps, lam_B)
+    z_t = family.schedule.add_noise(batch.x, batch.eps, lam_B)
     error = family.predict(z_t, lam_B, batch.cond).float() - family.target(batch.x, batch.eps, lam_B)
     squared = error.square()
     if batch.mask is not None:

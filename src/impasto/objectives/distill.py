@@ -19,7 +19,7 @@ from impasto.bases import loader
 from impasto.data.batch import Batch
 from impasto.errors import UserError
 from impasto.families.base import Condition, Family
-from impasto.noise.schedule import Schedule, VariancePreserving, mix
+from impasto.noise.schedule import Schedule, VariancePreserving
 from impasto.objectives.base import Objective
 from impasto.objectives.config import Distill
 
@@ -43,7 +43,7 @@ class Distillation:
 
     def __call__(self, family: Family, batch: Batch, lam_B: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
         """Parts: "out" and "feature" before their weights, the latter where it has one."""
-        z_t, weight = mix(family.schedule, batch.x, batch.eps, lam_B), self.feature_weight
+        z_t, weight = family.schedule.add_noise(batch.x, batch.eps, lam_B), self.feature_weight
         features_T: dict[str, Tensor] = {}
         features_S: dict[str, Tensor] = {}
         with torch.no_grad(), recorded(self.teacher.denoiser, features_T if weight else None):

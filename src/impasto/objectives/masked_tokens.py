@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 
 from impasto.data.batch import Batch
 from impasto.families.base import Family
-from impasto.noise.schedule import mix
 from impasto.objectives.base import Objective
 from impasto.objectives.config import MaskedTokens
 
@@ -22,7 +21,7 @@ def masked_tokens(
     family: Family, batch: Batch, lam_B: Tensor, generators: list[Generator], label_smoothing: float = 0.0
 ) -> dict[str, Tensor]:
     """{"loss", "accuracy": share of the masked tokens whose logit is the largest}, in float32."""
-    z = mix(family.schedule, batch.x, batch.eps, lam_B)
+    z = family.schedule.add_noise(batch.x, batch.eps, lam_B)
     logits = family.predict(z, lam_B, batch.cond).float()
     ids, weight = batch.x[:, 0].long(), (z != batch.x)[:, 0].float()
     hit = ((logits.detach().argmax(1) == ids) * weight).sum() / weight.sum()

@@ -20,7 +20,6 @@ from torch import Generator, Tensor
 from impasto.adapters.lora import disabled
 from impasto.data.batch import Batch
 from impasto.families.base import Condition, Family
-from impasto.noise.schedule import mix
 from impasto.objectives.base import Objective
 
 
@@ -56,7 +55,7 @@ class Prior:
         eps = torch.stack([torch.randn(self.x.shape[1:], generator=g) for g in own]).to(self.x.device)
         captions = index if self.captions is None else self.captions[index]
         cond = {name: rows[captions] for name, rows in self.cond.items()}
-        z_t = mix(family.schedule, self.x[index], eps, lam)
+        z_t = family.schedule.add_noise(self.x[index], eps, lam)
         if self.target == "data":
             target = family.target(self.x[index], eps, lam)
         else:

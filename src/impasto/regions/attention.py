@@ -26,7 +26,6 @@ from impasto.data.references import to_tensor
 from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.noise.random import generator
-from impasto.noise.schedule import mix
 from impasto.regions import Region, Search
 from impasto.regions.proposals import box_of, components
 
@@ -173,7 +172,7 @@ def attention_maps(family: Family, image: Image.Image, caption: str, phrases: Se
             eps = torch.stack(
                 [torch.randn(x.shape[1:], generator=generator(seed, k, f"attention {level}")) for k in range(DRAWS)]
             ).to(x.device)
-            z = mix(family.schedule, x.expand(DRAWS, -1, -1, -1), eps, lam)
+            z = family.schedule.add_noise(x.expand(DRAWS, -1, -1, -1), eps, lam)
             family.predict(z, lam, {name: t.expand(DRAWS, *t.shape[1:]) for name, t in cond.items()})
     layers = list(maps.values())
     quarter = len(layers) // 4

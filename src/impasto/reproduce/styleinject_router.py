@@ -18,7 +18,6 @@ from impasto.adapters.styleinject.layers import StyleInjectLayer
 from impasto.artworld import load_meta
 from impasto.families.base import Condition, Family
 from impasto.noise.random import generator
-from impasto.noise.schedule import mix
 from impasto.report import plots
 from impasto.reproduce import image_sets
 from impasto.reproduce.folder_jobs import store_scores, trained
@@ -105,7 +104,7 @@ def read(
     for layer in layers:
         layer.route = keep(layer.route)
     lam = torch.full((len(x),), level)
-    z = mix(family.schedule, x, eps.expand_as(x), lam)
+    z = family.schedule.add_noise(x, eps.expand_as(x), lam)
     timestep = family.schedule.timestep(lam)
     denoiser(z.to(denoiser.dtype), timestep, encoder_hidden_states=cond["text"].to(denoiser.dtype))
     for layer in layers:
