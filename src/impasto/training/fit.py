@@ -261,6 +261,8 @@ def show_base(plan: Plan, previews: Previews, progress: Progress) -> None:
         if not out_of_memory(error):
             raise
         return  # the previews of the style say what to do
+    if not made:
+        return
     previews.family.free("vae")
     caption = plan.expanded.data.caption[0] if plan.expanded.data.caption else None
     images = [open_image(plan.config.out / name)[0] for name, prompt in made.items() if prompt == caption]

@@ -210,7 +210,7 @@ def plan_lines(plan: dict[str, Any]) -> str:
         f"{settings['steps']} steps of {batch}, into {settings['out']}"
     ]
     own = [
-        f"{key} {as_text(now)} ({as_text(was)})" for key, (was, now) in plan["changed"].items() if key not in OWN_LINES
+        f"{key} {as_flag(now)} ({as_flag(was)})" for key, (was, now) in plan["changed"].items() if key not in OWN_LINES
     ]
     lines.append(f"other than the base's defaults (in brackets): {', '.join(own) or 'nothing'}")
     lines.append(data_lines(plan["data"]))
@@ -224,7 +224,7 @@ def plan_lines(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def as_text(value: Any) -> str:
+def as_flag(value: Any) -> str:
     """A setting as it is given as a flag."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"

@@ -28,7 +28,7 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
-from impasto.generation import generate, generate_command
+from impasto.generation import generate_command, open_session
 from impasto.guidance import bind_all
 from impasto.progress import Progress, ignore, part
 from impasto.sampling.png import read_png_metadata
@@ -167,12 +167,11 @@ def strength_sheet(
     info: dict[str, Any] = {}
     for strength in strengths:
         common = {"sampling": given, "device": device, "precision": precision}
-        found = [
-            next(iter(generate(about.base, [prompt], styles=[f"{style}:{strength}"], seed=seed, **common)))
-            for prompt in prompts
-        ]
+        session = open_session(about.base, styles=[f"{style}:{strength}"], progress=progress, **common)
+        session.check_prompts(prompts)
+        own = part(progress, len(pictures), len(strengths))
+        found = list(session.sample([(prompt, seed) for prompt in prompts], progress=own))
         pictures["style", strength], info = [image for image, _ in found], found[0][1]
-        progress("generating", len(pictures), len(strengths))
     content = {"run": str(style), "base": about.base, "strengths": list(strengths), "prompts": prompts, "seed": seed}
     content |= {"sampling_steps": info.get("steps"), "guidance": info.get("guidance")}
     columns = {s: f"{s:g}" for s in strengths}
