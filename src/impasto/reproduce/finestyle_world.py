@@ -51,7 +51,7 @@ MEASURES = {
     "text": Measure("concept_top5", margin=0.05, floor=0.10),
     "leak": Measure("leak", margin=0.25),
     "both": Measure("harmonic_mean", margin=0.05),
-    "ground": Measure("ground", margin=0.05, floor=0.10),
+    "ground": Measure("asked_ground", margin=0.05, floor=0.10),
     "asked": Measure("asked", margin=0.05),
 }
 
@@ -71,7 +71,7 @@ class SceneWorld:
     undecided = ("smoke",)
     to_reference = True
     shown = (
-        *("style_accuracy", "concept_top5", "harmonic_mean", "leak", "leak_shown", "ground", "asked"),
+        *("style_accuracy", "concept_top5", "harmonic_mean", "leak", "leak_shown", "asked_ground", "asked"),
         "region_iou",
     )
 
@@ -138,7 +138,7 @@ class SceneWorld:
             scores["leak"] = leak.log_odds
             scores["leak_shown"] = float(np.mean([one.shown for one in leak.things.values()]))
         if "grounds" in spec:
-            scores["ground"] = ground_accuracy(images, spec["grounds"])
+            scores["asked_ground"] = ground_accuracy(images, spec["grounds"])
         return scores | stored_scores(folder.parent)
 
     @cached_property

@@ -257,7 +257,7 @@ def section(campaign: "Campaign", entry: Entry, pictures: Sequence[str]) -> str:
     plain = [arm for arm in entry["arms"] if "clip_t" in metrics and hidden(campaign, arm)]
     parts = [
         f"## {entry['id']}. {entry['claim']}",
-        f"{verdicts(entry)}. Told by its {entry['arms_cells']} cells; there are {progress(entry)}.",
+        f"{verdicts(entry)}. From its {entry['arms_cells']} cells; there are {progress(entry)}.",
         table(["arm", "", "n", *map(title, metrics)], rows),
         f"No {title('clip_t')} of {'; '.join(plain)}: their pictures were compared with prompts without the style's "
         "words, those of the other arms with the whole ones."
@@ -293,8 +293,19 @@ TITLES = {
     "leak": "leak (log-odds)",
     "leak_shown": "shows other things",
     "region_iou": "region IoU",
-    "ground": "asked ground",
+    "asked_ground": "shows the asked ground",
     "asked": "asked things",
+    "layout": "SSIM with the reference",
+    "apart": "cosine with the style less the nearest other's",
+    "consistency": "cosine between references",
+    "tau_alpha": "tau with alpha",
+    "tau_beta": "tau with beta",
+    "effect_alpha": "effect of alpha",
+    "effect_beta": "effect of beta",
+    "present": "cosine with the two styles less the third's",
+    "ssim_teacher": "SSIM with the teacher's image",
+    "knn_style": "5-NN accuracy, style",
+    "knn_concept": "5-NN accuracy, concept",
 }
 """Of scores in words."""
 
