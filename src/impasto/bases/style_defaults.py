@@ -15,9 +15,9 @@ STYLE_WORDS = "style words"
 @dataclass(frozen=True)
 class StyleDefaults:
     """strength: of the adapter. style_guidance, base_guidance: see `guidance.style_guidance.Weights`. guidance,
-    sampler, steps: None for the base's own. until: terminal timestep of
-    inversion noise, None for all steps. negative: a prompt, or STYLE_WORDS. plain_strength: recommended strength
-    without style guidance (plain diffusers, other tools), for the model card."""
+    sampler, steps: None for the base's own. until: terminal timestep of inversion noise, None for all steps. negative:
+    a prompt, or STYLE_WORDS. plain_strength: recommended strength without style guidance (plain diffusers, other
+    tools), for the model card."""
 
     strength: float = 1.0
     style_guidance: float = 0.0

@@ -1,7 +1,8 @@
 """Muse: a transformer that predicts masked image tokens; aMUSEd and mini-muse.
 
 An image is h x w token ids of a VQ codebook; noise replaces some by the mask token, and the denoiser predicts logits of
-all codes at every place. The mask ratio m is the noise level, `noise.schedule.MaskRatio`; the denoiser is not told it.
+all codes at every place. The mask ratio m is the noise level, `noise.schedule.MaskRatio`; the denoiser does not
+receive it.
 References: Chang et al. 2023 (Muse), arXiv 2301.00704; Patil et al. 2024 (aMUSEd), arXiv 2401.01808, whose weights
 diffusers holds as `UVit2DModel`, `VQModel` and `AmusedScheduler`. Its pipeline is deprecated, so `MusePipeline` here
 samples; its tokens are the same for the same generator.

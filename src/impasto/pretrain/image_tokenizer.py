@@ -73,7 +73,7 @@ def closed_form_tokenizer(kernel: Tensor, bias: Tensor, codebook: Tensor, seed: 
     """A `VQModel` whose encoder computes conv(2 x - 1, kernel, stride 4) + bias of images x in [0, 1], with a codebook
     [codes, 16] and a random decoder. The encoder's weights are those of `autoencoder.write_encoder` with one stage
     less; the 1 x 1 convolutions around the codebook are identities."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # initial weights only
     vq = new_image_tokenizer(len(codebook))
     encoder: Any = vq.encoder
     zero_branches(encoder)
@@ -184,7 +184,7 @@ def train_twin(
     Frozen, in channels-last memory. styles: ids [n]. Half of the images are moved by up to 12 pixels and recoloured.
     """
     names, target = np.unique(styles, return_inverse=True)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # initial weights only
     net = new_twin(len(names))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     data, classes = torch.from_numpy(rgb), torch.from_numpy(target)
