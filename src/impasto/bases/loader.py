@@ -104,3 +104,11 @@ def load_config_only(base: str, components: Path | None = None) -> "Family | Non
     else:
         return None
     return from_folder(folder, base, "cpu", "fp32")
+
+
+def load_config(base: str, components: Path | None, instead: str) -> "Family":
+    """`load_config_only`. Raises UserError where the configurations are not available; instead: what to do then."""
+    family = load_config_only(base, components)
+    if family is None:
+        raise UserError(f"the configurations of {base!r} are not available without network: {instead}")
+    return family

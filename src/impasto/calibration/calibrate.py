@@ -161,7 +161,7 @@ def calibrate(
         raise UserError(f"minutes must be a number above 0, not {minutes:g}")
     out = out if out is not None else default_file(base).parent
     if dry_run:
-        family = outline(base, components)
+        family = loader.load_config(base, components, "leave out --dry-run")
         measure, kind = None, choose_kind(base, family, by, clip, judges, encoder) or "text"
     else:
         writable_folder(out)
@@ -231,14 +231,6 @@ def check_sizes(size: str, levels: int | None, prompts: int | None) -> tuple[int
     if n_prompts < MIN_PROMPTS:
         raise UserError(f"prompts must be at least {MIN_PROMPTS}, not {n_prompts}")
     return n_levels, n_prompts
-
-
-def outline(base: str, components: Path | None) -> Family:
-    """The base from its configurations. Raises UserError when they are not available."""
-    family = loader.load_config_only(base, components)
-    if family is None:
-        raise UserError(f"the configurations of {base!r} are not available without network: leave out --dry-run")
-    return family
 
 
 def choose_kind(

@@ -75,12 +75,9 @@ def command_class(kind: type, names: Sequence[str] | Any, families: Sequence[str
 
 def base_of(base: str, components: Path | None) -> Any:
     """The family of a base from its configurations. Raises UserError where they are not available."""
-    from impasto.bases.loader import load_config_only
+    from impasto.bases.loader import load_config
 
-    family = load_config_only(base, components)
-    if family is None:
-        raise UserError(f"the configurations of {base!r} are not available without network: give --family, or a folder")
-    return family
+    return load_config(base, components, "give --family, or a folder")
 
 
 def show_adapters(result: Result) -> None:
