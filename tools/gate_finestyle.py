@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from impasto.cli.console import lines
 from impasto.files import atomic
 from impasto.reproduce.campaign import Campaign, make_campaign, run
 from impasto.reproduce.finestyle_world import SceneWorld
@@ -81,9 +82,7 @@ def main() -> None:
     print(f"{len(missing)} cells to run", flush=True)
     if missing and not args.report:
         campaign.out.mkdir(parents=True, exist_ok=True)
-        failed = run(
-            campaign, missing, args.workers, None, lambda done, n, what: print(f"{done}/{n} {what}", flush=True)
-        )
+        failed = run(campaign, missing, args.workers, None, lines())
         print(*failed, sep="\n")
         write_page(make_campaign("finestyle", args.base, None))
     result = {"base": args.base, "base_sha256": campaign.family.hash, "styles": report(campaign.reload())}
