@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import impasto
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -49,10 +51,10 @@ def test_readme_for_the_index_has_absolute_links_and_images():
 
 def test_project_urls_and_citation():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["project"]["dynamic"]) == {"readme", "urls"}
+    assert set(project["project"]["dynamic"]) == {"version", "readme", "urls"}
     assert (ROOT / project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["path"]).is_file()
     assert package_metadata.urls(ADDRESS)["Repository"] == ADDRESS and "Repository" not in package_metadata.urls(None)
     assert all((ROOT / page).is_file() for page in package_metadata.PAGES.values())
     citation = (ROOT / "CITATION.cff").read_text()
-    assert f"version: {project['project']['version']}\n" in citation
+    assert f"version: {impasto.__version__}\n" in citation
     assert f"license: {project['project']['license']}\n" in citation and package_metadata.PAPER in citation
