@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from package_metadata import repository  # noqa: E402
+from package_metadata import repository
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, fields
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,10 +28,12 @@ HEAD = """# Settings
 Written by `python tools/write_settings.py` from the settings classes; do not edit.
 
 A setting has a key and a flag: `[adapter] rank = 8` in a recipe, `--adapter.rank 8` on the command line,
-`impasto.resolve(**{"adapter.rank": 8})` in Python. A default here is the class's own. A recipe, and the card of the base
-(`src/impasto/bases/cards.toml`), may change it; `impasto train --dry-run` shows the values of a run. Precedence: flag, card's entry
-for the recipe, recipe, card, class. Recipes are TOML files with the sections below as tables; `impasto recipes` lists those of the
-package, `impasto recipes show NAME` prints one.
+`impasto.resolve(**{"adapter.rank": 8})` in Python. Recipes are TOML files with the sections below as tables;
+`impasto recipes` lists those of the package, `impasto recipes show NAME` prints one.
+
+A default here is the class's own. A recipe and the card of the base (`src/impasto/bases/cards.toml`) may change it. The
+first of these that states a setting counts: flag, card's entry for the recipe, recipe, card, class. `impasto train
+--dry-run` shows the values of a run.
 """
 TITLES = {
     "data": "Data",
@@ -123,8 +126,8 @@ def meanings(settings: Any) -> dict[str, str]:
     for kind in reversed(settings.__mro__):
         if not hasattr(kind, "__dataclass_fields__"):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-        for one, below in zip(body, body[1:], strict=False):
+        source: Any = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+        for one, below in pairwise(source.body):
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
             if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, str):
                 found[one.target.id] = " ".join(text.split())
@@ -170,7 +173,12 @@ def training() -> Iterator[str]:
     for section, title in TITLES.items():
         yield from (f"## {title}", "")
         if section in SECTIONS:
-            yield from (f"Table `[{section}]`. {summary(SECTIONS[section])}", "", *table(SECTIONS[section], section), "")
+            yield from (
+                f"Table `[{section}]`. {summary(SECTIONS[section])}",
+                "",
+                *table(SECTIONS[section], section),
+                "",
+            )
             continue
         rows, default, _ = AXES[section]
         yield from (f"Table `[{section}]`; `name`, or `--{section} NAME`, selects one (`{default}` by default).", "")
@@ -188,7 +196,11 @@ def sampling() -> Iterator[str]:
     yield from ("## impasto generate", "", *table(GenerateConfig, ""), "")
     for name, entry in GUIDANCES.items():
         stated = f"""`{{"guidance": {{"{name}": {{...}}}}}}`"""
-        yield from (f"### guidance {name}", "", f"{entry.about[0].upper()}{entry.about[1:]}. In `style.json`: {stated}.")
+        yield from (
+            f"### guidance {name}",
+            "",
+            f"{entry.about[0].upper()}{entry.about[1:]}. In `style.json`: {stated}.",
+        )
         yield from ("", *table(entry.settings_class, name), "")
 
 
