@@ -4,7 +4,7 @@ PYTHON    ?= python3
 INSTALLED := $(VENV)/.installed
 READY     := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/impasto demo
@@ -17,6 +17,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	@report=$$($(VENV)/bin/lint-imports --no-cache) || { echo "$$report"; exit 1; }  # layers, see pyproject.toml
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict  # no warning, no broken link; see mkdocs.yml
+
+docs: $(READY)  # the site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

@@ -333,10 +333,16 @@ def read_recipe(name: str) -> Paths:
 
 
 def resolve(recipe: str | None = None, base: str | None = None, **explicit: Any) -> TrainConfig:
-    """The config of `recipe` (the base's own when it is None, see `default_recipe`) on `base` (the recipe's own when it
-    is None, else mini-sd3); `explicit` keys win, by path (as a dict), short or flat name.
+    """The config of a recipe on a base, with other settings.
 
-    Raises UserError on an unknown recipe, key or type.
+    Args:
+        recipe: A name of `impasto recipes`, or a TOML file; the base's own when not given, see `default_recipe`.
+        base: As `--base` takes it; the recipe's own when not given, else mini-sd3.
+        explicit: Settings, which come before the recipe's: by path (`**{"adapter.rank": 8}`), short name (`lr=1e-4`) or
+            flat name (`noise_mean=-4`).
+
+    Raises:
+        UserError: On an unknown recipe or key, a wrong type or value.
     """
     from impasto.bases.cards import card
 

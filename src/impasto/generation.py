@@ -57,17 +57,33 @@ def generate(
     beta: Sequence[float] = (),
     progress: Progress = ignore,
 ) -> Iterator[tuple[Image.Image, Info]]:
-    """`count` pictures per prompt, in order, each with its Info; picture i has the seed `seed + i`.
+    """Generate images with or without styles.
 
-    styles: style folders or files, each with an optional strength, "runs/neon:0.8". guidances: settings of
-    `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`; () for none. Strength, sampler, style
-    guidance, negative prompt and guidances that are not given are the style's own defaults, see `styles.defaults`; with
-    a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
-    `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
-    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
-    progress: see `impasto.progress`.
+    Strength, sampler, style guidance, negative prompt and guidances that are not given are the style's own defaults
+    (`styles.defaults`); with a guidance of fixed rows (StyleAligned) those of plain diffusers.
 
-    Everything that can be wrong is found before this returns (UserError); images are generated when they are asked for.
+    Args:
+        base: A base model, as `--base` takes it.
+        prompts: One text per image, or per `count` images.
+        styles: Style folders or files, each with an optional strength: "runs/neon:0.8".
+        seed: Image i has the seed `seed + i`.
+        count: Images per prompt.
+        sampling: Steps, guidance scale, size ...; the base's and the style's own when not given.
+        guidances: Settings of `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in ink style", -4.0)`; () for none.
+        device: "cpu", "cuda", "mps" or "auto".
+        precision: "fp32", "bf16" or "auto" (bf16 on CUDA).
+        components: A diffusers folder for what a single-file base does not hold.
+        quantize: The base in fewer bits: "none", "nf4", "int8" or "fp8".
+        noise_random: Of a style that keeps inversion noise: share of it that is drawn anew from the image's seed.
+        alpha: Of such a style of several: shares of their noises, see `styles.start`.
+        beta: Weights of the prompts of a style of several tokens, see `guidance.composed`.
+        progress: Called as work goes on, see `impasto.progress`.
+
+    Returns:
+        Images in order, each with its Info (what the PNG's metadata states), generated when they are asked for.
+
+    Raises:
+        UserError: On bad input, before this returns.
     """
     check_seed(seed)
     check_prompts(prompts)

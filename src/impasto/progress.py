@@ -4,10 +4,18 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as work goes on. phase: what is done, in words ("loading mini-sd15", "training"); done: of `total` units
-    (steps, images), total None where it is not known; note: what else is worth a look, such as the loss."""
+    """A function that is called as work goes on."""
 
-    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None: ...
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+        """Report progress.
+
+        Args:
+            phase: What is done, in words: "loading mini-sd15", "training".
+            done: Units (steps, images) that are done.
+            total: Of these; None where it is not known.
+            note: What else is worth a look, such as the loss.
+        """
+        ...
 
 
 def ignore(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:

@@ -11,8 +11,13 @@ from impasto.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """settings: "module:Class" of a frozen dataclass; its module imports no torch where start-up time matters. build:
-    "module:function", whose signature the table's own module states. about: one line for help texts."""
+    """A row of a table.
+
+    Attributes:
+        settings: "module:Class" of a frozen dataclass; its module imports no torch where start-up time matters.
+        build: "module:function", whose signature the table's own module states.
+        about: One line for help texts.
+    """
 
     settings: str
     build: str

@@ -16,17 +16,21 @@ from impasto.registry import name_of
 class Adapter:
     """How an adapter of one kind is put on a denoiser, estimated and saved. settings: of its class.
 
-    attach: (family, settings, seed) -> trainable parameters by name, float32; the adapter is called "default".
-    count: (family, settings, model) -> trainable weights on `model`, which may be on the meta device; raises UserError
-    where the settings are not for it. shapes: (family, settings, model) -> shapes of these by "{layer}.{tensor}", where
-    the adapter has layers. only_matrices: whether all of these are matrices, as Muon needs them.
-    kind: of its part in a style folder. mergeable: whether it can be added to the base's weights.
-    state: family -> (tensors, metadata) of one safetensors file; load: (pipeline, tensors, metadata, name, strength)
-    puts them into a diffusers pipeline as adapter `name` (UserError where they do not fit). None for a plain LoRA,
-    which diffusers itself saves and loads.
-    replaces_base: the base's own weights are trained, so that nothing can be compared with it; write_base: (family,
-    style folder, file of the weights) makes the folder a diffusers folder.
-    sampling: keys of `StyleDefaults` that do not follow the base's card, which has them for LoRA.
+    Attributes:
+        attach: (family, settings, seed) -> trainable parameters by name, float32; the adapter is called "default".
+        count: (family, settings, model) -> number of trainable weights on `model`, which may be on the meta device;
+            raises UserError where the settings are not for it.
+        only_matrices: (family, settings, model) -> whether all of these are matrices, as Muon needs them.
+        kind: Of its part in a style folder.
+        mergeable: Whether it can be added to the base's weights.
+        state: family -> (tensors, metadata) of one safetensors file. None for a plain LoRA, which diffusers itself
+            saves and loads.
+        load: (pipeline, tensors, metadata, name, strength) puts them into a diffusers pipeline as adapter `name`;
+            UserError where they do not fit.
+        shapes: (family, settings, model) -> shapes of the weights by "{layer}.{tensor}", where the adapter has layers.
+        replaces_base: The base's own weights are trained, so that nothing can be compared with it.
+        write_base: (family, style folder, file of the weights) makes the folder a diffusers folder.
+        sampling: Keys of `StyleDefaults` that do not follow the base's card, which has them for LoRA.
     """
 
     attach: Callable[[Family, Any, int], dict[str, nn.Parameter]]

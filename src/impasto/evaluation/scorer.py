@@ -14,6 +14,8 @@ from impasto.evaluation.encoders import BATCH, Encoder
 from impasto.evaluation.judged import Row, concept_rows, style_rows
 from impasto.evaluation.leakage import leaks
 from impasto.evaluation.samples import to_tensor
+from impasto.evaluation.scores import SCORES
+from impasto.registry import load
 
 OF_CONCEPTS = ("concept_judged", "concept_rank", "concept_top1", "concept_top5", "leakage")
 OF_STYLE = ("style_judged", "style_accuracy", "kind_accuracy", "style_probability", "style_cosine")
@@ -75,6 +77,9 @@ class Scorer:
         if self.judged != "all":
             for row in rows:
                 row |= dict.fromkeys(OF_CONCEPTS if self.judged else OF_CONCEPTS + OF_STYLE)
+        for name, score in SCORES.items():
+            if score.measure:
+                self._add(rows, name, load(score.measure)(pixels))
         if not true:
             self._pairs(rows, pixels, concepts)
         return rows

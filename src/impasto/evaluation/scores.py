@@ -9,12 +9,22 @@ from impasto.evaluation.spread import summarise
 
 @dataclass(frozen=True)
 class Score:
-    """One score. what: its definition. better: "higher", "lower", or "" if neither."""
+    """One score.
+
+    Attributes:
+        title: Its name in tables.
+        what: Its definition.
+        better: "higher", "lower", or "" if neither.
+        percent: Shown as a percentage.
+        measure: Of a score of the pixels alone, "module:function" of pixels (n, 3, 128, 128) in [0, 1] -> values (n,);
+            the scorer computes the others.
+    """
 
     title: str
     what: str
     better: str = "higher"
     percent: bool = False
+    measure: str = ""
 
 
 SCORES: dict[str, Score] = {

@@ -26,22 +26,34 @@ MakeScheduler = Callable[[Mapping[str, Any]], Any]
 class Family(Protocol):
     """One base model. `denoiser` carries the adapters; everything else is frozen and loaded on first use.
 
-    folder: the diffusers folder. hash: sha256 over its weights and configs. card: its entry of `cards.toml`.
-    kinds: the layer kinds accepted by `modules`. dtype: of the frozen denoiser's weights, set by `precision`.
-    part: the pipeline component that is trained, also the key prefix in saved files ("transformer" or "unet").
-    encoder_parts: the components that encode text. clip_parts: the text encoders that can be trained.
-    clip: a pipeline of the CLIPs alone, created on first use; carries their adapters.
-    text_lengths: prompt lengths in tokens with their shares of the training batches; `generate` uses the first.
-    unit: heights and widths in pixels are multiples of it. largest: maximum height and width, None: unlimited.
-    patch: latents per token and side.
-    wants_size_ids: True if conditions take "size_ids" (B, 6), image size and crop; optional. May be missing.
-    image_attention: names of the attention layers in which image tokens attend to each other. text_first: whether text
-    tokens precede image tokens in them.
-    guided_by: how guidance is applied: a "negative" prompt, an "embedding" of the scale, or "nothing".
-    callback_tensors: names of `call_arguments` -> their names in `callback_on_step_end`, where it can change them.
-    denoiser_inputs: names of the others -> the denoiser's argument names.
-    autoencoder_part: the component that encodes images. pipeline_type: the class of `pipeline()`.
-    pooled_argument: the transformer's argument of the pooled text.
+    `wants_size_ids`, True if conditions take "size_ids" (B, 6), image size and crop, may be missing.
+
+    Attributes:
+        folder: The diffusers folder.
+        hash: sha256 over its weights and configs.
+        card: Its entry of `cards.toml`.
+        kinds: The layer kinds accepted by `modules`.
+        part: The pipeline component that is trained, also the key prefix in saved files ("transformer" or "unet").
+        encoder_parts: The components that encode text.
+        clip_parts: The text encoders that can be trained.
+        clip: A pipeline of the CLIPs alone, created on first use; carries their adapters.
+        schedule: Time to log-SNR.
+        text_lengths: Prompt lengths in tokens with their shares of the training batches; `generate` uses the first.
+        device: Of the denoiser.
+        precision: "fp32" or "bf16".
+        dtype: Of the frozen denoiser's weights, set by `precision`.
+        denoiser: The frozen model that predicts.
+        unit: Heights and widths in pixels are multiples of it.
+        largest: Maximum height and width, None: unlimited.
+        patch: Latents per token and side.
+        image_attention: Names of the attention layers in which image tokens attend to each other.
+        text_first: Whether text tokens precede image tokens in them.
+        guided_by: How guidance is applied: a "negative" prompt, an "embedding" of the scale, or "nothing".
+        callback_tensors: Names of `call_arguments` -> their names in `callback_on_step_end`, where it can change them.
+        denoiser_inputs: Names of the others -> the denoiser's argument names.
+        autoencoder_part: The component that encodes images.
+        pooled_argument: The transformer's argument of the pooled text.
+        pipeline_type: The class of `pipeline()`.
     """
 
     folder: Path

@@ -37,8 +37,13 @@ class Sampling(Protocol):
 class Rows:
     """The images of one call of the pipeline.
 
-    prompts: one per row; the first `leading` of them are a guidance's own, whose images are dropped. negative: the
-    negative prompt of all rows; None where the pipeline computes none. guidance: the pipeline's guidance scale.
+    Attributes:
+        family: The base.
+        encode: Prompt -> condition.
+        prompts: One per row.
+        leading: So many of the first prompts are a guidance's own; their images are dropped.
+        negative: The negative prompt of all rows; None where the pipeline computes none.
+        guidance: The pipeline's guidance scale.
     """
 
     family: Family
@@ -64,9 +69,11 @@ class Rows:
 class Guidance(Protocol):
     """One guidance on one base.
 
-    leading: prompts of rows that come before the images of every call. needs_negative: whether the pipeline has to
-    call the denoiser with the negative prompt too, whatever the guidance scale. prompts: those that it encodes beside
-    the rows', whatever the rows are.
+    Attributes:
+        leading: Prompts of rows that come before the images of every call.
+        needs_negative: Whether the pipeline has to call the denoiser with the negative prompt too, whatever the
+            guidance scale.
+        prompts: Those that it encodes beside the rows', whatever the rows are.
     """
 
     leading: tuple[str, ...] = ()

@@ -33,15 +33,22 @@ OTHER_LAYOUTS = (
 
 
 def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
-    """Put a style, a folder or a file, into a plain diffusers pipeline, on top of those that are there; returns the
-    extra arguments of the pipeline's call.
+    """Put a style into a plain diffusers pipeline, on top of those that are there.
 
-    None for adapters alone. A style with inversion noise: `latents` (one image), steps, guidance scale and size as its
-    `style.json` states them, and its scheduler is set. strength: of the adapters.
+    Adapters that are active, also those that you loaded yourself, stay so, at their strengths.
 
-    Adapters that are active, also those that you loaded yourself, stay so, at their strengths. Raises UserError when a
-    file is damaged or holds NaN or infinite values, when it belongs to another base (by its shapes, or as it states
-    itself), or when any of its tensors is not used.
+    Args:
+        pipe: A diffusers pipeline of the style's base.
+        folder: A style folder, or a file of a LoRA.
+        strength: Of the adapters.
+
+    Returns:
+        Extra arguments of the pipeline's call: {} for adapters alone. Of a style with inversion noise: `latents` (one
+        image), steps, guidance scale and size as its `style.json` states them; its scheduler is set.
+
+    Raises:
+        UserError: When a file is damaged or holds NaN or infinite values, when it belongs to another base (by its
+            shapes, or as it states itself), or when any of its tensors is not used.
     """
     load_weights(pipe, folder, strength)
     return call_arguments(pipe, Path(folder))

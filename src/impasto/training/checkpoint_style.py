@@ -22,7 +22,12 @@ def checkpoint_style(run: Path | str, step: int) -> Path:
     """The style folder `run/checkpoints/step-000100` of a checkpoint, written when it is not there; the moving average
     where the run has one, as its style will have.
 
-    Raises UserError where the run has no checkpoint of that step; names those that it has.
+    Args:
+        run: The style folder of a run, finished or not.
+        step: Of the checkpoint.
+
+    Raises:
+        UserError: Where the run has no checkpoint of that step; names those that it has.
     """
     run = Path(run)
     target = run / FOLDER / f"step-{step:06d}"
