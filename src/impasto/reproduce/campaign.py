@@ -19,12 +19,12 @@ from typing import Any
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.files import atomic, writable_folder
+from impasto.parallel import fan
 from impasto.progress import Progress, ignore
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Unit, restricted
 from impasto.reproduce.clip_world import CLIP
-from impasto.reproduce.fan import fan
 from impasto.reproduce.page import write_page
 from impasto.reproduce.paper import DINO, PaperWorld
 from impasto.reproduce.runner import BaseSpec, World, build_spec, resolve_switch, run_cell

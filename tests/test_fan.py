@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from impasto.errors import UserError
-from impasto.reproduce import fan as module
+from impasto import parallel as module
 from impasto.reproduce.cells import Cell
-from impasto.reproduce.fan import fan
+from impasto.parallel import fan
 
 CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
 
