@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from impasto.errors import UserError
 from impasto import parallel as module
-from impasto.reproduce.cells import Cell
+from impasto.errors import UserError
 from impasto.parallel import fan
+from impasto.reproduce.cells import Cell
 
 CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
 

@@ -141,15 +141,16 @@ def score_table(content: Mapping[str, Any], methods: Sequence[Method]) -> Html:
     about = {method.name: describe(method, named) for method in methods}
     scores = [name for name in (*SCORES, "dino") if any(name in row["scores"] for row in content["rows"])]
     head = ["", "style at equal text", *(TITLES[name] for name in scores)]
-    head += ["training", "per image", "peak memory", "style file", "cells"]
+    head += ["training", "per image", "peak memory", "style file"]
     rows = []
     for row in content["rows"]:
-        name = Html(el("span", row["recipe"]) + el("small", about[row["recipe"]]))
+        cells = f"{row['cells']} cell{'s' * (row['cells'] != 1)}"
+        name = Html(el("span", row["recipe"]) + el("small", f"{about[row['recipe']]} ({cells})"))
         at = row["equal_text"]
         own = "does not reach" if at["reaches"] is False else with_error(at)
-        cells = [with_error(row["scores"].get(score), "mean") for score in scores]
+        values = [with_error(row["scores"].get(score), "mean") for score in scores]
         costs = [seconds(row["train_seconds"]), seconds(row["seconds_per_image"]), gigabytes(row["peak_memory_gb"])]
-        rows.append([name, own, *cells, *costs, size(row["bytes"]), str(row["cells"])])
+        rows.append([name, own, *values, *costs, size(row["bytes"])])
     by = el("ul", *(el("li", f"{name}: {what}") for name, what in content["instruments"].items()), class_="faint")
     note = "Means over cells (reference x seed) at each method's own strength, ± their standard error."
     return el("section", el("h2", "Scores and cost"), el("p", note, class_="faint"), table(head, rows), by)
@@ -172,6 +173,9 @@ def footer(content: Mapping[str, Any]) -> Html:
     """The command, what was left out, what failed."""
     lines = [f"{name} was left out: {why}" for name, why in content["skipped"].items()]
     lines += [f"failed: {line}" for line in content["failed"]]
+    there = sum(row["cells"] for row in content["rows"])
+    if there < content["cells"]:
+        lines.append(f"{content['cells'] - there} of {content['cells']} cells are missing: the same command runs them")
     command = el("pre", el("code", content["command"])) if content.get("command") else None
     return el("section", el("h2", "How it was made"), *(el("p", line) for line in lines), command)
 
