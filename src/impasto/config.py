@@ -11,11 +11,13 @@ A setting has a path, "adapter.rank". Keys of `data`, `optim`, `execution` and `
 ("lr"), and those of ALIASES by their flat name, in which recipes and style folders were written before.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, get_origin, get_type_hints
 
 import tyro
@@ -314,6 +316,13 @@ def change(config: TrainConfig, **keys: Any) -> TrainConfig:
 def recipes() -> dict[str, Path]:
     """The recipes that come with the package."""
     return {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a recipe's comment, at most 100 characters."""
+    lines = [line.removeprefix("#").strip() for line in text.splitlines()[:6] if line.startswith("#")]
+    sentence = re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
+    return shorten(sentence, 100, placeholder=" ...")
 
 
 def read_recipe(name: str) -> Paths:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from impasto.config import TrainConfig, default_recipe, flatten, recipes, resolv
 from impasto.contact_sheet import sheet
 from impasto.errors import UserError, nearest
 from impasto.evaluation import evaluate, load_encoder, scores_table
+from impasto.evaluation.equal_text import style_at_text
 from impasto.evaluation.samples import open_image, read_folder
 from impasto.evaluation.truth import true_pictures
 from impasto.families.base import quiet
@@ -198,11 +198,8 @@ def equal_text(results: Mapping[str, Any], sweep: Mapping[str, Any]) -> dict[str
 
 def style_at(curve: Sequence[tuple[float, float]], level: float) -> float | None:
     """The largest style on a piecewise linear curve of (text, style) where text is at least `level`."""
-    found = [style for text, style in curve if text >= level]
-    for (text_a, style_a), (text_b, style_b) in pairwise(curve):
-        if min(text_a, text_b) < level < max(text_a, text_b):
-            found.append(style_a + (style_b - style_a) * (level - text_a) / (text_b - text_a))
-    return max(found, default=None)
+    found = style_at_text(curve, level)
+    return None if found is None else found.style
 
 
 def sentences(spec: DemoSpec, results: Mapping[str, Any]) -> list[str]:

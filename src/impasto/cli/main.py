@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 
 from impasto import __version__, quiet_imports
 from impasto.cli.adapters import adapters, show_adapters
+from impasto.cli.compare import compare, show_comparison
 from impasto.cli.concepts import concepts, show_concepts
 from impasto.cli.console import (
     Result,
@@ -47,7 +48,7 @@ COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     for command in (
         *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
-        *(demo, noise, reproduce, artworld, pretrain),
+        *(demo, noise, compare, reproduce, artworld, pretrain),
     )
 }
 
@@ -60,6 +61,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "adapters": show_adapters,
     "evaluate": show_scores,
     "concepts": show_concepts,
+    "compare": show_comparison,
     "demo": lambda result: None,
     "noise": lambda result: None,
     "recipes": lambda result: None,

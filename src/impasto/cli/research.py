@@ -56,6 +56,7 @@ def reproduce(args: list[str]) -> Result:
         dino: str | None = None,
         device: str = "auto",
         precision: str = "auto",
+        curves: bool = False,
         dry_run: bool = False,
     ) -> Result:
         """Run what the claims need and is not there yet; write claims.json and the page. See docs/reproduce.md.
@@ -75,6 +76,7 @@ def reproduce(args: list[str]) -> Result:
             calibration: The file of `impasto noise calibrate`, for the arms with a calibrated law.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
+            curves: Also sample the cells of claims at equal text at strengths .75, 1.25 and 1.5, by cached styles.
             dry_run: Only count the cells and estimate the time.
         """
         from impasto.reproduce import reproduce
@@ -95,6 +97,7 @@ def reproduce(args: list[str]) -> Result:
                 dino,
                 device,
                 precision,
+                curves=curves,
                 dry_run=dry_run,
                 progress=progress,
             )

@@ -3,7 +3,6 @@
 import re
 import warnings
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -211,7 +210,7 @@ def recipes(args: list[str]) -> Result:
             show: Print this recipe.
         """
         from impasto.bases.style_defaults import current_recipe
-        from impasto.config import read_recipe
+        from impasto.config import first_sentence, read_recipe
         from impasto.config import recipes as known
 
         if show is not None:
@@ -228,13 +227,6 @@ def recipes(args: list[str]) -> Result:
     if args[:1] == ["show"]:
         args = ["--show", *args[1:]]
     return parse(recipes, args, "recipes")
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of a recipe's comment, at most 100 characters."""
-    lines = [line.removeprefix("#").strip() for line in text.splitlines()[:6] if line.startswith("#")]
-    sentence = re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
-    return shorten(sentence, 100, placeholder=" ...")
 
 
 def sheet(args: list[str]) -> Result:

@@ -31,3 +31,9 @@ def clip_i_style(images: Tensor, truths: Tensor, concepts: list[int], true_conce
 def clip_t(images: Tensor, texts: Tensor) -> Tensor:
     """Cosine [n] of each image with its prompt."""
     return (images * texts).sum(dim=-1)
+
+
+def clip_leak(images: Tensor, texts: Tensor, caption: Tensor) -> Tensor:
+    """bool [n]: the image is nearer to the reference's caption [1, d] than to its own prompt [n, d]; both name the same
+    style, so what differs is the thing that they ask for."""
+    return (images * caption).sum(dim=-1) > (images * texts).sum(dim=-1)

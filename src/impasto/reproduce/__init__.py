@@ -1,8 +1,8 @@
 """Reproduction of papers' claims: the runs that test each claim, and a verdict by a fixed rule.
 
 claims.py       claims and the rule of verdicts        statistics.py    paired test, correction
-campaign.py     run missing cells                      fan.py           locally, or over Ray
-cells.py        keys and files                         runner.py        train -> generate -> scores
+campaign.py     run missing cells, locally or over Ray cells.py         keys and files
+runner.py       train -> generate -> scores
 small_world.py  held-out styles and the judges         paper.py         the paper's own protocol
 page.py         claims.json, page, plots               style_friendly.py, calibration.py  claims
 folder_world.py, folder_jobs.py, image_sets.py, subjects.py   training on folders, distillation, subjects

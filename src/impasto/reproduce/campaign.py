@@ -19,15 +19,15 @@ from typing import Any
 from impasto.errors import UserError, nearest
 from impasto.families.base import Family
 from impasto.files import atomic, writable_folder
+from impasto.parallel import fan
 from impasto.progress import Progress, ignore
 from impasto.reproduce import cells as store
 from impasto.reproduce.cells import Cell
 from impasto.reproduce.claims import Arm, Claim, Unit, restricted
 from impasto.reproduce.clip_world import CLIP
-from impasto.reproduce.fan import fan
 from impasto.reproduce.page import write_page
 from impasto.reproduce.paper import DINO, PaperWorld
-from impasto.reproduce.runner import BaseSpec, World, build_spec, resolve_switch, run_cell
+from impasto.reproduce.runner import SCALED, BaseSpec, World, build_spec, resolve_switch, run_cell, run_curve
 from impasto.reproduce.small_world import SmallWorld
 from impasto.reproduce.style_friendly import proposal
 
@@ -141,6 +141,7 @@ def reproduce(
     dino: str | None = None,
     device: str = "auto",
     precision: str = "auto",
+    curves: bool = False,
     dry_run: bool = False,
     world: World | None = None,
     progress: Progress = ignore,
@@ -151,7 +152,8 @@ def reproduce(
     Cells of arms that depend on the new cells are run too.
     claim: ids, all when empty. cells: "smoke" or "full". out: see `default_out`. workers: local processes; cluster: the
     address of a Ray cluster. protocol: "small-world", or "paper" with its references, clip and dino (see paper.py);
-    world: used instead of `protocol`. log: called with messages. Raises UserError on bad input.
+    world: used instead of `protocol`. curves: also sample the cells of readings at equal text at the other strengths of
+    their curves, see `runner.run_curve`. log: called with messages. Raises UserError on bad input.
     """
     base = base or default_base(group)
     world = world or make_world(protocol, references, clip, dino, group)
@@ -172,7 +174,8 @@ def reproduce(
     about |= {"minutes": estimate_minutes(missing, known, base, max(1, workers))}
     if dry_run:
         arms = {arm: sum(cell.arm == arm for cell in missing) for arm in dict.fromkeys(cell.arm for cell in wanted)}
-        return about | {"to_run": len(missing), "arms": arms}
+        lacking = {"curves_to_run": len(without_curve(campaign, chosen, cells))} if curves else {}
+        return about | {"to_run": len(missing), "arms": arms} | lacking
     writable_folder(campaign.out)
     if calibration is not None:
         store_calibration(Path(calibration), campaign.out / CALIBRATION, campaign.family.hash)
@@ -184,6 +187,8 @@ def reproduce(
             tried |= {cell.key for cell in missing}
             campaign = campaign.with_following()
             missing = [c for c in campaign.cells(chosen, cells) if c.key not in campaign.known.keys() | tried]
+        if curves:
+            failed += run(campaign, without_curve(campaign, chosen, cells), workers, cluster, progress, run_curve)
     finally:  # also after an interruption the page covers all existing cells
         result = write_page(campaign.reload())
     verdicts = {one["id"]: one["verdict"] for one in result if one["id"] in about["claims"]}
@@ -368,6 +373,20 @@ def estimate_minutes(
     return round(total / 60 / workers, 1)
 
 
+def without_curve(campaign: Campaign, claims: Sequence[Claim], size: str) -> list[Cell]:
+    """The cells of readings at equal text that are done and have no curve yet; of methods that have a strength."""
+    compares = [c for claim in claims for r in claim.readings if r.equal_text for c in r.compares]
+    arms = dict.fromkeys(arm for compare in compares for arm in compare.weights if arm in campaign.specs)
+    cells = {
+        cell.key: cell
+        for arm in arms
+        if campaign.arms[arm].how in SCALED
+        for cell in campaign.cells_of(arm, size)
+        if cell.key in campaign.known and "curve" not in campaign.known[cell.key]
+    }
+    return list(cells.values())
+
+
 def training_steps(cell: Cell) -> int:
     """Steps of a cell's training and its teacher's; 0 without one."""
     trained = (cell.spec["arm"], cell.spec.get("teacher", {}))
@@ -385,18 +404,24 @@ def run(
     workers: int,
     cluster: str | None,
     progress: Progress,
+    function: Callable[..., dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Run the missing cells, writing each when it is done; returns the failed ones as messages."""
+    """Run the missing cells, writing each when it is done; returns the failed ones as messages. function: `run_cell`
+    when None; with `run_curve` its result is added to the cell."""
     failed: list[str] = []
-    results = fan(run_cell, missing, (campaign.world, campaign.place), workers, cluster)
+    results = fan(function or run_cell, missing, (campaign.world, campaign.place), workers, cluster)
     done = 0
     try:
         for done, (cell, result) in enumerate(results, 1):
             if isinstance(result, str):
                 failed.append(f"{cell.name}: {result}")
             else:
-                campaign.known[cell.key] = store.write(campaign.out / store.FILE, cell, result)
-            note = "failed" if isinstance(result, str) else f"{result['seconds']:.0f} s"
+                before = campaign.known.get(cell.key, {}) if "curve" in result else {}
+                own = {key: value for key, value in before.items() if key not in ("key", "arm", "unit", "spec")}
+                campaign.known[cell.key] = store.write(campaign.out / store.FILE, cell, own | result)
+            note = (
+                "failed" if isinstance(result, str) else f"{result.get('seconds', result.get('curve_seconds')):.0f} s"
+            )
             progress("cells", done, len(missing), f"{cell.arm}, {cell.unit}: {note}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{done} of {len(missing)} cells are done: the same command resumes") from None

@@ -20,8 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from impasto.evaluation.equal_text import Point, mean_curve, style_at_text
 from impasto.reproduce.statistics import ALPHA, holm, sign_flip, student
 
+STRENGTHS = (0.75, 1.0, 1.25, 1.5)
+"""Of the curves by which styles are compared at equal text."""
+OWN = STRENGTHS.index(1.0)
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
 Unit = str
 """One pair: "unifont, rabbit face, 0"."""
@@ -34,12 +38,13 @@ class Evidence:
     """The scores of a reading.
 
     scores: {"style": {arm: {unit: score}}, "text": ...}, higher is better. units: the required pairs, {unit: style and
-    reference}. decides: False for smoke cells.
+    reference}. decides: False for smoke cells. curves: {arm: {unit: (text, style) per strength}}, as far as known.
     """
 
     scores: Mapping[str, Values]
     units: Mapping[Unit, str]
     decides: bool = True
+    curves: Mapping[str, Mapping[Unit, Sequence[Point]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,15 @@ class Measure:
 @dataclass(frozen=True)
 class Compare:
     """A contrast of arms in one of the world's measures, or a weighted sum of arms against a threshold. above, below:
-    thresholds in units of its margin."""
+    thresholds in units of its margin. at_text_of: an arm at whose text the styles of all arms are read on their
+    curves over strength (`evaluation.equal_text`); "" for the scores at strength 1."""
 
     what: str
     weights: Mapping[str, float]
     measure: str = "style"
     above: float = 0.0
     below: float = 1.0
+    at_text_of: str = ""
 
 
 def more(arm: str, other: str, measure: str = "style") -> Compare:
@@ -112,12 +119,33 @@ def falls(arms: Mapping[str, float], what: str) -> Compare:
 @dataclass(frozen=True)
 class Reading:
     """One interpretation of a claim for another base; every comparison must hold. ours: it is not in the paper.
-    untestable: why no cell can test it here; then without comparisons."""
+    untestable: why no cell can test it here; then without comparisons. equal_text: its styles are read at equal text on
+    curves over strength; such readings stand beside those at strength 1, and are corrected among themselves."""
 
     name: str
     compares: tuple[Compare, ...] = ()
     ours: bool = False
     untestable: str = ""
+    equal_text: bool = False
+
+
+def with_equal_text(claim: "Claim") -> "Claim":
+    """The claim with a reading at equal text beside each of its readings that compares styles of two arms: every arm is
+    read at the text of the second one at strength 1, so that no comparison of texts is needed."""
+    return replace(claim, readings=(*claim.readings, *filter(None, map(at_equal_text, claim.readings))))
+
+
+def at_equal_text(reading: Reading) -> Reading | None:
+    """The reading at equal text, None where it compares no styles of two arms."""
+    compares = []
+    for one in reading.compares:
+        others = [arm for arm, weight in one.weights.items() if weight < 0]
+        if one.measure == "style" and len(one.weights) == 2 and len(others) == 1:
+            what = f"{one.what}, at the text of {others[0]}"
+            compares.append(replace(one, what=what, at_text_of=others[0]))
+    if not compares:
+        return None
+    return replace(reading, name=f"{reading.name}, at equal text", compares=tuple(compares), equal_text=True)
 
 
 @dataclass(frozen=True)
@@ -160,7 +188,10 @@ RULE = (
     "and is refuted when it is below (the margin for 'more', minus the margin for 'no less'), by the exact one-"
     "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
     "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
-    f"corrected for the readings of the claim, at {ALPHA:g}. Arms at the floor of the score, and gains at its "
+    f"corrected for the readings of the claim, at {ALPHA:g}. Readings at equal text are corrected among themselves: "
+    "each arm's style is read on its curve over the strengths .75, 1, 1.25 and 1.5 at the mean text of the arm that it "
+    "is compared with at strength 1, the most style with no less text; cells without a curve, and arms whose curve "
+    "does not reach that text, decide nothing. Arms at the floor of the score, and gains at its "
     "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. A reading that needs what is not "
     "to be had here (weights, a base) is not testable here. The claim's verdict is that of its first reading."
 )
@@ -184,17 +215,19 @@ def judge(
             results.append({"reading": reading.name, "compares": [], "why": [reading.untestable]})
             continue
         own = seen[reading.name]
-        rows = [evaluate_comparison(c, own.scores[c.measure], measures[c.measure], own.units) for c in reading.compares]
+        rows = [compare_arms(c, own, measures[c.measure]) for c in reading.compares]
         why = [f"{arm} is left out: {(left_out or {})[arm]}" for arm in arms_of(reading) if arm in (left_out or {})]
         why += list(dict.fromkeys(row["why"] for row in rows if row["why"])) if not why else []
         results.append({"reading": reading.name, "compares": rows, "why": why})
     lacking = [bool(r.untestable or set(arms_of(r)) & set(untestable)) for r in claim.readings]
     deciding = [not no and seen[entry["reading"]].decides for entry, no in zip(results, lacking, strict=True)]
-    for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
-        raw = [pick(entry["compares"]) for entry in results]
-        corrected = holm([p if decides else 1.0 for p, decides in zip(raw, deciding, strict=True)])
-        for entry, decides, own, p in zip(results, deciding, raw, corrected, strict=True):
-            entry[key] = p if decides else min(1.0, len(results) * own)
+    for at_equal in (False, True):
+        family = [
+            (entry, decides)
+            for entry, decides, reading in zip(results, deciding, claim.readings, strict=True)
+            if reading.equal_text == at_equal
+        ]
+        correct(family)
     for entry, decides, no in zip(results, deciding, lacking, strict=True):
         entry["verdict"] = "not testable here" if no else "undecided"
         if no:
@@ -211,6 +244,15 @@ def judge(
     return results
 
 
+def correct(family: Sequence[tuple[dict[str, Any], bool]]) -> None:
+    """Set p_holds and p_refuted of readings, (entry, whether it decides), corrected by Holm for their number."""
+    for key, pick in (("p_holds", holds), ("p_refuted", refuted)):
+        raw = [pick(entry["compares"]) for entry, _ in family]
+        corrected = holm([p if decides else 1.0 for p, (_, decides) in zip(raw, family, strict=True)])
+        for (entry, decides), own, p in zip(family, raw, corrected, strict=True):
+            entry[key] = p if decides else min(1.0, len(family) * own)
+
+
 def arms_of(reading: Reading) -> list[str]:
     return list(dict.fromkeys(arm for compare in reading.compares for arm in compare.weights))
 
@@ -223,6 +265,40 @@ def holds(rows: Sequence[Mapping[str, Any]]) -> float:
 def refuted(rows: Sequence[Mapping[str, Any]]) -> float:
     """p that one comparison is refuted: the smallest, times their number (Bonferroni)."""
     return min(1.0, len(rows) * min((row["p_refuted"] for row in rows), default=1.0))
+
+
+def compare_arms(compare: Compare, seen: Evidence, measure: Measure) -> dict[str, Any]:
+    """The result of a comparison by its evidence."""
+    if not compare.at_text_of:
+        return evaluate_comparison(compare, seen.scores[compare.measure], measure, seen.units)
+    values, why = styles_at_text(compare, seen)
+    row = evaluate_comparison(compare, values, measure, seen.units)
+    if why:
+        row |= {"why": why, "p_holds": 1.0, "p_refuted": 1.0}
+    return row
+
+
+def styles_at_text(compare: Compare, seen: Evidence) -> tuple[Values, str]:
+    """({arm: {unit: style at the text of `compare.at_text_of`}}, why it decides nothing, if so).
+
+    The text is that arm's mean at strength 1 over the units of which all arms have curves. The place on an arm's curve
+    is found on its mean curve over these units, and each unit's style is taken there: a curve of one unit is too noisy.
+    """
+    arms = list(compare.weights)
+    units = [unit for unit in seen.units if all(unit in seen.curves.get(arm, {}) for arm in arms)]
+    if not units:
+        return {}, "no curve: its cells have scores at strength 1 only (`impasto reproduce --curves` makes the others)"
+    means = {arm: mean_curve([seen.curves[arm][unit] for unit in units]) for arm in arms}
+    of = means[compare.at_text_of]
+    text = of[OWN if len(of) > OWN else 0][0]
+    values: dict[str, dict[Unit, float]] = {}
+    for arm in arms:
+        found = style_at_text(means[arm], text)
+        if found is None:
+            return {}, f"{arm} does not reach the text of {compare.at_text_of} ({text:.3f}) at any strength"
+        values[arm] = {unit: found.of([style for _, style in seen.curves[arm][unit]]) for unit in units}
+    lacking = len(seen.units) - len(units)
+    return values, f"{lacking} of {len(seen.units)} pairs have no curve" if lacking else ""
 
 
 def evaluate_comparison(

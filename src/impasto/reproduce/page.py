@@ -18,8 +18,8 @@ from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
-from impasto.reproduce.claims import RULE, Claim, Evidence, arms_of, judge
-from impasto.reproduce.runner import PLAIN
+from impasto.reproduce.claims import RULE, STRENGTHS, Claim, Evidence, arms_of, judge
+from impasto.reproduce.runner import PLAIN, UNSCALED
 from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.statistics import FEWEST
 
@@ -144,7 +144,23 @@ def look(campaign: "Campaign", arms: Sequence[str], size: str) -> Evidence:
         },
         {unit: f"{spec['style']}, {spec['reference']}" for unit, spec in units.items()},
         decides=size not in campaign.world.undecided,
+        curves={arm: curves_of(campaign, arm, size) for arm in run},
     )
+
+
+def curves_of(campaign: "Campaign", arm: str, size: str) -> dict[str, list[tuple[float, float]]]:
+    """{unit: (text, style) per strength} of the arm's cells that have a curve; of the base alone one point."""
+    names, found_cells = [campaign.world.measures[role].name for role in ("text", "style")], {}
+    for content in found(campaign, arm, size):
+        if campaign.arms[arm].how in UNSCALED:
+            rows = [content["scores"]]
+        elif "curve" in content:
+            rows = [{**content["curve"], "1": content["scores"]}[f"{strength:g}"] for strength in STRENGTHS]
+        else:
+            continue
+        if all(name in row for row in rows for name in names):
+            found_cells[content["unit"]] = [tuple(row[name] for name in names) for row in rows]
+    return {u: found_cells[at] for u, at in campaign.shared(arm, size).items() if at in found_cells}
 
 
 def hidden(campaign: "Campaign", arm: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 References, prompts and instruments are provided by a `World`: `small_world.py` or `paper.py`.
 """
 
+import math
 import platform
 import shutil
 import time
@@ -28,10 +29,12 @@ from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
-from impasto.reproduce.claims import Measure, Unit
+from impasto.reproduce.claims import STRENGTHS, Measure, Unit
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
 from impasto.sampling.samplers import DEFAULT, make_scheduler
+from impasto.styles.card import CARD
+from impasto.styles.parts import has_weights
 from impasto.training.train import train
 
 PACKAGES = ("impasto", "torch", "diffusers", "transformers", "peft")
@@ -150,12 +153,7 @@ def run_cell(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
 def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
     """`run_cell` while holding the cell's lock."""
     started = time.perf_counter()
-    family = place.family()
-    if family.hash != cell.spec["base"]:
-        raise UserError(f"the base {place.base!r} differs here: {family.hash[:12]}, not {cell.spec['base'][:12]}")
-    for what, own in (("instruments", world.instruments()), ("reference_sha256", world.reference_hash(cell.spec))):
-        if cell.spec.get(what) != own:
-            raise UserError(f"{what.partition('_')[0]} differs here: {own}, not {cell.spec.get(what)}")
+    family = check_cell(cell, world, place)
     folder = cache_dir("reproduce", cell.spec["base"][:12], cell.name)
     if quantised(running(folder / "style"), cell.spec):  # by an older version: run it again
         shutil.rmtree(folder)
@@ -176,6 +174,39 @@ def run_locked(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
     }
 
 
+def check_cell(cell: Cell, world: World, place: BaseSpec) -> Family:
+    """The base. Raises UserError when base, reference or instruments differ from the spec."""
+    family = place.family()
+    if family.hash != cell.spec["base"]:
+        raise UserError(f"the base {place.base!r} differs here: {family.hash[:12]}, not {cell.spec['base'][:12]}")
+    for what, own in (("instruments", world.instruments()), ("reference_sha256", world.reference_hash(cell.spec))):
+        if cell.spec.get(what) != own:
+            raise UserError(f"{what.partition('_')[0]} differs here: {own}, not {cell.spec.get(what)}")
+    return family
+
+
+def run_curve(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
+    """{"curve": {strength: scores}} of a cell at the other strengths of `claims.STRENGTHS`. Its style is taken from the
+    cache, or trained again. Waits for another process that runs the cell. Raises UserError as `run_cell` does."""
+    with FileLock(cache_dir("reproduce", cell.spec["base"][:12]) / f".{cell.name}.lock"):
+        started, folder = time.perf_counter(), cache_dir("reproduce", cell.spec["base"][:12], cell.name)
+        check_cell(cell, world, place)
+        folder.mkdir(parents=True, exist_ok=True)
+        curve = {}
+        with quiet():
+            reference = reference_file(cell, world, folder)
+            for strength in STRENGTHS:
+                if strength == 1.0:
+                    continue
+                spec = {**cell.spec, "sampling": cell.spec["sampling"] | {"strength": strength}}
+                own, name = Cell(cell.arm, cell.unit, spec), f"images-{strength:g}"
+                generate_images(own, place, folder, reference, world.jobs, name)
+                found = world.scores(folder / name, spec, reference)
+                curve[f"{strength:g}"] = {score: round(value, 6) for score, value in found.items()}
+        shutil.rmtree(folder / "style" / "state", ignore_errors=True)
+        return {"curve": curve, "curve_seconds": round(time.perf_counter() - started, 1)}
+
+
 def running(style: Path) -> list[str]:
     """The execution plan in a run's recipe.toml (such as a quantised base); [] without a run."""
     file = style / "recipe.toml"
@@ -193,11 +224,16 @@ def reference_file(cell: Cell, world: World, folder: Path) -> Path | None:
 
 
 def generate_images(
-    cell: Cell, place: BaseSpec, folder: Path, reference: Path | None, jobs: Mapping[str, Any] = MappingProxyType({})
+    cell: Cell,
+    place: BaseSpec,
+    folder: Path,
+    reference: Path | None,
+    jobs: Mapping[str, Any] = MappingProxyType({}),
+    name: str = "images",
 ) -> None:
-    """Generate the cell's images into `folder/images`, `0000.png` on, unless they exist. A job that returns None has
-    written them into `folder/images.part` itself."""
-    spec, images, part = cell.spec, folder / "images", folder / "images.part"
+    """Generate the cell's images into `folder/images` (or another `name`), `0000.png` on, unless they exist. A job that
+    returns None has written them into `folder/images.part` itself."""
+    spec, images, part = cell.spec, folder / name, folder / f"{name}.part"
     if images.is_dir():
         if len(list(images.glob("*.png"))) == pictures(spec):
             return
@@ -229,7 +265,8 @@ def train_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference:
     style = folder / "style"
     own = {"quantize": "none"} | {key: value for key, value in spec["arm"]["settings"].items() if value is not None}
     own |= {"image": (reference,), "caption": (spec["caption"],), "seed": spec["seed"], "out": style}
-    train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
+    if not (has_weights(style) and (style / CARD).is_file()):  # the checkpoints of a finished one are gone
+        train(resolve("style-friendly", place.base, **own, device=place.device, preview=False, tensorboard=False))
     return spec["prompts"], {"styles": (f"{style}:{spec['sampling']['strength']:g}",)}
 
 
@@ -294,7 +331,8 @@ def resolve_switch(arm: Mapping[str, Any], family: Family) -> tuple[dict[str, An
 def aligned_job(spec: Mapping[str, Any], place: BaseSpec, folder: Path, reference: Path | None) -> Job:
     """StyleAligned: attention shared with the reference, no training."""
     assert reference is not None
-    return spec["prompts"], {"guidances": [StyleAligned(reference, spec["caption"], shift=spec["arm"]["shift"])]}
+    shift = spec["arm"]["shift"] + math.log(spec["sampling"]["strength"])  # its tokens count so many times
+    return spec["prompts"], {"guidances": [StyleAligned(reference, spec["caption"], shift=shift)]}
 
 
 HOW = {
@@ -306,5 +344,7 @@ HOW = {
     "aligned": aligned_job,
 }
 """Methods of generating an arm's images."""
+SCALED, UNSCALED = ("train", "aligned", "folder"), ("prompt",)
+"""Methods whose images depend on the sampling's strength, and the base alone, whose curve is one point."""
 PLAIN = ("plain", "omit-first")
 """Methods whose images store a prompt without the style, so that their CLIP-T is not comparable with other arms'."""

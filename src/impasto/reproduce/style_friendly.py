@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 
 from impasto.errors import UserError
-from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less
+from impasto.reproduce.claims import Arm, Claim, Compare, Reading, falls, more, no_less, with_equal_text
 
 SD3 = {"noise": "sd3", "noise_mean": 0.0, "noise_std": 1.0, "noise_shift": 3.0}
 IMAGE_ONLY = "style-friendly-image-stream"
@@ -150,7 +150,7 @@ def is_ours(name: str) -> bool:
     return name.startswith("matched") or name in ("mu +2", "mu +4", "dco, beta 100", "dco, beta 1000", "dco, sum")
 
 
-CLAIMS: tuple[Claim, ...] = (
+STATED: tuple[Claim, ...] = (
     Claim(
         "S1",
         "The style-friendly sampler learns more style than the SD3 sampler, at equal text.",
@@ -307,3 +307,7 @@ CLAIMS: tuple[Claim, ...] = (
         shown=("style-aligned, plain", "prompt"),
     ),
 )
+
+EQUAL_TEXT = ("S1", "S6", "S7", "S9", "S10")
+"""Claims about style at equal text: each reading has one on curves over strength beside it."""
+CLAIMS = tuple(with_equal_text(claim) if claim.id in EQUAL_TEXT else claim for claim in STATED)

@@ -16,7 +16,7 @@ from impasto.bases import loader
 from impasto.errors import UserError
 from impasto.files import cache_dir
 from impasto.reproduce import folder_jobs, styleinject_paper, styleinject_router
-from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less
+from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less, with_equal_text
 from impasto.reproduce.clip_world import CLIP
 from impasto.reproduce.folder_world import FolderWorld
 from impasto.reproduce.sheets import images_of
@@ -191,7 +191,7 @@ def both_sets(compares: Any) -> tuple[Reading, ...]:
     return tuple(Reading(of, compares(prefix)) for prefix, (_, of, _) in SETS.items())
 
 
-CLAIMS: tuple[Claim, ...] = (
+STATED: tuple[Claim, ...] = (
     Claim(
         "I1",
         "StyleInject gives more style than LoRA of equal and larger size, U-Net tuning and the base, at equal text.",
@@ -344,6 +344,9 @@ CLAIMS: tuple[Claim, ...] = (
         sheet=("biased: untaught", "biased: teacher", "biased: student", "biased: student, lora"),
     ),
 )
+
+
+CLAIMS = tuple(with_equal_text(claim) if claim.id == "I1" else claim for claim in STATED)
 
 
 def arms(base_hash: str, calibration: Path | None, world: str) -> dict[str, Arm]:

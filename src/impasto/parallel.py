@@ -8,20 +8,23 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from impasto.errors import UserError
 from impasto.failures import explain_failure, signal_handlers
-from impasto.reproduce.cells import Cell
 
+Cell = TypeVar("Cell")
+"""Any picklable description of work, such as a cell of `reproduce` or `compare`."""
 RETRIES = 3
 Run = Callable[..., dict[str, Any]]
-"""run(cell, *shared) -> content of the cell's file."""
+"""run(cell, *shared) -> its result."""
 Done = Iterator[tuple[Cell, dict[str, Any] | str]]
 """(cell, result) in order of completion; a string is the error message of a failed cell."""
 
 
-def fan(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int = 1, cluster: str | None = None) -> Done:
+def fan(
+    run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int = 1, cluster: str | None = None
+) -> Done[Cell]:
     """Run the cells; an error stops only its cell. Raises UserError when Ray is needed and not installed."""
     if workers == 1 and cluster is None:
         yield from ((cell, run_safely(run, cell, shared)) for cell in cells)
@@ -29,7 +32,7 @@ def fan(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int =
         yield from over_ray(run, cells, shared, workers, cluster)
 
 
-def run_safely(run: Run, cell: Cell, shared: tuple[Any, ...]) -> dict[str, Any] | str:
+def run_safely(run: Run, cell: Any, shared: tuple[Any, ...]) -> dict[str, Any] | str:
     """The result, or the error message. KeyboardInterrupt is not caught."""
     try:
         return run(cell, *shared)
@@ -48,7 +51,7 @@ def explain_error(error: Exception) -> str:
     return explain_failure(error) or f"{type(error).__name__}: {message}{place}"
 
 
-def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done:
+def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None) -> Done[Cell]:
     """`fan` over a local Ray, or over the cluster at an address ("auto": the one that this machine belongs to)."""
     ray = import_ray()
     started = start(ray, workers, cluster)
@@ -62,7 +65,7 @@ def over_ray(run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: 
 
 def run_tasks(
     ray: Any, run: Run, cells: Sequence[Cell], shared: tuple[Any, ...], workers: int, cluster: str | None
-) -> Done:
+) -> Done[Cell]:
     """`fan` over an initialised Ray."""
     gpu = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
     task = ray.remote(**task_resources(workers, cluster), **gpu, max_retries=RETRIES)(run_safely)

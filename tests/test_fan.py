@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from impasto import parallel as module
 from impasto.errors import UserError
-from impasto.reproduce import fan as module
+from impasto.parallel import fan
 from impasto.reproduce.cells import Cell
-from impasto.reproduce.fan import fan
 
 CELLS = [Cell(f"arm {i}", "unit", {"i": i}) for i in range(4)]
 
