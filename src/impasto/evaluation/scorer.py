@@ -13,6 +13,7 @@ from impasto.evaluation import clip, paired
 from impasto.evaluation.encoders import BATCH, Encoder
 from impasto.evaluation.judged import Row, concept_rows, style_rows
 from impasto.evaluation.leakage import leaks
+from impasto.evaluation.near_copy import near_copies
 from impasto.evaluation.samples import to_tensor
 from impasto.evaluation.scores import SCORES
 from impasto.registry import load
@@ -74,6 +75,9 @@ class Scorer:
         leak = leaks(probabilities, concepts, self.reference_concept, self.judges.concept_threshold)
         rows = [a | b | {"leakage": c} for a, b, c in zip(style, concept, leak, strict=True)]
         self._add(rows, "style_cosine", self._style_cosine(pixels))
+        copies = [None] * len(rows) if self.reference is None else near_copies(images, [self.reference])
+        for row, copy in zip(rows, copies, strict=True):
+            row["near_copy"] = copy
         if self.judged != "all":
             for row in rows:
                 row |= dict.fromkeys(OF_CONCEPTS if self.judged else OF_CONCEPTS + OF_STYLE)

@@ -53,6 +53,7 @@ SCORES: dict[str, Score] = {
     "palette": Score("palette error", "Wasserstein-1 distance of channel values to the true image's, 0-255", "lower"),
     "ground": Score("ground error", "mean absolute difference of the border from the true image's, 0 to 255", "lower"),
     "clip_t": Score("CLIP-T", "cosine of the image's embedding with its prompt's"),
+    "near_copy": Score("near copies", "share that repeats the reference's composition", "lower", percent=True),
 }
 
 
