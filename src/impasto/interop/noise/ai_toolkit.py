@@ -55,12 +55,16 @@ DROPPED = {
 
 MODELS = {
     "arch": {
-        **{name: "sd15" for name in ("sd1", "sd2")},
-        **{name: "sdxl" for name in ("sdxl", "ssd", "vega")},
-        **{"sd3": "sd3", "flux": "flux", "flex1": "flux"},
+        **dict.fromkeys(("sd1", "sd2"), "sd15"),
+        **dict.fromkeys(("sdxl", "ssd", "vega"), "sdxl"),
+        "sd3": "sd3",
+        "flux": "flux",
+        "flex1": "flux",
     },
     **{key: {"true": "sdxl"} for key in ("is_xl", "is_ssd", "is_vega")},
-    **{"is_v2": {"true": "sd15"}, "is_v3": {"true": "sd3"}, "is_flux": {"true": "flux"}},
+    "is_v2": {"true": "sd15"},
+    "is_v3": {"true": "sd3"},
+    "is_flux": {"true": "flux"},
     **{key: {} for key in ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2")},
 }
 

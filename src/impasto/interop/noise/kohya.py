@@ -95,8 +95,10 @@ USED_BY_SAMPLING = {
 RANGE_REASON = "compresses u into a part of its range, which has no counterpart here"
 
 SWITCHES: dict[str, dict[str, str]] = {  # of the GUI, in the order in which it looks at them
-    **{"sdxl": {"true": "sdxl"}, "sdxl_checkbox": {"true": "sdxl"}},
-    **{"flux1_checkbox": {"true": "flux"}, "sd3_checkbox": {"true": "sd3"}},
+    "sdxl": {"true": "sdxl"},
+    "sdxl_checkbox": {"true": "sdxl"},
+    "flux1_checkbox": {"true": "flux"},
+    "sd3_checkbox": {"true": "sd3"},
     **{f"{name}_checkbox": {} for name in ("hunyuan_image", "anima", "lumina")},
 }
 MODELS = {"model_type": {"flux": "flux"}} | SWITCHES
