@@ -89,11 +89,15 @@ def command_line(tokens: Sequence[str]) -> dict[str, Any]:
 
 def flatten(content: Any) -> dict[str, list[Any]]:
     """{name: all values, in order} of the leaves of tables and lists; names in lower case, without leading dashes, with
-    _ for -. {} for other content."""
+    _ for -. {} for other content, and for a table that is switched off (`enabled`, `disabled`)."""
     found: dict[str, list[Any]] = {}
     if not isinstance(content, Mapping | list):
         return found
+    if isinstance(content, Mapping) and (content.get("enabled") is False or content.get("disabled") is True):
+        return found
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        if name == "optimizer_defaults":  # OneTrainer's, of the optimisers that are not chosen as well
+            continue
         if isinstance(value, Mapping | list):
             for key, values in flatten(value).items():
                 found.setdefault(key, []).extend(values)

@@ -42,6 +42,8 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     for layer in dict.fromkeys(layer for adapter, _ in used for layer in adapter.layers):
         own = [(adapter.layers[layer], weight) for adapter, weight in used if layer in adapter.layers]
         sizes = {(lora.up.shape[0], *lora.down.shape[1:]) for lora, _ in own}
+        if len({(rows, columns, tuple(n for n in kernel if n > 1)) for rows, columns, *kernel in sizes}) < len(sizes):
+            raise UserError(f"{layer} is a matrix in one style and a 1x1 convolution in another: give --base, a folder")
         if len(sizes) > 1:
             raise UserError(f"these styles are for bases of other widths: {layer} is {' and '.join(map(str, sizes))}")
         down = torch.cat([lora.down.float() for lora, _ in own])

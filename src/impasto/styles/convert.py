@@ -21,7 +21,15 @@ from impasto.interop.lora.read import PEFT, check_architecture, read
 from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, write
 from impasto.styles import combine
 from impasto.styles.load import check_fits
-from impasto.styles.metadata import About, about, architecture_of, describe, known_card, layers_per_block
+from impasto.styles.metadata import (
+    About,
+    about,
+    architecture_of,
+    describe,
+    known_card,
+    layers_per_block,
+    linear_projection,
+)
 from impasto.styles.parts import NOISE, TOKEN, part_files, read_parts
 from impasto.styles.weights import WEIGHTS, naming, read_file, style_file, write_tensors
 
@@ -179,6 +187,7 @@ def open_style(
             metadata,
             architecture=known,
             layers_per_block=layers_per_block(base or told.base),
+            linear_projection=linear_projection(base or told.base),
             denoiser_only=denoiser_only,
         )
     if base and not told.base:

@@ -1,8 +1,10 @@
 """Loading styles into diffusers pipelines, without a silent loss."""
 
+import re
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch.nn import Module
@@ -15,21 +17,16 @@ from impasto.errors import UserError
 from impasto.families.base import quiet
 from impasto.interop.lora.layouts import ARCHITECTURES
 from impasto.interop.lora.read import check_finite
+from impasto.interop.lora.write import OLDER_TEXT_HALVES, same_kernel
 from impasto.inversion import noise_file
 from impasto.inversion.mix import mix
 from impasto.noise.random import generator
 from impasto.sampling.samplers import DEFAULT, set_scheduler, start_at
 from impasto.styles.parts import NOISE, STYLE_JSON, TOKEN, Part, adapter_kinds, part_files, read_parts, read_style_json
-from impasto.styles.weights import naming, read_file, style_file
+from impasto.styles.weights import naming, read_file, style_file, write_tensors
 
-OTHER_LAYOUTS = (
-    "lora_unet_",
-    "lora_te",
-    "lora_transformer_",
-    "diffusion_model.",
-    "text_encoders.",
-    "base_model.model.",
-)
+IN_LAYOUT = re.compile(r"(unet|transformer|text_encoder(_\d)?)\.(?!base_model\.).+\.lora_[AB]\.weight")
+"""Tensor names of diffusers' layout."""
 
 
 def load_style(pipe: Any, folder: Path | str, strength: float = 1.0) -> dict[str, Any]:
@@ -113,26 +110,35 @@ def load_lora(pipe: Any, file: Path, strength: float) -> None:
     with naming(file):
         check_architecture(metadata, ARCHITECTURES.get(type(pipe).__name__))
         check_finite(tensors)
-    check_fits(pipe, shapes, file)
-    del tensors
+    fitted = check_fits(pipe, shapes, file)
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
     name = free_name(pipe)
     before = [(layer, dict(layer.scaling)) for layer in tuner_layers(pipe)]
     active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
-    with quiet():  # what is missing or unused is said below, as an error
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-    loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
-    strengths = dict.fromkeys(active, 1.0) | {name: strength}
-    if loaded != there:
+    error = ""
+    try:
+        with quiet(), TemporaryDirectory() as folder:  # what is missing or unused is an error below
+            source = file
+            if fitted != shapes:
+                source = Path(folder) / file.name
+                write_tensors(source, {key: tensor.reshape(fitted[key]) for key, tensor in tensors.items()}, metadata)
+            pipe.load_lora_weights(str(source.parent), weight_name=source.name, adapter_name=name)
+    except Exception as raised:
+        error = f"diffusers cannot load it: {str(raised).strip().splitlines()[0]}"
+    else:
+        loaded, there = {plain_key(key) for key in adapter_keys(pipe, name)}, {plain_key(key) for key in shapes}
+        if loaded != there:
+            missing, unused = sorted(loaded - there), sorted(there - loaded)
+            error = f"missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors"
+    strengths = dict.fromkeys(active, 1.0) | ({} if error else {name: strength})
+    if error and any(name in names for names in pipe.get_list_adapters().values()):
         pipe.delete_adapters(name)
-        del strengths[name]
     if strengths:
         pipe.set_adapters(list(strengths), list(strengths.values()))
     for layer, scaling in before:  # the strengths as they were, which can differ by layer
         layer.scaling.update(scaling)
-    if loaded != there:
-        missing, unused = sorted(loaded - there), sorted(there - loaded)
-        raise UserError(f"style {str(file)!r}: missing {missing[:3]}, unused {unused[:3]} of {len(shapes)} tensors")
+    if error:
+        raise UserError(f"style {str(file)!r}: {error}")
 
 
 def tuner_layers(pipe: Any) -> list[Any]:
@@ -143,25 +149,38 @@ def tuner_layers(pipe: Any) -> list[Any]:
     return [layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)]
 
 
-def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
-    """Raise UserError unless every tensor is half of a LoRA on a layer that this pipeline has, in its width."""
-    wrong = []
-    if any(key.startswith(OTHER_LAYOUTS) for key in shapes):
-        raise UserError(f"style {str(file)!r} is in another tool's layout: `impasto import {file} --out ...` reads it")
-    for key, shape in shapes.items():
-        part, _, rest = key.partition(".")
-        layer, half, _ = rest.rpartition(".lora_")
-        width = layer_width(getattr(pipe, part, None), layer)
-        side = 0 if rest.endswith("_A.weight") else 1  # A has the inputs as columns, B the outputs as rows
-        if not (half and width and len(shape) > 1 and shape[1 - side] == width[side]):
-            wrong.append(key)
+def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in which the pipeline takes the tensors, see `fitted_shape`. Raises UserError unless every tensor is
+    half of a LoRA in diffusers' layout, on a layer that this pipeline has, in its width and kernel."""
+    if other := [key for key in shapes if not IN_LAYOUT.fullmatch(peft_key(key))]:
+        raise UserError(
+            f"style {str(file)!r} is in another tool's layout ({other[0]!r} first): `impasto import {file} --out ...` "
+            "reads it, or states why not"
+        )
+    fitted = {key: fitted_shape(pipe, key, shape) for key, shape in shapes.items()}
+    wrong = [key for key, shape in fitted.items() if shape is None]
     if wrong or not shapes:
         of = f"{len(wrong)} of {len(shapes)} tensors do not fit, {wrong[0]!r} first" if wrong else "it is empty"
         raise UserError(f"style {str(file)!r} was not trained for this base: {of}")
+    return {key: shape for key, shape in fitted.items() if shape is not None}
 
 
-def layer_width(model: Any, layer: str) -> tuple[int, int] | None:
-    """(in, out) of a linear or convolution layer, seen through adapters that it carries; None when there is none."""
+def fitted_shape(pipe: Any, key: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape in which the pipeline takes a half of a LoRA: a 1x1 convolution and a matrix are the same map. None
+    when it has no such layer, or one of another width or kernel."""
+    part, _, rest = peft_key(key).partition(".")
+    layer, _, half = rest.rpartition(".lora_")
+    size = layer_size(getattr(pipe, part, None), layer)
+    if size is None or len(shape) < 2:
+        return None
+    columns, rows, kernel = size
+    own = (shape[0], columns, *kernel) if half == "A.weight" else (rows, shape[1], *(1 for _ in kernel))
+    return own if shape[:2] == own[:2] and same_kernel(shape[2:], own[2:]) else None
+
+
+def layer_size(model: Any, layer: str) -> tuple[int, int, tuple[int, ...]] | None:
+    """(in, out, kernel) of a linear layer, kernel (), or a convolution, seen through adapters that it carries; None
+    when there is none."""
     if not hasattr(model, "text_model"):  # transformers 5 has CLIP's layers without it, files of all tools with it
         layer = layer.removeprefix("text_model.")
     try:
@@ -171,13 +190,20 @@ def layer_width(model: Any, layer: str) -> tuple[int, int] | None:
     module = getattr(module, "base_layer", module)
     for rows, columns in (("in_features", "out_features"), ("in_channels", "out_channels")):
         if hasattr(module, rows) and hasattr(module, columns):
-            return getattr(module, rows), getattr(module, columns)
+            return getattr(module, rows), getattr(module, columns), tuple(getattr(module, "kernel_size", ()))
     return None
 
 
+def peft_key(key: str) -> str:
+    """A tensor's name with peft's names of the halves, see `write.OLDER_TEXT_HALVES`."""
+    for older, half in zip(OLDER_TEXT_HALVES, ("lora_A", "lora_B"), strict=True):
+        key = key.replace(f".{older}.", f".{half}.")
+    return key
+
+
 def plain_key(key: str) -> str:
-    """A tensor's name without CLIP's "text_model.", which is in files but not in every model."""
-    return key.replace(".text_model.", ".", 1)
+    """`peft_key` without CLIP's "text_model.", which is in files but not in every model."""
+    return peft_key(key).replace(".text_model.", ".", 1)
 
 
 def adapter_keys(pipe: Any, name: str) -> Iterable[str]:

@@ -165,17 +165,28 @@ def architecture_of(base: str | None) -> str | None:
         return None
 
 
-def layers_per_block(base: str | None) -> int:
-    """Of the base's U-Net where that is here, else 2 (SD1.5, SDXL). Raises UserError when it is damaged."""
+def unet_config(base: str | None) -> dict[str, Any]:
+    """The configuration of the base's U-Net where that is here, else {}. Raises UserError when it is damaged."""
     from impasto.bases.loader import locate
 
     if not base or not (Path(base).is_dir() or base in embedded()):
-        return 2
+        return {}
     file = locate(base) / "unet" / "config.json"
     try:
-        n = read_object(file).get("layers_per_block", 2) if file.is_file() else 2
+        return read_object(file) if file.is_file() else {}
     except (OSError, ValueError):
         raise UserError(f"the base {base!r} is damaged: unet/config.json cannot be read") from None
+
+
+def linear_projection(base: str | None) -> bool | None:
+    """`use_linear_projection` of the base's U-Net (False where its configuration lacks it), None where none is here."""
+    config = unet_config(base)
+    return bool(config.get("use_linear_projection", False)) if config else None
+
+
+def layers_per_block(base: str | None) -> int:
+    """Of the base's U-Net where that is here, else 2 (SD1.5, SDXL). Raises UserError when it is damaged."""
+    n = unet_config(base).get("layers_per_block", 2)
     if not isinstance(n, int):
         raise UserError(f"{base!r} has another number of layers in each of its blocks ({n}), which no other tool knows")
     return n

@@ -123,6 +123,12 @@ UNET_REST = {
     "label_emb.0.2": "add_embedding.linear_2",
 }
 ATTENDING_UP_BLOCKS = {"sdxl": (0, 1), "sd15": (1, 2, 3)}
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv", "conv_in", "conv_out", "pos_embed.proj")
+PROJECTIONS = ("proj_in", "proj_out")
+"""Ends of the names of convolutions, and of the layers of a U-Net that are 1x1 convolutions in SD1 and matrices in SD2
+and SDXL (`use_linear_projection`)."""
+LINEAR_PROJECTION = {768: False, 1024: True, 2048: True}
+"""By the width of the text states."""
 IN_TEXT_LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 
 

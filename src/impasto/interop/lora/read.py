@@ -14,8 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from impasto.errors import UserError
-from impasto.interop.lora.layouts import DENOISER, DEPTH, TEXT_ENCODERS, Names, names, part_widths, text_names
-from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, Lora, swap, unfuse
+from impasto.interop.lora.layouts import (
+    CONVOLUTIONS,
+    DENOISER,
+    DEPTH,
+    LINEAR_PROJECTION,
+    PROJECTIONS,
+    TEXT_ENCODERS,
+    Names,
+    names,
+    part_widths,
+    text_names,
+)
+from impasto.interop.lora.write import ADAPTER_METADATA, Adapter, Lora, same_kernel, swap, unfuse
 
 ROLES = {
     "down": (
@@ -83,14 +94,19 @@ def read(
     *,
     architecture: str | None = None,
     layers_per_block: int = 2,
+    linear_projection: bool | None = None,
     denoiser_only: bool = False,
 ) -> Adapter:
     """The LoRA of a file in any layout. architecture: detected from metadata and names if not given.
 
-    denoiser_only: skip text encoders. Raises UserError with name and reason for anything that cannot be read.
+    linear_projection: of the base's U-Net (layouts.PROJECTIONS); detected if not given, and if that fails its layers
+    stay as they are in the file. denoiser_only: skip text encoders. Raises UserError with name and reason for anything
+    that cannot be read.
     """
     pairs = group_layers(tensors)
     architecture = architecture or detect_architecture(pairs, metadata or {})
+    if linear_projection is None:
+        linear_projection = detect_linear_projection(pairs, architecture, metadata or {})
     known = names(architecture, layers_per_block)
     layers: dict[str, Lora] = {}
     unknown, beyond, t5 = [], [], []
@@ -113,6 +129,10 @@ def read(
         rank = pair["down"].shape[0]
         alpha = pair["alpha"].item() if "alpha" in pair else read_alpha(metadata or {}, f"{component}.{parts[0]}", rank)
         lora = Lora(pair["down"], pair["up"], alpha or float(rank))
+        kernel = layer_kernel(parts[0], lora.kernel, linear_projection)
+        if not same_kernel(lora.kernel, kernel):
+            raise UserError(f"layer {stem!r}: its kernel is {lora.kernel}, that of {architecture} is {kernel}")
+        lora = lora.with_kernel(kernel)
         rows = lora.up.shape[0]
         widths = part_widths(len(parts), rows, lora.down.shape[1])
         if sum(widths) != rows or min(widths) < 1:
@@ -142,6 +162,25 @@ def resolve(name: str, known: Names) -> tuple[tuple[str, ...] | None, bool]:
     if name in known.place:
         return (name,), False
     return known.fused.get(name), True
+
+
+def layer_kernel(layer: str, stated: tuple[int, ...], linear_projection: bool | None) -> tuple[int, ...]:
+    """The kernel of a base's layer, () for a matrix; `stated`, that in the file, where it is a convolution's."""
+    if layer.endswith(PROJECTIONS) and ".attentions." in layer:
+        return stated if linear_projection is None else () if linear_projection else (1, 1)
+    return (stated or (1, 1)) if layer.endswith(CONVOLUTIONS) else ()
+
+
+def detect_linear_projection(
+    layers: Mapping[str, Mapping[str, Tensor]], architecture: str, metadata: Mapping[str, str]
+) -> bool | None:
+    """Whether a U-Net's PROJECTIONS are matrices, by its architecture, a stated SD2, or the width of the text states;
+    None if that is unknown."""
+    stated = "".join(metadata.get(key, "").lower() for key in ARCHITECTURE_KEYS)
+    if architecture == "sdxl" or re.search(r"sd_?v?2|diffusion-v2", stated):
+        return True
+    columns = [pair["down"].shape[1] for stem, pair in layers.items() if re.search(r"attn2[._](to_k|to_v)$", stem)]
+    return LINEAR_PROJECTION.get(columns[0]) if columns else None
 
 
 def exceeds_depth(name: str, architecture: str) -> bool:

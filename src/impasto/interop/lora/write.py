@@ -17,6 +17,10 @@ from impasto.interop.lora.layouts import DENOISER, SD2_TEXT, SWAPPED, TEXT_ENCOD
 ADAPTER_METADATA = "lora_adapter_metadata"
 """diffusers' metadata key for the configs of a file's LoRAs, including alpha."""
 
+OLDER_TEXT_HALVES = ("lora_linear_layer.down", "lora_linear_layer.up")
+"""Names by which diffusers reads a text encoder's LoRA that has no attention layer: 0.42 knows lora_A and lora_B there
+by the attention layers alone (`convert_state_dict_to_peft`: "Could not automatically infer state dict type")."""
+
 
 class Lora(NamedTuple):
     """down (r, in, *kernel), up (out, r, *ones), any float dtype; adds alpha / r up down to W."""
@@ -36,6 +40,25 @@ class Lora(NamedTuple):
     def folded(self) -> "Lora":
         """The same with alpha = rank, so that readers cannot misinterpret alpha; float32 if the scale is not 1."""
         return self if self.alpha == self.rank else Lora(self.down, self.up.float() * self.scale, float(self.rank))
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Of a convolution, () for a matrix."""
+        return tuple(self.down.shape[2:])
+
+    def with_kernel(self, kernel: tuple[int, ...]) -> "Lora":
+        """The same for a layer with that kernel, by `same_kernel`: a 1x1 convolution and a matrix are the same map."""
+        if self.kernel == kernel:
+            return self
+        down, up = self.down, self.up
+        return self._replace(
+            down=down.reshape(*down.shape[:2], *kernel), up=up.reshape(*up.shape[:2], *(1 for _ in kernel))
+        )
+
+
+def same_kernel(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two kernels are equal, or a 1x1 and that of a matrix, ()."""
+    return one == other or {*one, *other} == {1}
 
 
 @dataclass(frozen=True)
@@ -106,8 +129,13 @@ def write(adapter: Adapter, layout: str, *, layers_per_block: int = 2) -> tuple[
     """(tensors, metadata) of a file in a layout; the metadata holds alpha if the layout needs it there."""
     if layout == "diffusers":
         layers = {layer: lora.folded() for layer, lora in adapter.layers.items()}
-        tensors = {f"{layer}.lora_A.weight": lora.down for layer, lora in layers.items()}
-        tensors |= {f"{layer}.lora_B.weight": lora.up for layer, lora in layers.items()}
+        attending = {layer.partition(".")[0] for layer in layers if ".self_attn." in layer}
+        tensors = {}
+        for layer, lora in layers.items():
+            component = layer.partition(".")[0]
+            older = component.startswith("text_encoder") and component not in attending
+            down, up = OLDER_TEXT_HALVES if older else ("lora_A", "lora_B")
+            tensors |= {f"{layer}.{down}.weight": lora.down, f"{layer}.{up}.weight": lora.up}
         return contiguous(tensors), {ADAPTER_METADATA: json.dumps(configs(layers), indent=2, sort_keys=True)}
     tensors = {}
     for layer, lora in published(unify_alpha(adapter), layout, layers_per_block).items():

@@ -6,9 +6,11 @@ module states the tool's formula with its source and converts it to the logit of
     logit(t) ~ N(M, S^2)  <=>  log-SNR ~ N(-2 M, (2 S)^2);    shift k adds log k to logit(t)
 
 A module has SOURCE (repository, commit, files and lines), KEYS (the noise settings with the tool's defaults), DROPPED
-(its settings of other things that a run needs, with our keys: they are listed and not taken over),
-`read(given, s) -> our keys`, `write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`. A law without an
-exact counterpart raises; other settings that are not converted are mentioned in notes.
+(its settings of other things that a run needs, with our keys: they are listed and not taken over), MODELS (its settings
+that state the model, with {value in lower case: architecture}), `read(given, s) -> our keys`,
+`write(law, offset, s) -> its keys` and `min_snr(gamma) -> its keys`; kohya has `select(found, s)` as well, the settings
+that its GUI passes on. A law without an exact counterpart raises; other settings that are not converted are mentioned
+in notes.
 """
 
 import json
@@ -49,12 +51,12 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionPipeline": "sd15",
 }
-BASES = ("model_family", "model_type", "arch", "pretrained_model_name_or_path", "name_or_path", "base_model_name")
+BASES = ("pretrained_model_name_or_path", "name_or_path", "base_model_name")
 KINDS = {
     "flux": r"flux",
     "sd3": r"sd-?3|stable[-_]diffusion[-_]3",
     "sdxl": r"sdxl|xl(?![a-z])",
-    "sd15": r"sd-?15|sd1x|v1-[45]|diffusion_15",
+    "sd15": r"sd-?15|v1-[45]|diffusion_15",
 }
 FLUX_2 = r"flux[-_.]?2(?!\d)"
 ARCHITECTURE_HINT = "give --architecture flux, sd3, sdxl or sd15"
@@ -80,6 +82,14 @@ class ImportContext:
         """Set the architecture, with a note."""
         self.architecture = architecture
         self.notes.append(f"assumed {architecture}, as {why}; if it is another, give --architecture")
+
+    def state(self, architecture: str, why: str) -> None:
+        """Set the architecture that the settings state, with a note. Raises UserError when another one was given."""
+        if self.architecture not in (None, architecture):
+            raise UserError(f"{why}, which is {architecture}, not {self.architecture}: leave out --architecture")
+        if self.architecture is None:
+            self.architecture = architecture
+            self.notes.append(f"{architecture}, as {why}")
 
     @property
     def flux_shift(self) -> float:
@@ -156,15 +166,21 @@ def import_settings(tool: str, settings: Sequence[str], architecture: str | None
     """{"tool", "architecture", "settings": our keys, "law": description, "notes", "dropped": settings of other things
     than noise, see `dropped`}. Raises UserError."""
     theirs = tool_module(tool)
-    given = read_values(settings)
-    values = last_values(given, theirs.KEYS)
-    if not set(theirs.KEYS) & values.keys():
-        named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
-        raise UserError(f"{named} has no noise settings of {tool}; known: {', '.join(theirs.KEYS)}")
     if size < 1:
         raise UserError(f"size must be above 0, not {size}")
     context = ImportContext(architecture, size)
-    if architecture is None and (found := detect_architecture(values)):
+    given = read_values(settings)
+    if hasattr(theirs, "select"):
+        given = theirs.select(given, context)
+    values = last_values(given, {*theirs.KEYS, *theirs.MODELS})
+    if stated := stated_architecture(values, theirs.MODELS):
+        context.state(*stated)
+    if not set(theirs.KEYS) & values.keys():
+        named = repr(settings[0]) if len(settings) == 1 and Path(settings[0]).exists() else "what was given"
+        if len({*theirs.DROPPED, *theirs.MODELS} & values.keys()) < 2:
+            raise UserError(f"{named} has no noise settings of {tool}; known: {', '.join(theirs.KEYS)}")
+        context.notes.append(f"{named} has no noise settings: these are the defaults of {tool}")
+    if context.architecture is None and (found := detect_architecture(values)):
         context.assume(*found)
     ours = {
         key: value
@@ -299,6 +315,18 @@ def describe_law(law: Law) -> str:
     if isinstance(law, Uniform):
         return "t ~ U(0, 1)" + (f", then shift {law.shift:.4g}" if law.shift != 1 else ", in the base's own time")
     return str(law)
+
+
+def stated_architecture(values: Mapping[str, Any], models: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
+    """(architecture, evidence) of the first of a tool's settings that states one. models: see MODELS. Raises UserError
+    for a model that is not supported."""
+    for key, known in models.items():
+        stated = str(values.get(key, "")).lower().partition(":")[0]  # ai-toolkit: "arch:tag"
+        if stated not in ("", "false", "none", "null"):
+            if stated not in known:
+                raise UserError(f"{key} = {values[key]} states a model that impasto does not support")
+            return known[stated], f"{key} is {values[key]}"
+    return None
 
 
 def detect_architecture(values: Mapping[str, Any]) -> tuple[str, str] | None:

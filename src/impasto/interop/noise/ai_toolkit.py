@@ -53,6 +53,21 @@ DROPPED = {
     "gradient_accumulation_steps": "accumulate",
 }
 
+MODELS = {
+    "arch": {
+        **dict.fromkeys(("sd1", "sd2"), "sd15"),
+        **dict.fromkeys(("sdxl", "ssd", "vega"), "sdxl"),
+        "sd3": "sd3",
+        "flux": "flux",
+        "flex1": "flux",
+    },
+    **{key: {"true": "sdxl"} for key in ("is_xl", "is_ssd", "is_vega")},
+    "is_v2": {"true": "sd15"},
+    "is_v3": {"true": "sd3"},
+    "is_flux": {"true": "flux"},
+    **{key: {} for key in ("is_pixart", "is_pixart_sigma", "is_auraflow", "is_lumina2")},
+}
+
 
 def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     style = given.word("content_or_style")
@@ -79,6 +94,8 @@ def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     offset = {"offset_noise": math.hypot(*shifts) or None}  # two normal shifts of a channel
     how = given.word("timestep_type")
     if not s.flow:
+        if given.get("noise_scheduler") == "flowmatch":
+            raise UserError("noise_scheduler = flowmatch trains a U-Net as a flow, which has no counterpart here")
         given.leave_out(s, "ai-toolkit does not use it with a U-Net", "timestep_type")
         gamma = given.number("min_snr_gamma")
         return {"noise": "uniform"} | offset | ({"weighting": "min-snr", "gamma": gamma} if gamma else {})

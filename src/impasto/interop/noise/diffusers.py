@@ -53,6 +53,7 @@ DROPPED = {
     "train_batch_size": "batch",
     "gradient_accumulation_steps": "accumulate",
 }
+MODELS: dict[str, dict[str, str]] = {}
 DEFAULT = {"flux": "none", "sd3": "logit_normal"}
 SHIFT = {"flux": 1.0, "sd3": 3.0}
 

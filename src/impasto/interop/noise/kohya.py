@@ -11,10 +11,13 @@ sd3   t = k u / (1 + (k-1) u), k = training_shift; u as above, NOT reversed; alw
       by sigma^2; weighting_scheme sigma_sqrt samples u ~ U(0, 1) and weights by 1 / sigma^2: the weights cancel. t is
       rounded down to a step of 1000, so that one draw in a thousand divides by sigma = 0; min_timestep 1 avoids that
 sd15, sdxl  uniform timesteps; offset noise (not in the other two)
+
+A file saved by kohya_ss, the GUI, holds the settings of all models; `select` takes those that it passes on.
 """
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from impasto.errors import UserError
@@ -25,12 +28,15 @@ from impasto.interop.noise import (
     logit_normal_parameters,
     no_counterpart_error,
     require_uniform_time,
+    stated_architecture,
 )
+from impasto.interop.settings_file import command_line, flatten
 from impasto.noise.laws import Law, Uniform, law_from_recipe
 
 SOURCE = (
     "kohya-ss/sd-scripts 48d368fa, library/flux_train_utils.py 433-549, library/sd3_train_utils.py 877-945, "
-    "sd3_train_network.py 358-367, library/train_util.py 6062-6110"
+    "sd3_train_network.py 358-367, library/train_util.py 6062-6110; "
+    "the GUI bmaltais/kohya_ss 45088f04, kohya_gui/lora_gui.py 1780-1792 and 2147-2568"
 )
 KEYS: dict[str, Any] = {
     "timestep_sampling": "sigma",
@@ -60,9 +66,11 @@ DROPPED = {
     "train_data_dir": "image",
     "image_dir": "image",
     "resolution": "size",
+    "max_resolution": "size",
     "learning_rate": "lr",
     "unet_lr": "lr",
     "optimizer_type": "optimizer",
+    "optimizer": "optimizer",
     "network_dim": "rank",
     "network_alpha": "alpha",
     "max_train_steps": "steps",
@@ -85,6 +93,46 @@ USED_BY_SAMPLING = {
 }
 """The settings used by each timestep_sampling of FLUX."""
 RANGE_REASON = "compresses u into a part of its range, which has no counterpart here"
+
+SWITCHES: dict[str, dict[str, str]] = {  # of the GUI, in the order in which it looks at them
+    "sdxl": {"true": "sdxl"},
+    "sdxl_checkbox": {"true": "sdxl"},
+    "flux1_checkbox": {"true": "flux"},
+    "sd3_checkbox": {"true": "sd3"},
+    **{f"{name}_checkbox": {} for name in ("hunyuan_image", "anima", "lumina")},
+}
+MODELS = {"model_type": {"flux": "flux"}} | SWITCHES
+ONLY_WITH = {  # settings that the GUI passes on in one case only
+    "flux": ("timestep_sampling", "discrete_flow_shift", "model_prediction_type", "model_type"),
+    "sd3": SCHEME_KEYS,
+    "noise_offset_type Original": ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale"),
+    "noise_offset_type Multires": ("multires_noise_iterations",),
+    "another model": ("sigmoid_scale",),
+}
+
+
+def select(found: Mapping[str, list[Any]], s: ImportContext) -> dict[str, list[Any]]:
+    """The settings that kohya_ss's GUI passes to sd-scripts, of a file that it saved; any other file as it is.
+
+    A note names what is left out and differs from sd-scripts' default.
+    """
+    if not {*SWITCHES, "lora_type"} & found.keys():
+        return dict(found)
+    given = ToolSettings({key: values[-1] for key, values in found.items()}, KEYS | {"model_type": "flux"})
+    if stated := stated_architecture(given, SWITCHES):
+        s.state(*stated)
+    else:
+        s.state("sd15", "no switch of kohya_ss for another model is on")
+    kind = f"noise_offset_type {given.get('noise_offset_type') or 'Original'}"
+    empty = [key for key in given if key in KEYS and str(given[key]) in ("0", "0.0")]
+    given.leave_out(s, "kohya_ss does not pass on a 0", *empty)
+    dropped = {"noise_offset_type", *empty}
+    for case, keys in ONLY_WITH.items():
+        if case not in (s.architecture, kind):
+            given.leave_out(s, f"kohya_ss passes it on only with {case}", *keys)
+            dropped.update(keys)
+    more = flatten(command_line(shlex.split(str(given.get("additional_parameters") or ""))))
+    return {key: values for key, values in found.items() if key not in dropped} | more
 
 
 def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:

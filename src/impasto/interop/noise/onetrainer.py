@@ -42,6 +42,16 @@ DROPPED = {
     "gradient_accumulation_steps": "accumulate",
 }
 
+SD15 = ("15", "15_inpainting", "20", "20_base", "20_inpainting", "20_depth", "21", "21_base")
+MODELS = {
+    "model_type": {
+        **{f"stable_diffusion_{version}": "sd15" for version in SD15},
+        **{f"stable_diffusion_xl_10_base{ending}": "sdxl" for ending in ("", "_inpainting")},
+        **{f"stable_diffusion_{version}": "sd3" for version in ("3", "35")},
+        **{f"flux_{version}": "flux" for version in ("dev_1", "fill_dev_1")},
+    }
+}
+
 
 def read(given: ToolSettings, s: ImportContext) -> dict[str, Any]:
     given.refuse("min_noising_strength", "max_noising_strength", why="compresses u, which has no counterpart here")

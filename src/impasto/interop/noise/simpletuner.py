@@ -50,6 +50,7 @@ DROPPED = {
     "train_batch_size": "batch",
     "gradient_accumulation_steps": "accumulate",
 }
+MODELS = {"model_family": {"flux": "flux", "sd3": "sd3", "sdxl": "sdxl", "sd1x": "sd15", "sd2x": "sd15"}}
 FLOW = ("flow_schedule_shift", "flow_schedule_auto_shift", "flow_sigmoid_scale", "flow_use_uniform_schedule")
 OTHER_LAWS = ("flow_use_beta_schedule", "flow_custom_timesteps", "flow_cubic_schedule_weights", "flux_fast_schedule")
 
