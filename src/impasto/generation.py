@@ -27,10 +27,10 @@ from impasto.guidance.composed import ComposedPrompts
 from impasto.inversion import log_snr_of
 from impasto.inversion.noise_file import InversionNoise
 from impasto.progress import Progress, ignore, part
-from impasto.sampling.config import GenerateConfig
+from impasto.sampling.config import GenerateConfig, parse_size, with_seed
 from impasto.sampling.output import check_targets, clear_leftovers, next_number
 from impasto.sampling.png import Info, save_png
-from impasto.sampling.prompts import check_prompts, read_prompts
+from impasto.sampling.prompts import check_prompts, read_pasted, read_prompts
 from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
 from impasto.styles.load import load_weights
@@ -210,6 +210,7 @@ def open_session(
     sampling = sampling.on(family)
     check_until(sampling, noisy, family)
     check_size(sampling.size, family)  # before anything is loaded
+    check_size(sampling.height, family)
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
         shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances) or noisy
@@ -231,8 +232,8 @@ def open_session(
     compared = any(getattr(one, "compares_with_base", False) for one in guidances)
     if sampling.style_guidance or sampling.base_guidance or compared:
         style_guidance.check_switchable(getattr(pipe, family.part))
-    assert sampling.batch is not None and sampling.size is not None
-    running.place_pipeline(pipe, family, sampling.batch * sampling.size**2)
+    assert sampling.batch is not None and sampling.size is not None and sampling.height is not None
+    running.place_pipeline(pipe, family, sampling.batch * sampling.size * sampling.height)
     about = {
         "base": base,
         "base_hash": family.hash,
@@ -333,17 +334,19 @@ def timestep_sheet(config: GenerateConfig, progress: Progress = ignore) -> dict[
 
 def sampling_of(config: GenerateConfig) -> Sampling:
     """The command's settings of sampling."""
+    width, height = parse_size(config.size)
     return Sampling(
         config.steps,
         config.guidance,
         config.negative,
-        config.size,
+        width,
         config.batch,
         config.style_guidance,
         config.base_guidance,
         config.sampler,
         config.until,
         config.temperature,
+        height,
     )
 
 
@@ -378,6 +381,7 @@ def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict
 
     progress: see `impasto.progress`. Raises UserError on bad input.
     """
+    config = with_seed(read_pasted(config))
     prompts = read_prompts(config)
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
@@ -411,7 +415,8 @@ def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict
         told["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]
     if gone := [name for name in gone if name not in files]:
         told["removed"] = gone
-    return {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)} | told
+    own = {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)}
+    return own | told | {"seed": config.seed}
 
 
 USED = (

@@ -176,7 +176,7 @@ def test_endings_in_any_case(folder):
     assert listing(folder.path)[1].caption == "a dog"
     folder("b.TXT", "a wolf")
     if (folder.path / "b.Txt").read_text() == "a dog":  # two files, where the disk tells the cases apart
-        with pytest.raises(UserError, match=r"b.png' has two captions, in b.Txt and b.TXT"):
+        with pytest.raises(UserError, match=r"b.png' has two captions, in b.TXT and b.Txt"):
             listing(folder.path)
 
 

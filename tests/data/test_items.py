@@ -168,12 +168,16 @@ def test_repeats(folder, tmp_path):
     found = quiet(config_of(tmp_path / "7_ink", caption=("x style",)))
     assert [one.repeats for one in found] == [2, 7, 7, 7]
     paint(tmp_path / "3_wibble_style" / "e.png")
-    assert quiet(config_of(tmp_path / "3_wibble_style"))[0].caption == "wibble style"
+    with pytest.warns(
+        UserWarning, match="1 of 1 images .* the name of their folder becomes the caption, 'wibble style'"
+    ):
+        assert read(config_of(tmp_path / "3_wibble_style"))[0].caption == "wibble style"
 
 
 def test_masks(folder):
     paint(folder / "a.mask.png", mode="L", colour=255)
-    found = quiet(config_of(folder))
+    with pytest.warns(UserWarning, match=r"1 mask is left out \(a.mask.png\): --mask files"):
+        found = read(config_of(folder))
     assert [one.mask for one in found] == [None] * 3
     found = quiet(config_of(folder, mask="files"))
     assert [one.mask for one in found] == [folder / "a.mask.png", None, None] and len(found[0].mask_sha256) == 64

@@ -34,13 +34,14 @@ def command_class() -> Any:
 def generate(args: list[str]) -> Result:
     """Generate images from prompts, with or without styles."""
     from impasto.guidance import GUIDANCES, given
-    from impasto.sampling.config import GenerateConfig
-    from impasto.sampling.prompts import check_prompts, read_prompts
+    from impasto.sampling.config import GenerateConfig, parse_size, with_seed
+    from impasto.sampling.prompts import check_prompts, read_pasted, read_prompts
 
     command = parse(command_class(), args, "generate")
     own: dict[str, Any] = {one.name: getattr(command, one.name) for one in fields(GenerateConfig)}
     guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
-    config = GenerateConfig(**{**own, "guidances": guidances})
+    config = with_seed(read_pasted(GenerateConfig(**{**own, "guidances": guidances})))
+    parse_size(config.size)
     check_prompts(read_prompts(config))
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 
 from impasto.data.captions import STYLE_WORDS, TRIGGER, names_style, words
+from impasto.data.companions import named
 from impasto.data.config import DataConfig
-from impasto.data.folder import named
 from impasto.data.items import Item
 
 COLOURS = """

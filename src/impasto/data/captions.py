@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from impasto.errors import UserError
 
@@ -17,6 +17,34 @@ pictogram bitmap pixels outline outlines outlined monochrome silhouette minimali
 
 
 TRIGGER = "[trigger]"
+
+SYNTAX = (
+    (r"<(?:lora|lyco|hypernet):[^<>]*>", "load a style with --style", "leave it out"),
+    (r"<[a-z]+:[^<>]*>|\bembedding:\S+", "leave it out", "leave it out"),
+    (r"\([^()]*[^()\d\s]\s*:\s*[\d.]+\s*\)|\(\([^()]+\)\)", "write the words alone", "write the words alone"),
+    (r"\bBREAK\b", "leave it out", "leave it out"),
+    (r"\|\|\|", "leave it out", "leave it out"),
+    (r"\{[^{}]*\|[^{}]*\}", "give each as a --prompt", "write one of them"),
+    (r"\b__[\w/*-]+__\b", "give each as a --prompt", "write one of them"),
+    (r"\[[^\[\]]*[:|][^\[\]]*\]", "switch prompts with --switch-to and --switch-at", "write one of them"),
+    (r"\[(?:name|filewords)\]", "write the trigger", f"write {TRIGGER}, with --trigger"),
+    (r"\\[()\[\]]", "write the bracket alone", "write the bracket alone"),
+    (r"(?:^|(?<=\s))--[a-z]\w*(?:\s+[\d.:]+)?", "leave it out", "leave it out"),
+)
+"""Other tools' syntax as regular expressions, with what to do instead in a prompt, and in a caption."""
+
+
+def warn_syntax(texts: Sequence[str], what: Literal["prompts", "captions"]) -> None:
+    """Warn once where texts hold syntax of A1111, ComfyUI, kohya, Midjourney or wildcards, which is read as words."""
+    found: dict[str, str] = {}
+    for pattern, in_prompt, in_caption in SYNTAX:
+        matches = (match[0].strip() for text in texts for match in re.finditer(pattern, text))
+        first = next((match for match in matches if match not in found), None)
+        if first is not None:
+            found[first] = in_prompt if what == "prompts" else in_caption
+    if found:
+        listed = "; ".join(f"{text!r}: {instead}" for text, instead in found.items())
+        warnings.warn(f"{what} hold other tools' syntax, which is read as plain words ({listed})", stacklevel=3)
 
 
 def check(caption: str, path: Path | str, trigger: str = "") -> str:

@@ -1,13 +1,14 @@
 """Folders of pictures as people have them: captions beside the pictures or in metadata.jsonl, masks, repeats.
 
-    style/a.png  style/a.txt  style/a.mask.png     a picture, its caption, its loss mask
+    style/a.png  style/a.txt  style/a.mask.png     a picture, its caption (or a.caption), its loss mask
     style/night/b.jpg  style/masks/night/b.png     subfolders; masks in folders of that name
     style/metadata.jsonl                           {"file_name": "night/b.jpg", "text": "..."} (HF imagefolder), maybe
                                                    with "teacher_text", the caption for the teacher of a distillation
     style/10_wibble/c.png                          kohya's form: counts 10 times, "wibble" is its caption if it has none
 
 Files are listed by their names, never in the order in which the disk holds them. What a name ends in, and "mask" and
-"masks", may be written in any case. Hidden files and every other kind of file are passed over.
+"masks", may be written in any case, and names are compared in Unicode's composed form. Hidden files are passed over;
+`companions` has what else is left out, and says so.
 """
 
 import json
@@ -15,18 +16,25 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
+from impasto.data.companions import (
+    CAPTIONS,
+    composed,
+    is_image,
+    mask_owner,
+    named,
+    split_companions,
+    stem,
+    warn_unread_texts,
+)
 from impasto.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 Texts = tuple[str, str | None]
 """A caption, and the teacher's where there is one."""
 KOHYA = re.compile(r"(\d{1,3})_(.+)")
-TXT = tuple(map("".join, product(".", "tT", "xX", "tT")))
 NO_CAPTION = {"readme", "license", "licence", "notice", "credits"}
 
 
@@ -52,10 +60,12 @@ def bad(message: str, skip: bool) -> None:
 
 def listing(folder: Path, skip: bool = False) -> list[Entry]:
     """The pictures of a folder and its subfolders, by name. Raises UserError on what cannot be meant, see `bad`."""
-    files = walk(folder, skip)
+    files, left_out = split_companions(walk(folder, skip), folder)
+    images = [file for file in files if is_image(file)]
+    stems = {stem(image) for image in images}
     pictures, masks = [], {}
-    for file in (f for f in files if f.suffix.lower() in SUFFIXES):
-        owner = masked(file, folder)
+    for file in images:
+        owner = mask_owner(file, folder, stems)
         if owner is None:
             pictures.append(file)
         elif owner in masks:
@@ -65,22 +75,52 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
     if not pictures:
         raise UserError(f"folder {str(folder)!r} holds no picture (PNG, JPEG, WebP, ...)")
     told: dict[Path, Texts] = {}
-    for file in (f for f in files if f.name.lower() == "metadata.jsonl"):
-        told |= metadata(file, set(pictures), told, skip)
-    stems = {picture.with_suffix("") for picture in pictures}
-    texts = {f: f.with_suffix("") for f in files if f.suffix in TXT}
-    for orphan in (f for f, stem in texts.items() if stem not in stems):
+    tables = [file for file in files if file.name.lower() == "metadata.jsonl"]
+    places = {location(picture): picture for picture in pictures} if tables else {}
+    passed = {location(file) for file in (*left_out, *masks.values())} if tables else set()
+    for file in tables:
+        told |= metadata(file, places, passed, told, skip)
+    stems = {stem(picture) for picture in pictures}
+    texts = captions_by_stem(files)
+    for orphan in (f for owner in sorted(texts.keys() - stems - set(map(stem, left_out))) for f in texts[owner]):
         if orphan.stem.lower() not in NO_CAPTION:
             bad(f"the caption file {str(orphan)!r} has no picture of that name beside it: rename or remove it", skip)
     for owner in sorted(masks.keys() - stems):
         bad(f"the mask {str(masks[owner])!r} has no picture: rename or remove it", skip)
-    captioned = set(texts.values())
-    entries = (
-        entry(picture, folder, told.get(picture), masks.get(stem), skip, stem in captioned)
+    warn_unread_texts(files, folder, [one for one in pictures if one not in told and stem(one) not in texts])
+    several: list[Path] = []
+    entries = [
+        entry(picture, folder, told.get(picture), masks.get(owner), skip, texts.get(owner, ()), several)
         for picture in pictures
-        for stem in [picture.with_suffix("")]
-    )
+        for owner in [stem(picture)]
+    ]
+    warn_several_lines(several)
     return [found for found in entries if found]
+
+
+def warn_several_lines(files: Sequence[Path]) -> None:
+    """Warn of caption files with several lines, which kohya's sd-scripts take as captions to choose from."""
+    if files:
+        have = "1 caption file has" if len(files) == 1 else f"{len(files)} caption files have"
+        warnings.warn(
+            f"{have} several lines ({named(files)}), which are read as one caption: keep one line if they are "
+            "alternatives",
+            stacklevel=3,
+        )
+
+
+def captions_by_stem(files: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Caption files by the `stem` of their picture."""
+    found: dict[Path, list[Path]] = {}
+    for file in files:
+        if file.suffix.lower() in CAPTIONS:
+            found.setdefault(stem(file), []).append(file)
+    return found
+
+
+def location(file: Path) -> Path:
+    """The file's absolute, composed path: its folder resolved, the file itself not followed where it is a link."""
+    return composed(file.parent.resolve() / file.name)
 
 
 def walk(folder: Path, skip: bool) -> list[Path]:
@@ -111,15 +151,20 @@ def walk(folder: Path, skip: bool) -> list[Path]:
 
 
 def entry(
-    picture: Path, folder: Path, told: Texts | None, mask: Path | None, skip: bool, captioned: bool
+    picture: Path,
+    folder: Path,
+    told: Texts | None,
+    mask: Path | None,
+    skip: bool,
+    texts: Sequence[Path],
+    several: list[Path],
 ) -> Entry | None:
-    """One picture of a folder; None when its captions are bad and shall be skipped. captioned: there is a .txt."""
+    """One picture of a folder; None when its captions are bad and shall be skipped. texts: its caption files; those of
+    several lines are added to `several`."""
     try:
-        own = sidecar(picture) if captioned else None
+        own = sidecar(picture, texts, several)
         if own is not None and told is not None and own != told[0]:
-            raise UserError(
-                f"{str(picture)!r} has two captions, in {picture.stem}.txt and in metadata.jsonl: remove one"
-            )
+            raise UserError(f"{str(picture)!r} has two captions, in {texts[0].name} and in metadata.jsonl: remove one")
     except UserError as error:
         bad(str(error), skip)
         return None
@@ -132,69 +177,81 @@ def entry(
 
 def singles(pictures: Sequence[Path], captioned: bool) -> list[Entry]:
     """Pictures given by their names, with the masks beside them, and the captions when they have none yet."""
-    masks = {folder: near_masks(folder) for folder in {picture.parent for picture in pictures}}
-    return [
+    near = {folder: files_near(folder) for folder in {picture.parent for picture in pictures}}
+    masks = {folder: near_masks(files, folder) for folder, files in near.items()}
+    texts = {folder: captions_by_stem(files) for folder, files in near.items()}
+    several: list[Path] = []
+    entries = [
         Entry(
             picture,
-            None if captioned else sidecar(picture),
-            mask=masks[picture.parent].get(picture.with_suffix("")),
+            None if captioned else sidecar(picture, texts[picture.parent].get(stem(picture), ()), several),
+            mask=masks[picture.parent].get(stem(picture)),
         )
         for picture in pictures
     ]
+    warn_several_lines(several)
+    return entries
 
 
-def near_masks(folder: Path) -> dict[Path, Path]:
-    """The masks in a folder, or in its folder masks, by their pictures without suffix; of two the first by name."""
-    near = sorted(f for names in ("*.[mM][aA][sS][kK].*", "[mM][aA][sS][kK][sS]/*") for f in folder.glob(names))
+def files_near(folder: Path) -> list[Path]:
+    """The files in a folder and in its folder masks, by name; none where they cannot be listed."""
+    try:
+        near = sorted(folder.iterdir())
+        return near + [file for one in near if one.name.lower() == "masks" and one.is_dir() for file in one.iterdir()]
+    except OSError:
+        return []
+
+
+def near_masks(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """The masks among the files near a folder's pictures, by the `stem` of these; of two the first by name."""
+    images = [file for file in files if is_image(file)]
+    stems = {stem(image) for image in images}
     found: dict[Path, Path] = {}
-    for file in near:
-        owner = masked(file, folder) if file.suffix.lower() in SUFFIXES else None
+    for file in sorted(images):
+        owner = mask_owner(file, folder, stems)
         if owner is not None:
             found.setdefault(owner, file)
     return found
 
 
-def sidecar(picture: Path) -> str | None:
-    """The caption in the .txt beside a picture, None when there is none. Raises UserError when it says nothing, or
-    two spellings of the name say two things."""
-    found = {text: file for end in TXT if (text := words(file := picture.with_suffix(end), picture))}
+def sidecar(picture: Path, texts: Sequence[Path], several: list[Path]) -> str | None:
+    """The caption in the files beside a picture, None when there is none; files of several lines are added to
+    `several`. Raises UserError when one is empty, or two differ."""
+    found = {words(file, picture, several): file for file in texts}
     if len(found) > 1:
         names = " and ".join(file.name for file in found.values())
         raise UserError(f"{str(picture)!r} has two captions, in {names}: remove one")
     return next(iter(found), None)
 
 
-def words(file: Path, picture: Path) -> str | None:
-    """The text of a caption file, None when there is no such file. Raises UserError when it is empty or no text."""
+def words(file: Path, picture: Path, several: list[Path]) -> str:
+    """The text of a caption file, which is added to `several` where it has several lines. Raises UserError when it is
+    empty or no text."""
     try:
-        text = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
-        return None
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
         raise UserError(f"the caption file {str(file)!r} {what}") from None
-    if not text:
+    lines = [line for line in lines if line.strip()]
+    if not lines:
         raise UserError(f"the caption file {str(file)!r} is empty: say what {picture.name} shows, or remove the file")
-    return text
+    if len(lines) > 1:
+        several.append(file)
+    return " ".join(" ".join(lines).split())
 
 
-def masked(file: Path, folder: Path) -> Path | None:
-    """The picture (without its suffix) that a mask file belongs to; None when it is not a mask."""
-    *parents, _ = file.relative_to(folder).parts
-    stem = file.stem[:-5] if file.stem.lower().endswith(".mask") else file.stem
-    places = [i for i, name in enumerate(parents) if name.lower() == "masks"]
-    if places:
-        parents.pop(places[-1])
-    elif stem == file.stem:
-        return None
-    return folder.joinpath(*parents, stem)
-
-
-def metadata(file: Path, pictures: set[Path], told: Mapping[Path, Texts], skip: bool) -> dict[Path, Texts]:
-    """Captions by picture out of a metadata.jsonl; a wrong line is named by its number. told: by others before it."""
+def metadata(
+    file: Path, pictures: Mapping[Path, Path], passed: set[Path], told: Mapping[Path, Texts], skip: bool
+) -> dict[Path, Texts]:
+    """Captions by picture out of a metadata.jsonl; a wrong line is named by its number. pictures: by `location`.
+    passed: locations of files that are left out, whose lines are too. told: by others before it."""
     found: dict[Path, Texts] = {}
+    known = {*pictures, *passed}
     for number, line in json_lines(file):
-        problem, picture, text = row(line, file.parent, pictures)
+        problem, place, text = row(line, file.parent, known)
+        picture = pictures.get(place, place)
+        if not problem and place in passed:
+            continue
         if not problem and picture in found:
             problem = f"{picture.name!r} was described before"
         elif not problem and told.get(picture, text) != text:
@@ -232,17 +289,19 @@ def json_texts(line: str, required: Sequence[str], optional: Sequence[str] = ())
     return "", {key: values[key] for key in keys}
 
 
-def row(line: str, folder: Path, pictures: set[Path]) -> tuple[str, Path, Texts]:
-    """(what is wrong or "", picture, its captions) of one line."""
+def row(line: str, folder: Path, known: set[Path]) -> tuple[str, Path, Texts]:
+    """(what is wrong or "", location of the picture, its captions) of one line. known: locations. A backslash parts
+    folders where there is no file of the whole name."""
     problem, values = json_texts(line, ("file_name", "text"), ("teacher_text",))
     if problem:
         return problem, folder, ("", None)
-    picture = folder / values["file_name"]
-    if picture not in pictures:
-        return f"there is no picture {values['file_name']!r} in {str(folder)!r}", folder, ("", None)
-    return "", picture, (" ".join(values["text"].split()), values.get("teacher_text"))
-
-
-def named(paths: Sequence[Path], most: int = 3) -> str:
-    """The first few names, for messages."""
-    return ", ".join(path.name for path in paths[:most]) + (", .." if len(paths) > most else "")
+    name = values["file_name"]
+    try:
+        places = [location(folder / name), location(folder / name.replace("\\", "/"))]
+    except (ValueError, OSError):  # a NUL character, a link to itself
+        places = []
+    place = next((place for place in places if place in known), None)
+    if place is None:
+        hint = ": write it relative to that folder" if Path(name).is_absolute() else ""
+        return f"there is no picture {name!r} in {str(folder)!r}{hint}", folder, ("", None)
+    return "", place, (" ".join(values["text"].split()), values.get("teacher_text"))

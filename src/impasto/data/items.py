@@ -12,6 +12,7 @@ from typing import Any
 
 from impasto.data import buckets, captions, folder, masks
 from impasto.data.buckets import Shape, View
+from impasto.data.companions import named
 from impasto.data.concepts import Box, Concept, intersection, read_concepts
 from impasto.data.config import DataConfig
 from impasto.data.folder import Entry
@@ -74,7 +75,7 @@ def read(
     if small:
         warnings.warn(
             f"{len(small)} of {len(listed)} images have a side below min_side {config.min_side} and are left out "
-            f"({folder.named(small)})",
+            f"({named(small)})",
             stacklevel=2,
         )
     if not items:
@@ -173,15 +174,20 @@ def entries(config: DataConfig) -> list[Entry]:
         raise UserError(f"{len(config.image)} times --image but {len(times)} times --repeats: give one for each")
     singles = iter(by_name(files, config))
     result: list[Entry] = []
-    named: set[int] = set()
+    own_repeats: set[int] = set()
     for i, path in enumerate(config.image):
         found = in_folder(path, config) if path.is_dir() else [next(singles)]
-        named |= {entry.repeats for entry in found}
+        own_repeats |= {entry.repeats for entry in found}
         result += [replace(entry, repeats=times[i]) for entry in found] if times else found
+    masked = [entry.mask for entry in result if entry.mask]
+    if masked and config.mask == "off":
+        count = "1 mask is" if len(masked) == 1 else f"{len(masked)} masks are"
+        warnings.warn(f"{count} left out ({named(masked)}): --mask files weights the loss by them", stacklevel=2)
     if times and len(set(times)) == 1:
-        say_same(times[0], named)
+        say_same(times[0], own_repeats)
     if config.pairs:
         result = with_teacher_captions(result, read_pairs(config.pairs, lambda text: fill(text, config)), config.pairs)
+    captions.warn_syntax([entry.caption or "" for entry in result], "captions")
     return [with_trigger(entry, config) for entry in result]
 
 
@@ -192,10 +198,10 @@ def with_trigger(entry: Entry, config: DataConfig) -> Entry:
     return replace(entry, teacher_caption=captions.fill(entry.teacher_caption, trigger=config.trigger))
 
 
-def say_same(times: int, named: Collection[int]) -> None:
-    """Warn that --repeats makes all pictures count the same. named: the repeats that the folders' names say."""
-    if len(named) > 1:
-        told = ", ".join(map(str, sorted(named)))
+def say_same(times: int, own_repeats: Collection[int]) -> None:
+    """Warn that --repeats makes all pictures count the same. own_repeats: those in the names of folders."""
+    if len(own_repeats) > 1:
+        told = ", ".join(map(str, sorted(own_repeats)))
         what = f"--repeats {times} for all replaces what folders are called ({told}): every picture counts the same"
     else:
         what = "repeats are the same for all pictures: no effect, since steps are counted"
@@ -217,8 +223,16 @@ def by_name(files: Sequence[Path], config: DataConfig) -> list[Entry]:
 
 def in_folder(path: Path, config: DataConfig) -> list[Entry]:
     """Pictures of a folder: with their own caption, or the one given, or the one in a kohya folder's name."""
-    spare = config.caption[0].strip() if config.caption else None
-    found = [replace(e, caption=e.caption or spare or e.spare) for e in folder.listing(path, config.skip_bad)]
+    spare, listed = config.caption[0].strip() if config.caption else None, folder.listing(path, config.skip_bad)
+    found = [replace(e, caption=e.caption or spare or e.spare) for e in listed]
+    called = [e.spare for e in listed if e.spare and not e.caption and not spare]
+    if called:
+        names = ", ".join(map(repr, list(dict.fromkeys(called))[:3]))
+        warnings.warn(
+            f"{len(called)} of {len(found)} images in {str(path)!r} have no caption of their own: the name of their "
+            f"folder becomes the caption, {names}",
+            stacklevel=2,
+        )
     refuse_silent(found, f"pictures in {str(path)!r}")
     return [replace(entry, caption=fill(entry.caption or "", config)) for entry in found]
 
@@ -228,7 +242,7 @@ def refuse_silent(found: Sequence[Entry], what: str) -> None:
     silent = [entry.path for entry in found if not entry.caption]
     if silent:
         raise UserError(
-            f"{len(silent)} of {len(found)} {what} have no caption ({folder.named(silent)}): write "
+            f"{len(silent)} of {len(found)} {what} have no caption ({named(silent)}): write "
             f"{silent[0].stem}.txt beside {silent[0].name}, or give one for all of them with --caption"
         )
 
@@ -282,7 +296,7 @@ def say_notes(items: Sequence[Item], size: int, by_alpha: bool) -> None:
                 found.setdefault(note, []).append(one)
     for note, those in found.items():
         paths = [one.picture.path for one in those]
-        who = f"image {str(paths[0])!r}" if len(those) == 1 else f"{len(those)} images ({folder.named(paths)}): each"
+        who = f"image {str(paths[0])!r}" if len(those) == 1 else f"{len(those)} images ({named(paths)}): each"
         warnings.warn(f"{who} {note}", stacklevel=2)
 
 

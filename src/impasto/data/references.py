@@ -38,9 +38,9 @@ class Reference:
     alpha: Image.Image | None = None
     notes: tuple[str, ...] = ()
 
-    def pixels(self, size: int) -> Tensor:
-        """(1, 3, size, size) in [-1, 1]: the middle square, resized."""
-        return to_tensor(ImageOps.fit(self.image, (size, size), Image.Resampling.LANCZOS))
+    def pixels(self, size: int, height: int | None = None) -> Tensor:
+        """(1, 3, height, size) in [-1, 1], a square without a height: the middle, resized."""
+        return to_tensor(ImageOps.fit(self.image, (size, height or size), Image.Resampling.LANCZOS))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -73,7 +73,7 @@ def bind(settings: PromptSwitch, family: Family, sampling: Sampling, encode: Enc
     if not family.callback_tensors:
         raise UserError("switch-to is for bases that denoise: this one draws tokens, leave it out")
     assert settings.at is not None and sampling.steps is not None and sampling.size is not None
-    levels = grid(family, sampling.steps, sampling.size, sampling.scheduler(family))
+    levels = grid(family, sampling.steps, sampling.size, sampling.scheduler(family), sampling.height)
     return switch_prompts(family, settings.second, settings.at, levels)
 
 
@@ -99,11 +99,13 @@ def finite(level: float) -> float | None:
     return round(level, 6) if math.isfinite(level) else None
 
 
-def grid(family: Family, steps: int, size: int, make: MakeScheduler | None = None) -> list[float]:
-    """The log-SNR of every step when square pictures are sampled, by the base's own scheduler or the one that `make`
-    makes; -inf for pure noise."""
-    side = size // (family.unit // family.patch)
-    return family.sampling_levels(steps, (side, side), make).tolist()
+def grid(
+    family: Family, steps: int, size: int, make: MakeScheduler | None = None, height: int | None = None
+) -> list[float]:
+    """The log-SNR of every step when images of this width and height (square without it) are sampled, by the base's own
+    scheduler or the one that `make` makes; -inf for pure noise."""
+    latent = family.unit // family.patch
+    return family.sampling_levels(steps, ((height or size) // latent, size // latent), make).tolist()
 
 
 @contextmanager

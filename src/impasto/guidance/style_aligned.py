@@ -168,14 +168,15 @@ class AlignedToReference(Guidance):
             raise UserError(f"{str(family.folder)!r} has no self-attention of image tokens: it cannot be style-aligned")
         shift = settings.shift if settings.shift is not None else float(family.card.get("aligned_shift", SHIFT))
         self.settings, self.family, self.encode = replace(settings, shift=shift), family, encode
-        self.steps, self.size, self.scheduler = sampling.steps, sampling.size, sampling.scheduler(family)
+        self.steps, self.scheduler = sampling.steps, sampling.scheduler(family)
+        self.size, self.height = sampling.size, sampling.height
         self.picture = references.read(settings.image, sampling.size)
         self.leading = (settings.caption,)
 
     @cached_property
     def trajectory(self) -> Trajectory:
         """The reference's latents at every level of the sampler, by DDIM or Euler inversion with the caption alone."""
-        x = self.family.encode_image(self.picture.pixels(self.size))
+        x = self.family.encode_image(self.picture.pixels(self.size, self.height))
         self.family.free("vae")  # the pipeline has its own
         height, width = x.shape[-2:]
         levels = self.family.sampling_levels(self.steps, (height, width), self.scheduler)

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from impasto.data import references
-from impasto.data.folder import SUFFIXES
+from impasto.data.companions import SUFFIXES
 from impasto.errors import UserError
 from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder

@@ -1,10 +1,14 @@
 """Settings of `impasto generate`."""
 
-from dataclasses import dataclass
+import re
+import secrets
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+
+from impasto.errors import UserError
 
 Append = tyro.conf.UseAppendAction
 
@@ -23,7 +27,8 @@ class GenerateConfig:
     prompt: Append[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
-    """A file with one prompt per line."""
+    """A file with one prompt per line; lines that begin with # are left out. A prompt here or in --prompt may have
+    the text that images of A1111 and impasto have as `parameters`: its settings are used where no flag gives them."""
     panels: Append[tuple[str, ...]] = ()
     """Subjects of one multi-panel image, separated by semicolons; may be given several times."""
     letters: Append[tuple[str, ...]] = ()
@@ -35,7 +40,7 @@ class GenerateConfig:
     replace: bool = False
     """Remove the images and scores of earlier commands in the folder, and number from 0000 again."""
     seed: int = 0
-    """Image i starts from seed + i."""
+    """Image i starts from seed + i; -1 takes a random seed, which is reported."""
     count: int = 1
     """Images per prompt."""
     steps: int | None = None
@@ -66,8 +71,8 @@ class GenerateConfig:
     """Of a style of two, see `impasto mix`: the second one's share of the noise; of more, the shares of all."""
     beta: tuple[float, ...] = ()
     """The second one's weight in the prompt; of more, the weights of all."""
-    size: int | None = None
-    """Pixels, square; the base's own when not given."""
+    size: int | str | None = None
+    """Pixels: 512 for a square, 768x1152 for width x height; the base's own when not given."""
     batch: int | None = None
     """Images per forward pass: speed and memory only, the images do not depend on it."""
     guidances: tyro.conf.Suppress[tuple[Any, ...]] = ()
@@ -78,3 +83,16 @@ class GenerateConfig:
     """cpu, cuda, mps or auto."""
     precision: str = "auto"
     """fp32, bf16 or auto (bf16 on CUDA)."""
+
+
+def parse_size(size: int | str | None) -> tuple[int | None, int | None]:
+    """(width, height) of 512 or "768x1152"; the height is None where one side is given. Raises UserError."""
+    match = None if size is None else re.fullmatch(r"(\d+)(?:\s*[xX×]\s*(\d+))?", str(size).strip())
+    if size is not None and match is None:
+        raise UserError(f"size {size!r} must be a side or width x height in pixels, such as 512 or 768x1152")
+    return (None, None) if match is None else (int(match[1]), int(match[2]) if match[2] else None)
+
+
+def with_seed(config: GenerateConfig) -> GenerateConfig:
+    """The config with a random seed in place of -1."""
+    return replace(config, seed=secrets.randbelow(2**32)) if config.seed == -1 else config

@@ -42,7 +42,7 @@ class Sampling:
         guidance: Guidance scale.
         negative: The negative prompt, STYLE_WORDS for the words of the style. None: the style's own default in
             `generate`, see `styles.defaults`; "" elsewhere.
-        size: Pixels, square.
+        size: Width in pixels, and the height where `height` is None.
         batch: Images per call of the pipeline.
         style_guidance: Weight of the style against the base, see `guidance.style_guidance.Weights`; None as above, else
             0.
@@ -63,23 +63,26 @@ class Sampling:
     sampler: str | None = None
     until: float | None = None
     temperature: float | None = None
+    height: int | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
         card = family.card["generate"]
+        size = family.card["size"] if self.size is None else self.size
         filled = Sampling(
             steps=card["steps"] if self.steps is None else self.steps,
             guidance=card["guidance"] if self.guidance is None else self.guidance,
             negative=self.negative or "",
-            size=family.card["size"] if self.size is None else self.size,
+            size=size,
             batch=card["batch"] if self.batch is None else self.batch,
             style_guidance=self.style_guidance or 0.0,
             base_guidance=self.base_guidance or 0.0,
             sampler=card.get("sampler", DEFAULT) if self.sampler is None else self.sampler,
             until=self.until,
             temperature=card.get("temperature") if self.temperature is None else self.temperature,
+            height=size if self.height is None else self.height,
         )
-        for name in ("steps", "size", "batch"):
+        for name in ("steps", "size", "height", "batch"):
             if getattr(filled, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(filled, name)}")
         scheduler_class(filled.sampler or DEFAULT, family)
@@ -172,6 +175,7 @@ def sample(
     the sampling steps done, of all batches.
     """
     steps, guidance, size, batch = sampling.steps, sampling.guidance, sampling.size, sampling.batch
+    height = size if sampling.height is None else sampling.height
     assert steps is not None and guidance is not None and size is not None and batch is not None
     guidances = [*sampling.guidances(family), *guidances]
     negative = sampling.negative or ""
@@ -196,7 +200,7 @@ def sample(
                 **call,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 num_inference_steps=steps,
-                height=size,
+                height=height,
                 width=size,
                 output_type="pt" if output == "pil" else output,
             ).images[len(leading) :]
@@ -209,7 +213,7 @@ def sample(
                 )
             image = as_image(pixels) if output == "pil" else pixels
             info = {"prompt": prompt, "negative_prompt": sampling.negative, "seed": seed, "steps": steps}
-            info |= {"guidance": guidance, "width": size, "height": size}
+            info |= {"guidance": guidance, "width": size, "height": height}
             info |= {} if sampling.until is None else {"until": sampling.until}
             info |= {"sampler": sampling.sampler} if sampling.sampler not in (None, DEFAULT) else {}
             info |= {} if sampling.temperature is None else {"temperature": sampling.temperature}

@@ -77,11 +77,11 @@ def build_start(
     weights = share_weights(alpha, len(noises), "alpha")
     pixels: list[Tensor | None] = []
     assert sampling.size is not None and sampling.steps is not None
-    own = (own_sampling(folder).get("until"),)
+    own, shape = (own_sampling(folder).get("until"),), (sampling.size, sampling.height or sampling.size)
     for i, noise in enumerate(noises):
         noise.check_base(family.hash)
-        fits = (noise.info.size, noise.info.steps, *own) == (sampling.size, sampling.steps, sampling.until)
-        pixels.append(None if fits else read_reference(folder, i, sampling).pixels(sampling.size))
+        fits = (noise.info.size, noise.info.size, noise.info.steps, *own) == (*shape, sampling.steps, sampling.until)
+        pixels.append(None if fits else read_reference(folder, i, sampling).pixels(*shape))
 
     @cache
     def fitted() -> list[Tensor]:
