@@ -34,7 +34,12 @@ def build(studio):
     import gradio as gr
 
     from impasto.report.html import Html, el
+    from impasto.studio.choose_tabs import concepts_tab, select_tab
+    from impasto.studio.compare_tab import compare_tab
+    from impasto.studio.generate_tab import generate_tab
+    from impasto.studio.noise_tab import noise_tab
     from impasto.studio.queue import RUNNING, WAITING
+    from impasto.studio.styles_tab import styles_tab
     from impasto.studio.train_tab import train_tab
 
     def head() -> Html:
@@ -43,12 +48,24 @@ def build(studio):
         return el("div", el("h1", "impasto studio"), el("span", ", ".join(counts)), class_="head")
 
     with gr.Blocks(title="impasto studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        timer = gr.Timer(1.5)
+        timer = gr.Timer(2)
         top = gr.HTML(head)
         timer.tick(head, None, top, show_progress="hidden")
         with gr.Tabs():
             with gr.Tab("Train", id="train"):
                 train_tab(studio, timer)
+            with gr.Tab("Styles", id="styles") as tab:
+                styles_tab(studio, tab)
+            with gr.Tab("Generate", id="generate") as tab:
+                generate_tab(studio, tab, timer)
+            with gr.Tab("Select", id="select") as tab:
+                select_tab(studio, tab)
+            with gr.Tab("Concepts", id="concepts") as tab:
+                concepts_tab(studio, tab, timer)
+            with gr.Tab("Noise", id="noise") as tab:
+                noise_tab(studio, tab, timer)
+            with gr.Tab("Compare", id="compare") as tab:
+                compare_tab(studio, tab)
     return page
 
 

@@ -125,6 +125,11 @@ def read_value(field: Field, value: Any) -> Any:
         if field.optional:
             return None
         raise UserError(f"{field.label} is empty: give a number")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise UserError(f"{field.label} must be a number, not {value!r}") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{field.label} must be a number, not {value!r}")
     if field.kind == "integer" and int(value) != value:

@@ -60,6 +60,11 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="#2c6e73",
         button_primary_text_color="#ffffff",
         block_label_text_size="*text_sm",
+        block_info_text_color="#6f695f",
+        block_info_text_color_dark="#a29a8c",
+        block_title_text_color="#24211c",
+        block_title_text_color_dark="#ece7dd",
+        color_accent="#2c6e73",
         block_title_text_weight="600",
     )
 

@@ -59,9 +59,9 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
             jobs_view = gr.HTML(elem_id="jobs")
             chosen = gr.Dropdown([], label="Run", elem_id="run")
             with gr.Row():
-                stop = gr.Button("Stop", size="sm", elem_id="stop")
-                resume = gr.Button("Resume", size="sm", elem_id="resume")
-                delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete")
+                stop = gr.Button("Stop", size="sm", min_width=80, elem_id="stop")
+                resume = gr.Button("Resume", size="sm", min_width=80, elem_id="resume")
+                delete = gr.Button("Delete", size="sm", variant="stop", min_width=80, elem_id="delete")
         with gr.Column(scale=3, min_width=320):
             details = gr.HTML(empty("Choose a run to see its loss and previews."), elem_id="details")
 
@@ -101,9 +101,8 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
             texts = []
             for name in names:
                 with gr.Row(equal_height=False):
-                    gr.HTML(
-                        thumbnails([(workspace.inside(name, "references"), Path(name).name)]), scale=0, min_width=110
-                    )
+                    with gr.Column(scale=0, min_width=128):
+                        gr.HTML(thumbnails([(workspace.inside(name, "references"), Path(name).name)]))
                     with gr.Column(min_width=220):
                         text = gr.Textbox(
                             forms.caption_of(name),
@@ -166,8 +165,11 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                 )
 
             def plan(*values: Any) -> Html:
-                args = command(*values)
-                return plan_html(studio.worker.call([*args, "--dry-run"]), args, workspace.scrub)
+                try:
+                    args = command(*values)
+                    return plan_html(studio.worker.call([*args, "--dry-run"]), args, workspace.scrub)
+                except UserError as error:
+                    return el("div", workspace.scrub(str(error)), class_="empty bad")
 
             def add(*values: Any) -> Any:
                 args = command(*values)
@@ -179,7 +181,7 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                 return gr.update(choices=run_choices(studio), value=number)
 
             inputs = [*texts, out, concepts, *boxes]
-            show.click(guard(plan), inputs, plan_view)
+            show.click(plan, inputs, plan_view)
             start.click(guard(add), inputs, chosen, show_progress="hidden")
 
     shown = gr.State("")
@@ -230,6 +232,8 @@ def field_box(field: forms.Field, recipe: str, steps: int) -> gr.components.Comp
     if field.kind == "choice":
         choices = [*([("default", "")] if field.optional else []), *((one, one) for one in field.choices)]
         return gr.Dropdown(choices, value=field.value, **common)
+    if field.optional:  # an empty number would be shown as 0
+        return gr.Textbox("" if field.value is None else f"{field.value:g}", placeholder="default", **common)
     if field.kind in ("number", "integer"):
         live = field.path == "log.preview_every" and not field.value
         value = max(1, steps // forms.PREVIEWS) if live else field.value
@@ -302,6 +306,9 @@ def details_html(studio: Studio, job: Job | None) -> Html:
 def preview_files(folder: Path) -> list[tuple[Path, str]]:
     """The newest previews with their steps; of a run of several stages the candidates."""
     found = sorted(folder.glob("previews/step-*.png"), reverse=True)
+    base = [(file, "the base alone") for file in sorted(folder.glob("previews/base/*.png"))]
     if not found:
-        return [(file, f"candidate {file.stem}") for file in sorted(folder.glob("candidates/[0-9]*.png"))[: 2 * NEWEST]]
+        return base or [
+            (file, f"candidate {file.stem}") for file in sorted(folder.glob("candidates/[0-9]*.png"))[: 2 * NEWEST]
+        ]
     return [(file, f"step {int(file.stem.split('-')[1])}") for file in found[:NEWEST]]

@@ -124,6 +124,9 @@ class Workspace:
             upload.unlink(missing_ok=True)
         suffix = Path(name).suffix.lower()
         suffix = suffix if re.fullmatch(r"\.[a-z]{3,4}", suffix) else ".png"
+        for file in (self.root / "references").glob(f"{slug(Path(name).stem)}*{suffix}"):
+            if file.read_bytes() == data:  # dropped a second time
+                return self.relative(file)
         target = self.unused_file("references", slug(Path(name).stem), suffix)
         target.write_bytes(data)
         return self.relative(target)
