@@ -62,7 +62,7 @@ def last_value(args: Sequence[str], name: str) -> str | None:
     return value
 
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = float(os.environ.get("IMPASTO_PROGRESS_SECONDS", "10"))
 """Between two lines of progress where there is no terminal, as in a log file."""
 
 

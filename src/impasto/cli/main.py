@@ -31,6 +31,7 @@ from impasto.cli.evaluate import evaluate, report
 from impasto.cli.generate import generate
 from impasto.cli.invert import invert
 from impasto.cli.research import artworld, demo, pretrain, reproduce
+from impasto.cli.studio import studio as open_studio
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
 from impasto.errors import UserError, nearest
@@ -43,12 +44,17 @@ def noise(args: list[str]) -> Result:
     return action(args)
 
 
+def studio(args: list[str]) -> Result:
+    """Train, choose, mix and compare in the browser."""
+    return open_studio(args, COMMANDS)
+
+
 COMMANDS: dict[str, Callable[[list[str]], Result]] = {
     command.__name__.strip("_"): command
     for command in (
         *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
-        *(demo, noise, compare, reproduce, artworld, pretrain),
+        *(studio, demo, noise, compare, reproduce, artworld, pretrain),
     )
 }
 
@@ -66,6 +72,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "noise": lambda result: None,
     "recipes": lambda result: None,
     "reproduce": show_verdicts,
+    "studio": lambda result: None,
     "sheet": show_sheet,
     "train": show_training,
     "distill": show_training,
