@@ -49,14 +49,15 @@ def studio(args: list[str]) -> Result:
     return open_studio(args, COMMANDS)
 
 
-COMMANDS: dict[str, Callable[[list[str]], Result]] = {
-    command.__name__.strip("_"): command
-    for command in (
-        *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
-        *(export, import_, merge, resize),
-        *(studio, demo, noise, compare, reproduce, artworld, pretrain),
-    )
+GROUPS: dict[str, tuple[Callable[[list[str]], Result], ...]] = {
+    "Train a style": (train, select, mix, distill, concepts, recipes),
+    "Use it": (studio, generate, sheet, invert),
+    "Measure it": (evaluate, report, compare, demo),
+    "Files": (export, import_, merge, resize),
+    "Noise and adapters": (noise, adapters),
+    "Research": (reproduce, artworld, pretrain),
 }
+COMMANDS = {command.__name__.strip("_"): command for group in GROUPS.values() for command in group}
 
 
 END = """impasto <command> --help shows the flags of a command. With --json every command
@@ -82,8 +83,10 @@ SHOW: dict[str, Callable[[Result], None]] = {
 
 def usage() -> str:
     lines = [f"impasto {__version__}: one picture becomes a style", "", "usage: impasto <command> [--json] ...", ""]
-    lines += [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", END])
+    for group, commands in GROUPS.items():
+        names = {command.__name__.strip("_"): (command.__doc__ or "").splitlines()[0] for command in commands}
+        lines += [group, *(f"  {name:<10} {does}" for name, does in names.items()), ""]
+    return "\n".join([*lines, END])
 
 
 def run(args: list[str], as_json: bool) -> Result | None:
