@@ -1,4 +1,6 @@
-"""Reference values of CSD, LPIPS and ImageReward by the encoders' own packages, on random weights: tests/reference/encoders.json.
+"""Reference values of CSD, LPIPS and ImageReward by their own packages, on random weights.
+
+They go to tests/reference/encoders.json.
 
 Its environment is its own, since these packages need old releases; impasto is not imported:
 
@@ -28,7 +30,7 @@ from random_weights import random_images, random_state  # noqa: E402
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "lpips", "image-reward", "openai-clip", "pillow", "numpy")
 PROMPTS = ["a rocket in pixel art style", "a cat", "a star and a face", "rabbit drawing"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a rocket in pixel art style cat star and face rabbit drawing".split()]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a rocket in pixel art style cat star and face rabbit drawing".split()
 WIDTH, PATCH, SIDE = 128, 8, 32
 
 

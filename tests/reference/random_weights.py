@@ -12,7 +12,9 @@ def random_state(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str
     """float32 arrays in the order of the names: norms about 1, weights of layers (lin*) positive, others small."""
     rng, found = np.random.default_rng(seed), {}
     for name in sorted(shapes):
-        values = rng.standard_normal(tuple(shapes[name])) * min(0.3, (2 / max(1, int(np.prod(shapes[name][1:])))) ** 0.5)
+        values = rng.standard_normal(tuple(shapes[name])) * min(
+            0.3, (2 / max(1, int(np.prod(shapes[name][1:])))) ** 0.5
+        )
         if name.startswith("lin"):
             values = np.abs(values)
         elif len(shapes[name]) == 1 and name.endswith("weight"):

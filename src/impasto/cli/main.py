@@ -32,6 +32,7 @@ from impasto.cli.invert import invert
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
+from impasto.cli.weights import show_weights, weights
 from impasto.errors import UserError, nearest
 
 
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[[list[str]], Result]] = {
         *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
+        weights,
     )
 }
 
@@ -67,6 +69,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "sheet": show_sheet,
     "train": show_training,
     "distill": show_training,
+    "weights": show_weights,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 
