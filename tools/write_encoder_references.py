@@ -1,4 +1,6 @@
-"""Reference values of CSD, LPIPS and ImageReward by the encoders' own packages, on random weights: tests/reference/encoders.json.
+"""Reference values of CSD, LPIPS and ImageReward by their own packages, on random weights.
+
+They go to tests/reference/encoders.json.
 
 Its environment is its own, since these packages need old releases; impasto is not imported:
 
@@ -34,7 +36,18 @@ WORDS = [
     "[CLS]",
     "[SEP]",
     "[MASK]",
-    *["a", "rocket", "in", "pixel", "art", "style", "cat", "star", "and", "face", "rabbit", "drawing"],
+    "a",
+    "rocket",
+    "in",
+    "pixel",
+    "art",
+    "style",
+    "cat",
+    "star",
+    "and",
+    "face",
+    "rabbit",
+    "drawing",
 ]
 WIDTH, PATCH, SIDE = 128, 8, 32
 

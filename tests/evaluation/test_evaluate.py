@@ -292,12 +292,20 @@ def test_evaluate_keeps_one_batch_in_memory(tmp_path, judges, encoder, truths, m
     ], "the batch does not matter"
 
 
-def test_evaluate_of_damaged_image_raises_before_scoring(tmp_path, judges, monkeypatch):
-    folder = folder_of(tmp_path, [(UNIFONT, PENGUIN, PENGUIN)] * 3)
-    data = (folder / "0000.png").read_bytes()
-    (folder / "0002.png").write_bytes(data[:-40])
-    monkeypatch.setattr(judges, "concept", lambda pixels: pytest.fail("a picture is judged"))
-    with pytest.raises(UserError, match=r"0002\.png' is damaged"):
+def test_evaluate_leaves_out_damaged_images_and_names_them(tmp_path, judges, encoder):
+    folder = folder_of(tmp_path / "a", [(UNIFONT, PENGUIN, PENGUIN)] * 2 + [(UNIFONT, ROCKET, ROCKET)])
+    base = folder_of(tmp_path / "b", [(UNIFONT, PENGUIN, PENGUIN)] * 2 + [(UNIFONT, ROCKET, ROCKET)])
+    (folder / "0001.png").write_bytes((folder / "0000.png").read_bytes()[:-40])
+    names = tmp_path / "concepts.txt"
+    names.write_text("penguin\nfrog\nrocket\n")
+    scores = evaluate(folder, concepts=names, judges=judges, encoder=encoder)
+    assert scores["images_scored"] == 2 and scores["concept_top1"] == 1, "the line of the damaged image is passed over"
+    assert len(scores["unreadable"]) == 1 and "1 of 3 images cannot be read" in scores["notes"][0]
+    assert "0001.png' is damaged" in scores["notes"][0]
+    assert evaluate(folder, base_images=base, judges=judges, encoder=None)["base"]["n"]["concept_top1"] == 3
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"x")
+    with pytest.raises(UserError, match="none of the 3 images"):
         evaluate(folder, judges=judges, encoder=None)
 
 

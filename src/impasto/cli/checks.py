@@ -37,3 +37,12 @@ def check_folder(folder: Path, give: str) -> None:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{str(folder)!r} {what}: give {give}")
+
+
+def check_encoders(encoders: Sequence[str]) -> None:
+    """Raise UserError for the first of "NAME" or "NAME=SOURCE" that is no encoder, or lacks a source it needs."""
+    if encoders:
+        from impasto.evaluation.encoders import split_name
+
+        for text in encoders:
+            split_name(text)

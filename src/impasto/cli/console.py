@@ -164,10 +164,12 @@ def show_scores(result: Result) -> None:
     """The scores as a table, beside those of the true pictures and of the base."""
     from rich.console import Console
 
-    from impasto.evaluation import range_columns, scores_table
+    from impasto.evaluation import encoders_table, range_columns, scores_table
 
     columns = {"images": result, "base": result["base"], "true": result["true"]} | range_columns(result)
     Console().print(scores_table({name: scores for name, scores in columns.items() if scores}, result["folder"]))
+    if result["encoders"]:
+        Console().print(encoders_table(result["encoders"]))
     if result["reference_style"] is not None:
         print(f"style of the reference: {result['reference_style']:.0%} (0 %: unrelated images, 100 %: its own crops)")
     if result["scene_leak"] is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from impasto.cli.checks import check_folder, check_images
+from impasto.cli.checks import check_encoders, check_folder, check_images
 from impasto.cli.console import Result, parse
 
 
@@ -23,6 +23,8 @@ def evaluate(args: list[str]) -> Result:
         clip: str = "clip",
         dino: str | None = None,
         ground: tuple[int, int, int] = (255, 255, 255),
+        encoders: tuple[str, ...] = (),
+        device: str = "cpu",
         out: Path | None = None,
     ) -> Result:
         """Score a folder of generated pictures.
@@ -38,18 +40,24 @@ def evaluate(args: list[str]) -> Result:
             base_images: The same prompts drawn by the base alone, scored beside them.
             clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
+            encoders: More encoders, NAME or NAME=HUB_OR_FOLDER each, such as dino or csd=csd.safetensors; impasto weights
+                list shows them.
+            device: Where the encoders run: cpu, cuda or auto.
             ground: Red, green, blue of the plain ground that the true pictures are on.
             out: Where the scores are written; scores.json in the folder when not given.
         """
         check_folder(folder, "the folder that `impasto generate --out` wrote")
         check_images([reference] if reference else [])
+        check_encoders(encoders)
         if style_of is not None:
             from impasto.artworld import style_index
 
             style_index(style_of)
+        from impasto.devices import resolve_device
         from impasto.evaluation import evaluate
 
         kinds = {"encoder": clip, "dino": dino, "ground": ground, "reference_things": reference_things}
+        kinds |= {"encoders": encoders, "device": resolve_device(device, "fp32")[0]}
         found = evaluate(folder, style_of, concepts, reference, reference_concept, base_images, out=out, **kinds)
         style = folder.parent
         return found | ({"next": f"impasto report {style}"} if (style / "recipe.toml").is_file() else {})

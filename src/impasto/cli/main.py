@@ -34,6 +34,7 @@ from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.studio import studio as open_studio
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
+from impasto.cli.weights import show_weights, weights
 from impasto.errors import UserError, nearest
 
 
@@ -53,7 +54,7 @@ GROUPS: dict[str, tuple[Callable[[list[str]], Result], ...]] = {
     "Train a style": (train, select, mix, distill, concepts, recipes),
     "Use it": (studio, generate, sheet, invert),
     "Measure it": (evaluate, report, compare, demo),
-    "Files": (export, import_, merge, resize),
+    "Files": (export, import_, merge, resize, weights),
     "Noise and adapters": (noise, adapters),
     "Research": (reproduce, artworld, pretrain),
 }
@@ -77,6 +78,7 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "sheet": show_sheet,
     "train": show_training,
     "distill": show_training,
+    "weights": show_weights,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 

@@ -3,6 +3,6 @@
 from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.evaluation.folder import evaluate
 from impasto.evaluation.scores import SCORES, Score
-from impasto.evaluation.table import range_columns, scores_table
+from impasto.evaluation.table import encoders_table, range_columns, scores_table
 
-__all__ = ["SCORES", "Encoder", "Score", "evaluate", "load_encoder", "range_columns", "scores_table"]
+__all__ = ["SCORES", "Encoder", "Score", "encoders_table", "evaluate", "load_encoder", "range_columns", "scores_table"]

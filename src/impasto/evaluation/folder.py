@@ -4,7 +4,7 @@ import hashlib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from PIL import Image
 from impasto.artworld import load_meta
 from impasto.data import captions
 from impasto.errors import UserError, nearest
-from impasto.evaluation.encoders import Encoder, load_encoder
+from impasto.evaluation import encoder_scores
+from impasto.evaluation.encoders import Encoder, Instrument, load_all, load_encoder
 from impasto.evaluation.labels import Labels, concepts_of, read_concepts
-from impasto.evaluation.samples import Sample, open_image, read_folder
+from impasto.evaluation.samples import Sample, open_image, read_folder, read_readable
 from impasto.evaluation.scene_leak import find_things, measure_scene_leak
 from impasto.evaluation.scorer import Scorer
 from impasto.evaluation.scores import means
@@ -40,6 +41,8 @@ def evaluate(
     dino: Encoder | Path | str | None = None,
     ground: Sequence[int] = (255, 255, 255),
     reference_things: str | None = None,
+    encoders: Sequence[str | Instrument] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. An
     existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
@@ -57,20 +60,26 @@ def evaluate(
         folder or hub id of an encoder of images, for one more cosine with the reference.
     reference_things: "teapot; lion": labels of the things that a reference of several shows; default: those of the
         style folder's concepts.json. Their leak is under "scene_leak", see `evaluation.scene_leak`.
+    encoders: more encoders, "NAME" or "NAME=SOURCE" (`evaluation.encoders.ENCODERS`), or loaded ones; on `device`.
+
+    Images that cannot be decoded are listed under "unreadable" and left out.
 
     The packaged judges and CLIP score images of the embedded bases only (judges that are given score all), and concepts
     only where the judge finds the reference's own; else scores are None and "notes" says why (`evaluation.validity`).
 
     Result: every score of `scores.SCORES` as its mean over the images (None if unknown), "interval" (95 %, [low, high])
     and "n" per score, the same under "true" (true images of the same cells) and "base" (None if not given), "images" (a
-    row per image), "notes" (missing scores and the reasons).
+    row per image), "notes" (missing scores and the reasons), "encoders": {name: {"source", "version", "about",
+    "scores": {score: {"mean", "interval", "n"}}, "base": the same of the base's images, or None}}.
     """
-    samples, target = read_folder(folder), _target(Path(folder), out)
-    base, unsure = ([], []) if base_images is None else _base(base_images, samples)
+    target = _target(Path(folder), out)
+    instruments = load_all(encoders, device)
+    samples, unreadable = read_readable(folder)
+    base, unsure = ([], []) if base_images is None else _base(base_images, samples, len(unreadable))
     packaged = judges is None
     judges = Judges.load() if judges is None else judges
     labels = Labels.from_meta(load_meta())
-    expected, notes = _concepts(samples, concepts, labels)
+    expected, notes = _concepts(samples, concepts, labels, unreadable)
     trained, found = _reference(samples, reference, reference_concept, labels)
     style = _style(style_of, judges)
     truths = {} if style is None else true_pictures(style, [c for c in expected if c is not None], ground)
@@ -85,9 +94,11 @@ def evaluate(
     leak, unmeasured = measure_scene_leak(
         samples, base, find_things(reference_things, run, labels), judges if judged == "all" else None, labels
     )
+    by_encoder = {one.name: _encoder_scores(one, samples, base, trained.image) for one in instruments}
     result = {
         "folder": str(folder),
         "images_scored": len(samples),
+        "unreadable": [str(error) for error in unreadable.values()],
         "style_of": style_of,
         "reference": trained.describe(labels),
         "judges": {which: judges.card[which]["sha256"] for which in ("style", "concept") if which in judges.card},
@@ -99,19 +110,48 @@ def evaluate(
         "true": _true_means(scorer, samples, expected),
         "base": _base_means(scorer, base, concepts, labels),
         "scene_leak": leak,
-        "notes": invalid
+        "encoders": {name: found for name, (found, _) in by_encoder.items()},
+        "notes": _unreadable_note(unreadable, len(samples))
+        + invalid
         + notes
         + unsure
         + found
         + unmeasured
         + _notes(style_of, expected, truths, trained, leak is not None),
-        "images": [{"file": s.path.name, "prompt": s.prompt, **row} for s, row in zip(samples, rows, strict=True)],
+        "images": [
+            {"file": s.path.name, "prompt": s.prompt, **row}
+            | ({"encoders": {name: own[i] for name, (_, own) in by_encoder.items()}} if by_encoder else {})
+            for i, (s, row) in enumerate(zip(samples, rows, strict=True))
+        ],
     }
     with atomic(target) as path:
         # a path that is not UTF-8 is escaped
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
+
+
+def _encoder_scores(
+    instrument: Instrument, samples: Sequence[Sample], base: Sequence[Sample], reference: Image.Image | None
+) -> tuple[dict[str, Any], list[encoder_scores.Row]]:
+    """(an entry of "encoders", a row per image)."""
+
+    def rows(of: Sequence[Sample]) -> list[encoder_scores.Row]:
+        prompts = [sample.prompt for sample in of]
+        return encoder_scores.score(instrument, encoder_scores.Images(of), prompts, [reference] if reference else [])
+
+    own = rows(samples)
+    found = encoder_scores.describe(instrument) | {"scores": encoder_scores.summary(own)}
+    return found | {"base": encoder_scores.summary(rows(base)) if base else None}, own
+
+
+def _unreadable_note(unreadable: Mapping[int, UserError], read: int) -> list[str]:
+    """How many images cannot be read, the first three named."""
+    if not unreadable:
+        return []
+    named = "; ".join(str(error) for error in list(unreadable.values())[:3])
+    more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+    return [f"{len(unreadable)} of {read + len(unreadable)} images cannot be read and are left out: {named}{more}"]
 
 
 def _sampling(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -156,9 +196,14 @@ class ReferenceInfo:
         return {"path": str(self.path), "sha256": digest, "concept": concept}
 
 
-def _concepts(samples: Sequence[Sample], file: Path | str | None, labels: Labels) -> tuple[list[int | None], list[str]]:
+def _concepts(
+    samples: Sequence[Sample], file: Path | str | None, labels: Labels, unreadable: Collection[int] = ()
+) -> tuple[list[int | None], list[str]]:
+    """(concepts of the samples, notes). unreadable: positions of files that are not among the samples but have a line
+    in `file`."""
     if file is not None:
-        return read_concepts(file, len(samples), labels), []
+        found = read_concepts(file, len(samples) + len(unreadable), labels)
+        return [concept for i, concept in enumerate(found) if i not in unreadable], []
     found = concepts_of([sample.prompt for sample in samples], labels)
     missing = sum(sample.prompt is None for sample in samples)
     unlabelled = sum(concept is None for concept in found) - missing
@@ -230,13 +275,16 @@ def _captions(run: Path) -> list[str]:
         return []
 
 
-def _base(folder: Path | str, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
-    """The base's images, and a note if prompts are unknown. UserError when their prompts differ from the samples'."""
+def _base(folder: Path | str, samples: Sequence[Sample], missing: int) -> tuple[list[Sample], list[str]]:
+    """The base's images, and a note if prompts are unknown. UserError when their prompts differ from the samples'.
+
+    missing: images beside the samples that cannot be read; the base may have as many more.
+    """
     base = read_folder(folder)
     ours, theirs = Counter(sample.prompt for sample in samples), Counter(sample.prompt for sample in base)
     if None in ours | theirs:
         return base, ["some images contain no prompt: whether the base's images have the same prompts is unknown"]
-    if odd := (ours - theirs) + (theirs - ours):
+    if (odd := (ours - theirs) + (theirs - ours)) and ((ours - theirs) or odd.total() > missing):
         raise UserError(
             f"{folder} does not have the same prompts, each as often: {next(iter(odd))!r} differs; generate its images "
             "with the base alone, or leave out --base-images"

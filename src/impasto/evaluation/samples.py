@@ -40,11 +40,27 @@ def open_image(path: Path) -> tuple[Image.Image, dict[str, Any]]:
 
 
 def read_folder(folder: Path | str) -> list[Sample]:
-    """All images of a folder, sorted by name: the numbered ones (`0000.png`, ...) if there are any, else every PNG.
+    """All images of a folder, see `image_files`. Each is decoded once and not kept, so that damaged files are reported
+    before scoring starts. Raises UserError when one cannot be read."""
+    return [Sample(path, open_image(path)[1]) for path in image_files(folder)]
 
-    Each is decoded once and not kept, so that damaged files are reported before scoring starts. Raises UserError when
-    the folder is missing, is a file, holds no PNG, or a PNG cannot be read.
-    """
+
+def read_readable(folder: Path | str) -> tuple[list[Sample], dict[int, UserError]]:
+    """(samples in order, {position among all files: why it cannot be read}). Raises UserError when none can be read."""
+    samples, unreadable = [], {}
+    for i, path in enumerate(image_files(folder)):
+        try:
+            samples.append(Sample(path, open_image(path)[1]))
+        except UserError as error:
+            unreadable[i] = error
+    if not samples:
+        raise UserError(f"none of the {len(unreadable)} images of {folder} can be read; the first: {unreadable[0]}")
+    return samples, unreadable
+
+
+def image_files(folder: Path | str) -> list[Path]:
+    """The images of a folder, sorted by name: the numbered ones (`0000.png`, ...) if there are any, else every PNG.
+    Raises UserError when the folder is missing, is a file, or holds no PNG."""
     folder = Path(folder)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -53,7 +69,7 @@ def read_folder(folder: Path | str) -> list[Sample]:
     if not paths:
         raise UserError(f"{folder} holds no PNG: give the folder that `impasto generate --out` wrote")
     numbered = [path for path in paths if re.fullmatch(r"\d+", path.stem)]
-    return [Sample(path, open_image(path)[1]) for path in numbered or paths]
+    return numbered or paths
 
 
 def to_tensor(images: list[Image.Image], size: int = SIZE) -> torch.Tensor:

@@ -29,6 +29,25 @@ def scores_table(columns: Mapping[str, Mapping[str, Any] | None], title: str = "
     return table
 
 
+def encoders_table(encoders: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The part "encoders" of a result of `evaluate`: a row per encoder and score, with its source and version."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("encoder", "score", "images", "base", "version"):
+        table.add_column(heading, no_wrap=True)
+    for name, found in encoders.items():
+        for score, own in found["scores"].items():
+            cells = [_mean(own), _mean((found["base"] or {}).get(score))]
+            table.add_row(Text(name), score, *cells, Text(found["version"]))
+    return table
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["mean"] is None:
+        return "–"
+    low, high = map(decimal, found["interval"])
+    return f"{decimal(found['mean'])} [dim]{low}–{high}[/dim]"
+
+
 def range_columns(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Columns of the floor and the ceiling of the similarities with the reference, none where there are none."""
     ranges = result.get("ranges") or {}

@@ -109,12 +109,12 @@ def load(text: str, device: str = "cpu") -> Any:
     return load_object(ENCODERS[name].build)(source, device, name)
 
 
-def load_all(texts: Sequence[str], device: str = "cpu") -> list[Any]:
-    """`load` for each; UserError when one name is given twice, since scores are stored by name."""
-    names = [split_name(text)[0] for text in texts]
+def load_all(chosen: Sequence[str | Instrument], device: str = "cpu") -> list[Any]:
+    """`load` for each that is not loaded; UserError when one name is given twice, since scores are stored by name."""
+    names = [split_name(one)[0] if isinstance(one, str) else one.name for one in chosen]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"encoder {twice[0]} is given twice: scores are stored by this name")
-    return [load(text, device) for text in texts]
+    return [load(one, device) if isinstance(one, str) else one for one in chosen]
 
 
 def load_transformers(source: Path | str, device: str = "cpu", row: str | None = None) -> Encoder:
