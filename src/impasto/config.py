@@ -52,6 +52,11 @@ METHODS: dict[str, Entry] = {
         "impasto.methods.instastyle:run",
         "the inversion noise of one reference, refined on images that it gives",
     ),
+    "styledrop": Entry(
+        "impasto.methods.config:StyleDrop",
+        "impasto.methods.styledrop:run",
+        "an adapter on the references, and a fresh one on selected images of the first",
+    ),
     "style-mix": Entry(
         "impasto.methods.config:StyleMix",
         "impasto.methods.style_mix:run",
@@ -163,6 +168,7 @@ ALIASES = {
     "text_encoder_lr": "text.lr",
     "token_rows": "text.rows",
     **{key: f"method.{key}" for key in ("concepts", "boxes", "finder", "style_words", "select", "include_reference")},
+    "rounds": "method.rounds",
 }
 """Flat key -> path. `text_encoder_lora`, true or false, is text.name "lora" or "frozen"."""
 FLAT = {path: key for key, path in (*SHORT.items(), *ALIASES.items())}
@@ -171,7 +177,7 @@ FREE = (
     *("out", "recipe", "base", "components", "image", "pairs", "concept_file", "device", "checkpoint_every", "keep"),
     *("preview", "preview_every", "preview_prompt", "tensorboard", "wandb", "skip_bad"),
     *("checkpointing", "compile", "offload", "attention", "push_to_hub", "hub_private"),
-    *("concepts", "boxes", "finder"),
+    *("concepts", "boxes", "finder", "rounds"),
 )
 """Flat keys that do not change what is learnt: bases, images and concepts are compared by their content instead."""
 OWN_RATES = {"prodigy": 1.0}

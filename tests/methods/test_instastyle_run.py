@@ -20,7 +20,8 @@ from impasto.generation import Mixing, generate, mixing_sheets, open_session, ti
 from impasto.inversion import noise_file
 from impasto.inversion.snr import correlation
 from impasto.methods import instastyle
-from impasto.methods.instastyle import CANDIDATES, REFINEMENT, select
+from impasto.methods.instastyle import CANDIDATES, REFINEMENT
+from impasto.methods.selection import select
 from impasto.methods.style_mix import mix_config, mix_styles
 from impasto.sampling.config import GenerateConfig
 from impasto.sampling.png import read_png_metadata
@@ -193,7 +194,7 @@ def test_selection_by_a_person(tiny_sd15, picture, tmp_path):
             select(config.out, numbers)
     assert select(config.out, [3, 1])["selected"] == [3, 1]
     assert train(config)["selected"] == [3, 1]
-    with pytest.raises(UserError, match="was refined on 3 1"):
+    with pytest.raises(UserError, match="was trained on 3 1"):
         select(config.out, [1, 2])
     with pytest.raises(UserError, match="no style folder"):
         select(tmp_path, [1])

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from impasto.adapters import ADAPTERS
+from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.registry import name_of
 
@@ -53,3 +54,13 @@ PLAIN_SAMPLING = {"strength": 1.0, "style_guidance": 0.0, "base_guidance": 0.0, 
 def adapter_of(settings: Any) -> Adapter:
     """The adapter of a settings object."""
     return ADAPTERS[name_of(ADAPTERS, settings)].builder
+
+
+def check_keeps_base(settings: Any, flags: str) -> None:
+    """Raise UserError where these settings train the base's own weights, with which a guidance compares. flags: those
+    that leave the comparison out."""
+    if adapter_of(settings).replaces_base:
+        raise UserError(
+            "this adapter trains the base's own weights, with which the weights of the guidance compare: "
+            f"{flags}, or --adapter lora"
+        )

@@ -22,7 +22,7 @@ REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "pre
 SILENT = (
     *("adapter.rank", "adapter.alpha", "adapter.targets", "text.rows"),
     *("method.concepts", "method.boxes", "method.finder", "method.style_words"),
-    *("method.select", "method.include_reference"),
+    *("method.select", "method.include_reference", "method.rounds"),
 )
 """Whose short names (--rank) stay."""
 

@@ -146,18 +146,18 @@ def next_command(config: "TrainConfig") -> str:
 
 
 def select(args: list[str]) -> Result:
-    """Select candidates of an InstaStyle run by their numbers, and go on."""
+    """Select candidates of a run of InstaStyle or StyleDrop by their numbers, and go on."""
 
     def select(
         run: Annotated[Path, tyro.conf.Positional], numbers: Annotated[tuple[int, ...], tyro.conf.Positional]
     ) -> Result:
-        """Select candidates of a run of --recipe instastyle --select human, and go on with its training.
+        """Select candidates of a run with --select human (instastyle, styledrop), and go on with its training.
 
         Args:
             run: The style folder.
             numbers: Numbers of candidates, as on candidates/sheet.png.
         """
-        from impasto.methods.instastyle import select
+        from impasto.methods.selection import select
 
         with progress_bar() as progress:
             return select(run, numbers, progress)

@@ -73,6 +73,12 @@ class InstaStyle:
     """A CLIP that scores candidates: a transformers folder or hub id; the small packaged one when not given."""
     include_reference: bool = False
     """Refine on the reference itself too, as the authors' code does."""
+    TRAINED_IN = "refinement"  # folder of the training on the selected candidates
+
+    @property
+    def least_selected(self) -> int:
+        """Fewest candidates that a person may select."""
+        return self.n
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("steps", "n", "until"), at_least_0=("guidance", "fixed_point"), prefix="method.")
@@ -102,6 +108,38 @@ class InstaStyle:
         token, words = config.text.tokens[0], caption.text[caption.words]
         data = replace(config.data, caption=(caption.prompt(caption.thing, token),), trigger=token)
         return replace(config, text=replace(config.text, words=(words,)), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleDrop:
+    """StyleDrop: an adapter trained on the references, and a fresh one on selected images of the first."""
+
+    rounds: int = 2
+    """2, or 1 for the first alone; the same command with 2 goes on."""
+    objects: tuple[str, ...] = ()
+    """Objects of the candidates' prompts; 30, on an embedded base 15 that it knows, when not given."""
+    style_words: str = ""
+    """The style words of the caption; found by its form when not given."""
+    images: int = 64
+    """Candidates per object."""
+    select: Literal["clip", "random", "human"] = "clip"
+    """Selection of candidates: clip (per object the one nearest to its prompt), random (one per object), or human: the
+    run stops with a numbered sheet, and `impasto select` goes on."""
+    encoder: str = ""
+    """A CLIP that scores candidates: a transformers folder or hub id; the small packaged one when not given."""
+    dim: int = 32
+    """Width of the second round's bottlenecks, which share nothing, where the adapter is StyleDrop's."""
+    lambda_a: float = 2.0
+    """Weight of the style against the base, of candidates and of the finished style (--lambda1 of generate)."""
+    lambda_b: float | None = None
+    """Weight of the base's own guidance (--lambda-base); the base's guidance scale less 1 when not given."""
+    TRAINED_IN = "round-2"  # folder of the training on the selected candidates
+    least_selected = 1  # fewest candidates that a person may select
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_0=("images", "dim"), at_least_0=("lambda_a", "lambda_b"), prefix="method.")
+        if self.rounds not in (1, 2):
+            raise UserError(f"method.rounds must be 1 or 2, not {self.rounds}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from impasto.adapters.base import PLAIN_SAMPLING, adapter_of
+from impasto.adapters.base import PLAIN_SAMPLING, check_keeps_base
 from impasto.config import TrainConfig, change
 from impasto.data import items
 from impasto.data.concepts import (
@@ -46,11 +46,8 @@ OVERLAY = "concepts.png"
 def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
     """Find the concepts, train, and write the guidance; see `training.train.train`. Raises UserError."""
     check_out(config)
-    if adapter_of(config.adapter).replaces_base and (config.method.lambda1 or config.method.lambda_base):
-        raise UserError(
-            "this adapter trains the base's own weights, with which lambda1 and lambda_base compare: "
-            "--method.lambda1 0 --method.lambda-base 0, or --adapter lora"
-        )
+    if config.method.lambda1 or config.method.lambda_base:
+        check_keeps_base(config.adapter, "--method.lambda1 0 --method.lambda-base 0")
     picture, caption = reference(config)
     known = known_concepts(config, picture, caption)
     if dry_run:

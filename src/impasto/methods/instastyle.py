@@ -14,7 +14,6 @@ on D, an ordinary style folder. Several references are refined together by `meth
 """
 
 import gc
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -29,21 +28,31 @@ from PIL import Image
 from impasto.adapters.base import PLAIN_SAMPLING
 from impasto.bases import loader
 from impasto.config import Fit, TrainConfig, change
-from impasto.contact_sheet import sheet
 from impasto.data import references
 from impasto.errors import UserError
 from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Condition, Family
 from impasto.files import MODELS, atomic
-from impasto.generation import generate
 from impasto.inversion import invert, kind_of, log_snr_of, noise_file, sample
 from impasto.inversion.mix import randomise
 from impasto.inversion.noise_file import InversionNoise, NoiseInfo
 from impasto.invert import measure_reconstruction, reconstruct, save_image
 from impasto.methods.config import InstaStyle
+from impasto.methods.selection import (
+    CANDIDATES,
+    Candidate,
+    ask_for_selection,
+    encode_pairs,
+    keep_selection,
+    list_candidates,
+    missing_candidates,
+    open_image,
+    write_sheet,
+)
 from impasto.methods.stages import Stages, digest
 from impasto.methods.style_caption import StyleCaption
 from impasto.methods.style_caption import read_caption as read_caption
+from impasto.methods.style_folder import copy_parts, write_previews
 from impasto.noise.random import generator
 from impasto.noise.schedule import VariancePreserving
 from impasto.progress import Progress, ignore
@@ -51,17 +60,16 @@ from impasto.sampling.png import save_png
 from impasto.sampling.sample import VERSION, Sampling, as_image, encoder
 from impasto.styles.card import CARD, write_card
 from impasto.styles.load import load_weights
-from impasto.styles.parts import NOISE, Part, read_parts, write_parts
+from impasto.styles.parts import NOISE, Part, write_parts
 from impasto.styles.start import reference_file
 from impasto.styles.weights import style_hash
 from impasto.training.fit import fit
 from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import RunFolder
-from impasto.training.sheet import read_run
 
 GUIDANCE, SELECTED = InstaStyle.guidance, InstaStyle.n
-CANDIDATES, REFINEMENT, PREVIEWS = "candidates", "refinement", 4
-RECONSTRUCTION, SHEET = f"{CANDIDATES}/reconstruction.png", f"{CANDIDATES}/sheet.png"
+REFINEMENT, PREVIEWS = InstaStyle.TRAINED_IN, 4
+RECONSTRUCTION = f"{CANDIDATES}/reconstruction.png"
 PAPER_OBJECTS = (
     *("cat", "lighthouse", "volcano", "goldfish", "table lamp", "tram", "palace", "tower", "cup", "desk", "chair"),
     *("pot", "laptop", "door", "car"),
@@ -119,7 +127,7 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
         gc.collect()
         chosen = select_of_run(stages, config, made, reference.image)
         if chosen is None:
-            return ask_for_selection(config, len(made))
+            return ask_for_selection(config.out, len(made), config.method.n)
         source = replace(source, items=selected_items(config, source, made, chosen))
         trained = refine(config, [source], progress)
         progress("inverting with the learned token")
@@ -203,15 +211,6 @@ def invert_reference(
     return noise_file.read(stages.folder / file)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """file: in the style folder."""
-
-    file: str
-    thing: str
-    prompt: str
-
-
 def make_candidates(
     stages: Stages,
     family: Family,
@@ -225,15 +224,13 @@ def make_candidates(
     objects = method.objects or default_objects(family)
     if len(objects) < method.n:
         raise UserError(f"{method.n} of {len(objects)} objects cannot be selected: lower --method.n")
-    numbered = enumerate(objects, 1)
-    found = [Candidate(f"{CANDIDATES}/{i:02d}.png", thing, source.caption.prompt(thing)) for i, thing in numbered]
+    found = list_candidates([(thing, source.caption.prompt(thing)) for thing in objects])
     inputs = {"inversion": digest(stages.folder / CANDIDATES / noise_file.NOISE), "guidance": method.guidance}
     inputs |= {"prompts": [one.prompt for one in found], "random": method.random, "seed": config.seed}
     if stages.read("candidates", inputs):
         return found
     batch = Sampling(size=config.data.size).on(family).batch or 1
-    damaged = stages.damaged("candidates")
-    missing = [one for one in found if one.file in damaged or not (stages.folder / one.file).is_file()]
+    missing = missing_candidates(stages, found)
     size = {"width": config.data.size, "height": config.data.size}
     about = {
         "negative_prompt": "",
@@ -261,74 +258,21 @@ def select_of_run(
     stages: Stages, config: TrainConfig, candidates: Sequence[Candidate], reference: Image.Image
 ) -> list[int] | None:
     """Line 4: numbers of the selected candidates, from 1; None where a person has to select them first."""
-    method = config.method
-    inputs: dict[str, Any] = {"candidates": stages.read("candidates"), "select": method.select, "n": method.n}
-    inputs = {**inputs, "candidates": (inputs["candidates"] or {}).get("files"), "encoder": method.encoder}
+    method, prompts = config.method, [one.prompt for one in candidates]
     images = [open_image(stages.folder / one.file) for one in candidates]
-    with atomic(stages.folder / SHEET) as file:
-        numbered = [f"{i} {one.thing}" for i, one in enumerate(candidates, 1)]
-        sheet({"": images}, numbered, wrap=5, title=config.data.caption[0], reference=reference).save(file, "PNG")
-    if method.select == "human":
-        record = stages.read("selection", {"candidates": inputs["candidates"]})
-        return record["selected"] if record else None
-    if record := stages.read("selection", inputs):
-        return record["selected"]
-    if method.select == "random":
-        order = torch.randperm(len(candidates), generator=generator(config.seed, 0, "selection")).tolist()
-        return stages.write("selection", inputs, [], selected=[i + 1 for i in order[: method.n]])["selected"]
-    scorer = load_encoder(method.encoder or MODELS / "clip")
-    style, content = score_candidates(images, [one.prompt for one in candidates], reference, scorer)
-    chosen = [i + 1 for i in select_candidates(style, content, method.n)]
-    scores = {"style": [round(one, 4) for one in style], "content": [round(one, 4) for one in content]}
-    return stages.write("selection", inputs, [], selected=chosen, **scores)["selected"]
+    write_sheet(stages, candidates, images, config.data.caption[0], reference, wrap=5)
 
+    def choose() -> tuple[list[int], dict[str, Any]]:
+        if method.select == "random":
+            order = torch.randperm(len(candidates), generator=generator(config.seed, 0, "selection")).tolist()
+            return [i + 1 for i in order[: method.n]], {}
+        style, content = score_candidates(images, prompts, reference, load_encoder(method.encoder or MODELS / "clip"))
+        scores = {"style": [round(one, 4) for one in style], "content": [round(one, 4) for one in content]}
+        return [i + 1 for i in select_candidates(style, content, method.n)], scores
 
-def open_image(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB")
-
-
-def ask_for_selection(config: TrainConfig, count: int) -> dict[str, Any]:
-    """The result of a run that waits for a person."""
-    example = " ".join(str(1 + i * count // config.method.n) for i in range(config.method.n))
-    return {
-        "out": str(config.out),
-        "sheet": str(config.out / SHEET),
-        "next": f"look at the sheet, then: impasto select {config.out} {example}",
-    }
-
-
-def select(folder: Path, numbers: Sequence[int], progress: Progress = ignore) -> dict[str, Any]:
-    """Select candidates of a run with `method.select` "human" by their numbers on its sheet, and go on.
-
-    Raises UserError for a run without candidates, numbers out of range or twice, fewer than `method.n`, and another
-    selection than the one that was refined.
-    """
-    config, _ = read_run(folder)
-    config, stages = replace(config, out=folder), Stages(folder)
-    if not isinstance(config.method, InstaStyle) or config.method.select != "human":
-        raise UserError(f"{str(folder)!r} is not a run of instastyle with --select human")
-    record = stages.read("candidates")
-    if record is None:
-        raise UserError(f"{str(folder)!r} has no candidates yet: run impasto train there first")
-    check_selection(numbers, len(record["objects"]), config.method.n)
-    inputs, before = {"candidates": record["files"]}, stages.read("selection")
-    refined = (folder / REFINEMENT).exists()
-    if before and before["selected"] != list(numbers) and refined:
-        was = " ".join(map(str, before["selected"]))
-        raise UserError(f"{str(folder)!r} was refined on {was}: remove {folder / REFINEMENT} to select others")
-    stages.write("selection", inputs, [], selected=list(numbers))
-    return run(config, progress)
-
-
-def check_selection(numbers: Sequence[int], count: int, n: int) -> None:
-    """Raise UserError unless these are at least n different numbers of 1 to count."""
-    if wrong := [i for i in numbers if not 1 <= i <= count]:
-        raise UserError(f"there is no candidate {wrong[0]}: their numbers are 1 to {count}")
-    if twice := [i for i in numbers if list(numbers).count(i) > 1]:
-        raise UserError(f"candidate {twice[0]} is selected twice")
-    if len(numbers) < n:
-        raise UserError(f"{len(numbers)} candidates selected, and the run asks for {n}: name more, or set --method.n")
+    return keep_selection(
+        stages, method.select, {"select": method.select, "n": method.n, "encoder": method.encoder}, choose
+    )
 
 
 def selected_items(
@@ -377,10 +321,7 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
     ]
     if (record := stages.read("style", inputs)) and (out / CARD).is_file():
         return {"decibels": record["decibels"]}
-    parts = read_parts(trained)
-    for part in parts:
-        with atomic(out / part.file) as file:
-            shutil.copyfile(trained / part.file, file)
+    parts = copy_parts(trained, out)
     pipe = family.pipeline(**{family.part: family.denoiser})
     encode = encoder(family, pipe, tokens=load_weights(pipe, trained))
     decibels, files = [], [part.file for part in parts]
@@ -416,20 +357,6 @@ def preview_prompts(config: TrainConfig, family: Family, sources: Sequence[Sourc
     """The config's, or the first objects with the first token."""
     objects = (config.method.objects or default_objects(family))[:PREVIEWS]
     return list(config.log.preview_prompt) or [sources[0].caption.prompt(one, sources[0].token) for one in objects]
-
-
-def write_previews(config: TrainConfig, prompts: Sequence[str]) -> list[str]:
-    """Images of the finished style by `generate`; their names in its folder."""
-    if not config.log.preview:
-        return []
-    kind = {"device": config.device, "precision": config.precision, "components": config.components}
-    sampling = Sampling(size=config.data.size)
-    images = generate(config.base, prompts, styles=[str(config.out)], seed=config.seed, sampling=sampling, **kind)
-    names = []
-    for i, (image, info) in enumerate(images):
-        names.append(f"previews/{i}.png")
-        save_png(image, info, config.out / names[-1])
-    return names
 
 
 def default_objects(family: Family) -> tuple[str, ...]:
@@ -471,9 +398,7 @@ def score_candidates(
 
     Raises UserError for an encoder without a text tower.
     """
-    found, texts = encoder.images(images), encoder.texts(prompts)
-    if texts is None:
-        raise UserError(f"encoder {encoder.name} reads no text, which content is scored by: name a CLIP")
+    found, texts = encode_pairs(images, prompts, encoder)
     return (found @ encoder.images([reference])[0]).tolist(), (found * texts).sum(1).tolist()
 
 
