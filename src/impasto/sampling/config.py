@@ -11,7 +11,7 @@ Append = tyro.conf.UseAppendAction
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Draw pictures, with or without styles."""
+    """Generate images, with or without styles."""
 
     base: str = "mini-sd3"
     """Base model: an embedded one, a diffusers folder, a .safetensors checkpoint, or a hub id."""
@@ -25,7 +25,7 @@ class GenerateConfig:
     prompts: Path | None = None
     """A file with one prompt per line."""
     panels: Append[tuple[str, ...]] = ()
-    """Subjects of one multi-panel picture, separated by semicolons; may be given several times."""
+    """Subjects of one multi-panel image, separated by semicolons; may be given several times."""
     letters: Append[tuple[str, ...]] = ()
     """Words to be written in the style of --panel-style; may be given several times."""
     panel_style: str = "a multi-panel comic"
@@ -35,9 +35,9 @@ class GenerateConfig:
     replace: bool = False
     """Remove the images and scores of earlier commands in the folder, and number from 0000 again."""
     seed: int = 0
-    """Picture i starts from seed + i."""
+    """Image i starts from seed + i."""
     count: int = 1
-    """Pictures per prompt."""
+    """Images per prompt."""
     steps: int | None = None
     """Sampling steps; as the base's card says when not given."""
     sampler: str | None = None
@@ -69,11 +69,11 @@ class GenerateConfig:
     size: int | None = None
     """Pixels, square; the base's own when not given."""
     batch: int | None = None
-    """Pictures per forward pass: speed and memory only, the pictures do not depend on it."""
+    """Images per forward pass: speed and memory only, the images do not depend on it."""
     guidances: tyro.conf.Suppress[tuple[Any, ...]] = ()
     """Settings of other guidances, see `guidance.GUIDANCES`; their flags are added by the command."""
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
-    """The base in fewer bits: for a device that does not hold it, or to draw as a style was trained."""
+    """The base in fewer bits: for a device that does not hold it, or to sample as a style was trained."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     precision: str = "auto"

@@ -35,14 +35,22 @@ VERSION = version("impasto")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled. steps, guidance, size, batch and sampler as the base's card says where they are None.
+    """How images are sampled. What is None is as the base's card says.
 
-    sampler: a name in SAMPLERS; "default" where the card is silent too. style_guidance, base_guidance: see
-    `guidance.style_guidance.Weights`. negative: the negative prompt, STYLE_WORDS for the words of the style. None in
-    these three and in sampler: `generate` takes the style's own defaults, see `styles.defaults`; elsewhere the three
-    are 0 and "". until: timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts,
-    from latents of that level; None for all steps. temperature: of bases that draw tokens (Muse), as the card says
-    where it is None.
+    Attributes:
+        steps: Sampling steps.
+        guidance: Guidance scale.
+        negative: The negative prompt, STYLE_WORDS for the words of the style. None: the style's own default in
+            `generate`, see `styles.defaults`; "" elsewhere.
+        size: Pixels, square.
+        batch: Images per call of the pipeline.
+        style_guidance: Weight of the style against the base, see `guidance.style_guidance.Weights`; None as above, else
+            0.
+        base_guidance: Weight of the base's own guidance beside it; None as above, else 0.
+        sampler: A name in SAMPLERS; "default" where style and card are silent too.
+        until: Timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts, from latents
+            of that level; None for all steps.
+        temperature: Of bases that draw tokens (Muse).
     """
 
     steps: int | None = None
