@@ -47,32 +47,35 @@ TITLES = {
     "execution": "Execution",
     "log": "Checkpoints, previews, logs",
 }
-CHECKED_LATER = {"noise.std": "> 0", "noise.shift": "> 0", "seed": "0 to 2^62"}
+CHECKED_LATER = {"noise.std": "> 0", "noise.shift": "> 0", "train.seed": "0 to 2^62"}
 """Ranges that other code checks: the laws in `noise.laws`, `coerce.check_seed`."""
 STEP = 1e-9
 
 
-def is_optional(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
-
-
 def bare(kind: Any) -> Any:
-    """A field's type without annotations and None."""
+    """A field's type without annotations and None; of a union of others the first one."""
     if get_origin(kind) is Annotated:
         return bare(get_args(kind)[0])
-    if is_optional(kind):
-        return bare(next(one for one in get_args(kind) if one is not NoneType))
-    return kind
+    return bare(alternatives(kind)[0]) if get_origin(kind) in (Union, UnionType) else kind
+
+
+def alternatives(kind: Any) -> list[Any]:
+    """The types of a union without None."""
+    return [one for one in get_args(kind) if one is not NoneType]
 
 
 def type_name(kind: Any) -> str:
-    """The type as a user writes it: "number", "text", "list of paths" ..."""
-    kind = bare(kind)
+    """The type as a user writes it: "number", "integer or text", "list of paths" ..."""
+    if get_origin(kind) is Annotated:
+        return type_name(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(type_name(one) for one in alternatives(kind))
     if get_origin(kind) is tuple:
         return f"list of {type_name(get_args(kind)[0])}s"
     if get_origin(kind) is Literal:
         return "choice"
-    return {bool: "on/off", int: "integer", float: "number", str: "text", Path: "path"}[kind]
+    names = {bool: "on/off", int: "integer", float: "number", str: "text", Path: "path"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def default_of(one: Field[Any]) -> str:
@@ -100,6 +103,8 @@ def allowed(settings: Any, name: str, kind: Any, path: str) -> str:
     """The range of a number, the values of a choice, "" where there is no limit."""
     if path in CHECKED_LATER:
         return CHECKED_LATER[path]
+    if get_origin(kind) in (Union, UnionType) and len(alternatives(kind)) > 1:
+        return ""
     kind = bare(kind)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{one}`" for one in get_args(kind))
@@ -157,7 +162,8 @@ def table(settings: Any, section: str, names: Collection[str] | None = None) -> 
         if (names is not None and one.name not in names) or suppressed:
             continue
         flag = flag_of(section, one.name, hint, bare(hint) is bool)
-        limit = allowed(settings, one.name, hint, f"{section}.{one.name}" if section else one.name)
+        known = section or ("train" if settings is TrainConfig else "generate")
+        limit = allowed(settings, one.name, hint, f"{known}.{one.name}")
         row = (f"`{one.name}`", flag, type_name(hint), default_of(one), limit, cell(texts.get(one.name, "")))
         lines.append(f"| {' | '.join(row)} |")
     return lines if len(lines) > 2 else ["No settings of its own."]
