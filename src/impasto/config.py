@@ -102,6 +102,28 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Scores while training, see `training.watch`: they choose the checkpoint, when to stop, and how the style is
+    sampled by default."""
+
+    every: int = 0
+    """Steps between two evaluations on fixed prompts and seeds; 0 evaluates nothing."""
+    prompt: Append[tuple[str, ...]] = ()
+    """A prompt, may be given several times; eight other things in the captions' style words when not given."""
+    clip: str = ""
+    """A CLIP that measures style, a transformers folder or hub id; the small packaged one when not given."""
+    margin: float = 0.1
+    """Of the checkpoints whose text is within this of the best text, the one with the highest style is chosen."""
+    patience: int = 0
+    """Stop after so many evaluations without a new choice; 0 trains all steps."""
+    advice: bool = True
+    """Choose strength and style guidance of the finished style by the same rule (ten points of eight images)."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_0=("every", "patience", "margin"), prefix="evaluate.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a style on one or a few reference images."""
 
@@ -130,6 +152,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -154,9 +177,12 @@ SECTIONS = {
     "optim": OptimConfig,
     "execution": ExecutionConfig,
     "log": LogConfig,
+    "evaluate": EvaluateConfig,
 }
+PREFIXED = ("prior", "evaluate")
+"""Sections whose keys are always written with the section."""
 TOP = tuple(one.name for one in fields(TrainConfig) if one.name not in (*AXES, *SECTIONS))
-SHORT = {one.name: f"{name}.{one.name}" for name in SECTIONS if name != "prior" for one in fields(SECTIONS[name])}
+SHORT = {one.name: f"{name}.{one.name}" for name in SECTIONS if name not in PREFIXED for one in fields(SECTIONS[name])}
 ALIASES = {
     **{axis: f"{axis}.name" for axis in AXES},
     **{f"noise_{key}": f"noise.{key}" for key in ("mean", "std", "shift", "low", "high")},

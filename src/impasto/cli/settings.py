@@ -14,11 +14,11 @@ import tyro
 
 from impasto.bases.style_defaults import RENAMED_RECIPES, current_recipe
 from impasto.cli.console import last_value, parse
-from impasto.config import ALIASES, AXES, SECTIONS, TOP, TrainConfig, change, resolve
+from impasto.config import ALIASES, AXES, PREFIXED, SECTIONS, TOP, TrainConfig, change, resolve
 from impasto.registry import name_of
 
 SELECTORS = ("recipe", "base", *AXES, "optimizer")
-REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "preview_prompt")
+REPEATABLE = ("image", "caption", "repeats", "prior.prompt", "prior.image", "preview_prompt", "evaluate.prompt")
 SILENT = (
     *("adapter.rank", "adapter.alpha", "adapter.targets", "text.rows"),
     *("method.concepts", "method.boxes", "method.finder", "method.style_words"),
@@ -80,7 +80,7 @@ def fields_of(config: TrainConfig) -> list[tuple[str, Any, Any]]:
         if section.__dataclass_fields__:
             found.append((axis, type(section), field(default=section)))
     for name, settings in SECTIONS.items():
-        shown: Any = settings if name == "prior" else tyro.conf.OmitArgPrefixes[settings]
+        shown: Any = settings if name in PREFIXED else tyro.conf.OmitArgPrefixes[settings]
         found.append((name, shown, field(default=getattr(config, name))))
     return found
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from impasto.noise.laws import Law
 from impasto.noise.schedule import Schedule
 from impasto.styles.metadata import About, read_about
 from impasto.styles.parts import has_weights
+from impasto.training.watch import read_rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Run:
     metrics: list[dict[str, Any]]
     card: str
     reference: Path | None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of evaluations.jsonl, see `training.watch`."""
 
     def key(self, name: str) -> Any:
         """A key of the resolved recipe, at the top level or in one of its tables; None if missing."""
@@ -81,6 +84,7 @@ def read_run(folder: Path | str) -> Run:
         read_metrics(folder / "metrics.jsonl"),
         card_text,
         reference if reference.is_file() else None,
+        read_rows(folder),
     )
 
 

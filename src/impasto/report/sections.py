@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from impasto.config import EvaluateConfig
 from impasto.evaluation.scores import SCORES
 from impasto.evaluation.table import decimal, percent
 from impasto.noise.laws import Law, Truncated, UniformTime
@@ -16,6 +17,7 @@ from impasto.report import plots
 from impasto.report.html import Html, el, picture, table
 from impasto.report.markdown import render, shorten_paths
 from impasto.report.run import Gallery, Run, finite
+from impasto.training.watch import choose
 
 Scores = Mapping[str, Any]
 
@@ -180,6 +182,35 @@ def loss_plot(run: Run, series: int) -> Html | None:
     return el("figure", plots.svg(frame, caption, *marks), el("figcaption", caption))
 
 
+def evaluation_plot(run: Run, series: int) -> Html | None:
+    """Style and text of a run's evaluations over steps, the chosen step marked."""
+    rows = run.evaluations
+    if not rows:
+        return None
+    margin = run.key("margin")
+    chosen = choose(rows, EvaluateConfig.margin if margin is None else margin)
+    frame = plots.Frame(
+        plots.Axis.over([0.0, *(row["step"] for row in rows)], "step"),
+        plots.Axis.over([0.0, *(row[name] for row in rows for name in ("style", "text"))], "score"),
+    )
+    marks: list[Html] = []
+    for i, name in enumerate(("style", "text")):
+        points = [(float(row["step"]), row[name]) for row in rows]
+        marks.append(plots.line(frame, points, series + i))
+        marks += [
+            plots.dot(frame, point, series + i, hint=f"step {point[0]:g}: {name} {point[1]:.3f}") for point in points
+        ]
+    at = [(float(chosen["step"]), frame.y.low), (float(chosen["step"]), frame.y.high)]
+    marks.append(plots.line(frame, at, series, "dashed"))
+    marks += [
+        plots.note(frame, (float(rows[-1]["step"]), rows[-1][n]), n, series + i)
+        for i, n in enumerate(("style", "text"))
+    ]
+    caption = f"{run.title}: style (cosine with the reference) and text (by the base) on fixed prompts; step "
+    caption += f"{chosen['step']} was chosen: the most style with text within the margin of the best."
+    return el("figure", plots.svg(frame, caption, *marks), el("figcaption", caption))
+
+
 LOSSES = {"denoise": "mean squared error", "dco": "DCO"}
 
 
@@ -231,6 +262,7 @@ SIGMAS = (0.9995, 0.997, 0.98, 0.9, 0.5, 0.1, 0.03)
 def training(runs: Sequence[tuple[Run, Law | None]]) -> Html | None:
     """Loss curves and noise histograms of all runs."""
     figures = [plot for i, (run, _) in enumerate(runs) if (plot := loss_plot(run, i))]
+    figures += [plot for i, (run, _) in enumerate(runs) if (plot := evaluation_plot(run, i))]
     figures += [plot for i, (run, law) in enumerate(runs) if (plot := noise_plot(run, law, i))]
     if not figures:
         return None

@@ -34,6 +34,7 @@ from impasto.objectives.base import Objective, build_objective
 from impasto.progress import Progress, ignore
 from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
+from impasto.styles.defaults import own_sampling
 from impasto.styles.load import load_style
 from impasto.styles.parts import has_weights
 from impasto.styles.save import save
@@ -46,6 +47,7 @@ from impasto.training.previews import Previews
 from impasto.training.run_folder import RunFolder
 from impasto.training.trainable import TrainableParameters
 from impasto.training.trainer import NotFiniteError, Trainer, mean_of_last
+from impasto.training.watch import Watch, choose, load_chosen, read_rows, save_chosen, stops
 from impasto.training.workers import Workers
 
 REFERENCES = 8
@@ -75,17 +77,18 @@ def fit(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     try:
         done, state = run.resume()
         hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
-        finished = done == config.optim.steps and has_weights(config.out) and (config.out / CARD).is_file()
+        ended = done == config.optim.steps or stops(read_rows(config.out, done), config.evaluate)
+        finished = ended and has_weights(config.out) and (config.out / CARD).is_file()
         with explain_failures(config.out, hint):
             if not finished:
                 with workers.first_process_first():
-                    draws, previews = prepare(plan, family, objective, progress)
+                    draws, previews, watch = prepare(plan, family, objective, progress)
                 trainer = build_trainer(plan, family, objective, running, draws, done, state, workers)
                 if workers.main and not running.compile:  # what is compiled would be compiled for its shapes as well
                     show_base(plan, previews, progress)
-                run_steps(trainer, run, done, previews, progress)
+                last = run_steps(trainer, run, done, previews, progress, watch)
                 if workers.main:
-                    finish(plan, family, trainer, previews, progress)
+                    finish(plan, family, trainer, previews, progress, watch, last)
                 workers.barrier()
     finally:
         run.close()
@@ -113,7 +116,7 @@ def measure_step(plan: Plan) -> dict[str, float] | None:
     objective = build_objective(plan.config.objective, family)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run will give them
-        draws, _ = prepare(plan, family, objective, ignore)
+        draws, *_ = prepare(with_used(plan, **{"evaluate.every": 0}), family, objective, ignore)
     trainer = build_trainer(plan, family, objective, plan.choose_execution(family), draws, 0, {}, workers)
     family.denoiser.train()
     trainer.step(1)
@@ -154,8 +157,10 @@ def with_used(plan: Plan, **keys: Any) -> Plan:
     return replace(plan, config=change(plan.config, **keys), expanded=change(plan.expanded, **keys))
 
 
-def prepare(plan: Plan, family: Family, objective: Objective, progress: Progress) -> tuple[Draws, Previews]:
-    """Encode images and captions, then free the encoders."""
+def prepare(
+    plan: Plan, family: Family, objective: Objective, progress: Progress
+) -> tuple[Draws, Previews, Watch | None]:
+    """Encode images and captions, then free the encoders. The watch is None where nothing is evaluated."""
     config = plan.config
     with explain_failures(config.out, memory.oom_hint_prepare(config)):
         teacher = getattr(objective, "text_family", None)
@@ -163,12 +168,15 @@ def prepare(plan: Plan, family: Family, objective: Objective, progress: Progress
         prepared = prepare_items(family, plan.items, dropout, progress, teacher, plan.text.spell)
         if config.prior.weight:
             prior.read(plan.expanded, family, plan.prior_items)
-        previews = Previews(family, plan.expanded, plan.text)
+        previews, watch = Previews(family, plan.expanded, plan.text), None
+        if config.evaluate.every:
+            shown = [item.picture.load().image for item in data.pictures(plan.items)[:REFERENCES]]
+            watch = Watch(family, plan.expanded, plan.text, shown)
     levels = truncate_to_schedule(plan.law, family.schedule)
     offset.warn_ineffective(config.noise.offset, levels, prepared.x[0][0].numel())
     draws = Draws(config, levels, prepared.to(family.device), family.device)
     family.free("encoders", "vae")
-    return draws, previews
+    return draws, previews, watch
 
 
 def build_trainer(
@@ -203,10 +211,20 @@ def load_teacher_style(teacher: Family, style: Path) -> None:
     load_style(teacher.pipeline(**encoders, **{teacher.part: teacher.denoiser}), style)
 
 
-def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, progress: Progress) -> None:
-    """Steps `done + 1` to the last, each with its row in metrics.jsonl, and the checkpoints."""
+def run_steps(
+    trainer: Trainer,
+    run: RunFolder,
+    done: int,
+    previews: Previews,
+    progress: Progress,
+    watch: Watch | None = None,
+) -> int:
+    """Steps `done + 1` to the last, each with its row in metrics.jsonl, checkpoints and evaluations. Returns the last
+    step, which the rule of `watch` may bring forward."""
     config, log, trainable = trainer.config, trainer.config.log, trainer.trainable
-    steps = config.optim.steps
+    steps, every = config.optim.steps, config.evaluate.every
+    if stops(read_rows(config.out, done), config.evaluate):
+        return done
     trainer.family.denoiser.train()
     with interruptible() as interrupted:
         for step in range(done + 1, steps + 1):
@@ -224,23 +242,54 @@ def run_steps(trainer: Trainer, run: RunFolder, done: int, previews: Previews, p
             run.log(row)
             progress("training", step, steps, f"loss {row['loss']:.3f}")
             stop = stop or (trainer.workers.size == 1 and bool(interrupted))
-            if step % log.checkpoint_every == 0 or step == steps or stop:
+            evaluated = bool(every) and not stop and (step % every == 0 or step == steps)
+            if watch is not None and evaluated and trainer.workers.main:
+                evaluate_step(watch, trainer, step, progress)
+            if step % log.checkpoint_every == 0 or step == steps or stop or evaluated:
                 run.save(step, trainable.tensors())
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step}: the same command resumes from there")
             if log.preview_every and step % log.preview_every == 0 and step < steps and trainer.workers.main:
                 with trainable.averaged():
                     generate_previews(previews, step, progress)
+            if evaluated and trainer.workers.broadcast(stops(read_rows(config.out, step), config.evaluate)):
+                steps = step
+                break
     trainer.family.denoiser.eval()
+    return steps
 
 
-def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews, progress: Progress) -> None:
+def evaluate_step(watch: Watch, trainer: Trainer, step: int, progress: Progress) -> None:
+    """Score the model, and keep its weights where the rule chooses this step."""
+    progress("evaluating", step, trainer.config.optim.steps)
+    with trainer.trainable.averaged():
+        row = watch.evaluate(step)
+        if watch.chosen(step) == row:
+            save_chosen(trainer.config.out, step, trainer.trainable.named)
+    progress("evaluating", step, trainer.config.optim.steps, f"style {row['style']:.3f}, text {row['text']:.3f}")
+
+
+def finish(
+    plan: Plan,
+    family: Family,
+    trainer: Trainer,
+    previews: Previews,
+    progress: Progress,
+    watch: Watch | None = None,
+    last: int = 0,
+) -> None:
     """The files of the style folder: adapter, references, previews, and last the card, which marks the run as complete.
+    The weights are those of the step that `watch` chose, else of the last one; it also advises strength and guidance.
 
     Warns of an image that has been moved or changed since: it has no copy here.
     """
     config = plan.expanded
     with trainer.trainable.averaged():
+        if watch is not None:
+            use_chosen(watch, trainer, last)
+            if config.evaluate.advice:
+                watch.advise(progress)
+                previews.read_defaults() if previews.prompts else None
         save(family, config.out, plan.text, adapter_of(config.adapter))
         for i, item in enumerate(data.pictures(plan.items)[:REFERENCES]):
             try:
@@ -251,6 +300,18 @@ def finish(plan: Plan, family: Family, trainer: Trainer, previews: Previews, pro
         if names:
             show_base(plan, previews, progress)
         write_card(config, family, list(zip(previews.prompts, names, strict=bool(names))), version("impasto"))
+
+
+def use_chosen(watch: Watch, trainer: Trainer, last: int) -> None:
+    """Put the weights of the chosen step into the model; warns where they are not there."""
+    row = watch.chosen(last)
+    if row is None or row["step"] == last or load_chosen(watch.config.out, row["step"], trainer.trainable.named):
+        return
+    warnings.warn(
+        f"the weights of the chosen step {row['step']} are not in {str(watch.config.out)!r}: the style has those "
+        f"of the last step, {last}",
+        stacklevel=2,
+    )
 
 
 def show_base(plan: Plan, previews: Previews, progress: Progress) -> None:
@@ -309,4 +370,15 @@ def summarize(config: TrainConfig, run: RunFolder, resumed_from: int, seconds: f
         "resumed_from": resumed_from,
         "loss": mean_of_last([row["loss"] for row in run.rows()]),
         "seconds": round(seconds, 2),
-    }
+    } | summarize_evaluations(config)
+
+
+def summarize_evaluations(config: TrainConfig) -> dict[str, Any]:
+    """The chosen step with its scores, the seconds of all evaluations, and the advised sampling; {} without any."""
+    rows = read_rows(config.out) if config.evaluate.every else []
+    if not rows:
+        return {}
+    row = choose(rows, config.evaluate.margin)
+    found: dict[str, Any] = {"chosen_step": row["step"], "chosen_style": row["style"], "chosen_text": row["text"]}
+    found["evaluation_seconds"] = round(sum(one["seconds"] for one in rows), 1)
+    return found | ({"advised": own_sampling(config.out)} if config.evaluate.advice else {})

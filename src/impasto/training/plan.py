@@ -26,7 +26,7 @@ from impasto.optim import optimizers
 from impasto.progress import Progress, ignore
 from impasto.registry import name_of
 from impasto.styles import hub
-from impasto.training import prior
+from impasto.training import prior, watch
 from impasto.training.run_folder import check_out, check_recipe, check_wandb, recipe_text, resume_quantize
 
 
@@ -71,6 +71,7 @@ def make_plan(config: TrainConfig, progress: Progress = ignore, shards: bool = F
         config.data, config.base, cards.card(config.base), progress, outline.largest if outline else None
     )
     expanded = expand(config, found)
+    watch.check(expanded)
     prior_items = prior.read_images(expanded)
     preserved = [*expanded.prior.prompt, *(one.caption for one in prior_items)] if config.prior.weight else []
     recipe_text(config, {"captions": [item.caption for item in found]})  # fails on text that cannot be written

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 
 from impasto.adapters.base import adapter_of
 from impasto.adapters.lora import disabled
@@ -19,7 +20,7 @@ from impasto.families.base import Condition, Family
 from impasto.guidance import bind_all
 from impasto.guidance.base import Encode, Guidance
 from impasto.progress import Progress, ignore
-from impasto.sampling.png import save_png
+from impasto.sampling.png import Info, save_png
 from impasto.sampling.sample import Sampling, sample
 from impasto.styles import defaults as style_defaults
 
@@ -43,13 +44,19 @@ class Previews:
         self.strength, self.guidances, given = 1.0, [], Sampling(size=config.data.size)
         if not self.prompts:
             return
-        self.strength, self.sampling, settings = style_defaults.of_run(config, family, captions, given)
-        self.guidances = bind_all(settings, family, self.sampling, self.encode)
+        self.given, self.captions = given, captions
+        self.read_defaults()
         self.of_base = [*self.prompts, *CAPTION_IMAGES * captions[:1]]
         also = [self.sampling.negative or "", *(prompt for one in self.guidances for prompt in one.prompts)]
         length = next(iter(family.text_lengths))
         prompts = [*self.of_base, *also, ""]
         self.conds = {prompt: text(family, conditioning.spell(prompt), length) for prompt in prompts}
+
+    def read_defaults(self) -> None:
+        """Take strength, sampling and guidances from the style's defaults as they are now."""
+        own = style_defaults.of_run(self.config, self.family, self.captions, self.given)
+        self.strength, self.sampling, settings = own
+        self.guidances = bind_all(settings, self.family, self.sampling, self.encode)
 
     def encode(self, prompt: str) -> Condition:
         return self.text.encode([prompt], self.conds[prompt])
@@ -64,6 +71,13 @@ class Previews:
         with as_sampled(self.models(), self.family.dtype, self.strength):
             self.write(names, cache(self.encode), self.sampling, about, self.guidances, progress)
         return names
+
+    @torch.no_grad()
+    def images(self, strength: float | None = None, sampling: Sampling | None = None) -> list[Image.Image]:
+        """An image per prompt by the live model, not written; by default sampled as the style is."""
+        with as_sampled(self.models(), self.family.dtype, self.strength if strength is None else strength):
+            made = self.sample(cache(self.encode), sampling or self.sampling, {}, self.guidances)
+            return [image for image, _ in made]
 
     def generate_base(self, progress: Progress = ignore) -> dict[str, str]:
         """Write `previews/base/0000.png` on: the base alone on the same prompts and seeds, then on the first caption,
@@ -92,15 +106,28 @@ class Previews:
     ) -> None:
         """Generate an image per prompt (by default `self.prompts`) by the model as it is, into these files of the style
         folder."""
+        images = self.sample(encode, sampling, about, guidances, progress, phase, prompts)
+        for name, (image, info) in zip(names, images, strict=True):
+            (self.config.out / name).parent.mkdir(parents=True, exist_ok=True)
+            save_png(image, info, self.config.out / name)
+
+    def sample(
+        self,
+        encode: Encode,
+        sampling: Sampling,
+        about: dict[str, Any],
+        guidances: Sequence[Guidance] = (),
+        progress: Progress = ignore,
+        phase: str = "previews",
+        prompts: Sequence[str] | None = None,
+    ) -> Iterator[tuple[Image.Image, Info]]:
+        """Images of the prompts (by default `self.prompts`) with their Info, by the model as it is."""
         family = self.family
         encoders: dict[str, Any] = dict.fromkeys(family.encoder_parts)
         pipe = family.pipeline(**encoders, **{family.part: family.denoiser})
         jobs = [(prompt, self.config.seed + i) for i, prompt in enumerate(prompts or self.prompts)]
         about = {"base": self.config.base, "base_hash": family.hash} | about
-        images = sample(family, pipe, jobs, encode, sampling, about, guidances, progress=progress, phase=phase)
-        for name, (image, info) in zip(names, images, strict=True):
-            (self.config.out / name).parent.mkdir(parents=True, exist_ok=True)
-            save_png(image, info, self.config.out / name)
+        return sample(family, pipe, jobs, encode, sampling, about, guidances, progress=progress, phase=phase)
 
     def models(self) -> list[Any]:
         """The models that carry adapters."""
