@@ -30,7 +30,25 @@ from random_weights import random_images, random_state  # noqa: E402
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "lpips", "image-reward", "openai-clip", "pillow", "numpy")
 PROMPTS = ["a rocket in pixel art style", "a cat", "a star and a face", "rabbit drawing"]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a rocket in pixel art style cat star and face rabbit drawing".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "rocket",
+    "in",
+    "pixel",
+    "art",
+    "style",
+    "cat",
+    "star",
+    "and",
+    "face",
+    "rabbit",
+    "drawing",
+]
 WIDTH, PATCH, SIDE = 128, 8, 32
 
 

@@ -29,9 +29,11 @@ from impasto.cli.console import (
 from impasto.cli.evaluate import evaluate, report
 from impasto.cli.generate import generate
 from impasto.cli.invert import invert
+from impasto.cli.prompts import prompts, show_prompts
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
+from impasto.cli.votes import show_votes, votes
 from impasto.cli.weights import show_weights, weights
 from impasto.errors import UserError, nearest
 
@@ -49,7 +51,7 @@ COMMANDS: dict[str, Callable[[list[str]], Result]] = {
         *(train, select, mix, distill, generate, invert, evaluate, report, sheet, recipes, adapters, concepts),
         *(export, import_, merge, resize),
         *(demo, noise, reproduce, artworld, pretrain),
-        weights,
+        *(weights, prompts, votes),
     )
 }
 
@@ -70,6 +72,8 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "train": show_training,
     "distill": show_training,
     "weights": show_weights,
+    "prompts": show_prompts,
+    "votes": show_votes,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 
