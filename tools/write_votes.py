@@ -1,9 +1,10 @@
-"""Pairs of images for a blind vote between InstaStyle and each other method of claim N9, and prompts for other methods.
+"""A vote set of InstaStyle and each other method of claim N9, and prompts for other methods.
 
-    python tools/write_votes.py --cells smoke                # votes/METHOD/00.png on, of the cells that were run here
+    python tools/write_votes.py --cells smoke                # votes/, of the cells that were run here
     python tools/write_votes.py --prompts                    # others/prompts.jsonl and the references
 
-Both go into the campaign's folder (--out docs/results/instastyle). See `impasto.reproduce.instastyle_others`.
+Both go into the campaign's folder (--out docs/results/instastyle), see `impasto.reproduce.instastyle_others`. `impasto
+votes summary docs/results/instastyle/votes` counts.
 """
 
 import argparse

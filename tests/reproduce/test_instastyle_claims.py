@@ -11,6 +11,7 @@ from PIL import Image
 
 from impasto.artworld import load_meta
 from impasto.errors import UserError
+from impasto.evaluation.votes import next_pair, record, summary
 from impasto.files import cache_dir
 from impasto.generation import GRID, LINE
 from impasto.reproduce import campaign as module
@@ -220,8 +221,11 @@ def test_other_method_is_an_arm_of_the_comparison(few, tiny_sd15, tmp_path, worl
     assert run_cell(first(made, "other: mine"), world, made.place)["scores"]["palette"] > 0
     run_cell(first(made, "single: score"), world, made.place)
     assert write_pairs(made, "smoke", "single: score", ["other: mine"]) == {"other: mine": 2}
-    key = json.loads((tmp_path / "votes" / "mine" / "key.json").read_text())
-    assert set(key["00.png"].values()) == {"other: mine", "single: score"}
+    pair = next_pair(tmp_path / "votes", "rater")
+    assert pair is not None and pair.reference is not None and pair.reference.is_file()
+    record(tmp_path / "votes", pair.id, "rater", "style", "left")
+    (row,) = summary(tmp_path / "votes")["comparisons"]
+    assert {row["method"], row["other"]} == {"other: mine", "single: score"}
 
 
 def test_paper_protocol_lists_cells_and_runs_one(tiny_sd15, tmp_path, monkeypatch):

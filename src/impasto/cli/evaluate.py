@@ -40,8 +40,8 @@ def evaluate(args: list[str]) -> Result:
             base_images: The same prompts drawn by the base alone, scored beside them.
             clip: A CLIP, a transformers folder or a hub id, in place of the packaged one ("clip").
             dino: An encoder of images, a folder or a hub id, for one more similarity with the reference.
-            encoders: More encoders, NAME or NAME=HUB_OR_FOLDER each, such as dino or csd=csd.safetensors; impasto weights
-                list shows them.
+            encoders: More encoders, NAME or NAME=HUB_OR_FOLDER each, such as dino or csd=csd.safetensors; `impasto
+                weights list` shows them.
             device: Where the encoders run: cpu, cuda or auto.
             ground: Red, green, blue of the plain ground that the true pictures are on.
             out: Where the scores are written; scores.json in the folder when not given.

@@ -30,10 +30,12 @@ from impasto.cli.console import (
 from impasto.cli.evaluate import evaluate, report
 from impasto.cli.generate import generate
 from impasto.cli.invert import invert
+from impasto.cli.prompts import prompts, show_prompts
 from impasto.cli.research import artworld, demo, pretrain, reproduce
 from impasto.cli.studio import studio as open_studio
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
+from impasto.cli.votes import show_votes, votes
 from impasto.cli.weights import show_weights, weights
 from impasto.errors import UserError, nearest
 
@@ -53,7 +55,7 @@ def studio(args: list[str]) -> Result:
 GROUPS: dict[str, tuple[Callable[[list[str]], Result], ...]] = {
     "Train a style": (train, select, mix, distill, concepts, recipes),
     "Use it": (studio, generate, sheet, invert),
-    "Measure it": (evaluate, report, compare, demo),
+    "Measure it": (evaluate, report, compare, votes, prompts, demo),
     "Files": (export, import_, merge, resize, weights),
     "Noise and adapters": (noise, adapters),
     "Research": (reproduce, artworld, pretrain),
@@ -79,6 +81,8 @@ SHOW: dict[str, Callable[[Result], None]] = {
     "train": show_training,
     "distill": show_training,
     "weights": show_weights,
+    "prompts": show_prompts,
+    "votes": show_votes,
 }
 """How a command's result is shown, where `show` would not do; the demo and the actions of noise show themselves."""
 

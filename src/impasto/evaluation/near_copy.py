@@ -1,6 +1,6 @@
 """Near-copies of a reference: images that repeat its composition, not only its style. Without an encoder.
 
-    c(image) = max over r in R of the correlation of the 16 x 16 x 3 pixel means of image and r
+    c(image) = max over r in R of the correlation of the 16 x 16 pixel means of image and r, each channel less its mean
 
 R: the reference, crops of it at five places (CROPS of the shorter side) and all of these mirrored. An image is a
 near-copy from c = THRESHOLD on. `tools/measure_near_copies.py` measures misses and false alarms on the art world.
@@ -42,8 +42,8 @@ def variants(reference: Image.Image) -> list[Image.Image]:
 
 
 def thumbnails(images: Sequence[Image.Image]) -> Tensor:
-    """float32 [n, 3 SIDE^2]: pixel means less their mean, of length 1 (0 for one colour)."""
+    """float32 [n, 3 SIDE^2]: pixel means less each channel's mean, of length 1 (0 for one colour)."""
     small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
-    rows = np.stack([np.asarray(image, np.float32).ravel() for image in small])
-    rows -= rows.mean(1, keepdims=True)
+    pixels = np.stack([np.asarray(image, np.float32).reshape(-1, 3) for image in small])
+    rows = (pixels - pixels.mean(1, keepdims=True)).reshape(len(pixels), -1)
     return torch.from_numpy(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6))

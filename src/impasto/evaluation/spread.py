@@ -11,7 +11,7 @@ import numpy as np
 Z = 1.959964  # the normal quantile of a two-sided 95 % interval
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: int) -> tuple[float, float]:
     """95 % interval in [0, 1] of a share of `hits` among `n` > 0 trials (Wilson 1927), not degenerate at 0 and 1.
 
     centre = (p + z^2/2n) / (1 + z^2/n), half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).

@@ -1,10 +1,9 @@
-"""Other methods as folders of images, and pairs of images for a blind vote.
+"""Other methods as folders of images, and a vote set of pairs with them.
 
     OUT/others/NAME/metadata.jsonl    {"file_name": "0.png", "text": "a prompt of the claims"} for each image
 
 is an arm "other: NAME" of claim N9. `OUT/others/prompts.jsonl` (`write_prompts`) has the prompts of each unit, with its
-reference beside it. OUT/votes/METHOD/00.png on are pairs: the reference, and one image of each of two methods in random
-order; OUT/votes/METHOD/key.json says which is which.
+reference beside it. OUT/votes is a vote set (`evaluation.votes`): one image of each of two methods and the reference.
 """
 
 import hashlib
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from impasto.contact_sheet import sheet
 from impasto.data import references
 from impasto.errors import UserError
+from impasto.evaluation import votes
 from impasto.files import atomic
-from impasto.noise.random import generator
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading
 from impasto.reproduce.instastyle_world import reference_image
 from impasto.reproduce.sheets import images_of
@@ -116,34 +114,22 @@ def write_prompts(out: Path, units: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def write_pairs(campaign: "Campaign", size: str, arm: str, others: Sequence[str], count: int = PAIRS) -> dict[str, int]:
-    """Pairs of `arm` and each of `others` into `campaign.out/votes`; {method: number of pairs}. Prompts that lack an
-    image on this machine are left out; which comes first is drawn by the pair's number."""
+    """Pairs of `arm` and each of `others` as a vote set, `campaign.out/votes` (`evaluation.votes`); {method: number of
+    new pairs}. `count` for each, spread evenly over the cells; cells without images on this machine are left out."""
     written = {}
     for other in others:
-        pairs = []
         theirs = {cell.unit: cell for cell in campaign.cells_of(other, size)}
-        for cell in campaign.cells_of(arm, size):
-            folders = [images_of(one) for one in (cell, theirs[cell.unit])] if cell.unit in theirs else []
-            if folders and all(folder.is_dir() for folder in folders):
-                pairs += [(cell, i, folders) for i in range(len(cell.spec["prompts"]))]
-        out = campaign.out / "votes" / other.partition(": ")[2].replace(" ", "-")
-        key: dict[str, Any] = {}
-        for n, (cell, i, folders) in enumerate(
-            pairs[k * len(pairs) // min(count, len(pairs))] for k in range(min(count, len(pairs)))
-        ):
-            swapped = bool(generator(n, 0, f"vote {other}").initial_seed() % 2)
-            shown = [Image.open(folder / f"{i:04d}.png").convert("RGB") for folder in folders]
-            shown = shown[::-1] if swapped else shown
-            prompt = cell.spec["plain"][i]
-            picture = sheet(
-                {prompt: shown}, ["A", "B"], cell=128, reference=reference_image(cell.spec), title="reference"
-            )
-            out.mkdir(parents=True, exist_ok=True)
-            with atomic(out / f"{n:02d}.png") as file:
-                picture.save(file, "PNG")
-            key[f"{n:02d}.png"] = {"A": other, "B": arm} if swapped else {"A": arm, "B": other}
-        if key:
-            with atomic(out / "key.json") as file:
-                file.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-        written[other] = len(key)
+        cells = [cell for cell in campaign.cells_of(arm, size) if cell.unit in theirs]
+        folders = {cell.unit: {arm: images_of(cell), other: images_of(theirs[cell.unit])} for cell in cells}
+        cells = [cell for cell in cells if all(folder.is_dir() for folder in folders[cell.unit].values())]
+        written[other] = 0
+        for k, cell in enumerate(cells):
+            own = (k + 1) * count // len(cells) - k * count // len(cells)
+            rows = [
+                (prompt, 0, {name: folder / f"{i:04d}.png" for name, folder in folders[cell.unit].items()})
+                for i, prompt in enumerate(cell.spec["plain"])
+            ]
+            picture = reference_image(cell.spec)
+            found = votes.add_pairs(campaign.out / "votes", rows, picture, cell.unit, own, only=arm)
+            written[other] += sum(found["pairs"].values())
     return written

@@ -6,11 +6,10 @@
 
 The variant of CLIP is not stated there. The table of its references is not available to us: `--references DIR` has
 images 00.png on and, to say what they show, captions.txt with lines `FILE: object | style words`; without it the files
-are called by the numbers of data/instastyle_references.json, a list of our own. A cell is one arm on one reference;
-`smoke` is 2 references x 4 classes.
+are called by the numbers of the prompt set instastyle-references, a list of our own. A cell is one arm on one
+reference; `smoke` is 2 references x 4 classes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from impasto.data import references
+from impasto.data.prompt_sets import read_prompts
 from impasto.errors import UserError
 from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
@@ -31,7 +31,6 @@ from impasto.reproduce.clip_world import CLIP, ClipWorld
 from impasto.reproduce.instastyle_jobs import FORMS
 from impasto.reproduce.paper import by_number, file_hash
 
-DATA = Path(__file__).parent / "data"
 SIZES = {"smoke": (2, 4), "full": (60, 100)}
 """References, classes."""
 MEASURES = {"style": Measure("clip_i_reference", margin=0.01), "text": Measure("clip_t", margin=0.005)}
@@ -120,7 +119,7 @@ class ReferenceWorld(ClipWorld):
 @cache
 def read_classes() -> list[str]:
     """The 100 classes of CIFAR-100."""
-    return json.loads((DATA / "cifar100.json").read_text(encoding="utf-8"))
+    return [item.content for item in read_prompts("cifar-100").items]
 
 
 def read_references(folder: Path) -> list[Captioned]:
@@ -130,7 +129,7 @@ def read_references(folder: Path) -> list[Captioned]:
         raise UserError(f"--references {str(folder)!r} is not a folder: give one of images with captions.txt")
     captions = folder / "captions.txt"
     if not captions.is_file():
-        own = json.loads((DATA / "instastyle_references.json").read_text(encoding="utf-8"))
+        own = [(item.content, str(item.style)) for item in read_prompts("instastyle-references").items]
         return [Captioned(file, *own[i]) for i, file in sorted(by_number(folder).items()) if i < len(own)]
     found = []
     for number, line in enumerate(captions.read_text(encoding="utf-8-sig").splitlines(), 1):

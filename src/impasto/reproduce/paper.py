@@ -21,6 +21,7 @@ from PIL import Image
 
 from impasto.data import references
 from impasto.data.companions import SUFFIXES
+from impasto.data.prompt_sets import read_prompts
 from impasto.errors import UserError
 from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
@@ -28,34 +29,11 @@ from impasto.reproduce.claims import Measure, Unit
 from impasto.reproduce.clip_world import CLIP, ClipWorld, load
 
 DINO = "facebook/dino-vits16"
-STYLES: tuple[tuple[str, str], ...] = (
-    ("house", "watercolor painting style"),
-    ("cat", "watercolor painting style"),
-    ("flowers", "watercolor painting style"),
-    ("village", "oil painting style"),
-    ("portrait of a person wearing a hat", "oil painting style"),
-    ("village", "line drawing style"),
-    ("person drowning into the phone", "cartoon line drawing style"),
-    ("woman walking a dog", "flat cartoon illustration style"),
-    ("woman working on a laptop", "flat cartoon illustration style"),
-    ("Christmas tree", "sticker style"),
-    ("wave", "abstract rainbow colored flowing smoke wave design"),
-    ("mushroom", "glowing style"),
-    ("slices of watermelon and clouds in the background", "3d rendering style"),
-    ("woman", "3d rendering style"),
-    ("thumbs up", "glowing 3d rendering style"),
-    ("bear", "kid crayon drawing style"),
-    ("flower", "melting golden 3d rendering style"),
-    ("Viking face with beard", "wooden sculpture"),
+STYLES: tuple[tuple[str, str], ...] = tuple(
+    (item.content, str(item.style)) for item in read_prompts("styledrop-references").items
 )
 """Content and style phrase of the 18 references, in the order of their numbers."""
-SUBJECTS = (
-    *("An Opera house in Sydney", "A fluffy baby sloth with a knitted hat trying to figure out a laptop, close up"),
-    *("A Golden Gate bridge", "The letter 'G'", "A man riding a snowboard", "A panda eating bamboo"),
-    *("A friendly robot", "A baby penguin", "A moose", "A towel", "An espresso machine", "An avocado", "A crown"),
-    *("A banana", "A bench", "A boat", "A butterfly", "An F1 race car", "A Christmas tree", "A cow", "A hat"),
-    *("A piano", "A wood cabin"),
-)
+SUBJECTS = tuple(item.content for item in read_prompts("style-friendly-subjects").items)
 SIZES = {"smoke": (3, 3, 1), "full": (18, 23, 2)}
 """References, subjects, images per subject."""
 MEASURES = {"style": Measure("dino", margin=0.02), "text": Measure("clip_t", margin=0.01)}

@@ -1,6 +1,6 @@
 """StyleInject's own protocol (section V-A), for users with SD1.5's weights and a folder of image-text pairs.
 
-    200 prompts in 9 categories (data/prompts_200.json; the authors' list is not published, these are our own)
+    200 prompts in 9 categories (the prompt set styleinject-200; the authors' list is not published, these are our own)
     x 4 fixed seeds = 800 images per arm; Euler ancestral, 50 steps, guidance 7.5
     CLIP-S   2.5 max(cos, 0), ViT-B/32, to the prompt                        decides "text"
     ImageReward and PickScore are not part of this package: preference is not testable here
@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from impasto.data import folder as folders
+from impasto.data import prompt_sets
 from impasto.errors import UserError
 from impasto.evaluation import Encoder, clip
 from impasto.evaluation.samples import read_folder
@@ -29,7 +30,6 @@ from impasto.reproduce.claims import Arm, Claim, Measure, Reading, more
 from impasto.reproduce.clip_world import CLIP, ClipWorld
 from impasto.reproduce.runner import BaseSpec, Job
 
-PROMPTS = Path(__file__).parent / "data" / "prompts_200.json"
 SAMPLING = {"steps": 50, "guidance": 7.5, "sampler": "euler-ancestral", "size": 512}
 SIZES = {"smoke": (2, 1), "full": (None, 4)}
 """Prompts per category (None: all), seeds."""
@@ -98,8 +98,11 @@ class PromptWorld(ClipWorld):
 
 @cache
 def read_prompts() -> dict[str, list[str]]:
-    """{category: prompts}."""
-    return json.loads(PROMPTS.read_text(encoding="utf-8"))
+    """{category: prompts} of the set styleinject-200."""
+    found: dict[str, list[str]] = {}
+    for item in prompt_sets.read_prompts("styleinject-200").items:
+        found.setdefault(str(item.category), []).append(item.content)
+    return found
 
 
 @cache
