@@ -218,10 +218,12 @@ def test_an_interrupted_command_leaves_no_mixture(config):
         ({"guidance": math.nan}, "guidance must be a finite number from 0 on, not nan"),
         ({"guidance": -7.0}, "guidance must be a finite number from 0 on, not -7"),
         ({"style_guidance": math.inf}, "style-guidance must be a finite number from 0 on, not inf"),
-        ({"seed": -1}, "seed must be from 0 to"),
+        ({"seed": -2}, "seed must be from 0 to"),
         ({"seed": 10**20}, "seed must be from 0 to"),
         ({"size": 0}, "size must be at least 1"),
         ({"size": 17}, "size must be a multiple of 8"),
+        ({"size": "16x17"}, "height must be a multiple of 8"),
+        ({"size": "16x"}, "size '16x' must be a side or width x height"),
         ({"size": 4096}, r"size must be at most \d+ for this base \(its position table\), not 4096"),
     ],
 )

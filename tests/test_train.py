@@ -184,6 +184,55 @@ def test_a_finished_run_is_left_alone(config):
     assert before == {file: file.stat().st_mtime_ns for file in config.out.glob("pytorch*")}
 
 
+@pytest.mark.parametrize("stop", [None, 5])
+def test_more_steps_on_a_run_go_on_bit_for_bit(config, tmp_path, stop):
+    """Of a constant rate also on a run that was stopped."""
+    whole = change(config, out=tmp_path / "whole", steps=9, ema=0.9)
+    train(whole)
+    first = change(config, ema=0.9)
+    if stop:
+        with pytest.raises(StopError):
+            train(first, stop_at(stop))
+    else:
+        train(first)
+    assert train(change(first, steps=9))["resumed_from"] == (4 if stop else 6)
+    assert same(weights(whole), weights(first))
+    assert [row | {"unchanged": 0} for row in rows(whole)] == [row | {"unchanged": 0} for row in rows(first)]
+    assert tomllib.loads((first.out / "recipe.toml").read_text())["optim"]["steps"] == 9
+    with pytest.raises(UserError, match=r"other settings \(steps: 9 -> 6\)"):
+        train(first)
+
+
+def test_more_steps_with_a_falling_rate_start_it_again(config):
+    """Also after an interruption of the added steps; not before the first ones are done."""
+    config = change(config, schedule="cosine", warmup=2)
+    with pytest.raises(StopError):
+        train(config, stop_at(5))
+    with pytest.raises(UserError, match=r"steps: 6 -> 12, for which the cosine schedule has to reach step 6 first"):
+        train(change(config, steps=12))
+    train(config)
+    more = change(config, steps=12)
+    with (
+        pytest.warns(UserWarning, match=r"goes on from step 6: its learning rate starts again at 0.001"),
+        pytest.raises(StopError),
+    ):
+        train(more, stop_at(9))
+    assert train(more)["resumed_from"] == 8
+    rates = [row["lr"] for row in rows(config)]
+    assert rates == [learning_rate(more.optim, step, (6,)) for step in range(1, 13)]
+    falls = [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    assert rates[6:] == pytest.approx([1e-3 * fall for fall in falls])
+    assert rates[:6] == [learning_rate(config.optim, step) for step in range(1, 7)]
+    assert train(change(config, steps=12))["resumed_from"] == 12
+
+
+def test_more_steps_without_a_checkpoint_are_refused(config):
+    train(config)
+    shutil.rmtree(config.out / "state")
+    with pytest.raises(UserError, match=r"other settings \(steps: 6 -> 9\)"):
+        train(change(config, steps=9))
+
+
 def test_the_batch_may_be_split_otherwise(config, tmp_path):
     """3 x 2 or 6 x 1 draws are the same draws: the same run up to rounding."""
     other = change(config, out=tmp_path / "other", batch=6, accumulate=1)

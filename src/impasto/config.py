@@ -132,12 +132,15 @@ class TrainConfig:
     components: Path | None = None
     """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     out: Path = Path("runs/style")
-    """The style folder. The same command again resumes where it stopped."""
+    """The style folder. The same command again resumes where it stopped; with more --steps it goes on."""
     recipe: str = "style-friendly"
     """A recipe by name (`impasto recipes` lists them), or a TOML file; the base's own when not given (style-friendly,
     on the embedded bases style-friendly-128px)."""
     seed: int = 0
     """All randomness is a function of (seed, step, item)."""
+    init_from: Path | None = None
+    """A style to start from, a folder or a LoRA file: its layers and rank have to fit into this run's LoRA. Its
+    optimiser is not resumed; give more --steps to a run for that."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     precision: str = "auto"

@@ -33,6 +33,7 @@ from impasto.sampling.png import Info, save_png
 from impasto.sampling.prompts import check_prompts, read_pasted, read_prompts
 from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
+from impasto.styles.hub_download import hub_name, resolve_hub
 from impasto.styles.load import load_weights
 from impasto.styles.metadata import quantized_base, read_about
 from impasto.styles.start import RANDOM, build_start, read_noises, reference_file, share_weights
@@ -65,7 +66,7 @@ def generate(
     Args:
         base: A base model, as `--base` takes it.
         prompts: One text per image, or per `count` images.
-        styles: Style folders or files, each with an optional strength: "runs/neon:0.8".
+        styles: Style folders, files or names on the Hub, each with an optional strength: "runs/neon:0.8".
         seed: Image i has the seed `seed + i`.
         count: Images per prompt.
         sampling: Steps, guidance scale, size ...; the base's and the style's own when not given.
@@ -190,7 +191,12 @@ def open_session(
     progress: Progress = ignore,
 ) -> Session:
     """Load a base with styles; see `generate`. Raises UserError."""
-    chosen = [split_strength(style) for style in styles]
+    chosen = [split_strength(resolve_hub(style)) for style in styles]
+    on_hub = {
+        path: name[0].removesuffix(name["strength"] or "")
+        for style, (path, _) in zip(styles, chosen, strict=True)
+        if (name := hub_name(style))
+    }
     abouts = [read_about(path) for path, _ in chosen]  # a damaged file is found before the base is loaded
     progress(f"loading {base}")
     family = loader.load(base, device=device, precision=precision, components=components)
@@ -210,7 +216,7 @@ def open_session(
     sampling = sampling.on(family)
     check_until(sampling, noisy, family)
     check_size(sampling.size, family)  # before anything is loaded
-    check_size(sampling.height, family)
+    check_size(sampling.height, family, "height")
     running.check_quantized(quantize, family.device)
     with running.in_main_memory(family):
         shared = quantize != "none" or any(getattr(one, "calls_denoiser", False) for one in guidances) or noisy
@@ -238,7 +244,7 @@ def open_session(
         "base": base,
         "base_hash": family.hash,
         **({} if quantize == "none" else {"quantize": quantize}),
-        "styles": [{"path": str(p), "strength": s, "hash": style_hash(p)} for p, s in styled],
+        "styles": [{"path": on_hub.get(p, str(p)), "strength": s, "hash": style_hash(p)} for p, s in styled],
         **(sampling.weights(family).info if styled else {}),
     }
     encode = encoder(family, pipe, sampling.batch, tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from impasto.bases.cards import check_name
 from impasto.errors import UserError
+from impasto.styles.hub_download import hub_name
 
 STEP_OR_STRENGTH = re.compile(r"(@\d+)?(:[^:/\\]*)?$")
 
@@ -25,9 +26,12 @@ def check_images(images: Sequence[Path]) -> None:
             raise UserError(f"image {str(image)!r} does not exist")
 
 
-def check_styles(styles: Iterable[str | Path]) -> None:
-    """Raise UserError for the first style, "runs/x@100:0.8", that is neither a file nor a folder."""
+def check_styles(styles: Iterable[str | Path], hub: bool = False) -> None:
+    """Raise UserError for the first style, "runs/x@100:0.8", that is neither a file nor a folder. hub: it may be the
+    name of one on the Hub as well."""
     for style in map(str, styles):
+        if hub and hub_name(style):
+            continue
         if not Path(style).exists() and not Path(path := STEP_OR_STRENGTH.sub("", style)).exists():
             raise UserError(f"style {path!r} cannot be loaded: no such file or folder")
 

@@ -46,7 +46,7 @@ def generate(args: list[str]) -> Result:
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
     check_bases(config.base)
-    check_styles(config.style)
+    check_styles(config.style, hub=True)
     check_images([image for one in guidances if (image := getattr(one, "image", None))])
     if any("@" in style for style in command.style):
         from impasto.training.checkpoint_style import resolve_checkpoint

@@ -23,7 +23,8 @@ class GenerateConfig:
     """A diffusers folder for what a .safetensors checkpoint does not hold: tokenisers, text encoders, autoencoder."""
     style: Append[tuple[str, ...]] = ()
     """A style folder, its strength after a colon: runs/neon:0.8; the style's own default strength when not given.
-    runs/neon@100:0.8 is the checkpoint of step 100. May be given several times, or not at all."""
+    runs/neon@100:0.8 is the checkpoint of step 100, owner/name:0.8 a style on the Hub (of several files
+    owner/name/file.safetensors). May be given several times, or not at all."""
     prompt: Append[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None

@@ -86,7 +86,12 @@ def write_parts(folder: Path, parts: Sequence[Part], sampling: Mapping[str, Any]
 
 def write_defaults(folder: Path, guidance: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
     """State in `style.json` how the style is sampled where no flag says otherwise; its other keys stay."""
-    content = read_style_json(folder) | {"guidance": dict(guidance), "sampling": dict(sampling)}
+    add_to_style_json(folder, {"guidance": dict(guidance), "sampling": dict(sampling)})
+
+
+def add_to_style_json(folder: Path, keys: Mapping[str, Any]) -> None:
+    """Set keys of `style.json`; its other keys stay."""
+    content = read_style_json(folder) | dict(keys)
     with atomic(folder / STYLE_JSON) as file:
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@ was stopped, and ends with the same adapter and the same loss column, bit for bi
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,12 +37,13 @@ from impasto.styles import hub
 from impasto.styles.card import CARD, write_card
 from impasto.styles.defaults import own_sampling
 from impasto.styles.load import load_style
-from impasto.styles.parts import has_weights
+from impasto.styles.parts import add_to_style_json, has_weights
 from impasto.styles.save import save
 from impasto.styles.weights import style_hash
 from impasto.training import prior
 from impasto.training.base_previews import describe_base
 from impasto.training.checkpoints import describe_last, explain_failures
+from impasto.training.initial import load_initial, provenance_of_initial
 from impasto.training.plan import Plan, check_base, describe, make_plan, warn_advice
 from impasto.training.previews import Previews
 from impasto.training.run_folder import RunFolder
@@ -76,6 +78,12 @@ def fit(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
         run = RunFolder(config, provenance(plan, family, objective, workers, running), main=workers.main)
     try:
         done, state = run.resume()
+        if done in run.earlier and config.optim.schedule != "constant":
+            warnings.warn(
+                f"the run goes on from step {done}: its learning rate starts again at {config.optim.lr:g} and falls "
+                f"({config.optim.schedule}) over the added steps",
+                stacklevel=2,
+            )
         hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
         ended = done == config.optim.steps or stops(read_rows(config.out, done), config.evaluate)
         finished = ended and has_weights(config.out) and (config.out / CARD).is_file()
@@ -83,7 +91,7 @@ def fit(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
             if not finished:
                 with workers.first_process_first():
                     draws, previews, watch = prepare(plan, family, objective, progress)
-                trainer = build_trainer(plan, family, objective, running, draws, done, state, workers)
+                trainer = build_trainer(plan, family, objective, running, draws, done, state, workers, run.earlier)
                 if workers.main and not running.compile:  # what is compiled would be compiled for its shapes as well
                     show_base(plan, previews, progress)
                 last = run_steps(trainer, run, done, previews, progress, watch)
@@ -188,9 +196,10 @@ def build_trainer(
     done: int,
     state: dict[str, Any],
     workers: Workers,
+    earlier: Sequence[int] = (),
 ) -> Trainer:
     """The base on the device, the adapter on the base, the optimiser on the adapter. state: of a checkpoint after
-    `done` steps, or {}."""
+    `done` steps, or {}. earlier: see `learning_rate`."""
     config = plan.config
     text_parameters = plan.text.attach(family)
     if style := getattr(config.objective, "teacher_style", None):
@@ -199,9 +208,11 @@ def build_trainer(
     if config.prior.weight:  # its images may be the base's: before the adapter
         objective = prior.build(plan.expanded, family, objective, plan.prior_items)
     adapter = adapter_of(config.adapter).attach(family, config.adapter, config.seed)
+    if not state:
+        load_initial(config, family, adapter | text_parameters)
     apply_execution(running, family, adapter)
     workers.shard(family.denoiser, adapter)
-    trainable = TrainableParameters(config.optim, adapter | text_parameters, done, state, plan.text.rates)
+    trainable = TrainableParameters(config.optim, adapter | text_parameters, done, state, plan.text.rates, earlier)
     return Trainer(config, family, plan.text, objective, draws, trainable, workers)
 
 
@@ -289,8 +300,11 @@ def finish(
             use_chosen(watch, trainer, last)
             if config.evaluate.advice:
                 watch.advise(progress)
-                previews.read_defaults() if previews.prompts else None
+                if previews.prompts:
+                    previews.read_defaults()
         save(family, config.out, plan.text, adapter_of(config.adapter))
+        if known := provenance_of_initial(config):
+            add_to_style_json(config.out, known)
         for i, item in enumerate(data.pictures(plan.items)[:REFERENCES]):
             try:
                 item.picture.load().image.save(config.out / f"reference{f'-{i}' if i else ''}.png")
@@ -356,6 +370,8 @@ def provenance(
     base |= getattr(objective, "provenance", {})
     if style := getattr(plan.config.objective, "teacher_style", None):
         base["teacher_style_sha256"] = style_hash(style)
+    if plan.config.init_from is not None:
+        base["init_sha256"] = style_hash(plan.config.init_from)
     used = data.caption_stats(plan.items) | {"processes": workers.size, "running": list(running.why)}
     return base | plan.hashes() | used | {name: version(name) for name in PACKAGES}
 

@@ -27,6 +27,7 @@ from impasto.progress import Progress, ignore
 from impasto.registry import name_of
 from impasto.styles import hub
 from impasto.training import prior, watch
+from impasto.training.initial import check_initial, read_initial
 from impasto.training.run_folder import check_out, check_recipe, check_wandb, recipe_text, resume_quantize
 
 
@@ -78,6 +79,7 @@ def make_plan(config: TrainConfig, progress: Progress = ignore, shards: bool = F
     device, precision = devices.resolve_device(config.device, config.precision)
     text = build_text(config)
     optimizers.check(config.optim, device, text.rates)
+    read_initial(config)
     plan = Plan(
         config=resume_quantize(config),
         expanded=expanded,
@@ -122,6 +124,7 @@ def check_base(plan: Plan, family: Family, shards: bool = False) -> None:
         check_full(config, shards)
     matrices = adapter.only_matrices(family, config.adapter, model)
     optimizers.check(config.optim, plan.device, plan.text.rates, matrices)
+    check_initial(config, family, model)
     plan.text.check(family, shards)
     if config.prior.weight:
         prior.check(config, family)

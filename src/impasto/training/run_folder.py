@@ -62,15 +62,16 @@ class RunFolder:
 
     inputs: hashes and versions that recipe.toml states under [impasto]; base and references must not change either.
     main: of several processes only the first one writes; the others read the state to go on from, and no more.
+    earlier: see `earlier_steps`.
     """
 
     def __init__(self, config: TrainConfig, inputs: Mapping[str, Any], main: bool = True) -> None:
         self.path, self.keep, self.tensorboard = config.out, config.log.keep, config.log.tensorboard
         self.state, self.main, self.metrics, self.board, self.wandb = self.path / "state", main, None, None, None
-        self.config, self.lock = config, None
+        self.config, self.lock, self.earlier = config, None, earlier_steps(config)
         if not main:
             return
-        recipe = recipe_text(config, inputs)
+        recipe = recipe_text(config, {**inputs, **({"earlier_steps": list(self.earlier)} if self.earlier else {})})
         check_recipe(config, inputs)
         writable_folder(self.state, self.path)
         self.lock = FileLock(self.state / ".lock", timeout=0)
@@ -283,15 +284,36 @@ def check_recipe(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
     now = flatten(config)
     if recorded.get("precision") == "auto":  # a run of an older version, which did not record what it resolved to
         recorded["precision"] = now["precision"]
-    keys = sorted((now.keys() | recorded.keys()) - set(FREE))
+    keys = sorted(
+        (now.keys() | recorded.keys()) - set(FREE) - ({"steps"} if may_add_steps(config, recorded) else set())
+    )
     changes = [f"{key}: {recorded.get(key)} -> {now.get(key)}" for key in keys if recorded.get(key) != now.get(key)]
-    for key in ("base_sha256", "references_sha256", "data_sha256", "prior_sha256"):
+    for key in ("base_sha256", "references_sha256", "data_sha256", "prior_sha256", "init_sha256"):
         if key in inputs and about.get(key) != inputs[key]:
             changes.append(f"{key}: {short(about.get(key))} -> {short(inputs[key])}")
     if "processes" in inputs and about.get("processes", 1) != inputs["processes"]:
         changes.append(f"processes: {about.get('processes', 1)} -> {inputs.get('processes', 1)}")
     if changes:
+        if now["steps"] > recorded.get("steps", 0) and now["schedule"] != "constant" and changes[0].startswith("steps"):
+            changes[0] += f", for which the {now['schedule']} schedule has to reach step {recorded['steps']} first"
         raise UserError(f"{config.out} holds a run with other settings ({'; '.join(changes)}): use another --out")
+
+
+def may_add_steps(config: TrainConfig, recorded: Mapping[str, Any]) -> bool:
+    """Whether the run in `config.out` goes on to more steps: it has a checkpoint, and where its learning rate falls the
+    one of its last step. recorded: its flat settings."""
+    saved, steps = states(config.out / "state"), recorded.get("steps", 0)
+    done = int(saved[-1].stem.removeprefix("step-")) if saved else 0
+    return config.optim.steps > steps and done > 0 and (done == steps or config.optim.schedule == "constant")
+
+
+def earlier_steps(config: TrainConfig) -> tuple[int, ...]:
+    """The numbers of steps that the run in `config.out` had before `config.optim.steps`, where these are more."""
+    before = previous_recipe(config.out)
+    if before is None:
+        return ()
+    known, steps = tuple(before[1].get("earlier_steps", ())), with_defaults(before[0]).get("steps", 0)
+    return (*known, steps) if steps < config.optim.steps else known
 
 
 def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ All of it is named tensors, so that a state is one safetensors file.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,8 @@ CHECK_AT = 20
 class TrainableParameters:
     """Parameters by name, as they begin. state: the tensors of a state saved after `done` steps, or {}.
 
-    rates: learning rates of parameters whose names begin so, where they are not `config.lr`.
+    rates: learning rates of parameters whose names begin so, where they are not `config.lr`. earlier: see
+    `learning_rate`.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class TrainableParameters:
         done: int,
         state: Mapping[str, Tensor],
         rates: Mapping[str, float] | None = None,
+        earlier: Sequence[int] = (),
     ) -> None:
-        self.config, self.named = config, named
+        self.config, self.named, self.earlier = config, named, earlier
         self.parameters = list(named.values())
         self.optimizer = optimizers.build(config, named, rates or {})
         # at step 1 B is zero and A gets no gradient
@@ -64,7 +66,7 @@ class TrainableParameters:
         At step `check_at` also "unchanged", see there. With a gradient that is not a number nothing moves: the caller
         sees it in "grad_norm".
         """
-        rate = learning_rate(self.config, step)
+        rate = learning_rate(self.config, step, self.earlier)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
@@ -124,10 +126,17 @@ def group_name(name: str) -> str:
     return ".".join(parts[start:] + half)
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """The rate of step 1, 2, ..: a linear warm-up from lr / warmup, then constant, linear or cosine down to 0."""
+def learning_rate(config: OptimConfig, step: int, earlier: Sequence[int] = ()) -> float:
+    """The rate of step 1, 2, ..: a linear warm-up from lr / warmup, then constant, linear or cosine down to 0.
+
+    earlier: where a finished run was given more steps, the last steps of before. A falling rate then starts again at
+    lr, without a warm-up, and falls over the added steps (warm restarts, Loshchilov & Hutter 2017, arXiv 1608.03983).
+    """
     if step <= config.warmup:
         return config.lr * step / config.warmup
-    gone = (step - 1 - config.warmup) / max(1, config.steps - config.warmup)
+    bounds = [0, *earlier, config.steps]
+    last = next((bound for bound in bounds if step <= bound), config.steps)
+    first = max((bound for bound in bounds if bound < step), default=0) or config.warmup
+    gone = (step - 1 - first) / max(1, last - first)
     falls = {"constant": 1.0, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
     return config.lr * falls[config.schedule]
