@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import sd15_folder, unet
 
 from impasto import load_style
 from impasto.errors import UserError
 from impasto.interop.lora.layouts import DENOISER, TEXT_ENCODERS, names, text_names
+from impasto.interop.lora.read import read
 from impasto.interop.lora.write import Adapter, Lora, write
 from impasto.styles.convert import import_style, merge_styles
 from impasto.styles.weights import WEIGHTS, write_tensors
@@ -118,8 +119,15 @@ def tiny_sd2(tmp_path_factory):
         ("L4b_sd3_te_text_projection", "sd3"),
         ("L4e_te_mlp_only_sdxl", "sdxl"),
         ("L4g_projection_only_sdxl", "sdxl"),
+        ("L1_attnprocs_unprefixed", "sd15"),
+        ("L1b_save_lora_adapter_sd15", "sd15"),
+        ("L1d_bfl_unprefixed", "flux"),
+        ("L2_xlabs", "flux"),
+        ("L2b_xlabs_single", "flux"),
+        ("L13_peft_both", "sd15"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*says no alpha")
 @pytest.mark.parametrize("known", [True, False], ids=["base", "without-base"])
 def test_import_style_of_reported_file_loads_in_diffusers(file, kind, known, request, tmp_path):
     folder = request.getfixturevalue(f"tiny_{kind}")
@@ -135,6 +143,67 @@ def test_import_style_of_reported_file_loads_in_diffusers(file, kind, known, req
             sum(bool(getattr(m, "lora_A", {})) for c in pipe.get_list_adapters() for m in getattr(pipe, c).modules())
             == (result["layers"])
         )
+
+
+def read_reported(name, **options):
+    return read(load_file(REPORTED / f"{name}.safetensors"), **options)
+
+
+def test_read_names_without_component_are_the_denoiser():
+    layers = read_reported("L1b_save_lora_adapter_sd15").layers
+    tensors = load_file(REPORTED / "L1b_save_lora_adapter_sd15.safetensors")
+    assert all(
+        torch.equal(lora.up, tensors[f"{name.removeprefix('unet.')}.lora_B.weight"]) for name, lora in layers.items()
+    )
+    old = read_reported("L1_attnprocs_unprefixed").layers
+    assert old.keys() == layers.keys() and all(name.startswith("unet.down_blocks.0.") for name in old)
+
+
+def test_read_xlabs_is_what_diffusers_reads():
+    from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers
+
+    for name in ("L2_xlabs", "L2b_xlabs_single"):
+        layers = read_reported(name).layers
+        theirs = _convert_xlabs_flux_lora_to_diffusers(load_file(REPORTED / f"{name}.safetensors"))
+        assert {f"{layer}.lora_A.weight" for layer in layers} == {key for key in theirs if "lora_A" in key}
+        for layer, lora in layers.items():
+            update = theirs[f"{layer}.lora_B.weight"] @ theirs[f"{layer}.lora_A.weight"]
+            assert torch.allclose(lora.scale * lora.up @ lora.down, update, atol=1e-6)
+
+
+def test_read_trailing_underscores_are_not_part_of_the_name():
+    layers = read_reported("L5_trailing_underscore_flux", architecture="flux").layers
+    block = "transformer.transformer_blocks.0.attn"
+    assert sorted(layers) == [f"{block}.{name}" for name in ("to_k", "to_out.0", "to_q")]
+
+
+def test_read_peft_text_encoder_is_read_along():
+    parts = [layer.split(".")[0] for layer in read_reported("L13_peft_both").layers]
+    assert parts.count("unet") == 2 and parts.count("text_encoder") == 3
+
+
+@pytest.mark.parametrize("name", ["L3_onetrainer_bundle_emb", "L3b_a1111_bundle_emb"])
+def test_read_bundled_embedding_is_named_and_can_be_left_out(name, tmp_path):
+    file = REPORTED / f"{name}.safetensors"
+    with pytest.raises(UserError, match=r"embedding is bundled with the LoRA \(bundle_emb\.wibble\..*: --lora-only"):
+        import_style(file, tmp_path / "ours")
+    assert import_style(file, tmp_path / "ours", lora_only=True)["layers"] == 2
+
+
+@pytest.mark.parametrize("name", ["TI", "TI_sdxl"])
+def test_read_embedding_alone_is_named(name):
+    with pytest.raises(UserError, match=r"is a textual-inversion embedding .*not a LoRA"):
+        read_reported(name)
+
+
+@pytest.mark.parametrize("name", ["L15_diffusers_with_alpha_sd3", "L1b_save_lora_adapter_sd15", "L14_kohya_dots_flux"])
+def test_load_style_other_layout_is_the_stated_reason(name, tiny_sd3, recwarn):
+    """Not the base; and no notice of a library that asking for its layers gives."""
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd3)
+    recwarn.clear()
+    with pytest.raises(UserError, match=r"is in another tool's layout .*impasto import .*reads it, or states why not"):
+        load_style(pipe, REPORTED / f"{name}.safetensors")
+    assert not recwarn.list
 
 
 PROJECTION = "unet.down_blocks.0.attentions.0.proj_in"

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impasto.bases.cards import card, cards, check_name, embedded
 from impasto.bases.hub import download, part_config, read_hub_configs
@@ -78,10 +78,40 @@ def load(base: str, *, device: str = "auto", precision: str = "auto", components
 
 
 def from_folder(folder: Path, base: str, device: str, precision: str) -> "Family":
-    """The family of `folder`, the diffusers folder of `base`."""
+    """The family of `folder`, the diffusers folder of `base`. Raises UserError when the denoiser has an image input, and
+    when weights are pickles."""
     name = pipeline_class(folder)
     known = cards().get(name, {}) | card(base)
-    return family_class(base, name).load(folder, known, device=device, precision=precision)
+    family = family_class(base, name).load(folder, known, device=device, precision=precision)
+    check_channels(base, name, family)
+    check_pickles(base, family)
+    return family
+
+
+def check_channels(base: str, name: str, family: Any) -> None:
+    """Raise UserError when the denoiser takes more channels than it predicts (inpainting, FLUX Fill, Depth, Canny)."""
+    from impasto.bases.single_file import IMAGE_INPUT, unsupported
+
+    config = family.config(family.part)
+    channels = config.get("in_channels")
+    if name in IMAGE_INPUT and channels != (config.get("out_channels") or channels):
+        raise unsupported(base, IMAGE_INPUT[name])
+
+
+def check_pickles(base: str, family: Any) -> None:
+    """Raise UserError when a component has weights in pickles (.bin) alone."""
+    for part in (family.part, family.autoencoder_part, *family.encoder_parts):
+        folder = family.folder / part
+        pickles = [] if part in family.absent else sorted(folder.glob("*.bin"))
+        if pickles and not any(folder.glob("*.safetensors")):
+            convert = (
+                f"from diffusers import {family.pipeline_class} as P; "
+                f"P.from_pretrained({base!r}).save_pretrained({base + '-safetensors'!r})"
+            )
+            raise UserError(
+                f"base {base!r} has pickled weights ({part}/{pickles[0].name}), which can run code and are not read; "
+                f'if you trust it, convert it once: python -c "{convert}"'
+            )
 
 
 def load_config_only(base: str, components: Path | None = None) -> "Family | None":

@@ -43,6 +43,11 @@ TEXT_ENCODER_PREFIXES = {  # by pipeline class, the tensor name prefixes of text
     },
     "StableDiffusionPipeline": {"text_encoder": "cond_stage_model.transformer."},
 }
+IMAGE_INPUT = {  # by pipeline class, a model whose input has more channels than its output
+    "FluxPipeline": "a FLUX.1 with an image input (Fill, Depth, Canny)",
+    "StableDiffusionXLPipeline": "an inpainting model",
+    "StableDiffusionPipeline": "an inpainting model",
+}
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 OPTIONAL = {"StableDiffusion3Pipeline": {"text_encoder_3", "tokenizer_3"}}  # only together
 CLIPS_ALONE = "prompts are encoded by the CLIPs alone (77 tokens)"
@@ -77,6 +82,11 @@ def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise UserError(f"base {str(file)!r} is damaged, or not a safetensors file: {error}; fetch it again") from None
 
 
+def unsupported(base: str, what: str) -> UserError:
+    """The error for a base of another kind."""
+    return UserError(f"base {base!r} is {what}: impasto reads FLUX.1, SD3, SD3.5, SDXL and SD1.5 files")
+
+
 def detect_architecture(shapes: Shapes, file: Path | str = "") -> str:
     """The architecture, a key of CARD_NAMES, by tensor names (FLUX.1-Kontext's equal dev's).
 
@@ -84,7 +94,7 @@ def detect_architecture(shapes: Shapes, file: Path | str = "") -> str:
     """
 
     def refuse(what: str) -> UserError:
-        return UserError(f"base {str(file)!r} is {what}: impasto reads FLUX.1, SD3, SD3.5, SDXL and SD1.5 files")
+        return unsupported(str(file), what)
 
     names = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
     if any(".lora_" in name or name.startswith("lora_") for name in names):
@@ -95,7 +105,7 @@ def detect_architecture(shapes: Shapes, file: Path | str = "") -> str:
         if "distilled_guidance_layer.in_proj.bias" in names or "single_stream_modulation.lin.weight" in names:
             raise refuse("a relative of FLUX.1 (Chroma or FLUX.2)")
         if names["img_in.weight"][1] != names["final_layer.linear.weight"][0]:
-            raise refuse("a FLUX.1 with an image input (Fill, Depth, Canny)")
+            raise refuse(IMAGE_INPUT["FluxPipeline"])
         return "flux-dev" if "guidance_in.in_layer.weight" in names else "flux-schnell"
     if "joint_blocks.0.context_block.attn.qkv.weight" in names:
         if "joint_blocks.0.x_block.attn2.qkv.weight" in names:
@@ -104,7 +114,7 @@ def detect_architecture(shapes: Shapes, file: Path | str = "") -> str:
     if "input_blocks.0.0.weight" not in names:
         raise refuse("none of them, or in another layout (a diffusers folder is given as a folder)")
     if names["input_blocks.0.0.weight"][1] != names["out.2.weight"][0]:
-        raise refuse("an inpainting model")
+        raise refuse(IMAGE_INPUT["StableDiffusionPipeline"])
     if "edm_mean" in names or "edm_vpred.sigma_max" in names:
         raise refuse("trained on an EDM schedule")
     if "label_emb.0.0.weight" in names:

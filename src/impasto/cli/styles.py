@@ -78,6 +78,7 @@ def import_(args: list[str]) -> Result:
         base: str | None = None,
         architecture: Literal["flux", "sd3", "sdxl", "sd15"] | None = None,
         denoiser_only: bool = False,
+        lora_only: bool = False,
         overwrite: bool = False,
     ) -> Result:
         """Turn a LoRA file of kohya's tools, ComfyUI or diffusers into a style folder.
@@ -88,13 +89,14 @@ def import_(args: list[str]) -> Result:
             base: The base model that it is for; every layer is looked up in it when it is a folder here.
             architecture: Where neither the file nor the base tells, or the file tells another.
             denoiser_only: Leave out the LoRAs of the text encoders.
+            lora_only: Leave out textual-inversion embeddings that are bundled with the LoRA.
             overwrite: Replace the folder when it is there.
         """
         check_styles([file])
         check_bases(base)
         from impasto.styles.convert import import_style
 
-        options = {"base": base, "architecture": architecture, "denoiser_only": denoiser_only}
+        options = {"base": base, "architecture": architecture, "denoiser_only": denoiser_only, "lora_only": lora_only}
         return usable(import_style(file, out, **options, overwrite=overwrite))
 
     return parse(import_, args, "import")

@@ -99,15 +99,17 @@ def import_style(
     base: str | None = None,
     architecture: str | None = None,
     denoiser_only: bool = False,
+    lora_only: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Turn a LoRA file of any tool into a style folder; returns what was written.
 
     base: the model it is for; when that is a folder here, every layer is looked up in it. architecture: where neither
-    the file nor the base tells, or the file tells another. denoiser_only: leave out text encoders. Raises UserError on
-    bad input.
+    the file nor the base tells, or the file tells another. denoiser_only: leave out text encoders. lora_only: leave out
+    bundled embeddings. Raises UserError on bad input.
     """
-    adapter, told = open_style(file, base=base, architecture=architecture, denoiser_only=denoiser_only)
+    leave_out = {"denoiser_only": denoiser_only, "lora_only": lora_only}
+    adapter, told = open_style(file, base=base, architecture=architecture, **leave_out)
     checked = check_base(adapter, base, Path(file))
     how = f"Imported from `{Path(file).name}`."
     write_folder(adapter, told, out, base or told.base, how, overwrite)
@@ -158,7 +160,12 @@ def resize_style(
 
 
 def open_style(
-    style: Path | str, *, base: str | None = None, architecture: str | None = None, denoiser_only: bool = False
+    style: Path | str,
+    *,
+    base: str | None = None,
+    architecture: str | None = None,
+    denoiser_only: bool = False,
+    lora_only: bool = False,
 ) -> tuple[Adapter, About]:
     """The layers of a style folder or file in any layout, and what else is known of it; `base` as its base where it
     tells none.
@@ -177,7 +184,7 @@ def open_style(
         raise UserError(f"unknown architecture {architecture!r}: {nearest(architecture, list(PIPELINES))}")
     tensors, metadata = read_file(file)
     told = about(file, metadata)
-    of_peft = any(key.startswith(PEFT) for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
+    of_peft = any(PEFT in key for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
     if of_peft and ADAPTER_METADATA not in metadata:
         metadata |= peft_metadata(file)
     with naming(file):
@@ -189,6 +196,7 @@ def open_style(
             layers_per_block=layers_per_block(base or told.base),
             linear_projection=linear_projection(base or told.base),
             denoiser_only=denoiser_only,
+            lora_only=lora_only,
         )
     if base and not told.base:
         told = replace(told, metadata=told.metadata | {"impasto.base": base})

@@ -62,6 +62,13 @@ FLUX_SINGLE = {
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
 }
+XLABS = {
+    "double_blocks": {"qkv_lora1": "img_attn.qkv", "qkv_lora2": "txt_attn.qkv"}
+    | {"proj_lora1": "img_attn.proj", "proj_lora2": "txt_attn.proj"},
+    "single_blocks": {"qkv": "qkv", "proj": "linear2"},  # without "_lora", which is in diffusers' old suffixes
+}
+"""XLabs' layers of a block, "double_blocks.0.processor.qkv_lora1", and their published names; as diffusers reads them
+(`_convert_xlabs_flux_lora_to_diffusers`), which has no MLP in the single blocks' qkv."""
 FLUX_REST = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",

@@ -21,6 +21,7 @@ from impasto.interop.lora.layouts import (
     LINEAR_PROJECTION,
     PROJECTIONS,
     TEXT_ENCODERS,
+    XLABS,
     Names,
     names,
     part_widths,
@@ -44,8 +45,11 @@ SUFFIX_ROLES |= {
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
 }  # diffusers before 0.22: "processor.to_q_lora.down"
-PEFT = ("base_model.model.", "unet.base_model.model.")
-"""Name prefixes of peft's own files, whose alpha is in adapter_config.json."""
+SUFFIX_ROLES |= {".down.weight": "down", ".up.weight": "up"}  # XLabs: "processor.qkv_lora1.down"
+PEFT = "base_model.model."
+"""In names of peft's own files, whose alpha is in adapter_config.json."""
+EMBEDDING = r"bundle_emb\..+|.*string_to_param\..+|[^.]+"
+"""Names of the tensors of a textual-inversion embedding, alone or bundled with a LoRA (OneTrainer, A1111)."""
 PLAIN = "diffusers' pipelines load plain LoRA"
 NON_LORA_SUFFIXES = {
     r"dora_scale|lora_magnitude_vector(\..+)?": f"DoRA: it rescales the base's weights ({PLAIN})",
@@ -58,8 +62,23 @@ NON_LORA_SUFFIXES = {
 """{suffix of other adapters' tensors, a regular expression: what it is}."""
 
 
-def group_layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{layer: {"down", "up" and optionally "alpha"}} by tensor names. Raises UserError on anything else."""
+def group_layers(tensors: Mapping[str, Tensor], lora_only: bool = False) -> dict[str, dict[str, Tensor]]:
+    """{layer: {"down", "up" and optionally "alpha"}} by tensor names. Raises UserError on anything else.
+
+    lora_only: skip bundled embeddings.
+    """
+    embeddings = [key for key in tensors if re.fullmatch(EMBEDDING, key)]
+    if embeddings and len(embeddings) == len(tensors):
+        raise UserError(
+            f"it is a textual-inversion embedding ({first_three(embeddings)}), not a LoRA: "
+            "pipe.load_textual_inversion of diffusers reads it"
+        )
+    if embeddings and not lora_only:
+        raise UserError(
+            f"a textual-inversion embedding is bundled with the LoRA ({first_three(embeddings)}): "
+            "--lora-only imports the LoRA without it"
+        )
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in embeddings}
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -70,7 +89,7 @@ def group_layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if ending is None:
             unknown.append(key)
         else:
-            found.setdefault(key.removesuffix(ending), {})[SUFFIX_ROLES[ending]] = tensor
+            found.setdefault(key.removesuffix(ending).rstrip("_"), {})[SUFFIX_ROLES[ending]] = tensor
     if not any("down" in pair for pair in found.values()):
         raise UserError("it contains no LoRA" + (f", but {first_three(unknown)}" if unknown else ""))
     if unknown:
@@ -96,14 +115,15 @@ def read(
     layers_per_block: int = 2,
     linear_projection: bool | None = None,
     denoiser_only: bool = False,
+    lora_only: bool = False,
 ) -> Adapter:
     """The LoRA of a file in any layout. architecture: detected from metadata and names if not given.
 
     linear_projection: of the base's U-Net (layouts.PROJECTIONS); detected if not given, and if that fails its layers
-    stay as they are in the file. denoiser_only: skip text encoders. Raises UserError with name and reason for anything
-    that cannot be read.
+    stay as they are in the file. denoiser_only: skip text encoders. lora_only: skip bundled embeddings. Raises
+    UserError with name and reason for anything that cannot be read.
     """
-    pairs = group_layers(tensors)
+    pairs = group_layers(tensors, lora_only)
     architecture = architecture or detect_architecture(pairs, metadata or {})
     if linear_projection is None:
         linear_projection = detect_linear_projection(pairs, architecture, metadata or {})
@@ -117,8 +137,9 @@ def read(
                 t5.append(stem)
             continue
         published = False
-        if component == DENOISER[architecture]:
+        if component in ("", DENOISER[architecture]):
             parts, published = resolve(name, known)
+            component = DENOISER[architecture]
         else:
             parts = resolve_text(name) if component in TEXT_ENCODERS[architecture] else None
             if parts and denoiser_only:
@@ -158,6 +179,11 @@ def read(
 
 def resolve(name: str, known: Names) -> tuple[tuple[str, ...] | None, bool]:
     """(diffusers' names of a layer named in any naming, None if unknown; whether `name` is the published one)."""
+    if xlabs := re.fullmatch(r"((double|single)_blocks)\.(\d+)\.(\w+)", name):
+        name = f"{xlabs[1]}.{xlabs[3]}.{XLABS[xlabs[1]].get(xlabs[4], xlabs[4])}"
+        if name.endswith(".qkv") and xlabs[2] == "single":
+            parts = known.fused.get(name.replace("qkv", "linear1"))
+            return parts and parts[:3], True
     name = known.dotted.get(name.replace(".", "_"), name)
     if name in known.place:
         return (name,), False
@@ -198,10 +224,10 @@ def resolve_text(name: str) -> tuple[str, ...] | None:
 
 
 def split_layer_name(stem: str, architecture: str) -> tuple[str, str]:
-    """(component, layer) of a layer's name in a file; the component is "t5", or "" if unknown."""
+    """(component, layer) of a layer's name in a file; the component is "t5", or "" if the name has none."""
     denoiser = DENOISER[architecture]
-    stem = stem.replace(".processor.", ".")  # diffusers before 0.22
-    for prefix in (*PEFT, "diffusion_model.", f"{denoiser}.", "lora_unet_"):
+    stem = stem.replace(".processor.", ".").replace(PEFT, "", 1)  # the former: diffusers before 0.22, XLabs
+    for prefix in ("diffusion_model.", f"{denoiser}.", "lora_unet_"):
         if stem.startswith(prefix):
             return denoiser, modernise_name(stem.removeprefix(prefix))
     if stem.startswith("lora_transformer_"):  # OneTrainer
@@ -219,7 +245,7 @@ def split_layer_name(stem: str, architecture: str) -> tuple[str, str]:
         if stem.startswith(prefix):
             t5 = component not in TEXT_ENCODERS[architecture] and architecture == "flux"
             return "t5" if t5 else component, modernise_name(stem.removeprefix(prefix))
-    return "", stem
+    return "", modernise_name(stem)
 
 
 def modernise_name(name: str) -> str:
