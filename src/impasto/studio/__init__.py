@@ -6,5 +6,6 @@ Everything that takes long is a command of impasto in a process of its own (`wor
     references/  uploaded images            styles/       style folders, as `impasto train` writes them
     images/      a folder per generation    concepts/     concepts.json of `impasto concepts find`
     exports/     files for other tools      calibration/  results of `impasto noise calibrate`
-    comparisons/ results of `impasto compare`             .studio/  queue, logs and uploads; never served
+    comparisons/ results of `impasto compare`             bases/        diffusers folders of your own
+    .studio/     queue and logs, never served             uploads/      gradio's temporary files
 """

@@ -3,17 +3,21 @@
 import os
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from impasto.errors import UserError, extra
 from impasto.failures import signal_handlers
 from impasto.studio.queue import Queue
-from impasto.studio.worker import Worker
+from impasto.studio.worker import COMMAND, Worker
 from impasto.studio.workspace import MAX_BYTES, Workspace
 
+SERVED = ("references", "styles", "images", "exports")
+"""Folders of the workspace whose files the server hands out; gradio's own uploads and copies of them beside these."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -47,7 +51,9 @@ def build(studio):
         counts = [f"{sum(job.state == state for job in jobs)} {state}" for state in (RUNNING, WAITING)]
         return el("div", el("h1", "impasto studio"), el("span", ", ".join(counts)), class_="head")
 
-    with gr.Blocks(title="impasto studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(
+        title="impasto studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+    ) as page:
         timer = gr.Timer(2)
         top = gr.HTML(head)
         timer.tick(head, None, top, show_progress="hidden")
@@ -82,6 +88,27 @@ def serve(
     Raises UserError without gradio, for an open host without `auth`, and where another studio has the workspace.
     """
     login = check_access(host, auth, share)
+    ended = threading.Event()
+    with running(workspace, host, port, login, share, commands) as (_, address):
+        print(f"impasto studio: {address} (workspace {workspace}); Ctrl-C ends it, runs go on", flush=True)
+        with signal_handlers(lambda *_: ended.set(), signal.SIGINT, signal.SIGTERM):
+            import impasto.styles.convert  # noqa: F401  # seconds, which the first visitor need not wait for
+
+            ended.wait()
+
+
+@contextmanager
+def running(
+    workspace: Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    login: tuple[str, str] | None = None,
+    share: bool = False,
+    commands: Collection[str] = (),
+    command: Sequence[str] = COMMAND,
+) -> Iterator[tuple[Any, str]]:
+    """(the `page.Studio`, its address) while the server and the worker run. command: of the processes of the queue.
+    Raises UserError as `serve`."""
     extra("gradio", "studio", "impasto studio")
     place = Workspace(workspace)
     os.environ["GRADIO_TEMP_DIR"] = str(place.root / "uploads")
@@ -94,10 +121,10 @@ def serve(
     from impasto.studio.page import Studio, style_sheet, theme
 
     queue = Queue(place.private / "queue.sqlite")
-    worker = Worker(queue, place.root, place.private / "jobs")
-    page = build(Studio(place, queue, worker, frozenset(commands)))
+    worker = Worker(queue, place.root, place.private / "jobs", command)
+    studio = Studio(place, queue, worker, frozenset(commands))
+    page = build(studio)
     page.queue(default_concurrency_limit=8)
-    worker.start()
     try:
         _, local, public = page.launch(
             server_name=host,
@@ -106,7 +133,7 @@ def serve(
             share=share,
             quiet=True,
             prevent_thread_lock=True,
-            allowed_paths=[str(place.root / name) for name in ("references", "styles", "images", "exports")],
+            allowed_paths=[str(place.root / name) for name in SERVED],
             blocked_paths=[str(place.private)],
             max_file_size=MAX_BYTES,
             footer_links=[],
@@ -116,13 +143,11 @@ def serve(
             theme=theme(),
             css=style_sheet(),
         )
-        print(f"impasto studio: {public or local} (workspace {workspace}); Ctrl-C ends it, runs go on", flush=True)
-        ended = threading.Event()
-        with signal_handlers(lambda *_: ended.set(), signal.SIGINT, signal.SIGTERM):
-            ended.wait()
+        worker.start()
+        yield studio, public or local
     except OSError as error:
         raise UserError(f"--port {port} cannot be used ({error}): choose another one") from None
     finally:
         worker.close()
-        page.close()
+        page.close(verbose=False)
         lock.release()

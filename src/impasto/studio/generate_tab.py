@@ -17,9 +17,9 @@ STYLES = 3
 """Styles that the form has room for."""
 STRENGTHS = ("0.25", "0.5", "0.75", "1.0")
 NUMBERS = {
-    "steps": "Sampling steps; the base's own when empty.",
-    "guidance": "Guidance scale; the base's own when empty.",
-    "style_guidance": "Amplifies the styles against the base; 0 is off. The style's own when empty.",
+    "steps": "Sampling steps of an image.",
+    "guidance": "Guidance scale.",
+    "style_guidance": "Amplifies the styles; 0 is off.",
     "base_guidance": "Weight of the base's own guidance beside the style's.",
     "lambda1": "Weight of the style (FineStyle), in place of the guidances above.",
     "lambda2": "Weight of the semantics, beside lambda1.",
@@ -41,23 +41,28 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             styles, strengths = [], []
             for i in range(STYLES):
                 with gr.Row():
-                    styles.append(gr.Dropdown([""], value="", label=f"Style {i + 1}", min_width=150, scale=3))
-                    strengths.append(gr.Slider(0, 1.5, 1, step=0.05, label="Strength", min_width=120, scale=2))
+                    styles.append(
+                        gr.Dropdown(
+                            [""], value="", label=f"Style {i + 1}", min_width=150, scale=3, elem_id=f"style-{i + 1}"
+                        )
+                    )
+                    strengths.append(gr.Number(1, minimum=0, step=0.05, label="Strength", min_width=90, scale=1))
             base = gr.Dropdown(workspace.bases(), value="mini-sd3", allow_custom_value=True, label="Base model")
             with gr.Row():
                 count = gr.Number(1, precision=0, minimum=1, label="Count", min_width=90, elem_id="count")
                 seed = gr.Number(0, precision=0, label="Seed", min_width=90, elem_id="image-seed")
                 beside = gr.Checkbox(True, label="The base alone as well", min_width=150, elem_id="beside")
             negative = gr.Textbox(label="Negative prompt", placeholder="the style's own")
-            numbers = {name: number_box(name) for name in FIRST}
-            with gr.Accordion("Style and semantics, mixes", open=False):
+            with gr.Row():
+                numbers = {name: number_box(name) for name in FIRST}
+            with gr.Accordion("Style and semantics, mixes", open=False), gr.Row():
                 numbers |= {name: number_box(name) for name in NUMBERS if name not in FIRST}
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
                 strength_sheet = gr.Button("Strength sheet", min_width=120, elem_id="strength-sheet")
                 mix_sheet = gr.Button("Alpha x beta sheet", min_width=120, elem_id="mix-sheet")
             drop = gr.File(
-                label="Drop a PNG of impasto: it fills the form", file_types=[".png"], height=110, elem_id="png"
+                label="Drop a PNG of impasto: it fills the form", file_types=[".png"], height=140, elem_id="png"
             )
         with gr.Column(scale=3, min_width=320):
             task = Task(studio)
@@ -184,6 +189,7 @@ def number_box(name: str) -> gr.Textbox:
         label=name.replace("_", " "),
         info=NUMBERS[name],
         placeholder="default",
+        min_width=130,
         elem_id=f"number-{name.replace('_', '-')}",
     )
 

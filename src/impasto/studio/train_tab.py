@@ -30,7 +30,7 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                 label="Drop reference images here, or click to choose",
                 file_count="multiple",
                 file_types=["image"],
-                height=120,
+                height=140,
                 elem_id="drop",
             )
             base = gr.Dropdown(
@@ -90,7 +90,7 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
 
         @gr.render(inputs=[images, base, recipe, *axes], show_progress="hidden")
         def form(names: list[str], base_name: str, recipe_name: str, *axis_names: str) -> None:
-            selected = dict(zip(forms.SELECTED, axis_names, strict=True))
+            selected: dict[str, str] = dict(zip(forms.SELECTED, axis_names, strict=True))
             try:
                 checked = workspace.check_recipe(recipe_name), workspace.check_base(base_name)
                 config = forms.config_of(checked[0], workspace.local_base(checked[1]), selected)

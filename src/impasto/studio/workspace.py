@@ -10,7 +10,7 @@ from impasto.config import recipes
 from impasto.data.references import content, load
 from impasto.errors import UserError, nearest
 
-FOLDERS = ("references", "styles", "images", "concepts", "exports", "calibration", "comparisons")
+FOLDERS = ("references", "styles", "images", "concepts", "exports", "calibration", "comparisons", "bases")
 PRIVATE = ".studio"
 """Queue, logs and gradio's temporary files."""
 MAX_BYTES, MAX_SIDE = 32 << 20, 8192
@@ -92,8 +92,9 @@ class Workspace:
         known = self.bases()
         if name in known:
             return str(name)
-        hidden = any(part.startswith(".") for part in (name or "").split("/"))
-        if not name or hidden or not HUB_ID.fullmatch(name) or (self.root / name).exists():
+        parts = (name or "").split("/")
+        hidden = any(part.startswith(".") for part in parts)
+        if not name or hidden or not HUB_ID.fullmatch(name) or (self.root / parts[0]).exists():
             raise UserError(f"unknown base {shown(name or '')}: {nearest(name or '', known)}, or a hub id owner/name")
         return name
 
@@ -113,9 +114,8 @@ class Workspace:
         try:
             if upload.stat().st_size > MAX_BYTES:
                 raise UserError(f"{shown(name)} is larger than {MAX_BYTES >> 20} MB: save it smaller")
-            data = content(upload)
             try:
-                image = load(upload).image
+                data, image = content(upload), load(upload).image
             except UserError as error:
                 raise UserError(str(error).replace(repr(str(upload)), shown(name))) from None
             if max(image.size) > MAX_SIDE:

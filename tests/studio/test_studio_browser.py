@@ -1,0 +1,170 @@
+"""The studio in Chromium."""
+
+import json
+import struct
+import time
+
+import pytest
+from conftest import free_port
+
+from impasto.studio.queue import DONE, RUNNING, STOPPED
+
+pytestmark = pytest.mark.browser
+TABS = ("Train", "Styles", "Generate", "Select", "Concepts", "Noise", "Compare")
+
+
+@pytest.fixture
+def page(browser, studio):
+    """The page of the shared studio, in a window of its own."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(60_000)
+    opened.goto(studio[1])
+    opened.wait_for_selector("#drop")
+    yield opened
+    opened.close()
+
+
+def open_tab(page, name):
+    button = page.get_by_role("tab", name=name, exact=True)
+    if not button.is_visible():  # behind the three dots
+        page.locator(".overflow-menu > button").click()
+        button = page.locator(".overflow-dropdown button", has_text=name)
+    button.click()
+
+
+def wait_until(what, seconds=240):
+    ends = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def test_train_survives_a_restart_stops_resumes_and_shows_previews(browser, tmp_path, picture):
+    """A run of mini-sd3: begun in one studio, stopped and resumed in another on the same workspace."""
+    from impasto.studio.app import running
+
+    with running(tmp_path / "w", port=free_port()) as (_, address):
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        page.set_input_files("#drop input[type=file]", picture)
+        page.fill(".caption textarea", "rocket in pixel art style")
+        page.fill("#name textarea", "pixel")
+        page.fill("#set-optim-steps input", "40")
+        page.fill("#set-log-preview-every input", "0")
+        page.get_by_text("More settings").click()
+        page.fill("#set-log-preview-prompt textarea", "cat in pixel art style")
+        page.click("#start")
+        page.wait_for_selector("#jobs .running")
+        page.close()
+    with running(tmp_path / "w", port=free_port()) as (again, address):
+        [job] = again.queue.jobs()
+        assert job.state == RUNNING and again.worker.is_alive(job)
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        folder = again.workspace.root / job.out
+        wait_until(lambda: (folder / "metrics.jsonl").is_file() and "\n" in (folder / "metrics.jsonl").read_text())
+        page.wait_for_selector("#jobs progress")
+        page.click("#stop")
+        wait_until(lambda: again.queue.job(job.id).state == STOPPED)
+        page.wait_for_selector("#jobs .stopped")
+        page.click("#resume")
+        result = wait_until(lambda: (now := again.queue.job(job.id)).state == DONE and now.result)
+        assert 0 < result["resumed_from"] < result["steps"] == 40
+        page.wait_for_selector("#details .thumbs img")
+        page.wait_for_selector("#details svg")
+        page.close()
+    rows = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, 41))
+
+
+def test_upload_hostile_files_are_named_and_leave_nothing(page, studio, tmp_path):
+    (tmp_path / "script.png").write_text("#!/bin/sh")
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", 99_999, 99_999) + bytes(9)
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    before = set((studio[0].workspace.root / "references").iterdir())
+    page.set_input_files("#drop input[type=file]", [tmp_path / "script.png", tmp_path / "bomb.png"])
+    page.get_by_text("'script.png' is not a picture").wait_for()
+    page.get_by_text("'bomb.png' is not a picture").wait_for()
+    assert page.locator(".caption").count() == 0
+    assert set((studio[0].workspace.root / "references").iterdir()) == before
+    assert str(studio[0].workspace.root) not in page.locator(".toast-body").first.inner_text()
+
+
+def test_start_without_a_reference_says_what_to_do(page):
+    page.click("#start")
+    page.get_by_text("no reference image: drop one first").wait_for()
+
+
+def test_select_five_candidates_queues_the_command(page, studio):
+    open_tab(page, "Select")
+    boxes = page.locator("#numbers input[type=checkbox]")
+    boxes.nth(14).wait_for()
+    page.locator("#candidates button img").nth(2).click()  # by the image
+    page.locator("#numbers input:checked").wait_for()
+    for i in (0, 4, 6, 14):  # and by the list
+        boxes.nth(i).check()
+    page.click("#go-on")
+    job = wait_until(lambda: next((one for one in studio[0].queue.jobs() if one.args[0] == "select"), None))
+    assert job.args == ("select", "styles/ink", "1", "3", "5", "7", "15")
+
+
+def test_select_fewer_than_asked_is_refused(page, studio):
+    open_tab(page, "Select")
+    page.locator("#numbers input[type=checkbox]").nth(3).check()
+    page.click("#go-on")
+    page.get_by_text("1 candidates selected, and the run asks for 5").wait_for()
+
+
+def test_generate_shows_images_beside_the_base_and_a_png_fills_the_form(page, studio):
+    (studio[0].workspace.root / "styles/ink/pytorch_lora_weights.safetensors").touch()
+    open_tab(page, "Generate")
+    page.fill("#prompt textarea", "a cactus in ink style")
+    page.locator("#style-1 input").click()
+    page.get_by_role("option", name="styles/ink").click()
+    page.fill("#count input", "2")
+    page.fill("#image-seed input", "41")
+    page.click("#generate")
+    page.locator("#images img").nth(1).wait_for()
+    page.locator("#plain img").nth(1).wait_for()
+    file = sorted((studio[0].workspace.root / "images").glob("*/0001.png"))[-1]
+    page.reload()
+    open_tab(page, "Generate")
+    page.set_input_files("#png input[type=file]", file)
+    wait_until(lambda: page.input_value("#prompt textarea") == "a cactus in ink style", 60)
+    assert page.input_value("#image-seed input") == "42" and page.input_value("#number-steps textarea") == "7"
+    assert page.input_value("#style-1 input") == "styles/ink"
+
+
+def test_concepts_edited_box_is_saved(page, studio):
+    open_tab(page, "Concepts")
+    page.locator("#overlay img").wait_for()
+    cell = page.locator("#boxes td", has_text="40").first
+    cell.dblclick()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("44")
+    page.keyboard.press("Enter")
+    page.click("#save-concepts")
+    file = studio[0].workspace.root / "concepts/sun/concepts.json"
+    wait_until(lambda: json.loads(file.read_text())["concepts"][0]["box"] != [0, 0, 40, 40], 60)
+    assert json.loads(file.read_text())["concepts"][0]["box"] == [0, 0, 44, 40]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_window_nothing_sticks_out(browser, studio, scheme):
+    page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(studio[1])
+    page.wait_for_selector("#drop")
+    for name in TABS:
+        open_tab(page, name)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
+    dark = page.evaluate("getComputedStyle(document.body).getPropertyValue('--paper')")
+    assert dark.strip() == ("#171613" if scheme == "dark" else "#faf8f4")
+    assert all(url.startswith((studio[1], "data:", "blob:")) for url in asked), asked  # nothing is fetched elsewhere
+    page.close()
