@@ -24,6 +24,7 @@ from impasto.files import atomic, writable_folder
 from impasto.guidance import bind_all, style_guidance
 from impasto.guidance.base import Encode, Guidance
 from impasto.guidance.composed import ComposedPrompts
+from impasto.guidance.two_adapters import CONTENT
 from impasto.inversion import log_snr_of
 from impasto.inversion.noise_file import InversionNoise
 from impasto.progress import Progress, ignore, part
@@ -34,7 +35,7 @@ from impasto.sampling.prompts import check_prompts, read_pasted, read_prompts
 from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
 from impasto.styles.hub_download import hub_name, resolve_hub
-from impasto.styles.load import load_weights
+from impasto.styles.load import load_inactive, load_weights
 from impasto.styles.metadata import quantized_base, read_about
 from impasto.styles.start import RANDOM, build_start, read_noises, reference_file, share_weights
 from impasto.styles.weights import split_strength, style_hash
@@ -235,6 +236,7 @@ def open_session(
                 f"may help, --style {path}:0.8",
                 stacklevel=2,
             )
+    content = load_content(pipe, guidances, styled)
     compared = any(getattr(one, "compares_with_base", False) for one in guidances)
     if sampling.style_guidance or sampling.base_guidance or compared:
         style_guidance.check_switchable(getattr(pipe, family.part))
@@ -246,11 +248,25 @@ def open_session(
         **({} if quantize == "none" else {"quantize": quantize}),
         "styles": [{"path": on_hub.get(p, str(p)), "strength": s, "hash": style_hash(p)} for p, s in styled],
         **(sampling.weights(family).info if styled else {}),
+        **content,
     }
     encode = encoder(family, pipe, sampling.batch, tokens)
     bound = tuple(bind_all(guidances, family, sampling, encode))
     folder, noises = noisy[0] if noisy else (None, [])
     return Session(family, pipe, sampling, encode, bound, about, tuple(tokens), folder, tuple(noises), mixing)
+
+
+def load_content(pipe: Any, guidances: Sequence[Any], styled: Sequence[Any]) -> Info:
+    """Load the content's adapter of `guidance.two_adapters`; what the Info of the images states of it."""
+    content = next((name for one in guidances if (name := getattr(one, "content", None))), None)
+    if content is None:
+        return {}
+    if not styled:
+        raise UserError("--content goes beside a --style: name the adapter with --style where it is the only one")
+    path, strength = split_strength(content)
+    strength = 1.0 if strength is None else strength
+    load_inactive(pipe, path, strength, CONTENT)
+    return {"content": {"path": str(path), "strength": strength, "hash": style_hash(path)}}
 
 
 def check_until(sampling: Sampling, noisy: Sequence[Any], family: Family) -> None:
@@ -428,6 +444,6 @@ def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict
 USED = (
     *("sampler", "guidance", "style_guidance", "base_guidance", "negative_prompt"),
     *("log_snr", "prompt_of_step", "switch_share", "style_semantics"),
-    *("noise_random", "noise_weights", "prompt_weights", "until"),
+    *("noise_random", "noise_weights", "prompt_weights", "until", "content_share"),
 )
 """Of an image's Info: what `generate_folder` reports, the same for all images of a command."""

@@ -78,8 +78,8 @@ def load(base: str, *, device: str = "auto", precision: str = "auto", components
 
 
 def from_folder(folder: Path, base: str, device: str, precision: str) -> "Family":
-    """The family of `folder`, the diffusers folder of `base`. Raises UserError when the denoiser has an image input, and
-    when weights are pickles."""
+    """The family of `folder`, the diffusers folder of `base`. Raises UserError when the denoiser has an image input or
+    weights are pickles."""
     name = pipeline_class(folder)
     known = cards().get(name, {}) | card(base)
     family = family_class(base, name).load(folder, known, device=device, precision=precision)

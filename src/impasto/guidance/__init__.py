@@ -29,6 +29,11 @@ GUIDANCES: dict[str, Entry] = {
         "impasto.guidance.style_semantics:bind",
         "style against the base, prompt against a null prompt (FineStyle, StyleDrop)",
     ),
+    "two-adapters": Entry(
+        "impasto.guidance.config:TwoAdapters",
+        "impasto.guidance.two_adapters:bind",
+        "a style's and a content's adapter in one image (StyleDrop)",
+    ),
 }
 
 

@@ -134,3 +134,18 @@ class StyleSemantics:
     def compares_with_base(self) -> bool:
         """Whether the base's prediction is used, so that a style is needed that can be switched off."""
         return self.weights[0] > 0 or self.weights[2] > 0
+
+
+@dataclass(frozen=True)
+class TwoAdapters:
+    """The adapter of a content beside the style's, see `guidance.two_adapters`."""
+
+    content: Annotated[str | None, flag("content")] = None
+    """A second style folder, trained on a content (a subject), with an optional strength after a colon; mixed with the
+    styles in each step."""
+    share: Annotated[float, flag("content-share")] = 0.5
+    """Its share g of the prediction: (1 - g) style + g content."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UserError(f"content-share must be from 0 to 1, not {self.share:g}")

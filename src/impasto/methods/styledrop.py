@@ -15,6 +15,7 @@ style folders, `candidates` the images between them, which are kept.
 """
 
 import gc
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -259,6 +260,8 @@ def keep_style(stages: Stages, config: TrainConfig, plan: Plan, family: Family, 
     write_defaults(out, guidance(config.method), PLAIN_SAMPLING)
     parts = copy_parts(trained, out)
     write_parts(out, parts, {})
+    with atomic(out / "metrics.jsonl") as file:
+        shutil.copyfile(trained / "metrics.jsonl", file)
     files = [part.file for part in parts]
     for i, item in enumerate(items.pictures(plan.items)[:REFERENCES]):
         with atomic(reference_file(out, i)) as file:

@@ -84,15 +84,36 @@ def call_arguments(pipe: Any, folder: Path) -> dict[str, Any]:
     return call | ({"guidance_scale": own["guidance"]} if "guidance" in own else {})
 
 
-def load_adapter(adapter: Adapter, pipe: Any, file: Path, strength: float) -> None:
-    """Put the denoiser's adapter into a pipeline."""
+def load_inactive(pipe: Any, folder: Path, strength: float, name: str) -> None:
+    """Put a style of one adapter of the denoiser into a pipeline as adapter `name`, which is not active: what was
+    active stays so. Raises UserError as `load_style`, and for a style of more parts, or that replaces the base."""
+    kinds, parts = adapter_kinds(), read_parts(folder) if folder.is_dir() else [Part("lora", "")]
+    adapter = kinds.get(parts[0].kind)
+    if len(parts) > 1 or adapter is None or adapter.replaces_base:
+        raise UserError(
+            f"{str(folder)!r} is more than one adapter of the denoiser: as a content it has to be that alone"
+        )
+    file = folder / parts[0].file if folder.is_dir() and (folder / parts[0].file).is_file() else style_file(folder)
+    before = {layer: list(layer.active_adapters) for layer in tuner_layers(pipe)}
+    load_adapter(adapter, pipe, file, strength, name)
+    for layer in tuner_layers(pipe):
+        layer._active_adapter = before.get(layer, [])
+    where = [part for part, names in pipe.get_list_adapters().items() if name in names]
+    if any(part.startswith("text_encoder") for part in where):
+        raise UserError(
+            f"{str(folder)!r} trains a text encoder as well: as a content it has to be the denoiser's alone"
+        )
+
+
+def load_adapter(adapter: Adapter, pipe: Any, file: Path, strength: float, name: str | None = None) -> None:
+    """Put the denoiser's adapter into a pipeline, as adapter `name`; a free one by default."""
     if adapter.load is None:
-        load_lora(pipe, file, strength)
+        load_lora(pipe, file, strength, name)
         return
     tensors, metadata = read_file(file)
     with naming(file):
         check_finite(tensors)
-        adapter.load(pipe, tensors, metadata, free_name(pipe), strength)
+        adapter.load(pipe, tensors, metadata, name or free_name(pipe), strength)
 
 
 def free_name(pipe: Any) -> str:
@@ -101,7 +122,7 @@ def free_name(pipe: Any) -> str:
     return next(free for n in count() if (free := f"style{n}") not in taken)
 
 
-def load_lora(pipe: Any, file: Path, strength: float) -> None:
+def load_lora(pipe: Any, file: Path, strength: float, name: str | None = None) -> None:
     """`pipe.load_lora_weights` and `pipe.set_adapters`, with the checks of `load_style`."""
     from impasto.interop.lora.read import check_architecture
 
@@ -112,7 +133,7 @@ def load_lora(pipe: Any, file: Path, strength: float) -> None:
         check_finite(tensors)
     fitted = check_fits(pipe, shapes, file)
     taken = {known for names in pipe.get_list_adapters().values() for known in names}
-    name = free_name(pipe)
+    name = name or free_name(pipe)
     before = [(layer, dict(layer.scaling)) for layer in tuner_layers(pipe)]
     active = list(dict.fromkeys(known for layer, _ in before for known in layer.active_adapters if known in taken))
     error = ""
