@@ -64,6 +64,30 @@ def test_compare_dry_run_lists_cells_and_writes_nothing(go):
     assert len(result["to_run"]) == 4 and result["minutes"] is not None and not go.out.exists()
 
 
+def test_compare_equal_seconds_gives_steps_by_measured_time(go, monkeypatch):
+    measured = []
+
+    def step_seconds(method, reference, setting):
+        measured.append(method.name)
+        return {"style-friendly": 0.5, "dco": 1.0}[method.name]
+
+    monkeypatch.setattr(comparison, "step_seconds", step_seconds)
+    own = {"equal": "seconds", "steps": None}
+    assert go("style-friendly", "dco", "prompt", dry_run=True, seconds=2.0, **own)["steps"] == {
+        "style-friendly": 4,
+        "dco": 2,
+    }
+    assert go("style-friendly", "dco", steps=2, dry_run=True, equal="seconds")["steps"] == {
+        "style-friendly": 2,
+        "dco": 1,
+    }
+    measured.clear()
+    monkeypatch.setattr(comparison, "run_cell", lambda *args: {})
+    for _ in range(2):
+        assert go("style-friendly", "dco", seconds=2.0, **own)["steps"]["dco"] == 2
+    assert measured == ["style-friendly", "dco"]  # kept in steps.json
+
+
 def test_compare_recipe_that_cannot_run_is_named_before_anything_starts(go):
     """The tiny base is no U-Net with a learned token's text tower for inversion: instastyle's caption fails."""
     flawed = {"caption": ("rocket",), "prompt": ("a cat in neon style", "a star in neon style")}
