@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from fakes import FakeEncoder, FakeJudges
 
+from impasto import files
 from impasto.reproduce import campaign as module
-from impasto.reproduce import reproduce, style_friendly
+from impasto.reproduce import reproduce, runner, style_friendly
 from impasto.reproduce.cells import FILE, read_all
 from impasto.reproduce.claims import (
     Claim,
@@ -20,6 +21,7 @@ from impasto.reproduce.claims import (
     with_equal_text,
 )
 from impasto.reproduce.small_world import SmallWorld
+from impasto.sampling.png import read_png_metadata
 
 CLAIM = with_equal_text(Claim("T", "a beats b at equal text", {}, (Reading("r", (more("a", "b"), no_less("a", "b"))),)))
 MEASURES = {"style": Measure("style_accuracy", 0.05), "text": Measure("concept_top5", 0.05)}
@@ -114,3 +116,23 @@ def test_reproduce_curves_are_added_to_cells_without_running_them_again(tiny_sd3
     assert all({k: v for k, v in after[key].items() if "curve" not in k} == before[key] for key in before)
     reproduce("style-friendly", curves=True, **own)
     assert len(ran) == 12
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long")
+def test_run_curve_samples_cached_style_at_other_strengths(tiny_sd3, tmp_path):
+    world = SmallWorld(judges=FakeJudges(), encoder=FakeEncoder(), concepts=2)
+    campaign = module.make_campaign("style-friendly", str(tiny_sd3), tmp_path, world=world, log=lambda line: None)
+    settings = {**style_friendly.ARMS["style-friendly"].settings, "steps": 1, "rank": 2}
+    campaign = campaign.with_arms({"few": replace(style_friendly.ARMS["style-friendly"], settings=settings)})
+    for arm in ("few", "style-aligned"):
+        cell = campaign.cells_of(arm, "smoke")[0]
+        runner.run_cell(cell, world, campaign.place)
+        folder = files.cache_dir("reproduce", cell.spec["base"][:12], cell.name)
+        before = [file.stat().st_mtime_ns for file in folder.glob("style/*.safetensors")]
+        found = runner.run_curve(cell, world, campaign.place)
+        assert found["curve"].keys() == {"0.75", "1.25", "1.5"} and "style_accuracy" in found["curve"]["0.75"]
+        assert before == [file.stat().st_mtime_ns for file in folder.glob("style/*.safetensors")]
+        images = [(folder / name / "0000.png").read_bytes() for name in ("images", "images-0.75", "images-1.5")]
+        assert len(set(images)) == 3
+        if arm == "few":
+            assert read_png_metadata(folder / "images-1.5/0000.png")["styles"][0]["strength"] == 1.5

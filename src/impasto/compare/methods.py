@@ -109,7 +109,7 @@ def default_steps(base: str) -> int:
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What a training depends on beside reference, base and seed: the settings that differ from the defaults."""
     default = flat_defaults()
-    left_out = {*FREE, "seed", "caption", "precision", "size"}
+    left_out = {*FREE, "seed", "caption", "precision"}
     return {k: v for k, v in sorted(flatten(config).items()) if k not in left_out and v != default.get(k)}
 
 
@@ -130,6 +130,11 @@ def check(method: Method, reference: ReferenceImage, base: str, out: Path, steps
             make_plan(config)
         else:
             dry_run(config)
+
+
+def reads_caption(method: Method, base: str) -> bool:
+    """Whether a method may refuse one reference and take another: those of several stages parse the caption."""
+    return method.trained and not isinstance(resolve(method.path, base).method, Fit)
 
 
 def spec_of(method: Method, config: TrainConfig | None) -> dict[str, Any]:
