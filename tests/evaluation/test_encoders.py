@@ -56,6 +56,8 @@ def test_lpips_gives_the_distances_of_its_package(tmp_path, net):
     first, second = ([images[pair[k]] for pair in published["pairs"]] for k in (0, 1))
     found = load(f"lpips={tmp_path}").distances(first, second)
     assert found.tolist() == pytest.approx(published["distances"], rel=1e-4, abs=1e-6)
+    mixed = load(f"lpips={tmp_path}").distances([*first, IMAGES[0]], [*second, IMAGES[3]])
+    assert mixed[:3].tolist() == pytest.approx(found.tolist(), abs=1e-6) and mixed[3] > 0, "of any sizes"
 
 
 def test_lpips_with_one_of_its_two_files_raises(tmp_path):
@@ -195,6 +197,15 @@ class Colours(Encoder):
 
     def texts(self, texts):
         return torch.tensor([[1.0, 0.0, 0.0]] * len(texts))
+
+
+def test_scores_of_a_distance_have_their_definitions(tmp_path):
+    write_weights("lpips-alex", tmp_path / "alex.safetensors")
+    encoder, images = load(f"lpips={tmp_path}"), [image.resize((64, 64)) for image in IMAGES[:3]]
+    rows = encoder_scores.score(encoder, images, ["a", "b", "a"], [IMAGES[1], images[0]])
+    apart = encoder.distances([images[0]], [images[2]]).item()
+    assert [row["diversity"] for row in rows] == [pytest.approx(apart), None, pytest.approx(apart)]
+    assert rows[0]["reference"] == pytest.approx(encoder.distances([images[0]], [IMAGES[1]]).item() / 2)
 
 
 def test_scores_of_embeddings_have_their_definitions():

@@ -385,3 +385,20 @@ def test_true_pictures_are_on_the_given_ground():
     style, concept = META["style_names"].index("unifont"), LABELS.index("cat")
     white, blue = (true_pictures(style, [concept], ground)[concept] for ground in ((255, 255, 255), (0, 0, 200)))
     assert white.getpixel((0, 0)) == (255, 255, 255) and blue.getpixel((0, 0)) == (0, 0, 200)
+
+
+def test_evaluate_with_encoders_names_each_with_its_version(tmp_path, judges, truths):
+    folder = folder_of(tmp_path / "a", [(UNIFONT, PENGUIN, PENGUIN)] * 2)
+    base = folder_of(tmp_path / "b", [(UNIFONT, FROG, PENGUIN)] * 2)
+    chosen = ["style-judge", "concept-judge"]
+    found = evaluate(
+        folder, base_images=base, reference=folder / "0000.png", judges=judges, encoder=None, encoders=chosen
+    )
+    assert list(found["encoders"]) == chosen and len(found["encoders"]["style-judge"]["version"]) == 12
+    style = found["encoders"]["style-judge"]
+    assert style["scores"]["reference"] == {"mean": pytest.approx(1), "interval": pytest.approx([1, 1]), "n": 2}
+    assert style["scores"]["diversity"]["mean"] == pytest.approx(0, abs=1e-5) and style["base"]["reference"]["n"] == 2
+    assert found["images"][1]["encoders"]["concept-judge"]["reward"] is not None
+    assert found["near_copy"] == 0, "one colour has no composition"
+    with pytest.raises(UserError, match="csd needs a source"):
+        evaluate(folder, judges=judges, encoder=None, encoders=["csd"])

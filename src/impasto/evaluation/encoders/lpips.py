@@ -9,6 +9,7 @@ different sizes the second is resized (bicubic) to the first one's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 from impasto.errors import UserError
-from impasto.evaluation.encoders.base import Distance, placed
+from impasto.evaluation.encoders.base import Distance, batches, placed
 from impasto.evaluation.encoders.pixels import to_unit
 from impasto.evaluation.encoders.weights import fill, read_weights, width
 
 ROW = "lpips"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPS = 1e-10
+PAIRS = 16  # in a forward pass
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,18 @@ class Lpips(Distance):
     @torch.no_grad()
     def distances(self, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> Tensor:
         """d(image, other) >= 0 of each pair, [n]."""
-        found = []
-        for a, b in zip(images, others, strict=True):  # sizes differ from pair to pair
-            b = b if b.size == a.size else b.convert("RGB").resize(a.size, Image.Resampling.BICUBIC)
-            pixels = [(2 * to_unit(image) - 1)[None].to(self.device) for image in (a, b)]
-            found.append(self.model(*pixels).cpu())
+        pairs, found = list(zip(images, others, strict=True)), []
+        for _, same in groupby(pairs, key=lambda pair: pair[0].size):  # pairs of one size go together
+            for batch in batches(list(same), PAIRS):
+                a = torch.stack([2 * to_unit(image) - 1 for image, _ in batch])
+                b = torch.stack([2 * to_unit(fitted(other, image.size)) - 1 for image, other in batch])
+                found.append(self.model(a.to(self.device), b.to(self.device)).cpu())
         return torch.cat(found)
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """RGB of a size (width, height), resized (bicubic) where it has another."""
+    return image if image.size == size else image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def load(source: Path | str, device: str = "cpu", row: str = ROW) -> Lpips:
