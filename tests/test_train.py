@@ -299,7 +299,7 @@ def test_another_base_in_the_same_folder_is_refused(config, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(config, monkeypatch):
     rates = {1: 1e-4, 2: 1e17, 3: 1e-4}
-    monkeypatch.setattr("impasto.training.trainable.learning_rate", lambda config, step: rates[step])
+    monkeypatch.setattr("impasto.training.trainable.learning_rate", lambda config, step, earlier: rates[step])
     config = change(config, checkpoint_every=1)
     with pytest.raises(
         UserError, match=r"loss is NaN or infinite at step 3.*checkpoint of step 1 is kept.*--lr"

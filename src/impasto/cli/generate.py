@@ -42,7 +42,7 @@ def generate(args: list[str]) -> Result:
     guidances = given({name: getattr(command, name.replace("-", "_")) for name in GUIDANCES})
     config = with_seed(read_pasted(GenerateConfig(**{**own, "guidances": guidances})))
     parse_size(config.size)
-    check_prompts(read_prompts(config))
+    check_prompts(read_prompts(config, warn=False))  # what generates warns
     if config.count < 1:
         raise UserError(f"count must be at least 1, not {config.count}")
     check_bases(config.base)

@@ -97,15 +97,16 @@ def check_prompts(prompts: Sequence[str]) -> None:
         raise UserError("no prompt: give one with --prompt 'a cat in neon style', or a file of them with --prompts")
 
 
-def read_prompts(config: GenerateConfig) -> list[str]:
+def read_prompts(config: GenerateConfig, warn: bool = True) -> list[str]:
     """The prompts given one by one, those of the file, one per line, empty lines and comments left out, then panels and
-    letters. Texts as `read_pasted` takes them give their prompts alone. Warns of other tools' syntax, and raises
-    UserError on options in prompts and tables."""
+    letters. Texts as `read_pasted` takes them give their prompts alone. warn: of other tools' syntax. Raises UserError
+    on options in prompts, and on tables."""
     found = pasted_prompts(config)
     prompts = [one.prompt for _, one in found]
     for where, one in found:
         check_options(one.prompt, where)
-    warn_syntax(prompts, "prompts")
+    if warn:
+        warn_syntax(prompts, "prompts")
     if config.panel_style != GenerateConfig.panel_style and not (config.panels or config.letters):
         raise UserError("panel-style is of --panels and --letters: give one of them, or leave it out")
     prompts += [multi_panel(subjects.split(";"), config.panel_style) for subjects in config.panels]
