@@ -78,8 +78,8 @@ def load(base: str, *, device: str = "auto", precision: str = "auto", components
 
 
 def from_folder(folder: Path, base: str, device: str, precision: str) -> "Family":
-    """The family of `folder`, the diffusers folder of `base`. Raises UserError when the denoiser has an image input, and
-    when weights are pickles."""
+    """The family of `folder`, the diffusers folder of `base`. Raises UserError when the denoiser has an image input, or
+    weights are pickles."""
     name = pipeline_class(folder)
     known = cards().get(name, {}) | card(base)
     family = family_class(base, name).load(folder, known, device=device, precision=precision)
@@ -92,9 +92,11 @@ def check_channels(base: str, name: str, family: Any) -> None:
     """Raise UserError when the denoiser takes more channels than it predicts (inpainting, FLUX Fill, Depth, Canny)."""
     from impasto.bases.single_file import IMAGE_INPUT, unsupported
 
+    if name not in IMAGE_INPUT:
+        return
     config = family.config(family.part)
     channels = config.get("in_channels")
-    if name in IMAGE_INPUT and channels != (config.get("out_channels") or channels):
+    if channels != (config.get("out_channels") or channels):
         raise unsupported(base, IMAGE_INPUT[name])
 
 
