@@ -62,9 +62,11 @@ def misloaded(pipe, layers, loras, load):
         component, name, _ = layers[layer]
         module = getattr(pipe, component).get_submodule(name)
         adapter = next(iter(getattr(module, "lora_A", {})), None)
-        halves = [] if adapter is None else [module.lora_A[adapter].weight, module.lora_B[adapter].weight]
-        expected = update(lora.down, lora.up, lora.scale)
-        if adapter is None or not torch.allclose(update(*halves, module.scaling[adapter]), expected, atol=1e-4):
+        if adapter is None:
+            wrong.append(layer)
+            continue
+        loaded = update(module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter])
+        if not torch.allclose(loaded, update(lora.down, lora.up, lora.scale), atol=1e-4):
             wrong.append(layer)
     pipe.unload_lora_weights()
     return wrong
@@ -201,7 +203,7 @@ def test_load_style_other_layout_is_the_stated_reason(name, tiny_sd3, recwarn):
     """Not the base; and no notice of a library that asking for its layers gives."""
     pipe = DiffusionPipeline.from_pretrained(tiny_sd3)
     recwarn.clear()
-    with pytest.raises(UserError, match=r"is in another tool's layout .*impasto import .*reads it, or states why not"):
+    with pytest.raises(UserError, match=r"is in another tool's layout: .impasto import .*reads it, or states why not"):
         load_style(pipe, REPORTED / f"{name}.safetensors")
     assert not recwarn.list
 

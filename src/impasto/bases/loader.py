@@ -92,9 +92,11 @@ def check_channels(base: str, name: str, family: Any) -> None:
     """Raise UserError when the denoiser takes more channels than it predicts (inpainting, FLUX Fill, Depth, Canny)."""
     from impasto.bases.single_file import IMAGE_INPUT, unsupported
 
+    if name not in IMAGE_INPUT:
+        return
     config = family.config(family.part)
     channels = config.get("in_channels")
-    if name in IMAGE_INPUT and channels != (config.get("out_channels") or channels):
+    if channels != (config.get("out_channels") or channels):
         raise unsupported(base, IMAGE_INPUT[name])
 
 

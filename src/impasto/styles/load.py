@@ -175,8 +175,8 @@ def check_fits(pipe: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> dic
     half of a LoRA in diffusers' layout, on a layer that this pipeline has, in its width and kernel."""
     if other := [key for key in shapes if not IN_LAYOUT.fullmatch(peft_key(key))]:
         raise UserError(
-            f"style {str(file)!r} is in another tool's layout ({other[0]!r} first): `impasto import {file} --out ...` "
-            "reads it, or states why not"
+            f"style {str(file)!r} is in another tool's layout: `impasto import {file} --out ...` reads it, or states "
+            f"why not ({other[0]!r} first)"
         )
     fitted = {key: fitted_shape(pipe, key, shape) for key, shape in shapes.items()}
     wrong = [key for key, shape in fitted.items() if shape is None]
