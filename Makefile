@@ -4,13 +4,16 @@ PYTHON    ?= python3
 INSTALLED := $(VENV)/.installed
 READY     := $(VENV)/.ready
 
-.PHONY: demo test lint docs format clean
+.PHONY: demo test test-studio lint docs format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/impasto demo
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4
+
+test-studio: $(READY)  # the studio, in Chromium where that is installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/studio
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

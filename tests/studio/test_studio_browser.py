@@ -10,6 +10,7 @@ from conftest import free_port
 from impasto.studio.queue import DONE, RUNNING, STOPPED
 
 pytestmark = pytest.mark.browser
+WAIT = 60_000  # milliseconds
 TABS = ("Train", "Styles", "Generate", "Select", "Concepts", "Noise", "Compare")
 
 
@@ -17,7 +18,7 @@ TABS = ("Train", "Styles", "Generate", "Select", "Concepts", "Noise", "Compare")
 def page(browser, studio):
     """The page of the shared studio, in a window of its own."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(WAIT)
     opened.goto(studio[1])
     opened.wait_for_selector("#drop")
     yield opened
@@ -46,7 +47,7 @@ def test_train_survives_a_restart_stops_resumes_and_shows_previews(browser, tmp_
 
     with running(tmp_path / "w", port=free_port()) as (_, address):
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(WAIT)
         page.goto(address)
         page.set_input_files("#drop input[type=file]", picture)
         page.fill(".caption textarea", "rocket in pixel art style")
@@ -62,7 +63,7 @@ def test_train_survives_a_restart_stops_resumes_and_shows_previews(browser, tmp_
         [job] = again.queue.jobs()
         assert job.state == RUNNING and again.worker.is_alive(job)
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(WAIT)
         page.goto(address)
         folder = again.workspace.root / job.out
         wait_until(lambda: (folder / "metrics.jsonl").is_file() and "\n" in (folder / "metrics.jsonl").read_text())
@@ -155,7 +156,7 @@ def test_concepts_edited_box_is_saved(page, studio):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_narrow_window_nothing_sticks_out(browser, studio, scheme):
     page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(WAIT)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(studio[1])

@@ -89,6 +89,7 @@ def call(address: str, name: str, data: list) -> str:
 
 def test_event_with_a_file_or_name_outside_the_workspace_is_refused(studio):
     found, address = studio
+    assert "event: complete" in call(address, "describe_recipe", ["style-friendly"])
     passwd = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     names = [one["api_name"] for one in json.loads(fetch(address, "/config")[1])["dependencies"] if one["api_name"]]
     for name, data in (
@@ -97,7 +98,7 @@ def test_event_with_a_file_or_name_outside_the_workspace_is_refused(studio):
     ):
         assert name in names, names
         body = call(address, name, data)
-        assert "error" in body and "root:" not in body and str(found.workspace.root) not in body, (name, body)
+        assert "event: error" in body and "root:" not in body and str(found.workspace.root) not in body, (name, body)
 
 
 def test_page_with_a_login_answers_nobody_else(tmp_path):

@@ -7,5 +7,6 @@ Everything that takes long is a command of impasto in a process of its own (`wor
     images/      a folder per generation    concepts/     concepts.json of `impasto concepts find`
     exports/     files for other tools      calibration/  results of `impasto noise calibrate`
     comparisons/ results of `impasto compare`             bases/        diffusers folders of your own
+    votes/       vote sets of `impasto votes`
     .studio/     queue and logs, never served             uploads/      gradio's temporary files
 """

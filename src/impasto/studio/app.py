@@ -45,6 +45,7 @@ def build(studio):
     from impasto.studio.queue import RUNNING, WAITING
     from impasto.studio.styles_tab import styles_tab
     from impasto.studio.train_tab import train_tab
+    from impasto.studio.vote_tab import vote_tab
 
     def head() -> Html:
         jobs = studio.queue.jobs()
@@ -72,6 +73,9 @@ def build(studio):
                 noise_tab(studio, tab, timer)
             with gr.Tab("Compare", id="compare") as tab:
                 compare_tab(studio, tab)
+            if "votes" in studio.commands:
+                with gr.Tab("Vote", id="vote") as tab:
+                    vote_tab(studio, tab)
     return page
 
 
@@ -119,6 +123,7 @@ def running(
     except Timeout:
         raise UserError(f"another studio runs in {str(workspace)!r}: use that one, or another --workspace") from None
     from impasto.studio.page import Studio, style_sheet, theme
+    from impasto.studio.vote_tab import KEYS
 
     queue = Queue(place.private / "queue.sqlite")
     worker = Worker(queue, place.root, place.private / "jobs", command)
@@ -142,6 +147,7 @@ def running(
             mcp_server=False,
             theme=theme(),
             css=style_sheet(),
+            head=KEYS,
         )
         worker.start()
         yield studio, public or local

@@ -1,4 +1,4 @@
-"""The tab Compare: pages of comparisons in the workspace."""
+"""The tab Compare: pages of comparisons and reports in the workspace, and a form for a new comparison."""
 
 import html
 from pathlib import Path
@@ -6,11 +6,15 @@ from typing import Any
 
 import gradio as gr
 
+from impasto.config import recipes
 from impasto.errors import UserError
 from impasto.report.html import Html
 from impasto.studio.page import Studio, empty
+from impasto.studio.queue import RUNS
 
 LARGEST = 40 << 20  # bytes of a page
+OTHERS = ("prompt", "style-aligned")
+"""Methods without a training: the base alone, and StyleAligned."""
 
 
 def compare_tab(studio: Studio, tab: gr.Tab) -> None:
@@ -36,6 +40,48 @@ def compare_tab(studio: Studio, tab: gr.Tab) -> None:
 
     tab.select(guard(refresh), chosen, [chosen, page], show_progress="hidden")
     chosen.input(guard(show), chosen, page, show_progress="hidden")
+    if "compare" in studio.commands:
+        new_comparison(studio, tab)
+
+
+def new_comparison(studio: Studio, tab: gr.Tab) -> None:
+    """The form of `impasto compare`."""
+    workspace, guard = studio.workspace, studio.guard
+    with gr.Accordion("New comparison", open=False):
+        methods = gr.Dropdown([*OTHERS, *recipes()], multiselect=True, label="Methods", elem_id="methods")
+        with gr.Row():
+            image = gr.Dropdown([], label="Reference", min_width=180)
+            caption = gr.Textbox(label="Caption", placeholder="a rocket in pixel art style", min_width=180)
+        with gr.Row():
+            base = gr.Dropdown(
+                workspace.bases(), value="mini-sd3", allow_custom_value=True, label="Base", min_width=140
+            )
+            steps = gr.Number(150, precision=0, minimum=1, label="Steps of each training", min_width=120)
+            count = gr.Number(8, precision=0, minimum=1, label="Prompts", min_width=90)
+            name = gr.Textbox(label="Name", min_width=140)
+        start = gr.Button("Add to the queue", variant="primary", elem_id="start-comparison")
+
+    def choices() -> tuple[Any, Any]:
+        references = [workspace.relative(file) for file in sorted((workspace.root / "references").iterdir())]
+        return gr.update(choices=[*OTHERS, *recipes(), *workspace.styles()]), gr.update(choices=references)
+
+    def add(
+        chosen: list[str], file: str | None, text: str, base_name: str, many: int, prompts: int, title: str
+    ) -> None:
+        if len(chosen or []) < 2:
+            raise UserError("a comparison needs two methods or more")
+        if not text.strip():
+            raise UserError("no caption: say what the reference shows and in what style")
+        known = [*OTHERS, *recipes()]
+        names = [one if one in known else workspace.relative(workspace.existing(one, "styles")) for one in chosen]
+        folder = workspace.new("comparisons", title)
+        args = ["compare", *names, f"--base={workspace.check_base(base_name)}", f"--caption={text}"]
+        args += [f"--image={workspace.relative(workspace.existing(file, 'references'))}", f"--steps={int(many)}"]
+        studio.queue.add([*args, f"--count={int(prompts)}", f"--out={folder}"], folder, folder, RUNS)
+        gr.Info(f"{folder} is in the queue of the tab Train")
+
+    tab.select(guard(choices), None, [methods, image], show_progress="hidden")
+    start.click(guard(add), [methods, image, caption, base, steps, count, name], None, show_progress="hidden")
 
 
 def pages(root: Path) -> list[str]:

@@ -10,7 +10,7 @@ from impasto.config import recipes
 from impasto.data.references import content, load
 from impasto.errors import UserError, nearest
 
-FOLDERS = ("references", "styles", "images", "concepts", "exports", "calibration", "comparisons", "bases")
+FOLDERS = ("references", "styles", "images", "concepts", "exports", "calibration", "comparisons", "votes", "bases")
 PRIVATE = ".studio"
 """Queue, logs and gradio's temporary files."""
 MAX_BYTES, MAX_SIDE = 32 << 20, 8192
