@@ -31,7 +31,7 @@ from impasto.adapters.base import PLAIN_SAMPLING, check_keeps_base
 from impasto.bases import loader
 from impasto.config import Fit, TrainConfig, change
 from impasto.data import items
-from impasto.evaluation.encoders import load_encoder
+from impasto.evaluation.encoders import Encoder, load_encoder
 from impasto.families.base import Family
 from impasto.files import MODELS, atomic
 from impasto.generation import open_session
@@ -234,21 +234,43 @@ def make_candidates(
 def select_candidates(stages: Stages, config: TrainConfig, candidates: Sequence[Candidate]) -> list[int] | None:
     """Numbers of the selected candidates, from 1: one per object; None where a person has to select them first."""
     method = config.method
-    groups = [range(first, first + method.images) for first in range(0, len(candidates), method.images)]
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         if method.select == "random":
-            g = generator(config.seed, 0, "selection")
-            return [own[int(torch.randint(len(own), (1,), generator=g))] + 1 for own in groups], {}
-        encoder, scores = load_encoder(method.encoder or MODELS / "clip"), list[float]()
-        for own in groups:
-            images = [open_image(stages.folder / candidates[i].file) for i in own]
-            found, texts = encode_pairs(images, [candidates[i].prompt for i in own], encoder)
-            scores += (found * texts).sum(1).tolist()
-        best = [max(own, key=scores.__getitem__) + 1 for own in groups]
-        return best, {"clip": [round(one, 4) for one in scores]}
+            return select_at_random(candidates, config.seed), {}
+        scores = clip_scores(stages.folder, candidates, load_encoder(method.encoder or MODELS / "clip"))
+        return select_best(candidates, scores), {"clip": [round(one, 4) for one in scores]}
 
     return keep_selection(stages, method.select, {"select": method.select, "encoder": method.encoder}, choose)
+
+
+def by_object(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Indices of the candidates of each object."""
+    groups: dict[str, list[int]] = {}
+    for i, one in enumerate(candidates):
+        groups.setdefault(one.thing, []).append(i)
+    return list(groups.values())
+
+
+def select_at_random(candidates: Sequence[Candidate], seed: int) -> list[int]:
+    """The number of one candidate per object, from 1."""
+    g = generator(seed, 0, "selection")
+    return [own[int(torch.randint(len(own), (1,), generator=g))] + 1 for own in by_object(candidates)]
+
+
+def select_best(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[int]:
+    """The number of the best candidate per object, from 1."""
+    return [max(own, key=scores.__getitem__) + 1 for own in by_object(candidates)]
+
+
+def clip_scores(folder: Path, candidates: Sequence[Candidate], encoder: Encoder) -> list[float]:
+    """Cosine of each candidate's image with its prompt. folder: the style folder."""
+    scores: list[float] = []
+    for own in by_object(candidates):
+        images = [open_image(folder / candidates[i].file) for i in own]
+        found, texts = encode_pairs(images, [candidates[i].prompt for i in own], encoder)
+        scores += (found * texts).sum(1).tolist()
+    return scores
 
 
 def keep_style(stages: Stages, config: TrainConfig, plan: Plan, family: Family, last: str) -> None:

@@ -42,6 +42,7 @@ GROUPS = {
 
 following(campaign) -> {name: arm}             arms that depend on existing cells
 drawings(campaign, claim, size) -> {file: SVG or PNG}  further ones for the page
+on_family(claims, arms, family) -> (claims, arms)  others for some kinds of bases
 others(out, claims, arms) -> (claims, arms)    with methods whose images lie in the campaign's folder
 BASE                                           the default base
 WORLDS                                         {protocol: (references, clip, dino) -> World}
@@ -50,7 +51,7 @@ CALIBRATION = "calibration.json"
 """The calibration last given, stored beside the cells for later calls."""
 PROTOCOLS = ("small-world", "paper")
 DEFAULT_BASE = "mini-sd3"
-DEFAULT_SECONDS = {name: {"train": (45.0, 0.8), "other": (5.0, 0.8)} for name in ("mini-sd3", "mini-sd15")}
+DEFAULT_SECONDS = {name: {"train": (45.0, 0.8), "other": (5.0, 0.8)} for name in ("mini-sd3", "mini-sd15", "mini-muse")}
 """(seconds per cell, seconds per image) on one free core, used until cells are timed: a trained smoke cell took 57 CPU
 seconds including imports; the other kind is estimated from the demo."""
 """Called with (cells done, cells in all, note on the last one)."""
@@ -220,6 +221,8 @@ def make_campaign(
         family.hash, calibration or stored_calibration(out, family.hash, log), world.name
     )
     stated = module.claims(world.name) if hasattr(module, "claims") else module.CLAIMS
+    if hasattr(module, "on_family") and world.name != "paper":
+        stated, arms = module.on_family(stated, arms, family)
     if hasattr(module, "others") and world.name != "paper":
         stated, arms = module.others(out, stated, arms)
     claims = tuple(claim for one in stated if (claim := restricted(one, arms, ours=world.name != "paper")))

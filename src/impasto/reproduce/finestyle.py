@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import UserError
+from impasto.families.base import Family
 from impasto.reproduce import finestyle_paper
 from impasto.reproduce.claims import Arm, Claim, Compare, Reading, more, no_less
 from impasto.reproduce.finestyle_jobs import STYLE_WORDS
@@ -255,6 +256,17 @@ def small_world(folder: Path | None = None, clip: str | None = None, dino: str |
     if folder or clip or dino:
         raise UserError("--references, --clip and --dino need --protocol paper")
     return SceneWorld()
+
+
+def on_family(
+    claims: tuple[Claim, ...], arms: dict[str, Arm], family: Family
+) -> tuple[tuple[Claim, ...], dict[str, Arm]]:
+    """On a base of masked tokens, the papers' kind, the claims and arms of `finestyle_muse`."""
+    if not family.schedule.masked:
+        return claims, arms
+    from impasto.reproduce import finestyle_muse
+
+    return finestyle_muse.CLAIMS, finestyle_muse.ARMS
 
 
 WORLDS = {"small-world": small_world, "paper": finestyle_paper.make_world}

@@ -31,7 +31,7 @@ from impasto.artworld.colours import NAMED
 from impasto.errors import UserError, nearest
 from impasto.evaluation.leakage import place_log_odds, scene_leak
 from impasto.evaluation.samples import read_folder, to_tensor
-from impasto.reproduce import finestyle_jobs
+from impasto.reproduce import finestyle_jobs, styledrop_jobs
 from impasto.reproduce.claims import Measure, Unit
 from impasto.reproduce.folder_jobs import stored_scores
 from impasto.reproduce.scenes import compose, key_of, on_ground, scene_hash, scene_of
@@ -66,7 +66,9 @@ class SceneWorld:
     judges: Any = None
     styles: tuple[str, ...] = ()
     limit: int | None = None
-    jobs: Mapping[str, Any] = field(default_factory=lambda: finestyle_jobs.JOBS)
+    jobs: Mapping[str, Any] = field(
+        default_factory=lambda: {**finestyle_jobs.JOBS, "styledrop": styledrop_jobs.styledrop_job}
+    )
     sizes = tuple(SIZES)
     undecided = ("smoke",)
     to_reference = True
