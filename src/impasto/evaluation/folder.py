@@ -44,33 +44,41 @@ def evaluate(
     encoders: Sequence[str | Instrument] = (),
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Score the PNGs of `folder`; the result is also written to `out` (default `folder/scores.json`), atomically. An
-    existing file is replaced only if `evaluate` wrote it. Raises UserError on bad input.
-
-    style_of: the art world's style that the images should have; without it the scores that need it are None.
-    concepts: file with one label per image, in name order; default: the label before the style in each PNG's
-        prompt, None if there is none (`labels.Labels.concept`).
-    reference: the training image; default: that of the one style folder named in the PNGs, if it still holds the
-        weights that generated them.
-    reference_concept: label of the reference's object; default: the concept of the style folder's (first) caption.
-    base_images: folder with images of the same prompts, each as often, from the base without adapter; scored the same
-        way, under "base".
-    ground: r, g, b of the true images' plain ground.
-    judges: default the packaged ones. encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None. dino: a
-        folder or hub id of an encoder of images, for one more cosine with the reference.
-    reference_things: "teapot; lion": labels of the things that a reference of several shows; default: those of the
-        style folder's concepts.json. Their leak is under "scene_leak", see `evaluation.scene_leak`.
-    encoders: more encoders, "NAME" or "NAME=SOURCE" (`evaluation.encoders.ENCODERS`), or loaded ones; on `device`.
-
-    Images that cannot be decoded are listed under "unreadable" and left out.
+    """Score the PNGs of a folder.
 
     The packaged judges and CLIP score images of the embedded bases only (judges that are given score all), and concepts
     only where the judge finds the reference's own; else scores are None and "notes" says why (`evaluation.validity`).
+    Images that cannot be decoded are listed under "unreadable" and left out.
 
-    Result: every score of `scores.SCORES` as its mean over the images (None if unknown), "interval" (95 %, [low, high])
-    and "n" per score, the same under "true" (true images of the same cells) and "base" (None if not given), "images" (a
-    row per image), "notes" (missing scores and the reasons), "encoders": {name: {"source", "version", "about",
-    "scores": {score: {"mean", "interval", "n"}}, "base": the same of the base's images, or None}}.
+    Args:
+        folder: Images, as `impasto generate` writes them.
+        style_of: The art world's style that the images should have; without it the scores that need it are None.
+        concepts: File with one label per image, in name order; default: the label before the style in each PNG's
+            prompt, None if there is none (`labels.Labels.concept`).
+        reference: The training image; default: that of the one style folder named in the PNGs, if it still holds the
+            weights that generated them.
+        reference_concept: Label of the reference's object; default: the concept of the style folder's (first) caption.
+        base_images: Folder with images of the same prompts, each as often, from the base without adapter; scored the
+            same way, under "base".
+        judges: Default: the packaged ones.
+        encoder: "clip" (the packaged small CLIP), a folder, a hub id, or None.
+        out: Where the result is also written, atomically; default: `folder/scores.json`. An existing file is replaced
+            only if `evaluate` wrote it.
+        dino: A folder or hub id of an encoder of images, for one more cosine with the reference.
+        ground: r, g, b of the true images' plain ground.
+        reference_things: "teapot; lion": labels of the things that a reference of several shows; default: those of the
+            style folder's concepts.json. Their leak is under "scene_leak", see `evaluation.scene_leak`.
+        encoders: More encoders, "NAME" or "NAME=SOURCE" (`evaluation.encoders.ENCODERS`), or loaded ones.
+        device: Of these encoders.
+
+    Returns:
+        Every score of `scores.SCORES` as its mean over the images (None if unknown), "interval" (95 %, [low, high]) and
+        "n" per score, the same under "true" (true images of the same cells) and "base" (None if not given), "images" (a
+        row per image), "notes" (missing scores and the reasons), "encoders": {name: {"source", "version", "about",
+        "scores": {score: {"mean", "interval", "n"}}, "base": the same of the base's images, or None}}.
+
+    Raises:
+        UserError: On bad input.
     """
     target = _target(Path(folder), out)
     instruments = load_all(encoders, device)
