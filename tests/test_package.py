@@ -27,9 +27,14 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_no_module_can_load_pickles():
-    """No `torch.load`, `torch.save` or `pickle` in the package: states and styles are safetensors and JSON."""
+    """No `torch.load`, `torch.save` or `pickle` in the package, but for weights alone in `impasto weights convert`:
+    states and styles are safetensors and JSON."""
     from impasto.files import PACKAGE
 
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text()
+        if file.parts[-2:] == ("interop", "pickles.py"):  # impasto weights convert, in a process of its own
+            safe = 'torch.load(file, map_location="cpu", weights_only=True)'
+            assert source.count("torch.load(") == source.count(safe) == 1 and "torch.save(" not in source
+            continue
         assert not any(word in source for word in ("torch.load(", "torch.save(", "import pickle")), file

@@ -2,7 +2,7 @@
 
     python -m impasto.interop.pickles FILE OUT      # what `convert` runs in a process of its own
 
-`torch.load(weights_only=True)` builds tensors, containers and NumPy scalars and calls nothing else; the process ends
+`torch.load` with `weights_only` builds tensors, containers and NumPy scalars and calls nothing else; the process ends
 before its result is used. Of a training checkpoint the state dict is taken (KEYS), without the prefix "module.".
 """
 
