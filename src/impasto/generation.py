@@ -63,9 +63,9 @@ def generate(
     styles: style folders, files or names on the Hub, each with an optional strength, "runs/neon:0.8". guidances:
     settings of `guidance.GUIDANCES`, such as `PromptSwitch("{prompt} in neon style", -4.0)`; () for none. Strength,
     sampler, style guidance, negative prompt and guidances that are not given are the style's own defaults, see
-    `styles.defaults`; with a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in fewer bits, as
-    `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion noise, see
-    `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
+    `styles.defaults`; with a guidance of fixed rows (StyleAligned) those of plain diffusers. quantize: the base in
+    fewer bits, as `TrainConfig.quantize` has it but for "auto". noise_random, alpha: of a style that keeps inversion
+    noise, see `styles.start`; beta: weights of the prompts of a style of several tokens, see `guidance.composed`.
     progress: see `impasto.progress`.
 
     Everything that can be wrong is found before this returns (UserError); images are generated when they are asked for.
