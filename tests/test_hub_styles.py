@@ -58,7 +58,7 @@ def test_generate_with_a_style_of_the_hub_is_as_with_its_folder(hub, trained, tm
         result = generate_folder(config)
         seed = result["seed"]
         image = Image.open(tmp_path / "out" / result["images"][0])
-        images[style], meta = image.tobytes(), image.text["impasto"]
+        images[style], meta = image.tobytes(), image.info["impasto"]
         assert image.size == (16, 24) and f'"seed": {seed}' in meta and '"width": 16, "height": 24' in meta
         assert ('"path": "owner/name"' in meta) == (style == "owner/name:0.5")
     assert len(set(images.values())) == 1 and seed > 0

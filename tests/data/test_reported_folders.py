@@ -74,7 +74,7 @@ def test_onetrainer_masks_belong_to_their_images():
         found = read(FOLDERS / "ot_mask_kohya")
     assert found == {"5_wibble style/a.png": ROCKET, "5_wibble style/b.png": CAT}
     entries = items.entries(DataConfig(image=(FOLDERS / "ot_mask_kohya",), mask="files"))
-    assert [entry.mask.name for entry in entries] == ["a-masklabel.png", "b-masklabel.png"]
+    assert [entry.mask and entry.mask.name for entry in entries] == ["a-masklabel.png", "b-masklabel.png"]
     (single,) = items.entries(DataConfig(image=(entries[0].path,), mask="files"))
     assert single.mask == entries[0].mask
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from impasto.data.captions import warn_syntax
 from impasto.errors import UserError
 from impasto.sampling.config import GenerateConfig
-from impasto.sampling.png import Pasted, is_settings, read_parameters
+from impasto.sampling.pasted import Pasted, is_settings, read_parameters
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".parquet", ".xlsx")
 OPTION = re.compile(r"(?:^|\s)(--[A-Za-z]\w*)")
