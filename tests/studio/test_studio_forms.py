@@ -99,7 +99,7 @@ def test_check_access_open_host_without_auth_is_refused(host, auth, share):
 def test_command_open_host_without_auth_is_refused_before_anything_starts(tmp_path):
     from impasto.cli.studio import studio
 
-    with pytest.raises(UserError, match="--host 0.0.0.0 opens the studio"):
+    with pytest.raises(UserError, match=r"--host 0\.0\.0\.0 opens the studio"):
         studio(["--host", "0.0.0.0", "--workspace", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()
 
