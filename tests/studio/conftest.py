@@ -3,6 +3,7 @@
 import shutil
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def studio(tmp_path_factory):
     from impasto.studio.app import running
 
     root = tmp_path_factory.mktemp("studio") / "workspace"
-    with running(root, port=free_port(), command=FAKE) as found:
+    commands = {"compare", *(["votes"] if find_spec("impasto.evaluation.votes") else [])}
+    with running(root, port=free_port(), commands=commands, command=FAKE) as found:
         fill(root)
         yield found

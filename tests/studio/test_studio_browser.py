@@ -6,7 +6,9 @@ import time
 
 import pytest
 from conftest import free_port
+from PIL import Image
 
+from impasto.sampling.png import save_png
 from impasto.studio.queue import DONE, RUNNING, STOPPED
 
 pytestmark = pytest.mark.browser
@@ -31,6 +33,19 @@ def open_tab(page, name):
         page.locator(".overflow-menu > button").click()
         button = page.locator(".overflow-dropdown button", has_text=name)
     button.click()
+
+
+def choose(page, field, option):
+    """Choose from a list whose options may still be on their way."""
+    found = page.get_by_role("option", name=option)
+
+    def is_open():
+        page.locator(f"{field} input").click()
+        page.wait_for_timeout(300)
+        return found.count() or page.keyboard.press("Escape")
+
+    wait_until(is_open)
+    found.first.click()
 
 
 def wait_until(what, seconds=240):
@@ -123,8 +138,7 @@ def test_generate_shows_images_beside_the_base_and_a_png_fills_the_form(page, st
     (studio[0].workspace.root / "styles/ink/pytorch_lora_weights.safetensors").touch()
     open_tab(page, "Generate")
     page.fill("#prompt textarea", "a cactus in ink style")
-    page.locator("#style-1 input").click()
-    page.get_by_role("option", name="styles/ink").click()
+    choose(page, "#style-1", "styles/ink")
     page.fill("#count input", "2")
     page.fill("#image-seed input", "41")
     page.click("#generate")
@@ -142,8 +156,7 @@ def test_generate_shows_images_beside_the_base_and_a_png_fills_the_form(page, st
 def test_concepts_edited_box_is_saved(page, studio):
     open_tab(page, "Concepts")
     page.locator("#overlay img").wait_for()
-    cell = page.locator("#boxes td", has_text="40").first
-    cell.dblclick()
+    page.locator("#boxes").get_by_text("40", exact=True).locator("visible=true").first.dblclick()
     page.keyboard.press("Control+a")
     page.keyboard.type("44")
     page.keyboard.press("Enter")
@@ -151,6 +164,40 @@ def test_concepts_edited_box_is_saved(page, studio):
     file = studio[0].workspace.root / "concepts/sun/concepts.json"
     wait_until(lambda: json.loads(file.read_text())["concepts"][0]["box"] != [0, 0, 40, 40], 60)
     assert json.loads(file.read_text())["concepts"][0]["box"] == [0, 0, 44, 40]
+
+
+def test_vote_two_raters_at_once_by_keys(browser, studio, tmp_path):
+    votes = pytest.importorskip("impasto.evaluation.votes")
+    folders = {"a": tmp_path / "a", "b": tmp_path / "b"}
+    for name, folder in folders.items():
+        for i in range(2):
+            info = {"prompt": f"thing {i}", "seed": i, "steps": 1, "guidance": 1.0, "width": 64, "height": 64}
+            info |= {"base": "x", "base_hash": "0" * 64, "version": "0", "styles": [], "negative_prompt": ""}
+            folder.mkdir(exist_ok=True)
+            save_png(Image.new("RGB", (64, 64), (90 * i, 0, 200 if name == "a" else 40)), info, folder / f"{i:04d}.png")
+    root = studio[0].workspace.root
+    votes.create_votes(root / "votes/set", folders, root / "references/sun.png")
+    pages = {}
+    for rater in ("Ada", "Ben"):
+        page = pages[rater] = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(studio[1])
+        open_tab(page, "Vote")
+        choose(page, "#vote-set", "votes/set")
+        page.fill("#rater textarea", rater)
+        page.click("#begin")
+        page.locator("#pair img").nth(1).wait_for()
+        page.locator("#pair h3").click()  # out of the fields
+    for i in range(4):
+        for rater, key in (("Ada", "1"), ("Ben", " ")):
+            pages[rater].get_by_text(f"{i} of 4 answered").wait_for()
+            pages[rater].keyboard.press(key)
+    for page in pages.values():
+        page.get_by_text("All 4 questions are answered").wait_for()
+        page.close()
+    rows = list(votes.export_rows(root / "votes/set"))
+    assert len(rows) == 8 and {row["rater"] for row in rows if row["winner"] == "tie"} == {"Ben"}
+    assert all(row["winner"] == row["left"] for row in rows if row["rater"] == "Ada")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

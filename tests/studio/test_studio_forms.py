@@ -96,6 +96,14 @@ def test_check_access_open_host_without_auth_is_refused(host, auth, share):
         check_access(host, auth, share)
 
 
+def test_command_open_host_without_auth_is_refused_before_anything_starts(tmp_path):
+    from impasto.cli.studio import studio
+
+    with pytest.raises(UserError, match=r"--host 0\.0\.0\.0 opens the studio"):
+        studio(["--host", "0.0.0.0", "--workspace", str(tmp_path / "w")])
+    assert not (tmp_path / "w").exists()
+
+
 def test_check_access_with_auth_is_a_login():
     assert check_access("0.0.0.0", "me:a:b", True) == ("me", "a:b")
     assert check_access("127.0.0.1", None, False) is None

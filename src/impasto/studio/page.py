@@ -38,7 +38,7 @@ def style_sheet() -> str:
     """CSS of the page, and of the report's plots."""
     own = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     rules = (PACKAGE / "report" / "style.css").read_text(encoding="utf-8").partition("@media (max-width")[0]
-    return own + "\n".join(line for line in rules.splitlines() if line.startswith(PLOT_RULES))
+    return "\n".join(line for line in rules.splitlines() if line.startswith(PLOT_RULES)) + "\n" + own
 
 
 def theme() -> gr.themes.Base:
@@ -132,9 +132,7 @@ def thumbnails(files: Sequence[tuple[Path, str]]) -> Html:
     """Small images with captions; files that cannot be read are left out."""
     shown = [(thumbnail(file, file.stat().st_mtime_ns), text) for file, text in files if file.is_file()]
     figures = [
-        el("figure", el("img", src=source, alt=text, loading="lazy"), el("figcaption", text))
-        for source, text in shown
-        if source
+        el("figure", el("img", src=source, alt=text), el("figcaption", text)) for source, text in shown if source
     ]
     return el("div", *figures, class_="thumbs")
 

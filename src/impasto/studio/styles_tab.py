@@ -67,7 +67,7 @@ def styles_tab(studio: Studio, tab: gr.Tab) -> None:
         export_style(folder, kind, target, private=True, overwrite=True)
         return gr.update(value=str(target), visible=True)
 
-    tab.select(guard(refresh), style, [gallery, style, names, about, card], show_progress="hidden")
+    tab.select(guard(refresh), style, [gallery, style, names, about, card], show_progress="minimal")
     style.input(guard(show), style, [about, card], show_progress="hidden")
     gallery.select(select, names, style, show_progress="hidden").then(
         guard(show), style, [about, card], show_progress="hidden"
