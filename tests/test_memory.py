@@ -52,6 +52,25 @@ def test_flux_in_numbers(flux):
     assert 0.98 < flux.block_weights / flux.weights < 1
 
 
+def test_muse_in_numbers(tiny_muse):
+    """amused-256: 603M weights, 22 layers, and no gradient checkpointing to choose."""
+    from diffusers import UVit2DModel
+
+    with torch.device("meta"):
+        model = UVit2DModel(num_attention_heads=16)
+    config = change(CONFIG, targets=("attn2.to_k", "attn2.to_v"), size=256, batch=8)
+    size = memory.size_of(model, SimpleNamespace(kinds=(), modules=None), config, 16)
+    assert size.weights == pytest.approx(603e6, rel=0.01) and size.blocks == 22 + 12
+    assert size.adapter == 32 * (1024 + 1024) * 2 * 22 + 32 * (768 + 768) * 2 * 6
+    assert 0.5 < size.linear / (2 * 256 * size.weights) < 1  # text, modulation and the embedding see fewer places
+    small, large = (choose(config, card(room), size, "bf16") for room in (4, 80))
+    assert small.checkpointing == large.checkpointing == 0 and not small.offload and small.quantize != "none"
+    with pytest.raises(UserError, match="has no gradient checkpointing"):
+        choose(change(config, checkpointing=1.0), card(80), size, "bf16")
+    family = loader.load(str(tiny_muse), device="cpu")
+    assert memory.size_of(memory.meta_model(family), family, change(CONFIG, targets=("attention",)), 2).adapter > 0
+
+
 @pytest.mark.parametrize("targets", [("attention",), ("attention", "convolution"), ("conv_in", "ff.net.2")])
 def test_the_adapter_that_is_trained_is_the_one_that_is_planned(tiny_sd15, targets):
     family = loader.load(str(tiny_sd15), device="cpu")

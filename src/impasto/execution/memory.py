@@ -42,6 +42,7 @@ from impasto.adapters.base import adapter_of
 from impasto.adapters.text_encoder import LAYERS, ClipLoRA, build_text
 from impasto.data.config import DataConfig
 from impasto.devices import GB, SPARE, Device, device
+from impasto.errors import UserError
 from impasto.execution.apply import NOT_QUANTIZED, ExecutionPlan, check, in_block, no_compiler
 from impasto.execution.config import ExecutionConfig
 from impasto.families.base import Family
@@ -87,7 +88,8 @@ class TrainSettings(Protocol):
 class Size:
     """A base and a run in numbers. Per picture: activations and block inputs in bytes, FLOP of layers and attention.
 
-    clip_...: of the text encoders where they are trained; their adapter is part of `adapter`.
+    checkpoints: whether the model has gradient checkpointing. clip_...: of the text encoders where they are trained;
+    their adapter is part of `adapter`.
     """
 
     weights: int
@@ -98,6 +100,7 @@ class Size:
     inputs: float
     linear: float
     attention: float
+    checkpoints: bool = True
     clip_weights: int = 0
     clip_activations: float = 0.0
     clip_flop: float = 0.0
@@ -147,16 +150,19 @@ def size_of(model: Any, family: Any, config: TrainSettings, vae_factor: int = 8)
     """Size of training `model` (on any device, also meta) as `config` says. family: kinds and modules only."""
     side = config.data.size // vae_factor
     linear, in_blocks = 0.0, 0
-    unet = hasattr(model, "down_blocks")
+    masked, tokens_of, blocks_of = hasattr(model, "mlm_layer"), stream_tokens, stream_blocks
+    if hasattr(model, "down_blocks"):
+        tokens_of, blocks_of = unet_tokens, unet_blocks
+    elif masked:
+        tokens_of, blocks_of = masked_tokens, masked_blocks
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            tokens = unet_tokens(name, model, side) if unet else stream_tokens(name, model, side)
-            linear += 2 * layer.weight.numel() * tokens
+            linear += 2 * layer.weight.numel() * tokens_of(name, model, side)
         in_blocks += layer.weight.numel() if in_block(layer, name) else 0
-    blocks, activations, inputs, attention = (unet_blocks if unet else stream_blocks)(model.config, side)
+    blocks, activations, inputs, attention = blocks_of(model.config, side)
     total = sum(p.numel() for p in model.parameters())
     trained = adapter_of(config.adapter).count(family, config.adapter, model)
-    return Size(total, in_blocks, trained, blocks, activations, inputs, linear, attention)
+    return Size(total, in_blocks, trained, blocks, activations, inputs, linear, attention, not masked)
 
 
 def with_clips(size: Size, clips: Sequence[Any], rank: int) -> Size:
@@ -197,6 +203,31 @@ def stream_blocks(config: Mapping[str, Any], side: int) -> tuple[int, float, flo
     tokens, width = sum(streams(config, side)), config["num_attention_heads"] * config["attention_head_dim"]
     blocks = config["num_layers"] + config.get("num_single_layers", 0)
     return blocks, 60.0 * tokens * width * blocks, 2.0 * tokens * width * blocks, 4.0 * tokens**2 * width * blocks
+
+
+def masked_side(config: Mapping[str, Any], side: int) -> int:
+    """Places per side of the layers of a transformer of masked tokens, of `side` tokens per side."""
+    return side // 2 if config["downsample"] else side
+
+
+def masked_tokens(name: str, model: Any, side: int) -> int:
+    """Positions that a layer of a transformer of masked tokens sees: modulation one, the text's layers the text, the
+    first and last layers every token."""
+    if "norm" in name or "cond_embed" in name:
+        return 1
+    if "attn2.to_k" in name or "attn2.to_v" in name or "kv_mapper" in name or name == "encoder_proj":
+        return TEXT_TOKENS
+    return side**2 if name.startswith(("embed.", "mlm_layer.")) else masked_side(model.config, side) ** 2
+
+
+def masked_blocks(config: Mapping[str, Any], side: int) -> tuple[int, float, float, float]:
+    """The same of a transformer of masked tokens, with the logits of all codes, in float32 for the loss as well."""
+    tokens, width, outer = masked_side(config, side) ** 2, config["hidden_size"], config["block_out_channels"]
+    layers, ends = config["num_hidden_layers"], 2 * config["num_res_blocks"]
+    logits = 10.0 * side**2 * config["codebook_size"]
+    activations = 60.0 * tokens * width * layers + (60.0 + 16.0) * tokens * outer * ends + logits
+    attention = 4.0 * tokens * (tokens + TEXT_TOKENS) * (width * layers + outer * ends)
+    return layers + 2 * ends, activations, 2.0 * tokens * (width * layers + 2 * outer * ends), attention
 
 
 def unet_tokens(name: str, model: Any, side: int) -> int:
@@ -295,6 +326,10 @@ def choose(config: TrainSettings, of: Device, size: Size | None, precision: str,
     if adapter_of(config.adapter).replaces_base:
         flags = replace(flags, quantize="none", offload="off")
     check(flags, of.kind, shards)
+    if size is not None and not size.checkpoints:
+        if flags.checkpointing or flags.offload == "on":
+            raise UserError("this base has no gradient checkpointing: leave out --checkpointing and --offload")
+        flags = replace(flags, checkpointing=0.0, offload="off")
     asked = ExecutionPlan(
         flags.checkpointing or 0.0,
         flags.compile == "on",
