@@ -113,7 +113,7 @@ class EvaluateConfig:
     clip: str = ""
     """A CLIP that measures style, a transformers folder or hub id; the small packaged one when not given."""
     margin: float = 0.1
-    """Of the checkpoints whose text is within this of the best text, the one with the highest style is chosen."""
+    """Of the checkpoints whose text is at most this share below the best, the one with the highest style is chosen."""
     patience: int = 0
     """Stop after so many evaluations without a new choice; 0 trains all steps."""
     advice: bool = True

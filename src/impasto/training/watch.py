@@ -1,13 +1,13 @@
 """Training that watches its score: images of fixed prompts and seeds by the live model, scored every so many steps.
 
     style       mean cosine with the references, in the image tower of a CLIP (the small one, or one that is named)
-    text        mean probability of the own prompt among the prompts, by the frozen base (`evaluation.base_text`)
+    text        how much better the frozen base denoises an image with its own prompt than with all (`base_text`)
     leakage     share of images that the base takes for the references' caption rather than for their own prompt
     diversity   mean of 1 - cosine over pairs of images
 
-The rule: of the checkpoints whose text is within `margin` of the best text, the one with the highest style. It chooses
-the checkpoint that becomes the style, when to stop, and, of a grid of strengths and weights of style guidance, how
-the style is sampled by default. The judges are never asked.
+The rule: of the checkpoints whose text is at most a share `margin` below the best text, the one with the highest style.
+It chooses the checkpoint that becomes the style, when to stop, and, of a grid of strengths and weights of style
+guidance, how the style is sampled by default. The judges are never asked.
 """
 
 import json
@@ -50,9 +50,11 @@ Row = dict[str, Any]
 
 
 def choose(rows: Sequence[Row], margin: float) -> Row:
-    """Of the rows whose text is within `margin` of the best, the one with the highest style; the first of equals."""
+    """Of the rows whose text is at most a share `margin` below the best, the one with the highest style; the first of
+    equals."""
     best = max(row["text"] for row in rows)
-    return max((row for row in rows if row["text"] >= best - margin - 1e-9), key=lambda row: row["style"])
+    least = best - margin * abs(best) - 1e-9
+    return max((row for row in rows if row["text"] >= least), key=lambda row: row["style"])
 
 
 def stops(rows: Sequence[Row], config: EvaluateConfig) -> bool:
