@@ -42,9 +42,9 @@ from impasto.adapters.base import adapter_of
 from impasto.adapters.text_encoder import LAYERS, ClipLoRA, build_text
 from impasto.data.config import DataConfig
 from impasto.devices import GB, SPARE, Device, device
+from impasto.errors import UserError
 from impasto.execution.apply import NOT_QUANTIZED, ExecutionPlan, check, in_block, no_compiler
 from impasto.execution.config import ExecutionConfig
-from impasto.errors import UserError
 from impasto.families.base import Family
 from impasto.optim import optimizers
 from impasto.optim.config import OptimConfig
