@@ -62,7 +62,7 @@ def reproduce(args: list[str]) -> Result:
         """Run what the claims need and is not there yet; write claims.json and the page. See docs/reproduce.md.
 
         Args:
-            group: The claims: style-friendly, calibration (docs/noise-calibration.md), styleinject, instastyle, or finestyle.
+            group: The claims: style-friendly, calibration, styleinject, instastyle or finestyle (docs/reproduce.md).
             cells: smoke (3 styles x 1 reference x 1 seed, decides nothing) or full (3 x 3 x 3).
             claim: A claim by its id, S1; may be given several times. All when not given.
             base: Base model; mini-sd3 when not given, for styleinject and instastyle mini-sd15.

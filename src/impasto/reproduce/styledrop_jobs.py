@@ -30,6 +30,7 @@ from impasto.reproduce.folder_jobs import content_hash
 from impasto.reproduce.runner import BaseSpec
 from impasto.reproduce.small_world import drawn_in, packaged_encoder, spread
 from impasto.sampling.png import read_png_metadata
+from impasto.styles.card import CARD
 from impasto.training.train import train
 
 OBJECTS = 15
@@ -78,6 +79,8 @@ def first_round(spec: Mapping[str, Any], place: BaseSpec, reference: Path, round
     }
     quiet = {"preview": False, "tensorboard": False, "quantize": "none"}
     with FileLock(folder / ".lock"):
+        if rounds == 1 and (folder / "style" / FIRST / CARD).is_file():
+            return folder / "style"  # of two rounds its recipe stays
         train(resolve("styledrop", place.base, **{**quiet, **given, **fixed}))
     return folder / "style"
 
