@@ -37,12 +37,14 @@ def open_tab(page, name):
 
 def choose(page, field, option):
     """Choose from a list whose options may still be on their way."""
-    found = page.get_by_role("option", name=option)
+    box, found = page.locator(f"{field} input"), page.get_by_role("option", name=option)
 
     def is_open():
-        page.locator(f"{field} input").click()
-        page.wait_for_timeout(300)
-        return found.count() or page.keyboard.press("Escape")
+        box.click()
+        page.wait_for_timeout(1000)
+        if not found.count():
+            box.blur()  # it opens again when it is clicked again
+        return found.count()
 
     wait_until(is_open)
     found.first.click()

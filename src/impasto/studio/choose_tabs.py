@@ -106,7 +106,9 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             )
             save = gr.Button("Save", variant="primary", elem_id="save-concepts")
         with gr.Column(scale=3, min_width=320):
-            picture = gr.Image(label="Regions", interactive=False, elem_id="overlay")
+            picture = gr.Image(
+                label="Regions", interactive=False, elem_id="overlay", buttons=["download", "fullscreen"]
+            )
             said = gr.HTML()
 
     def refresh(name: str | None, reference: str | None) -> tuple[Any, ...]:

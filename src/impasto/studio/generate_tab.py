@@ -67,10 +67,10 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
         with gr.Column(scale=3, min_width=320):
             task = Task(studio)
             earlier = gr.Dropdown([], label="Images", elem_id="earlier")
-            gallery = gr.Gallery(
-                label="With the styles", columns=3, object_fit="contain", height="auto", elem_id="images"
-            )
-            plain = gr.Gallery(label="The base alone", columns=3, object_fit="contain", height="auto", elem_id="plain")
+            shown: dict[str, Any] = {"columns": 3, "object_fit": "contain", "height": "auto"}
+            shown["buttons"] = ["download", "fullscreen"]
+            gallery = gr.Gallery(label="With the styles", elem_id="images", **shown)
+            plain = gr.Gallery(label="The base alone", elem_id="plain", **shown)
     fields = [prompt, *styles, *strengths, base, count, seed, negative, *numbers.values()]
 
     def read(values: tuple[Any, ...]) -> tuple[list[str], list[str], str, list[str]]:
