@@ -57,6 +57,13 @@ def first(scores: Tensor) -> float:
     return (scores.argmax(1) == torch.arange(len(scores))).float().mean().item()
 
 
+def text_rows(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """Unit vectors [n, d] of texts."""
+    rows = encoder.texts(texts)
+    assert rows is not None
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
@@ -87,7 +94,7 @@ def main() -> None:
     for style in secondary:
         words, own = meta["styles"][style]["descriptions"][0], np.flatnonzero(styles == style)
         by: dict[str, Callable[[list[Image.Image], list[str]], Tensor]] = {
-            "CLIP": lambda some, texts: encoder.images(some) @ (t if (t := encoder.texts(texts)) is not None else 0).T,
+            "CLIP": lambda some, texts: encoder.images(some) @ text_rows(encoder, texts).T,
             "base": lambda some, texts: text_by_base(
                 family,
                 torch.cat([family.encode_image(to_tensor(image)) for image in some]),
