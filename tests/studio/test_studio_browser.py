@@ -28,6 +28,7 @@ def page(browser, studio):
 
 
 def open_tab(page, name):
+    page.wait_for_selector("#drop", state="attached")  # the tabs are there
     button = page.get_by_role("tab", name=name, exact=True)
     if not button.is_visible():  # behind the three dots
         page.locator(".overflow-menu > button").click()

@@ -156,12 +156,11 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
 
     drop.upload(guard(fill), drop, [drop, *fields], show_progress="hidden")
 
-    def opened(*names: str) -> list[Any]:
+    def opened() -> list[Any]:
         known = ["", *workspace.styles()]
-        updates = [gr.update(choices=known, value=name if name in known else "") for name in names]
-        return [*updates, gr.update(choices=image_sets(studio))]
+        return [*[gr.update(choices=known)] * STYLES, gr.update(choices=image_sets(studio))]
 
-    tab.select(opened, styles, [*styles, earlier], show_progress="hidden")
+    tab.select(opened, None, [*styles, earlier], show_progress="hidden")
 
     def base_of(name: str) -> Any:
         from impasto.styles.metadata import read_about
