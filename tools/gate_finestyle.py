@@ -12,15 +12,21 @@ standard errors.
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from impasto.artworld import concept_index, load_slice, style_index
+from impasto.artworld.colours import NAMED
 from impasto.cli.console import lines
 from impasto.files import atomic
+from impasto.judges.model import Judges
 from impasto.reproduce.campaign import Campaign, make_campaign, run
+from impasto.reproduce.cells import Cell
 from impasto.reproduce.finestyle_world import SceneWorld
 from impasto.reproduce.page import write_page
 
@@ -43,9 +49,43 @@ def report(campaign: Campaign) -> dict[str, Any]:
         if all(there.values()):
             own |= {arm: means(scores) for arm, scores in there.items()}
             own["holds"] = conditions(own)
+            own["scenes"] = by_scene(campaign, cells)
         result[style] = own
         print(style, json.dumps(own, indent=1), flush=True)
     return result
+
+
+def by_scene(campaign: Campaign, cells: dict[str, list[Cell]]) -> dict[str, Any]:
+    """{scene: means of the arms over its seeds, whether the gate holds there, and the judges' scores of true images}:
+    of the prompts' concepts in that style, on the scene's ground."""
+    found: dict[str, Any] = {}
+    for arm, own in cells.items():
+        for cell in own:
+            if cell.key in campaign.known:
+                scene = found.setdefault(cell.spec["reference"], {"spec": cell.spec})
+                scene.setdefault(arm, []).append(campaign.known[cell.key]["scores"])
+    for scene in found.values():
+        spec = scene.pop("spec")
+        scene |= {arm: means(scene[arm]) for arm in ARMS}
+        scene |= {"holds": conditions(scene), "true images": true_scores(spec)}
+    return found
+
+
+def true_scores(spec: Mapping[str, Any]) -> dict[str, float]:
+    """Style accuracy and concept top-5 of the true images of a cell's prompts on the ground of its scene."""
+    labels = [own[0] for own in spec["asked"]]
+    pixels = [
+        load_slice(styles=[spec["style"]]).select(concepts=[label]).rgb(NAMED[spec["scene"]["ground"]])[0]
+        for label in labels
+    ]
+    images, judges = [Image.fromarray(one) for one in pixels], Judges.load()
+    style = judges.style(images).argmax(1) == style_index(spec["style"])
+    best = judges.concept(images).topk(5).indices.tolist()
+    top5 = [concept_index(label) in row for label, row in zip(labels, best, strict=True)]
+    return {
+        "style_accuracy": round(style.double().mean().item(), 3),
+        "concept_top5": round(float(np.mean(top5)), 3),
+    }
 
 
 def means(cells: list[dict[str, float]]) -> dict[str, float]:
