@@ -20,7 +20,7 @@ from impasto.config import (
     resolve,
 )
 from impasto.errors import UserError
-from impasto.methods.config import FineStyle
+from impasto.methods.config import FineStyle, StyleDrop
 from impasto.noise.config import LogitNormalNoise, SD3Noise, StyleFriendlyNoise, UniformNoise
 from impasto.noise.histogram import bars, histogram
 from impasto.noise.laws import noise_law
@@ -202,7 +202,7 @@ def test_free_keys_exist():
         "checkpointing",
         "push_to_hub",
         "hub_private",
-    } <= flatten(TrainConfig()).keys() | {one.name for one in fields(FineStyle)}
+    } <= flatten(TrainConfig()).keys() | {one.name for method in (FineStyle, StyleDrop) for one in fields(method)}
     assert all(kind_of(key) is not None for key in FREE)
 
 

@@ -14,7 +14,12 @@ def test_notebook_runs_and_shows_images(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"])
     notebook = nbformat.read(ROOT / "docs/notebooks/first-style.ipynb", as_version=4)
     for cell in notebook.cells:
-        cell.source = cell.source.replace("STEPS = 150", "STEPS = 2").replace("../../examples", f"{ROOT}/examples")
+        for written, tested in (
+            ("STEPS = 150", "STEPS = 2"),
+            ("../../examples", f"{ROOT}/examples"),
+            ("mini-sd15", "mini-sd3"),
+        ):
+            cell.source = cell.source.replace(written, tested)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert (

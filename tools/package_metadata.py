@@ -18,6 +18,7 @@ except ImportError:  # the functions are tested without hatchling
 
 PAPER = "https://arxiv.org/abs/2411.14793"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!?\[[^\[\]]*\]\([^()]*\))*)\]\((?!https?://|#|mailto:)([^()\s]+)\)")
+IMAGE = re.compile(r'(<img [^>]*?src=")(?!https?://)')
 PAGES = {"Documentation": "docs/README.md", "Results": "docs/results/README.md", "Changelog": "CHANGELOG.md"}
 
 
@@ -42,7 +43,7 @@ def absolute(readme: str, address: str) -> str:
         kind = "raw" if mark else "blob"
         return f"{mark}[{LINK.sub(replaced, text)}]({address}/{kind}/main/{target})"
 
-    return LINK.sub(replaced, readme)
+    return IMAGE.sub(rf"\1{address}/raw/main/", LINK.sub(replaced, readme))
 
 
 def urls(address: str | None) -> dict[str, str]:

@@ -199,6 +199,7 @@ def test_each_thing_that_matters_has_a_cache_file_of_its_own(tiny_sd3, folder):
     for i, value in enumerate((255, 100)):
         Image.new("L", (64, 64), value).save(folder / "5.mask.png")
         assert new_files(mask="files") == 3, i  # the mask's facts, what it leaves, and the latents with it
+    (folder / "5.mask.png").unlink()
     (folder / "0.txt").write_text("another in ink style")
     assert new_files() == 2
     paint(folder / "0.png", (16, 16), 9)

@@ -177,7 +177,7 @@ def test_one_thing_is_trained_with_a_warning(tiny_sd15, scene, tmp_path):
         ({"boxes": BOXES, "finder": "error"}, "leave one of them out"),
         ({"finder": "eror"}, "one of boxes, error, attention"),
         ({"concepts": "rocket;;star"}, "an empty concept"),
-        ({"adapter": "full"}, "lambda1 and lambda_base compare"),
+        ({"adapter": "full"}, "lambda1 0 --method.lambda-base 0"),
         ({"method.lambda1": -1.0}, "method.lambda1 must be at least 0"),
         ({"method.lambda2": float("nan")}, "method.lambda2 must be"),
     ],

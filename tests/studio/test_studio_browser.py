@@ -28,12 +28,15 @@ def page(browser, studio):
 
 
 def open_tab(page, name):
-    page.wait_for_selector("#drop", state="attached")  # the tabs are there
-    button = page.get_by_role("tab", name=name, exact=True)
-    if not button.is_visible():  # behind the three dots
-        page.locator(".overflow-menu > button").click()
-        button = page.locator(".overflow-dropdown button", has_text=name)
-    button.click()
+    button, menu = page.get_by_role("tab", name=name, exact=True), page.locator(".overflow-menu > button")
+    for _ in range(WAIT // 250):  # where the tabs are is decided after the page is drawn
+        if button.is_visible():
+            return button.click()
+        if menu.is_visible():  # the tab is behind the three dots
+            menu.click()
+            return page.locator(".overflow-dropdown button", has_text=name).click()
+        page.wait_for_timeout(250)
+    raise AssertionError(f"no tab {name}")
 
 
 def choose(page, field, option):

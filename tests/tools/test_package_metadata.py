@@ -40,7 +40,10 @@ def test_repository_of_an_sdist_is_that_of_its_metadata(monkeypatch, tmp_path):
 
 def test_readme_for_the_index_has_absolute_links_and_images():
     text = package_metadata.absolute((ROOT / "README.md").read_text(encoding="utf-8"), ADDRESS)
-    assert f"]({ADDRESS}/raw/main/docs/images/demo.png)" in text and f"]({ADDRESS}/blob/main/docs/noise.md)" in text
+    assert (
+        f"]({ADDRESS}/raw/main/docs/images/demo.png)" in text and f"]({ADDRESS}/blob/main/docs/instastyle.md)" in text
+    )
+    assert f'src="{ADDRESS}/raw/main/docs/images/studio-train.webp"' in text and 'src="docs' not in text
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     assert targets and all(target.startswith(("https://", "#")) for target in targets)
     nested = "[![a](docs/a.png)](docs/a.md) [b](#b) [c](https://c.d)"
