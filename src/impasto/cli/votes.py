@@ -36,10 +36,12 @@ def create(
     """
     from impasto.evaluation.votes import create_votes
 
-    named = dict(method.partition("=")[::2] for method in methods)
-    for name, path in named.items():
-        if not name or not Path(path).is_dir() or not path:
-            raise UserError(f"--methods {name}={path}: give NAME=FOLDER, a folder of images")
+    named: dict[str, Path | str] = {}
+    for method in methods:
+        name, _, path = method.partition("=")
+        if not name or not path or not Path(path).is_dir():
+            raise UserError(f"--methods {method}: give NAME=FOLDER, a folder of images")
+        named[name] = path
     found = create_votes(folder, named, reference, group, count, seed)
     return found | {"next": f"impasto votes summary {folder}"}
 

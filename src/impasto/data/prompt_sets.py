@@ -60,7 +60,8 @@ def read_prompts(name: str) -> PromptSet:
     if name not in list_prompts():
         raise UserError(f"unknown prompt set {name!r}: {nearest(name, list_prompts())}")
     found = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return PromptSet(name, **found | {"items": tuple(Item(**item) for item in found["items"])})
+    items = tuple(Item(**item) for item in found.pop("items"))
+    return PromptSet(name, items=items, **found)
 
 
 def evaluation_concepts() -> PromptSet:

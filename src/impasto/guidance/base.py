@@ -28,6 +28,9 @@ class Sampling(Protocol):
     @property
     def size(self) -> int | None: ...
 
+    @property
+    def height(self) -> int | None: ...
+
     def scheduler(self, family: Family) -> MakeScheduler | None:
         """What makes the scheduler that is used instead of the base's own; None for the base's own."""
         ...
