@@ -190,8 +190,8 @@ def show_sheet(result: Result) -> None:
 def show_verdicts(result: Result) -> None:
     """Counts, what failed, and each claim's verdict."""
     show(result)
-    for name, told in (*result.get("arms", {}).items(), *result.get("verdicts", {}).items()):
-        print(f"  {name}: {told}")
+    for name, verdict in (*result.get("arms", {}).items(), *result.get("verdicts", {}).items()):
+        print(f"  {name}: {verdict}")
     for line in result.get("failed", []):
         print(f"  failed: {line}")
 

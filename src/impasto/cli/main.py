@@ -145,10 +145,10 @@ def main() -> None:
     except Exception as error:
         from impasto.failures import explain_failure
 
-        if (said := explain_failure(error)) is None:
+        if (message := explain_failure(error)) is None:
             raise
-        print(f"impasto: error: {said}", file=sys.stderr)
-        result, code = {"error": said}, 2
+        print(f"impasto: error: {message}", file=sys.stderr)
+        result, code = {"error": message}, 2
     else:
         code = 1 if result and result.get("failed") else 0
     try:

@@ -58,14 +58,14 @@ def described_away(items: Sequence[Item], config: DataConfig) -> str:
     found = Counter(word for one in items for word in set(content(one.caption, config.trigger)))
     colours, techniques = set(COLOURS.split()), set(TECHNIQUES.split())
     least = max(FEW, SAME * len(items))
-    said = [word for word, n in found.items() if word in colours and n >= least]
+    naming = [word for word, n in found.items() if word in colours and n >= least]
     if config.trigger:
-        said += [word for word, n in found.items() if word in techniques - colours and n >= min(2, len(items))]
-    if not said:
+        naming += [word for word, n in found.items() if word in techniques - colours and n >= min(2, len(items))]
+    if not naming:
         return ""
     name = repr(config.trigger) if config.trigger else "the style's name"
     return (
-        f"captions say how the style looks ({', '.join(sorted(said)[:6])}): what they say is learnt by those words "
+        f"captions say how the style looks ({', '.join(sorted(naming)[:6])}): what they say is learnt by those words "
         f"instead of {name}; leave them out where they belong to the style"
     )
 
@@ -90,10 +90,10 @@ def same_thing(items: Sequence[Item], config: DataConfig, prior: bool = False, p
 def alike(items: Sequence[Item], config: DataConfig) -> str:
     """Pictures that are nearly the same: by their difference hashes, flat ones aside."""
     hashes = np.array([one.picture.dhash for one in items], dtype=np.int64).view(np.uint64)
-    told = np.bitwise_count(hashes) > ALIKE
+    comparable = np.bitwise_count(hashes) > ALIKE
     pairs, count = [], 0
-    for i in np.flatnonzero(told)[:MOST_COMPARED]:
-        near = np.flatnonzero((np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= ALIKE) & told[i + 1 :])
+    for i in np.flatnonzero(comparable)[:MOST_COMPARED]:
+        near = np.flatnonzero((np.bitwise_count(hashes[i + 1 :] ^ hashes[i]) <= ALIKE) & comparable[i + 1 :])
         pairs += [(i, i + 1 + j) for j in near[: 3 - len(pairs)]] if len(pairs) < 3 else []
         count += len(near)
     if not pairs:

@@ -74,12 +74,12 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
             masks[owner] = file
     if not pictures:
         raise UserError(f"folder {str(folder)!r} holds no picture (PNG, JPEG, WebP, ...)")
-    told: dict[Path, Texts] = {}
+    stated: dict[Path, Texts] = {}
     tables = [file for file in files if file.name.lower() == "metadata.jsonl"]
     places = {location(picture): picture for picture in pictures} if tables else {}
     passed = {location(file) for file in (*left_out, *masks.values())} if tables else set()
     for file in tables:
-        told |= metadata(file, places, passed, told, skip)
+        stated |= metadata(file, places, passed, stated, skip)
     stems = {stem(picture) for picture in pictures}
     texts = captions_by_stem(files)
     for orphan in (f for owner in sorted(texts.keys() - stems - set(map(stem, left_out))) for f in texts[owner]):
@@ -87,10 +87,10 @@ def listing(folder: Path, skip: bool = False) -> list[Entry]:
             bad(f"the caption file {str(orphan)!r} has no picture of that name beside it: rename or remove it", skip)
     for owner in sorted(masks.keys() - stems):
         bad(f"the mask {str(masks[owner])!r} has no picture: rename or remove it", skip)
-    warn_unread_texts(files, folder, [one for one in pictures if one not in told and stem(one) not in texts])
+    warn_unread_texts(files, folder, [one for one in pictures if one not in stated and stem(one) not in texts])
     several: list[Path] = []
     entries = [
-        entry(picture, folder, told.get(picture), masks.get(owner), skip, texts.get(owner, ()), several)
+        entry(picture, folder, stated.get(picture), masks.get(owner), skip, texts.get(owner, ()), several)
         for picture in pictures
         for owner in [stem(picture)]
     ]
@@ -128,11 +128,11 @@ def walk(folder: Path, skip: bool) -> list[Path]:
     folder itself, and no folder is read twice. Raises UserError on a folder or a link that leads nowhere, see `bad`."""
     files, seen, roots = [], set(), [folder]
 
-    def told(error: OSError) -> None:
+    def report(error: OSError) -> None:
         bad(f"the folder {str(error.filename)!r} cannot be read ({error.strerror})", skip)
 
     while roots:
-        for place, folders, names in os.walk(roots.pop(0), onerror=told):
+        for place, folders, names in os.walk(roots.pop(0), onerror=report):
             status = Path(place).stat()
             if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
@@ -153,7 +153,7 @@ def walk(folder: Path, skip: bool) -> list[Path]:
 def entry(
     picture: Path,
     folder: Path,
-    told: Texts | None,
+    stated: Texts | None,
     mask: Path | None,
     skip: bool,
     texts: Sequence[Path],
@@ -163,14 +163,14 @@ def entry(
     several lines are added to `several`."""
     try:
         own = sidecar(picture, texts, several)
-        if own is not None and told is not None and own != told[0]:
+        if own is not None and stated is not None and own != stated[0]:
             raise UserError(f"{str(picture)!r} has two captions, in {texts[0].name} and in metadata.jsonl: remove one")
     except UserError as error:
         bad(str(error), skip)
         return None
     parents = [folder.resolve().name, *picture.relative_to(folder).parts[:-1]]
     kohya = next((match for name in reversed(parents) if (match := KOHYA.fullmatch(name))), None)
-    text, teacher_text = (own, None) if told is None else told
+    text, teacher_text = (own, None) if stated is None else stated
     found = Entry(picture, text, mask=mask, teacher_caption=teacher_text)
     return replace(found, repeats=max(1, int(kohya[1])), spare=kohya[2].replace("_", " ")) if kohya else found
 
@@ -241,10 +241,10 @@ def words(file: Path, picture: Path, several: list[Path]) -> str:
 
 
 def metadata(
-    file: Path, pictures: Mapping[Path, Path], passed: set[Path], told: Mapping[Path, Texts], skip: bool
+    file: Path, pictures: Mapping[Path, Path], passed: set[Path], stated: Mapping[Path, Texts], skip: bool
 ) -> dict[Path, Texts]:
     """Captions by picture out of a metadata.jsonl; a wrong line is named by its number. pictures: by `location`.
-    passed: locations of files that are left out, whose lines are too. told: by others before it."""
+    passed: locations of files that are left out, whose lines are too. stated: by other files before it."""
     found: dict[Path, Texts] = {}
     known = {*pictures, *passed}
     for number, line in json_lines(file):
@@ -254,7 +254,7 @@ def metadata(
             continue
         if not problem and picture in found:
             problem = f"{picture.name!r} was described before"
-        elif not problem and told.get(picture, text) != text:
+        elif not problem and stated.get(picture, text) != text:
             problem = f"{picture.name!r} has another caption in another metadata.jsonl: remove one"
         if problem:
             bad(f"{str(file)!r}, line {number}: {problem}", skip)

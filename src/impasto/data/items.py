@@ -201,8 +201,8 @@ def with_trigger(entry: Entry, config: DataConfig) -> Entry:
 def say_same(times: int, own_repeats: Collection[int]) -> None:
     """Warn that --repeats makes all pictures count the same. own_repeats: those in the names of folders."""
     if len(own_repeats) > 1:
-        told = ", ".join(map(str, sorted(own_repeats)))
-        what = f"--repeats {times} for all replaces what folders are called ({told}): every picture counts the same"
+        counts = ", ".join(map(str, sorted(own_repeats)))
+        what = f"--repeats {times} for all replaces what folders are called ({counts}): every picture counts the same"
     else:
         what = "repeats are the same for all pictures: no effect, since steps are counted"
     warnings.warn(what, stacklevel=2)

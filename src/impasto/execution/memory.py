@@ -25,7 +25,7 @@ one after the other, with nothing else there; text encoders without room (T5-XXL
 
 60 bytes is what SimpleTuner's published table shows for SD3-medium at 1024 px (34.6 GiB without, 7.7 GiB with full
 checkpointing, 24 blocks, batch 3), and gives SDXL 6.6 GiB, where that table shows 6.5; see docs/training.md. Of a
-device that is not in PEAKS the time is not known, and said so.
+device that is not in PEAKS the time is not known, and this is stated.
 """
 
 import json
@@ -142,7 +142,7 @@ def meta_clips(family: Family) -> list[Any]:
 def config_of(family: Any, part: str) -> dict[str, Any]:
     """What a component's config.json says. Raises UserError when it cannot be read, or names no class."""
     config = family.config(part)
-    _ = config["_class_name"]  # said here: in `meta_model_of` it is JSON
+    _ = config["_class_name"]  # checked here: in `meta_model_of` it is JSON
     return config
 
 
@@ -405,6 +405,6 @@ def oom_hint_train(config: TrainSettings, running: ExecutionPlan, device: str = 
     tips += ["--optimizer adamw8bit"] if config.optim.optimizer in ("adamw", "prodigy") else []
     tips += ["--quantize nf4"] if running.quantize != "nf4" and not running.offload else []
     tips += [f"--size {config.data.size // 2}"] if config.data.size > 256 else []
-    told = [f"the same command with {free[0]} goes on"] if free else []
-    told += [f"with another --out try {', or '.join(tips[:3])}"] if tips else []
-    return "; ".join(told) or "this device is too small for this base"
+    hints = [f"the same command with {free[0]} goes on"] if free else []
+    hints += [f"with another --out try {', or '.join(tips[:3])}"] if tips else []
+    return "; ".join(hints) or "this device is too small for this base"

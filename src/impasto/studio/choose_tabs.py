@@ -44,9 +44,9 @@ def select_tab(studio: Studio, tab: gr.Tab) -> None:
         things, need, before = candidates(folder)
         items = [(str(folder / "candidates" / f"{i:02d}.png"), f"{i} {thing}") for i, thing in enumerate(things, 1)]
         text = f"Choose at least {need} that have the style and show what they should; the training goes on with them."
-        said = el("p", text if not before else f"Selected before: {', '.join(map(str, before))}.", class_="faint")
+        message = el("p", text if not before else f"Selected before: {', '.join(map(str, before))}.", class_="faint")
         choices = [(text, i) for i, (_, text) in enumerate(items, 1)]
-        return items, gr.update(choices=choices, value=before), said
+        return items, gr.update(choices=choices, value=before), message
 
     def refresh(name: str | None) -> tuple[Any, ...]:
         found = [
@@ -109,7 +109,7 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             picture = gr.Image(
                 label="Regions", interactive=False, elem_id="overlay", buttons=["download", "fullscreen"]
             )
-            said = gr.HTML()
+            message = gr.HTML()
 
     def refresh(name: str | None, reference: str | None) -> tuple[Any, ...]:
         found = [one for one in workspace.folders("concepts") if (workspace.root / one / FILE).is_file()]
@@ -150,11 +150,11 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
                 return overlay(load(file).image, found)
         return None
 
-    inputs, outputs = [chosen, image], [chosen, image, table, picture, said]
+    inputs, outputs = [chosen, image], [chosen, image, table, picture, message]
     tab.select(guard(refresh), inputs, outputs, show_progress="hidden")
-    chosen.input(guard(show), chosen, [table, picture, said], show_progress="hidden")
+    chosen.input(guard(show), chosen, [table, picture, message], show_progress="hidden")
     find.click(guard(start), [image, caption, base], task.number, show_progress="hidden")
-    save.click(guard(write), [chosen, table], [picture, said])
+    save.click(guard(write), [chosen, table], [picture, message])
     seen = gr.State("")
 
     def tick(number: int | None, before: str, name: str | None, reference: str | None) -> tuple[Any, ...]:

@@ -104,8 +104,8 @@ class Studio:
             ]
         if job.ended and job.error and job.state != "stopped":
             lines.append(el("p", job.error, class_="bad"))
-        if job.ended and (said := job.result.get("sheet")) and job.args[0] == "train":
-            lines.append(el("p", f"The candidates are there ({Path(str(said)).name}): choose in the tab Select."))
+        if job.ended and (sheet := job.result.get("sheet")) and job.args[0] == "train":
+            lines.append(el("p", f"The candidates are there ({Path(str(sheet)).name}): choose in the tab Select."))
         state = "stopping" if job.stopping else job.state
         top = el("div", el("b", job.title), el("span", f"{state}{seconds(job)}", class_=job.state), class_="top")
         return el("li", top, *(Html(self.workspace.scrub(line)) for line in lines))

@@ -189,11 +189,11 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
     def refresh(number: int | None, before: str) -> tuple[Any, Any, Any, str]:
         jobs = studio.queue.jobs(RUNS)
         job = next((one for one in jobs if one.id == number), None) or next(iter(jobs), None)
-        listed, told = studio.job_list(jobs), details_html(studio, job)
-        if (key := f"{hash((listed, told))} {[one.id for one in jobs]} {job.id if job else ''}") == before:
+        listed, details = studio.job_list(jobs), details_html(studio, job)
+        if (key := f"{hash((listed, details))} {[one.id for one in jobs]} {job.id if job else ''}") == before:
             return gr.skip(), gr.skip(), gr.skip(), before
         choice = gr.update(choices=run_choices(studio), value=job.id if job else None)
-        return listed, choice, told, key
+        return listed, choice, details, key
 
     outputs = [jobs_view, chosen, details, shown]
     timer.tick(refresh, [chosen, shown], outputs, show_progress="hidden")

@@ -143,11 +143,11 @@ class Worker:
         """How far a job is: from its log, and of a training from the metrics of its run."""
         lines = tail(self.log(job.id)).splitlines()
         notes = tuple(dict.fromkeys(match[1] for line in lines if (match := NOTE_LINE.fullmatch(line))))
-        said = [line for line in lines if line.strip() and not line.startswith("impasto: ")]
+        written = [line for line in lines if line.strip() and not line.startswith("impasto: ")]
         phase, done, total, note = "starting", 0, None, ""
-        if said:
-            match = LINE.fullmatch(said[-1])
-            phase = match["phase"] if match else said[-1][:100]
+        if written:
+            match = LINE.fullmatch(written[-1])
+            phase = match["phase"] if match else written[-1][:100]
             done, total = (int(match["done"]), int(match["total"])) if match else (0, None)
             note = (match["note"] or "") if match else ""
         if phase == "training" and (rows := read_metrics(self.folder / job.out / "metrics.jsonl")) and total:
