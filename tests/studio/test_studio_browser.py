@@ -5,15 +5,16 @@ import struct
 import time
 
 import pytest
-from conftest import free_port
 from PIL import Image
+from workspace_files import free_port
 
+from impasto.evaluation import votes
 from impasto.sampling.png import save_png
 from impasto.studio.queue import DONE, RUNNING, STOPPED
 
 pytestmark = pytest.mark.browser
 WAIT = 60_000  # milliseconds
-TABS = ("Train", "Styles", "Generate", "Select", "Concepts", "Noise", "Compare")
+TABS = ("Train", "Styles", "Generate", "Select", "Concepts", "Noise", "Compare", "Vote")
 
 
 @pytest.fixture
@@ -173,7 +174,6 @@ def test_concepts_edited_box_is_saved(page, studio):
 
 
 def test_vote_two_raters_at_once_by_keys(browser, studio, tmp_path):
-    votes = pytest.importorskip("impasto.evaluation.votes")
     folders = {"a": tmp_path / "a", "b": tmp_path / "b"}
     for name, folder in folders.items():
         for i in range(2):

@@ -1,5 +1,7 @@
 """The form of a run: its fields, and the command line that it becomes."""
 
+import json
+
 import pytest
 
 from impasto.cli.settings import parse_config
@@ -110,3 +112,15 @@ def test_check_access_with_auth_is_a_login():
     for bad in ("me", "me:", ":x"):
         with pytest.raises(UserError, match="USER:PASSWORD"):
             check_access("127.0.0.1", bad, False)
+
+
+def test_candidates_of_styledrop_have_their_files_and_may_be_few(tmp_path):
+    from impasto.studio.choose_tabs import candidates
+
+    recipe = 'base = "mini-sd3"\nrecipe = "styledrop"\n[method]\nname = "styledrop"\nselect = "human"\n'
+    (tmp_path / "recipe.toml").write_text(recipe)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/candidates.json").write_text(json.dumps({"objects": ["cat"] * 60 + ["dog"] * 60, "files": {}}))
+    found, least, before = candidates(tmp_path)
+    assert (found[0].file, found[119].file) == ("candidates/001.png", "candidates/120.png")
+    assert (found[60].thing, least, before) == ("dog", 1, [])

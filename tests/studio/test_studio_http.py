@@ -102,7 +102,7 @@ def test_event_with_a_file_or_name_outside_the_workspace_is_refused(studio):
 
 
 def test_page_with_a_login_answers_nobody_else(tmp_path):
-    from conftest import FAKE, free_port
+    from workspace_files import FAKE, free_port
 
     from impasto.studio.app import running
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from workspace_files import FAKE
 
 from impasto.studio.queue import (
     DONE,
@@ -21,8 +22,6 @@ from impasto.studio.queue import (
     Queue,
 )
 from impasto.studio.worker import Worker
-
-FAKE = (sys.executable, str(Path(__file__).with_name("fake_command.py")))
 
 
 @pytest.fixture

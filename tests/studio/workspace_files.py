@@ -1,11 +1,15 @@
-"""Files of a workspace, as commands leave them."""
+"""Files of a workspace, as commands leave them, and what stands for the commands."""
 
 import hashlib
 import json
+import socket
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_command.py")))
+"""Stands for `python -m impasto.cli.main`: writes what the command would, in no time."""
 RECIPE = """base = "mini-sd3"
 recipe = "instastyle"
 
@@ -17,6 +21,12 @@ name = "instastyle"
 select = "human"
 n = 5
 """
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def fill(root: Path) -> None:

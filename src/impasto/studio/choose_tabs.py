@@ -7,16 +7,17 @@ from typing import Any
 
 import gradio as gr
 
-from impasto.config import read_recipe_file
 from impasto.data.concepts import FILE, Concept, ConceptFile, read_concepts, validate, write_concepts
 from impasto.data.references import load
 from impasto.errors import UserError
 from impasto.files import read_json_or_empty
+from impasto.methods.selection import Candidate, list_candidates
 from impasto.regions.overlay import overlay
 from impasto.report.html import Html, el
 from impasto.studio.page import Studio, Task, empty
 from impasto.studio.queue import IMAGES, RUNS
 from impasto.studio.workspace import slug
+from impasto.training.sheet import read_run
 
 COLUMNS = ["phrase", "kind", "left", "top", "right", "bottom"]
 
@@ -24,7 +25,7 @@ COLUMNS = ["phrase", "kind", "left", "top", "right", "bottom"]
 def select_tab(studio: Studio, tab: gr.Tab) -> None:
     workspace, guard = studio.workspace, studio.guard
     run = gr.Dropdown([], label="Run with candidates", elem_id="candidate-run")
-    about = gr.HTML(empty("Runs of the recipe instastyle with method.select human stop here for a choice."))
+    about = gr.HTML(empty("Runs of instastyle and styledrop with method.select human stop here for a choice."))
     gallery = gr.Gallery(
         label="Candidates",
         columns=5,
@@ -41,8 +42,8 @@ def select_tab(studio: Studio, tab: gr.Tab) -> None:
         if not name:
             return [], gr.update(choices=[], value=[]), empty("No run with candidates in this workspace.")
         folder = workspace.existing(name, "styles")
-        things, need, before = candidates(folder)
-        items = [(str(folder / "candidates" / f"{i:02d}.png"), f"{i} {thing}") for i, thing in enumerate(things, 1)]
+        found, need, before = candidates(folder)
+        items = [(str(folder / one.file), f"{i} {one.thing}") for i, one in enumerate(found, 1)]
         text = f"Choose at least {need} that have the style and show what they should; the training goes on with them."
         message = el("p", text if not before else f"Selected before: {', '.join(map(str, before))}.", class_="faint")
         choices = [(text, i) for i, (_, text) in enumerate(items, 1)]
@@ -75,12 +76,12 @@ def select_tab(studio: Studio, tab: gr.Tab) -> None:
     go.click(guard(go_on), [run, numbers], None, show_progress="hidden")
 
 
-def candidates(folder: Path) -> tuple[list[str], int, list[int]]:
-    """(objects of the candidates, how many are to be selected, those selected before)."""
-    recipe, _ = read_recipe_file(folder / "recipe.toml")
+def candidates(folder: Path) -> tuple[list[Candidate], int, list[int]]:
+    """(the candidates, how many are to be selected at least, those selected before)."""
+    config, _ = read_run(folder)
     things = read_json_or_empty(folder / "state/candidates.json").get("objects", [])
     before = read_json_or_empty(folder / "state/selection.json").get("selected", [])
-    return [str(one) for one in things], int(recipe.get("method.n", 5)), list(before)
+    return list_candidates([(str(one), "") for one in things]), config.method.least_selected, list(before)
 
 
 def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
