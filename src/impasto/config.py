@@ -353,11 +353,11 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
 
 
-def first_sentence(text: str) -> str:
-    """The first sentence of a recipe's comment, at most 100 characters."""
+def first_sentence(text: str, longest: int | None = 100) -> str:
+    """The first sentence of a recipe's comment, cut at `longest` characters."""
     lines = [line.removeprefix("#").strip() for line in text.splitlines()[:6] if line.startswith("#")]
     sentence = re.split(r"(?<=[a-z0-9)\]])\.(?=\s[A-Z]|$)", " ".join(lines))[0]
-    return shorten(sentence, 100, placeholder=" ...")
+    return sentence if longest is None else shorten(sentence, longest, placeholder=" ...")
 
 
 def read_recipe(name: str) -> Paths:

@@ -426,19 +426,19 @@ def generate_folder(config: GenerateConfig, progress: Progress = ignore) -> dict
         beta=config.beta,
         progress=progress,
     )
-    files, told, gone = [], {}, []
+    files, used, gone = [], {}, []
     first = 0 if config.replace else next_number(config.out)
     for i, (image, info) in enumerate(pictures):
         if config.replace and not files:
             gone = clear_leftovers(config.out)  # an interrupted command leaves no mixture
         files.append(f"{first + i:04d}.png")
         save_png(image, info, config.out / files[-1])
-        told = {key: info[key] for key in USED if key in info}
-        told["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]
+        used = {key: info[key] for key in USED if key in info}
+        used["styles"] = [f"{style['path']}:{style['strength']:g}" for style in info["styles"]]
     if gone := [name for name in gone if name not in files]:
-        told["removed"] = gone
+        used["removed"] = gone
     own = {"out": str(config.out), "images": files, "base": config.base, "styles": list(config.style)}
-    return own | told | {"seed": config.seed}
+    return own | used | {"seed": config.seed}
 
 
 USED = (

@@ -4,11 +4,13 @@ from impasto.artworld.world import (
     ArtWorld,
     cache_dir,
     concept_index,
+    drawn_in,
     free_concepts,
     load,
     load_meta,
     load_slice,
     over,
+    spread,
     style_index,
 )
 
@@ -16,10 +18,12 @@ __all__ = [
     "ArtWorld",
     "cache_dir",
     "concept_index",
+    "drawn_in",
     "free_concepts",
     "load",
     "load_meta",
     "load_slice",
     "over",
+    "spread",
     "style_index",
 ]

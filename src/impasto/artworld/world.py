@@ -241,3 +241,16 @@ def _split(meta: dict) -> dict[str, list[int]]:
         "reference_concepts": sorted(label_id[label] for label in REFERENCE_LABELS),
         "core_everywhere": sorted(everywhere | evaluation),
     }
+
+
+@cache
+def drawn_in(style: int) -> frozenset[int]:
+    """The packaged slice's concepts in a held-out style."""
+    return frozenset(load_slice(styles=[style]).concept_id.tolist())
+
+
+def spread(items: Sequence[int], n: int) -> list[int]:
+    """`n` evenly spaced items."""
+    if not 1 <= n <= len(items):
+        raise UserError(f"{n} concepts are needed, there are {len(items)}")
+    return [items[i * len(items) // n] for i in range(n)]

@@ -32,7 +32,7 @@ from impasto.cli.generate import generate
 from impasto.cli.invert import invert
 from impasto.cli.prompts import prompts, show_prompts
 from impasto.cli.research import artworld, demo, pretrain, reproduce
-from impasto.cli.studio import studio as open_studio
+from impasto.cli.studio import studio
 from impasto.cli.styles import export, import_, merge, resize
 from impasto.cli.train import distill, mix, recipes, select, sheet, train
 from impasto.cli.votes import show_votes, votes
@@ -45,11 +45,6 @@ def noise(args: list[str]) -> Result:
     from impasto.cli.noise import action
 
     return action(args)
-
-
-def studio(args: list[str]) -> Result:
-    """Train, choose, mix and compare in the browser."""
-    return open_studio(args, COMMANDS)
 
 
 GROUPS: dict[str, tuple[Callable[[list[str]], Result], ...]] = {

@@ -1,6 +1,5 @@
 """`impasto studio`."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import tyro
 from impasto.cli.console import Result, parse
 
 
-def studio(args: list[str], commands: Collection[str] = ()) -> Result:
+def studio(args: list[str]) -> Result:
     """Train, choose, mix and compare in the browser."""
 
     def studio(
@@ -30,7 +29,7 @@ def studio(args: list[str], commands: Collection[str] = ()) -> Result:
         """
         from impasto.studio.app import serve
 
-        serve(host, port, workspace, auth, share, commands)
+        serve(host, port, workspace, auth, share)
         return {}
 
     return parse(studio, args, "studio")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +24,12 @@ from PIL import Image
 
 from impasto.bases import loader
 from impasto.compare.memory import peak_memory, reset_peak_memory
-from impasto.compare.methods import OWN, Method, config_of, guidances_of, own_strength
+from impasto.compare.methods import Method, config_of, guidances_of, own_strength
 from impasto.compare.references import ReferenceImage
 from impasto.evaluation import Encoder, evaluate, load_encoder
 from impasto.evaluation.clip import clip_leak
 from impasto.evaluation.diversity import pairwise_diversity
+from impasto.evaluation.equal_text import own_index
 from impasto.evaluation.samples import read_folder
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, read_json_or_empty
@@ -280,7 +281,7 @@ def style_text(content: Mapping[str, Any]) -> list[tuple[float, float]] | None:
 
 def own_row(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """A cell's scores at its method's own strength."""
-    return content["curve"][OWN if len(content["curve"]) > OWN else 0]
+    return content["curve"][own_index(content["curve"])]
 
 
 def open_images(cell: Cell, setting: Setting, count: int, factor: float = 1.0) -> list[Image.Image]:
@@ -302,7 +303,3 @@ def judges() -> Judges:
 def encoder(name: str) -> Encoder:
     with quiet():
         return load_encoder() if name == "clip" else load_encoder(name)
-
-
-Run = Callable[[Cell, Setting, bool], dict[str, Any]]
-Cells = Sequence[Cell]

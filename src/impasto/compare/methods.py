@@ -11,6 +11,7 @@ from impasto.bases.style_defaults import current_recipe
 from impasto.compare.references import ReferenceImage
 from impasto.config import FREE, Fit, TrainConfig, flat_defaults, flatten, recipes, resolve
 from impasto.errors import UserError, nearest
+from impasto.evaluation.equal_text import STRENGTHS
 from impasto.guidance.config import StyleAligned
 from impasto.methods.style_caption import read_caption
 from impasto.styles import defaults as style_defaults
@@ -25,9 +26,6 @@ TRAINING_FREE = {
     PROMPT: "the base alone, the style in words",
     ALIGNED: "StyleAligned: attention shared with the reference",
 }
-FACTORS = (0.75, 1.0, 1.25, 1.5)
-"""Strengths of a curve, as multiples of a method's own."""
-OWN = FACTORS.index(1.0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Method:
     @property
     def factors(self) -> tuple[float, ...]:
         """Of its own strength; the base alone has no strength."""
-        return (1.0,) if self.kind == PROMPT else FACTORS
+        return (1.0,) if self.kind == PROMPT else STRENGTHS
 
 
 def find_methods(names: Sequence[str]) -> list[Method]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.artworld import concept_index, load_meta, load_slice, style_index
+from impasto.artworld import concept_index, drawn_in, load_meta, spread, style_index
 from impasto.artworld.captions import prompt as art_prompt
 from impasto.coerce import convert
 from impasto.data import references
@@ -130,7 +130,7 @@ def default_prompts(reference: ReferenceImage, count: int) -> tuple[str, ...]:
     if reference.style is None:
         return tuple(prompts_of_others((reference.caption,), min(count, 8)))
     meta = load_meta()
-    drawn = set(load_slice(styles=[style_index(reference.style)]).concept_id.tolist())
+    drawn = drawn_in(style_index(reference.style))
     concepts = [c for c in meta["split"]["evaluation_concepts"] if c in drawn] or meta["split"]["evaluation_concepts"]
     chosen = spread(concepts, min(count, len(concepts)))
     words = reference.words or description(reference.style)
@@ -145,8 +145,7 @@ def description(style: str) -> str:
 def reference_labels(style: str, count: int) -> list[str]:
     """`count` evenly spaced reference concepts of a held-out style, as `reproduce` has them. Raises UserError."""
     meta, index = load_meta(), style_index(style)
-    drawn = set(load_slice(styles=[index]).concept_id.tolist())
-    known = [c for c in meta["split"]["reference_concepts"] if c in drawn]
+    known = [c for c in meta["split"]["reference_concepts"] if c in drawn_in(index)]
     if not known:
         names = ", ".join(meta["style_names"][i] for i in meta["split"]["heldout_styles"])
         raise UserError(f"--art-style {style!r} has no packaged references: choose one of {names}")
@@ -201,8 +200,3 @@ def unique(found: Sequence[ReferenceImage]) -> list[ReferenceImage]:
         names[one.name] = names.get(one.name, 0) + 1
         result.append(replace(one, name=f"{one.name} {names[one.name]}") if names[one.name] > 1 else one)
     return result
-
-
-def spread(items: Sequence[int], count: int) -> list[int]:
-    """`count` evenly spaced items."""
-    return [items[i * len(items) // count] for i in range(count)]

@@ -7,7 +7,7 @@ from typing import Any
 from impasto.compare.cells import SCORES, Cell, own_row, style_text
 from impasto.compare.methods import Method
 from impasto.errors import UserError, nearest
-from impasto.evaluation.equal_text import Point, Rank, rank_at_equal_text
+from impasto.evaluation.equal_text import Point, Rank, own_index, rank_at_equal_text
 
 Done = Mapping[str, tuple[Cell, Mapping[str, Any]]]
 """{unit: (cell, its content)} of one method."""
@@ -72,8 +72,7 @@ def rank(done: Mapping[str, Done], reference: str) -> tuple[float | None, list[R
         return None, []
     units = curves[reference].keys()
     shared = {name: {u: own[u] for u in own if u in units} or own for name, own in curves.items()}
-    at = 1 if len(strengths[reference]) > 1 else 0
-    return rank_at_equal_text(shared, strengths, reference, at)
+    return rank_at_equal_text(shared, strengths, reference, own_index(strengths[reference]))
 
 
 def equal_text(read: Rank | None, number: int | None, text: float | None) -> dict[str, Any]:

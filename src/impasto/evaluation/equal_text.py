@@ -14,6 +14,13 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 """(text, style) at one strength."""
+STRENGTHS = (0.75, 1.0, 1.25, 1.5)
+"""Of a curve, as multiples of a method's own."""
+
+
+def own_index(curve: Sequence[object]) -> int:
+    """The place of a method's own strength on its curve: that of 1 in STRENGTHS, 0 where the curve is one point."""
+    return STRENGTHS.index(1.0) if len(curve) > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from impasto.evaluation.equal_text import Point, mean_curve, style_at_text
+from impasto.evaluation.equal_text import Point, mean_curve, own_index, style_at_text
 from impasto.reproduce.statistics import ALPHA, holm, sign_flip, student
 
-STRENGTHS = (0.75, 1.0, 1.25, 1.5)
-"""Of the curves by which styles are compared at equal text."""
-OWN = STRENGTHS.index(1.0)
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
 Unit = str
 """One pair: "unifont, rabbit face, 0"."""
@@ -290,7 +287,7 @@ def styles_at_text(compare: Compare, seen: Evidence) -> tuple[Values, str]:
         return {}, "no curve: its cells have scores at strength 1 only (`impasto reproduce --curves` makes the others)"
     means = {arm: mean_curve([seen.curves[arm][unit] for unit in units]) for arm in arms}
     of = means[compare.at_text_of]
-    text = of[OWN if len(of) > OWN else 0][0]
+    text = of[own_index(of)][0]
     values: dict[str, dict[Unit, float]] = {}
     for arm in arms:
         found = style_at_text(means[arm], text)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from impasto.artworld import concept_index, load_meta, style_index
+from impasto.artworld import concept_index, drawn_in, load_meta, spread, style_index
 from impasto.artworld.captions import join_labels, prompt
 from impasto.artworld.colours import NAMED
 from impasto.errors import UserError, nearest
@@ -35,7 +35,7 @@ from impasto.reproduce import finestyle_jobs, styledrop_jobs
 from impasto.reproduce.claims import Measure, Unit
 from impasto.reproduce.folder_jobs import stored_scores
 from impasto.reproduce.scenes import compose, key_of, on_ground, scene_hash, scene_of
-from impasto.reproduce.small_world import SmallWorld, drawn_in, spread, words
+from impasto.reproduce.small_world import SmallWorld, words
 
 SIZES = {"smoke": (1, 1, 12), "full": (3, 3, 16)}
 """References, seeds, prompts."""

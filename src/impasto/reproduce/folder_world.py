@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.artworld import free_concepts, load_meta
+from impasto.artworld import free_concepts, load_meta, spread
 from impasto.errors import UserError, nearest
 from impasto.evaluation import evaluate
 from impasto.evaluation.clip import clip_t
@@ -34,7 +34,7 @@ from impasto.evaluation.truth import true_pictures
 from impasto.reproduce import folder_jobs, image_sets
 from impasto.reproduce.claims import Measure, Unit
 from impasto.reproduce.image_sets import available, caption, styled
-from impasto.reproduce.small_world import METRICS, SmallWorld, spread
+from impasto.reproduce.small_world import METRICS, SmallWorld
 from impasto.reproduce.subjects import DRAWN_IN, subject_scores, subject_units
 
 SIZES = {"smoke": (1, 1, 12), "full": (3, 3, 24)}

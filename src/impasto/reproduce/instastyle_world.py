@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from impasto.artworld import free_concepts, load_meta, load_slice, style_index
+from impasto.artworld import drawn_in, free_concepts, load_meta, load_slice, style_index
 from impasto.artworld.colours import GROUNDS, NAMED
 from impasto.errors import UserError, nearest
 from impasto.evaluation import evaluate
@@ -37,7 +37,7 @@ from impasto.generation import GRID, LINE
 from impasto.methods.config import InstaStyle
 from impasto.methods.instastyle import fill, sampler_of
 from impasto.reproduce.claims import Measure, Unit
-from impasto.reproduce.small_world import METRICS, SmallWorld, drawn_in, heldout_units, words
+from impasto.reproduce.small_world import METRICS, SmallWorld, heldout_units, words
 
 SIZES = {"smoke": (1, 10), "full": (3, 20)}
 """References, evaluation concepts."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impasto.evaluation.equal_text import STRENGTHS
 from impasto.evaluation.scores import SCORES
 from impasto.evaluation.table import decimal
 from impasto.files import atomic
 from impasto.report import plots
 from impasto.report.html import Html, el
 from impasto.reproduce.cells import slug
-from impasto.reproduce.claims import RULE, STRENGTHS, Claim, Evidence, arms_of, judge
+from impasto.reproduce.claims import RULE, Claim, Evidence, arms_of, judge
 from impasto.reproduce.runner import PLAIN, UNSCALED
 from impasto.reproduce.sheets import save_sheet
 from impasto.reproduce.statistics import FEWEST

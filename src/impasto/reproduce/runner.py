@@ -23,13 +23,14 @@ from PIL import Image
 from impasto.bases import loader
 from impasto.config import resolve
 from impasto.errors import UserError
+from impasto.evaluation.equal_text import STRENGTHS
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, cache_dir
 from impasto.generation import generate
 from impasto.guidance.config import PromptSwitch, StyleAligned
 from impasto.guidance.prompt_switch import grid, switch_prompts
 from impasto.reproduce.cells import VERSION, Cell, pictures, quantised
-from impasto.reproduce.claims import STRENGTHS, Measure, Unit
+from impasto.reproduce.claims import Measure, Unit
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
 from impasto.sampling.samplers import DEFAULT, make_scheduler
@@ -186,8 +187,8 @@ def check_cell(cell: Cell, world: World, place: BaseSpec) -> Family:
 
 
 def run_curve(cell: Cell, world: World, place: BaseSpec) -> dict[str, Any]:
-    """{"curve": {strength: scores}} of a cell at the other strengths of `claims.STRENGTHS`. Its style is taken from the
-    cache, or trained again. Waits for another process that runs the cell. Raises UserError as `run_cell` does."""
+    """{"curve": {strength: scores}} of a cell at the other strengths of `equal_text.STRENGTHS`. Its style is taken from
+    the cache, or trained again. Waits for another process that runs the cell. Raises UserError as `run_cell` does."""
     with FileLock(cache_dir("reproduce", cell.spec["base"][:12]) / f".{cell.name}.lock"):
         started, folder = time.perf_counter(), cache_dir("reproduce", cell.spec["base"][:12], cell.name)
         check_cell(cell, world, place)

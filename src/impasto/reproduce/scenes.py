@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from impasto.artworld import concept_index, load_meta, load_slice, style_index
+from impasto.artworld import concept_index, drawn_in, load_meta, load_slice, style_index
 from impasto.artworld.captions import with_article
 from impasto.artworld.colours import NAMED
 from impasto.artworld.scenes import Scene, reference_scene
-from impasto.reproduce.small_world import drawn_in
 
 THINGS, REFERENCES, SEED = 3, 3, 9
 GROUNDS = {

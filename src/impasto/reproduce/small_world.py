@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from impasto.artworld import concept_index, free_concepts, load_meta, load_slice, style_index
+from impasto.artworld import concept_index, drawn_in, free_concepts, load_meta, spread, style_index
 from impasto.artworld.captions import prompt
 from impasto.demo import REFERENCES
 from impasto.errors import UserError, nearest
@@ -181,19 +181,6 @@ def make_unit(style: int, concepts: Sequence[int], seed: int) -> dict[str, Any]:
 def words(style: int) -> str:
     """The style's description in caption and prompts."""
     return load_meta()["styles"][style]["descriptions"][0]
-
-
-def spread(items: Sequence[int], n: int) -> list[int]:
-    """`n` evenly spaced items."""
-    if not 1 <= n <= len(items):
-        raise UserError(f"{n} concepts are needed, there are {len(items)}")
-    return [items[i * len(items) // n] for i in range(n)]
-
-
-@cache
-def drawn_in(style: int) -> frozenset[int]:
-    """The packaged slice's concepts in a held-out style."""
-    return frozenset(load_slice(styles=[style]).concept_id.tolist())
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from impasto.artworld import concept_index, load_meta, style_index
+from impasto.artworld import concept_index, drawn_in, load_meta, spread, style_index
 from impasto.config import resolve
 from impasto.evaluation.encoders import Encoder
 from impasto.evaluation.truth import true_pictures
@@ -28,7 +28,7 @@ from impasto.methods.styledrop import BY_HAND, FIRST, clip_scores, select_at_ran
 from impasto.reproduce.finestyle_jobs import base_images, guidance_of, render
 from impasto.reproduce.folder_jobs import content_hash
 from impasto.reproduce.runner import BaseSpec
-from impasto.reproduce.small_world import drawn_in, packaged_encoder, spread
+from impasto.reproduce.small_world import packaged_encoder
 from impasto.sampling.png import read_png_metadata
 from impasto.styles.card import CARD
 from impasto.training.train import train

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,8 @@ def build(studio):
                 noise_tab(studio, tab, timer)
             with gr.Tab("Compare", id="compare") as tab:
                 compare_tab(studio, tab)
-            if "votes" in studio.commands:
-                with gr.Tab("Vote", id="vote") as tab:
-                    vote_tab(studio, tab)
+            with gr.Tab("Vote", id="vote") as tab:
+                vote_tab(studio, tab)
     return page
 
 
@@ -85,15 +84,14 @@ def serve(
     workspace: Path = Path("studio"),
     auth: str | None = None,
     share: bool = False,
-    commands: Collection[str] = (),
 ) -> None:
-    """Run the studio until Ctrl-C; processes of the queue go on after that. commands: those that `impasto` has.
+    """Run the studio until Ctrl-C; processes of the queue go on after that.
 
     Raises UserError without gradio, for an open host without `auth`, and where another studio has the workspace.
     """
     login = check_access(host, auth, share)
     ended = threading.Event()
-    with running(workspace, host, port, login, share, commands) as (_, address):
+    with running(workspace, host, port, login, share) as (_, address):
         print(f"impasto studio: {address} (workspace {workspace}); Ctrl-C ends it, runs go on", flush=True)
         with signal_handlers(lambda *_: ended.set(), signal.SIGINT, signal.SIGTERM):
             import impasto.styles.convert  # noqa: F401  # seconds, which the first visitor need not wait for
@@ -108,7 +106,6 @@ def running(
     port: int = 7860,
     login: tuple[str, str] | None = None,
     share: bool = False,
-    commands: Collection[str] = (),
     command: Sequence[str] = COMMAND,
 ) -> Iterator[tuple[Any, str]]:
     """(the `page.Studio`, its address) while the server and the worker run. command: of the processes of the queue.
@@ -127,7 +124,7 @@ def running(
 
     queue = Queue(place.private / "queue.sqlite")
     worker = Worker(queue, place.root, place.private / "jobs", command)
-    studio = Studio(place, queue, worker, frozenset(commands))
+    studio = Studio(place, queue, worker)
     page = build(studio)
     page.queue(default_concurrency_limit=8)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from impasto.compare.methods import TRAINING_FREE
 from impasto.config import recipes
 from impasto.errors import UserError
 from impasto.report.html import Html
@@ -13,8 +14,6 @@ from impasto.studio.page import Studio, empty
 from impasto.studio.queue import RUNS
 
 LARGEST = 40 << 20  # bytes of a page
-OTHERS = ("prompt", "style-aligned")
-"""Methods without a training: the base alone, and StyleAligned."""
 
 
 def compare_tab(studio: Studio, tab: gr.Tab) -> None:
@@ -40,15 +39,14 @@ def compare_tab(studio: Studio, tab: gr.Tab) -> None:
 
     tab.select(guard(refresh), chosen, [chosen, page], show_progress="hidden")
     chosen.input(guard(show), chosen, page, show_progress="hidden")
-    if "compare" in studio.commands:
-        new_comparison(studio, tab)
+    new_comparison(studio, tab)
 
 
 def new_comparison(studio: Studio, tab: gr.Tab) -> None:
     """The form of `impasto compare`."""
     workspace, guard = studio.workspace, studio.guard
     with gr.Accordion("New comparison", open=False):
-        methods = gr.Dropdown([*OTHERS, *recipes()], multiselect=True, label="Methods", elem_id="methods")
+        methods = gr.Dropdown([*TRAINING_FREE, *recipes()], multiselect=True, label="Methods", elem_id="methods")
         with gr.Row():
             image = gr.Dropdown([], label="Reference", min_width=180)
             caption = gr.Textbox(label="Caption", placeholder="a rocket in pixel art style", min_width=180)
@@ -63,7 +61,7 @@ def new_comparison(studio: Studio, tab: gr.Tab) -> None:
 
     def choices() -> tuple[Any, Any]:
         references = [workspace.relative(file) for file in sorted((workspace.root / "references").iterdir())]
-        return gr.update(choices=[*OTHERS, *recipes(), *workspace.styles()]), gr.update(choices=references)
+        return gr.update(choices=[*TRAINING_FREE, *recipes(), *workspace.styles()]), gr.update(choices=references)
 
     def add(
         chosen: list[str], file: str | None, text: str, base_name: str, many: int, prompts: int, title: str
@@ -72,7 +70,7 @@ def new_comparison(studio: Studio, tab: gr.Tab) -> None:
             raise UserError("a comparison needs two methods or more")
         if not text.strip():
             raise UserError("no caption: say what the reference shows and in what style")
-        known = [*OTHERS, *recipes()]
+        known = [*TRAINING_FREE, *recipes()]
         names = [one if one in known else workspace.relative(workspace.existing(one, "styles")) for one in chosen]
         folder = workspace.new("comparisons", title)
         args = ["compare", *names, f"--base={workspace.check_base(base_name)}", f"--caption={text}"]

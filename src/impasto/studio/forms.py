@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from impasto.config import AXES, SECTIONS, TrainConfig, hints, paths_of, resolve
+from impasto.config import AXES, FLAT, TrainConfig, flag_of, hints, paths_of, resolve
 from impasto.data import captions
 from impasto.errors import UserError
 from impasto.registry import name_of
@@ -47,7 +47,7 @@ class Field:
     @property
     def label(self) -> str:
         """As on the command line: "--lr" is "lr"."""
-        return flag_of(self.path).removeprefix("--")
+        return flag_of(FLAT.get(self.path, self.path)).removeprefix("--")
 
 
 def config_of(recipe: str, base: str, selected: Mapping[str, str] | None = None, **explicit: Any) -> TrainConfig:
@@ -165,7 +165,7 @@ def train_args(
 
 def flags(path: str, value: Any) -> list[str]:
     """A setting as arguments."""
-    flag = flag_of(path)
+    flag = flag_of(FLAT.get(path, path))
     if isinstance(value, bool):
         section, dot, name = flag.removeprefix("--").rpartition(".")
         return [flag if value else f"--{section}{dot}no-{name}"]
@@ -174,13 +174,6 @@ def flags(path: str, value: Any) -> list[str]:
     if isinstance(value, tuple):
         return [flag, *value] if value else []
     return [f"{flag}={value}"]
-
-
-def flag_of(path: str) -> str:
-    """The flag of a setting: "--lr" for "optim.lr", "--noise.mean" for "noise.mean"."""
-    section, _, name = path.partition(".")
-    short = section in SECTIONS and section != "prior"
-    return f"--{(name if short else path).replace('_', '-')}"
 
 
 def axis_choices(axis: str) -> list[tuple[str, str]]:
@@ -211,20 +204,6 @@ def caption_advice(caption: str, trigger: str = "") -> str:
         except UserError as error:
             return str(error)
     return "; ".join(str(one.message) for one in caught)
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of a recipe's comment."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    whole = " ".join(lines)
-    end = next(
-        (i for i in range(len(whole)) if whole[i] == "." and whole[i + 1 : i + 3].strip()[:1].isupper()), len(whole) - 1
-    )
-    return whole[: end + 1]
 
 
 def command_line(args: Sequence[str], quote: Callable[[str], str]) -> str:

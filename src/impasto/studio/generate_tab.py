@@ -75,11 +75,10 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
 
     def read(values: tuple[Any, ...]) -> tuple[list[str], list[str], str, list[str]]:
         """(prompts, chosen styles, base, arguments of both commands)."""
-        given = dict(zip(["prompt"], values[:1], strict=True))
         names, weights = values[1 : 1 + STYLES], values[1 + STYLES : 1 + 2 * STYLES]
         base_name, many, first, no = values[1 + 2 * STYLES : 5 + 2 * STYLES]
         own = dict(zip(numbers, values[5 + 2 * STYLES :], strict=True))
-        prompts = [line.strip() for line in str(given["prompt"] or "").splitlines() if line.strip()]
+        prompts = [line.strip() for line in str(values[0] or "").splitlines() if line.strip()]
         if not prompts:
             raise UserError("no prompt: write what to generate, in the words of the style")
         chosen = [

@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,11 @@ def theme() -> gr.themes.Base:
 
 @dataclass(frozen=True)
 class Studio:
-    """What the tabs work with. commands: names of the commands that `impasto` has."""
+    """What the tabs work with."""
 
     workspace: Workspace
     queue: Queue
     worker: Worker
-    commands: frozenset[str]
 
     def guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The handler with a UserError as a message on the page, without paths of this machine."""
@@ -116,8 +116,6 @@ class Studio:
 
 def seconds(job: Job) -> str:
     """ ", 75 s" for a job that has begun."""
-    import time
-
     if job.started is None or job.state == WAITING:
         return ""
     passed = (job.finished or time.time()) - job.started

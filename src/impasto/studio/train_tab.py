@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from impasto.config import recipes
+from impasto.config import first_sentence, recipes
 from impasto.errors import UserError
 from impasto.report import plots
 from impasto.report.html import Html, el
@@ -243,7 +243,7 @@ def field_box(field: forms.Field, recipe: str, steps: int) -> gr.components.Comp
 
 def describe_recipe(name: str) -> str:
     file = recipes().get(name)
-    return forms.first_sentence(file.read_text(encoding="utf-8")) if file else ""
+    return f"{first_sentence(file.read_text(encoding='utf-8'), None)}." if file else ""
 
 
 def run_choices(studio: Studio) -> list[tuple[str, int]]:

@@ -1,12 +1,12 @@
 """The tab Vote: blind pairs of images, answered by several people at once; the votes are those of `impasto votes`."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from impasto.errors import UserError
+from impasto.evaluation import votes
 from impasto.report.html import Html, el
 from impasto.studio.page import Studio, empty, thumbnail
 from impasto.studio.queue import IMAGES
@@ -28,7 +28,6 @@ ANSWERS = {"left": "1  left", "right": "2  right", "tie": "space  no difference"
 
 def vote_tab(studio: Studio, tab: gr.Tab) -> None:
     workspace, guard = studio.workspace, studio.guard
-    store: Any = import_module("impasto.evaluation.votes")
     with gr.Row():
         chosen = gr.Dropdown([], label="Vote set", elem_id="vote-set", min_width=160)
         rater = gr.Textbox(
@@ -47,7 +46,7 @@ def vote_tab(studio: Studio, tab: gr.Tab) -> None:
     now = gr.State(None)
 
     def refresh(before: str | None) -> tuple[Any, Any, Any]:
-        found = [one for one in workspace.folders("votes") if (workspace.root / one / store.FILE).is_file()]
+        found = [one for one in workspace.folders("votes") if (workspace.root / one / votes.FILE).is_file()]
         references = [workspace.relative(file) for file in sorted((workspace.root / "references").iterdir())]
         value = before if before in found else next(iter(found), None)
         images = workspace.folders("images")
@@ -56,9 +55,9 @@ def vote_tab(studio: Studio, tab: gr.Tab) -> None:
 
     def show(vote_set: str | None, person: str) -> tuple[Html, tuple[int, str] | None]:
         folder = workspace.existing(vote_set, "votes")
-        pair = store.next_pair(folder, person)
-        total = store.summary(folder)["pairs"] * len(store.QUESTIONS)
-        answered = sum(row["rater"] == person for row in store.export_rows(folder))
+        pair = votes.next_pair(folder, person)
+        total = votes.summary(folder)["pairs"] * len(votes.QUESTIONS)
+        answered = sum(row["rater"] == person for row in votes.export_rows(folder))
         if pair is None:
             return empty(f"All {total} questions are answered. Thank you."), None
         question = pair.questions[0]
@@ -69,7 +68,7 @@ def vote_tab(studio: Studio, tab: gr.Tab) -> None:
             "div",
             el("p", f"{answered} of {total} answered", class_="faint"),
             progress,
-            el("h3", store.QUESTIONS[question]),
+            el("h3", votes.QUESTIONS[question]),
             *([el("p", f"Text: {pair.prompt}")] if question == "text" else []),
             el("div", *beside, *(picture(side, file) for side, file in images), class_=f"votes n{len(beside) + 2}"),
             class_="about",
@@ -78,7 +77,7 @@ def vote_tab(studio: Studio, tab: gr.Tab) -> None:
     def answer(choice: str, vote_set: str | None, person: str, shown: tuple[int, str] | None) -> tuple[Html, Any]:
         if shown is None:
             raise UserError("no pair is shown: choose a set, give your name, and press Begin")
-        store.record(workspace.existing(vote_set, "votes"), shown[0], person, shown[1], choice)
+        votes.record(workspace.existing(vote_set, "votes"), shown[0], person, shown[1], choice)
         return show(vote_set, person)
 
     def make(paths: list[str], image: str | None, text: str) -> None:

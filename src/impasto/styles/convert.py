@@ -54,16 +54,16 @@ def export_style(
     """
     if format not in LAYOUTS:
         raise UserError(f"unknown format {format!r}: {nearest(format, LAYOUTS)}")
-    adapter, told = open_style(style, base=base)
-    here = told.file.parent.resolve() if told.file.name == WEIGHTS else told.file
-    out = out or here.with_name(f"{told.name}-{format}.safetensors")
+    adapter, stated = open_style(style, base=base)
+    here = stated.file.parent.resolve() if stated.file.name == WEIGHTS else stated.file
+    out = out or here.with_name(f"{stated.name}-{format}.safetensors")
     if out.is_dir() or out.suffix != ".safetensors":
         raise UserError(f"--out {str(out)!r} must be a file whose name ends in .safetensors")
     check_out(out, overwrite)
     writable_folder(out.parent, out)
-    tensors, config = write(adapter, format, layers_per_block=layers_per_block(base or told.base))
+    tensors, config = write(adapter, format, layers_per_block=layers_per_block(base or stated.base))
     with atomic(out) as file:
-        write_tensors(file, tensors, describe(adapter, told, private=private) | config)
+        write_tensors(file, tensors, describe(adapter, stated, private=private) | config)
     more = export_tokens(Path(style), out)
     return summary(adapter, out, format=format, tensors=len(tensors), bytes=out.stat().st_size, **more)
 
@@ -109,11 +109,11 @@ def import_style(
     bundled embeddings. Raises UserError on bad input.
     """
     leave_out = {"denoiser_only": denoiser_only, "lora_only": lora_only}
-    adapter, told = open_style(file, base=base, architecture=architecture, **leave_out)
+    adapter, stated = open_style(file, base=base, architecture=architecture, **leave_out)
     checked = check_base(adapter, base, Path(file))
     how = f"Imported from `{Path(file).name}`."
-    write_folder(adapter, told, out, base or told.base, how, overwrite)
-    return summary(adapter, out, base=base or told.base, checked=checked)
+    write_folder(adapter, stated, out, base or stated.base, how, overwrite)
+    return summary(adapter, out, base=base or stated.base, checked=checked)
 
 
 def merge_styles(
@@ -132,16 +132,16 @@ def merge_styles(
     for path, _ in parts:
         check_lora_alone(path, "merge")
     opened = [open_style(path, base=base) for path, _ in parts]
-    hashes = {told.inputs.get("base_sha256") or told.metadata.get("impasto.base_sha256") for _, told in opened}
+    hashes = {stated.inputs.get("base_sha256") or stated.metadata.get("impasto.base_sha256") for _, stated in opened}
     notes = ["the styles were trained on different bases"] if len(hashes - {None}) > 1 else []
     adapter = combine.merge([adapter for adapter, _ in opened], [weight for _, weight in parts])
     loss = None
     if rank is not None and rank < combine.ranks(adapter)[-1]:
         adapter, loss = combine.resize(adapter, rank)
-    told = merged(parts, opened)
-    how = f"Merged: {told.metadata['modelspec.merged_from']}."
-    write_folder(adapter, told, out, base or told.base, how, overwrite)
-    return summary(adapter, out, base=base or told.base, **error(loss), **({"notes": notes} if notes else {}))
+    stated = merged(parts, opened)
+    how = f"Merged: {stated.metadata['modelspec.merged_from']}."
+    write_folder(adapter, stated, out, base or stated.base, how, overwrite)
+    return summary(adapter, out, base=base or stated.base, **error(loss), **({"notes": notes} if notes else {}))
 
 
 def resize_style(
@@ -152,10 +152,10 @@ def resize_style(
     Raises UserError on bad input.
     """
     check_lora_alone(style, "resize")
-    whole, told = open_style(style, base=base)
+    whole, stated = open_style(style, base=base)
     adapter, loss = combine.resize(whole, rank)
-    how = f"`{told.name}` at rank {rank}, {loss.total:.1%} of its update lost."
-    write_folder(adapter, told, out, base or told.base, how, overwrite)
+    how = f"`{stated.name}` at rank {rank}, {loss.total:.1%} of its update lost."
+    write_folder(adapter, stated, out, base or stated.base, how, overwrite)
     return summary(adapter, out, before=combine.ranks(whole), **error(loss))
 
 
@@ -183,24 +183,24 @@ def open_style(
     if architecture is not None and architecture not in PIPELINES:
         raise UserError(f"unknown architecture {architecture!r}: {nearest(architecture, list(PIPELINES))}")
     tensors, metadata = read_file(file)
-    told = about(file, metadata)
+    stated = about(file, metadata)
     of_peft = any(PEFT in key for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
     if of_peft and ADAPTER_METADATA not in metadata:
         metadata |= peft_metadata(file)
     with naming(file):
-        known = architecture or check_architecture(metadata, architecture_of(base or told.base))
+        known = architecture or check_architecture(metadata, architecture_of(base or stated.base))
         adapter = read(
             tensors,
             metadata,
             architecture=known,
-            layers_per_block=layers_per_block(base or told.base),
-            linear_projection=linear_projection(base or told.base),
+            layers_per_block=layers_per_block(base or stated.base),
+            linear_projection=linear_projection(base or stated.base),
             denoiser_only=denoiser_only,
             lora_only=lora_only,
         )
-    if base and not told.base:
-        told = replace(told, metadata=told.metadata | {"impasto.base": base})
-    return adapter, told
+    if base and not stated.base:
+        stated = replace(stated, metadata=stated.metadata | {"impasto.base": base})
+    return adapter, stated
 
 
 def peft_metadata(file: Path) -> dict[str, str]:
@@ -252,7 +252,7 @@ def skeleton(folder: Path, component: str) -> Any:
         return cls(cls.config_class.from_pretrained(folder / component))
 
 
-def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how: str, overwrite: bool) -> None:
+def write_folder(adapter: Adapter, stated: About, out: Path, base: str | None, how: str, overwrite: bool) -> None:
     """A style folder: the weights in diffusers' layout, and a model card that says where they come from.
 
     One that is there already keeps its weights until the new ones are written, and whatever else lies in it.
@@ -261,17 +261,17 @@ def write_folder(adapter: Adapter, told: About, out: Path, base: str | None, how
 
     check_out(out, overwrite)
     tensors, config = write(adapter, "diffusers")
-    metadata = describe(adapter, told) | {"modelspec.title": out.resolve().name}
+    metadata = describe(adapter, stated) | {"modelspec.title": out.resolve().name}
     metadata.pop("impasto.base_local", None)  # of another base, it may be
-    metadata |= stated_base(base, told.local(base))
+    metadata |= stated_base(base, stated.local(base))
     writable_folder(out)
-    known, size = known_card(base, adapter.architecture), trained_size(told)
+    known, size = known_card(base, adapter.architecture), trained_size(stated)
     with atomic(out / "README.md") as card, atomic(out / WEIGHTS) as file:  # both are whole before either is there
         write_tensors(file, tensors, metadata | config)
         card.write_text(
             made_card(
-                *(out.resolve().name, how, str(out), base, known, adapter.architecture, told.trigger, size),
-                prompt=next(iter(told.captions), None),
+                *(out.resolve().name, how, str(out), base, known, adapter.architecture, stated.trigger, size),
+                prompt=next(iter(stated.captions), None),
             ),
             encoding="utf-8",
         )
@@ -301,14 +301,14 @@ def merged(parts: Sequence[tuple[Path, float]], opened: Sequence[tuple[Adapter, 
     """What a sum of styles is known by: the base and the size that they share, all their captions."""
     from impasto.styles.card import trained_size
 
-    bases = {told.base for _, told in opened if told.base}
-    names = ", ".join(f"{told.name}:{weight:g}" for (_, told), (_, weight) in zip(opened, parts, strict=True))
-    captions = list(dict.fromkeys(caption for _, told in opened for caption in told.captions))
+    bases = {stated.base for _, stated in opened if stated.base}
+    names = ", ".join(f"{stated.name}:{weight:g}" for (_, stated), (_, weight) in zip(opened, parts, strict=True))
+    captions = list(dict.fromkeys(caption for _, stated in opened for caption in stated.captions))
     metadata = {"modelspec.merged_from": names, "impasto.captions": json.dumps(captions, ensure_ascii=False)}
     if len(bases) == 1:
         base = bases.pop()
-        metadata |= stated_base(base, any(told.local(base) for _, told in opened))
-    sizes = {trained_size(told) for _, told in opened}
+        metadata |= stated_base(base, any(stated.local(base) for _, stated in opened))
+    sizes = {trained_size(stated) for _, stated in opened}
     if len(sizes) == 1 and (size := sizes.pop()):
         metadata["ss_resolution"] = f"({size}, {size})"
     return About(opened[0][1].file, metadata=metadata)

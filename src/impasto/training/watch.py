@@ -36,7 +36,7 @@ from impasto.files import atomic
 from impasto.progress import Progress, ignore
 from impasto.sampling.sample import Sampling
 from impasto.styles.defaults import own_sampling, prompts_of_others
-from impasto.styles.parts import STYLE_JSON, read_style_json
+from impasto.styles.parts import add_to_style_json
 from impasto.training.previews import Previews
 
 FILE = "evaluations.jsonl"
@@ -165,11 +165,8 @@ class Watch:
 
 def write_advice(out: Path, advised: Mapping[str, float], rows: Sequence[Row], margin: float) -> None:
     """Set the sampling defaults in style.json, with the grid that they were chosen from."""
-    content = read_style_json(out)
-    content["sampling"] = {**own_sampling(out), **advised}
-    content["advice"] = {"margin": margin, "grid": list(rows)}
-    with atomic(out / STYLE_JSON) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    advice = {"margin": margin, "grid": list(rows)}
+    add_to_style_json(out, {"sampling": {**own_sampling(out), **advised}, "advice": advice})
 
 
 def save_chosen(out: Path, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
