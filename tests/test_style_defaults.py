@@ -188,3 +188,16 @@ def test_big_bases_keep_strength_1(tmp_path):
     assert of_card(load("mini-sd3").card) == PLAIN
     own = of_card(load("mini-sd15").card)
     assert (own.strength, own.style_guidance, own.negative) == (0.7, 2.0, "style words") and own.plain_strength == 1
+
+
+def test_sampling_of_a_recipe_becomes_the_styles_own(base, picture, tmp_path):
+    recipe, out = tmp_path / "soft.toml", tmp_path / "soft"
+    recipe.write_text('[sampling]\nstrength = 0.6\nnegative = ""\n[adapter]\nrank = 2\n')
+    settings = {"steps": 1, "size": 16, "batch": 1, "accumulate": 1, "preview": False, "tensorboard": False}
+    own = {"image": [picture], "caption": ["a cat in neon sign style"], "out": out}
+    train(resolve(str(recipe), str(base), **own, **settings))
+    assert one(base, [str(out)])[1] == (0.6, 2.0, "")  # style guidance is the card's
+    with pytest.raises(UserError, match="sampling.strength"):
+        train(resolve(str(recipe), str(base), **own, **settings, **{"sampling.strength": 0.7}))
+    with pytest.raises(UserError, match="sampling.strength must be at least 0"):
+        resolve(str(recipe), str(base), **{"sampling.strength": -1.0})

@@ -46,6 +46,8 @@ TITLES = {
     "optim": "Optimisation",
     "execution": "Execution",
     "log": "Checkpoints, previews, logs",
+    "evaluate": "Scores while training",
+    "sampling": "Sampling of the finished style",
 }
 CHECKED_LATER = {"noise.std": "> 0", "noise.shift": "> 0", "train.seed": "0 to 2^62"}
 """Ranges that other code checks: the laws in `noise.laws`, `coerce.check_seed`."""

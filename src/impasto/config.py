@@ -124,6 +124,32 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the finished style is sampled where no flag of `generate` says otherwise; the adapter's own default, else
+    that of the base's card, where a value is not given."""
+
+    strength: float | None = None
+    """Strength of the style."""
+    style_guidance: float | None = None
+    """Weight by which the style is amplified against the base."""
+    base_guidance: float | None = None
+    """Weight of the base's own guidance, beside the style's."""
+    guidance: float | None = None
+    """Guidance scale."""
+    negative: str | None = None
+    """Negative prompt; "style words" takes the words by which the captions name the style."""
+
+    def __post_init__(self) -> None:
+        names = ("strength", "style_guidance", "base_guidance", "guidance")
+        check_numbers(self, at_least_0=names, prefix="sampling.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that are given."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a style on one or a few reference images."""
 
@@ -156,6 +182,7 @@ class TrainConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -181,8 +208,9 @@ SECTIONS = {
     "execution": ExecutionConfig,
     "log": LogConfig,
     "evaluate": EvaluateConfig,
+    "sampling": SamplingConfig,
 }
-PREFIXED = ("prior", "evaluate")
+PREFIXED = ("prior", "evaluate", "sampling")
 """Sections whose keys are always written with the section."""
 TOP = tuple(one.name for one in fields(TrainConfig) if one.name not in (*AXES, *SECTIONS))
 SHORT = {one.name: f"{name}.{one.name}" for name in SECTIONS if name not in PREFIXED for one in fields(SECTIONS[name])}

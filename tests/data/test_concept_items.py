@@ -168,8 +168,8 @@ def test_concepts_of_another_base_image_or_several_images_are_refused(scene, tmp
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"data.concept_share": 0.0}, "concept_share must be above 0"),
-        ({"data.concept_share": float("nan")}, "concept_share must be above 0"),
+        ({"data.concept_share": 0.0}, "concept_share must be from 0.01"),
+        ({"data.concept_share": float("nan")}, "concept_share must be from 0.01"),
         ({"data.concept_jitter": 0.7}, "concept_jitter must be from 0"),
         ({"data.concept_crops": 0}, "concept_crops must be above 0"),
         ({"data.concept_mode": "mask", "mask": "alpha"}, "exclude each other"),

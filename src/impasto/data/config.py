@@ -59,8 +59,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, above_0=("crops", "size", "concept_crops"), at_least_0=("min_side",))
-        if not 0 < self.concept_share <= 1:
-            raise UserError(f"concept_share must be above 0, at most 1, not {self.concept_share}")
+        if not 0.01 <= self.concept_share <= 1:  # shares are drawn in hundredths
+            raise UserError(f"concept_share must be from 0.01 to 1, not {self.concept_share}")
         if not 0 <= self.concept_jitter <= 0.5:
             raise UserError(f"concept_jitter must be from 0 to 0.5, not {self.concept_jitter}")
         if self.concept_file and self.concept_mode == "mask" and self.mask != "off":

@@ -61,7 +61,7 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     with atomic(config.out / OVERLAY) as temporary:
         overlay(load(picture.path).image, found).save(temporary, format="PNG")
     if previous_recipe(config.out) is None:  # later it may have been edited
-        write_defaults(config.out, guidance(config.method, found), PLAIN_SAMPLING)
+        write_defaults(config.out, guidance(config.method, found), PLAIN_SAMPLING | config.sampling.given)
     result = fit(change(config, concept_file=config.out / FILE), progress)
     return result | {"concepts": [concept.phrase for concept in found.concepts]}
 

@@ -336,7 +336,7 @@ def keep_style(stages: Stages, config: TrainConfig, sources: Sequence[Source]) -
     sampling = {**PLAIN_SAMPLING, "guidance": config.method.guidance, "steps": config.method.steps}
     sampling |= {"sampler": sampler} if (sampler := sampler_of(family)) else {}
     sampling |= {} if config.method.until is None else {"until": config.method.until}
-    write_parts(out, parts, sampling)
+    write_parts(out, parts, sampling | config.sampling.given)
     del pipe, encode
     prompts = preview_prompts(config, family, sources)
     shown = write_previews(config, prompts)

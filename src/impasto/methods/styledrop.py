@@ -186,7 +186,7 @@ def train_round(config: TrainConfig, method: StyleDrop, progress: Progress) -> d
     """One round into its style folder; resumes by itself."""
     if previous_recipe(config.out) is None:  # later it may have been edited
         config.out.mkdir(parents=True, exist_ok=True)
-        write_defaults(config.out, guidance(method), PLAIN_SAMPLING)
+        write_defaults(config.out, guidance(method), PLAIN_SAMPLING | config.sampling.given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "all .* captions say")  # the style words, which are meant to be in all
         warnings.filterwarnings("ignore", ".* looks? nearly the same")
@@ -279,7 +279,7 @@ def keep_style(stages: Stages, config: TrainConfig, plan: Plan, family: Family, 
     inputs = {"weights": style_hash(trained), "guidance": guidance(config.method)}
     if stages.read("style", inputs) and (out / CARD).is_file():
         return
-    write_defaults(out, guidance(config.method), PLAIN_SAMPLING)
+    write_defaults(out, guidance(config.method), PLAIN_SAMPLING | config.sampling.given)
     parts = copy_parts(trained, out)
     write_parts(out, parts, {})
     with atomic(out / "metrics.jsonl") as file:

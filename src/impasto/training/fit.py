@@ -84,6 +84,8 @@ def fit(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
                 f"({config.optim.schedule}) over the added steps",
                 stacklevel=2,
             )
+        if config.sampling.given and not done and workers.main:
+            add_to_style_json(config.out, {"sampling": own_sampling(config.out) | config.sampling.given})
         hint = memory.oom_hint_train(config, running, "" if workers.shards else family.device)
         ended = done == config.optim.steps or stops(read_rows(config.out, done), config.evaluate)
         finished = ended and has_weights(config.out) and (config.out / CARD).is_file()

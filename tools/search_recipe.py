@@ -1,0 +1,126 @@
+"""The search for the recipe `impasto`: one factor at a time, then combinations, on the *secondary* held-out styles.
+
+    python tools/search_recipe.py run --base mini-sd15            # cells into runs/recipe-search-<base>; resumes
+    python tools/search_recipe.py run --base mini-sd15 --references 4 --only start crops "crops, style words"
+    python tools/search_recipe.py report                          # docs/results/recipe-search/
+
+Every variant is a recipe: the settings of START with those of the variant. `impasto compare` runs them, all with the
+base's own number of steps, on references of the secondary styles; the prompts are free concepts, neither evaluation nor
+reference concepts. Variants are read by style at equal text (`evaluation.equal_text`), the text of START at its own
+strength. The primary styles are not looked at. START is sampled by ordinary guidance at strength 1, so that a factor of
+training and one of sampling are told apart.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from impasto.artworld import free_concepts, load_meta
+from impasto.artworld.world import spread
+from impasto.compare.comparison import TABLE, compare
+from impasto.config import merge, read_recipe, to_paths
+from impasto.files import atomic
+
+OUT = Path("docs/results/recipe-search")
+REFERENCES = {"symbola": "guitar", "icon-park": "tomato", "game-icons": "bus", "ph": "castle"}
+PROMPTS = 12
+PLAIN = {"sampling.strength": 1.0, "sampling.style_guidance": 0.0, "sampling.negative": ""}
+ORDINARY = {"method.lambda1": 0.0, "method.lambda2": 3.0, "method.lambda_base": 0.0, "method.null": "empty"}
+"""Guidance 4, as the embedded bases have it, in the terms of style and semantics."""
+NO_CROPS = {"method": "finestyle", "concept_share": 0.01}
+WORDS = {"sampling.negative": "style words"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "start": {},
+    # the noise law; style-friendly-128px has a mean of -1.84
+    "law -6": {"noise.mean": -6.0},
+    "law -3.5": {"noise.mean": -3.5},
+    "uniform levels": {"noise": "uniform"},
+    # data
+    "crops": {"method": "finestyle", "concept_jitter": 0.0, **ORDINARY},
+    "flip": {"flip": True},
+    # what keeps the base
+    "dco 100": {"objective": "dco", "objective.beta": 100.0},
+    "prior": {"prior.weight": 1.0, "prior.batch": 4},
+    # adapter, optimiser
+    "ema": {"ema": 0.98},
+    "cosine rate": {"schedule": "cosine"},
+    "rank 4": {"rank": 4},
+    "styleinject": {"adapter": "styleinject", "adapter.rank": 8, "adapter.n": 4, "adapter.targets": ("to_q", "to_v")},
+    "text encoder": {"text": "lora"},
+    # sampling
+    "style words": WORDS,
+    "style guidance, words": {"sampling.style_guidance": 2.0, **WORDS},
+    "style and semantics": {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0},
+    # a second round on its own images, chosen by the small CLIP
+    "second round": {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0},
+}
+COMBINED: dict[str, dict[str, Any]] = {}
+
+
+def write_inputs(base: str, folder: Path, references: int) -> tuple[list[str], Path]:
+    """(recipe files of all variants, the references file) in `folder`."""
+    meta, free = load_meta(), free_concepts()
+    recipes = folder / "recipes"
+    recipes.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, settings in (VARIANTS | COMBINED).items():
+        paths = merge(read_recipe("style-friendly-128px"), to_paths({**PLAIN, **settings}))
+        file = recipes / f"{name}.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in paths.items()), encoding="utf-8")
+        files.append(str(file))
+    rows = []
+    for i, (style, label) in enumerate(list(REFERENCES.items())[:references]):
+        things = [meta["concepts"][c]["label"] for c in spread(free[i:], PROMPTS)]
+        rows.append({"style": style, "concept": label, "prompts": [f"{thing}, {{style}}" for thing in things]})
+    file = folder / "references.json"
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return files, file
+
+
+def run(base: str, references: int, only: list[str], workers: int) -> None:
+    folder = Path("runs") / f"recipe-search-{base}"
+    files, file = write_inputs(base, folder, references)
+    chosen = [one for one in files if not only or Path(one).stem in only]
+    settings: dict[str, Any] = {"steps": None, "row": "start", "precision": "bf16", "skip": True, "workers": workers}
+    compare(chosen, folder, base, references=file, progress=lambda *a: print(*a, flush=True), **settings)
+
+
+def report() -> None:
+    """Table and cells of both bases, in OUT."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    lines = [__doc__.splitlines()[0] if __doc__ else "", "", "`python tools/search_recipe.py report`", ""]
+    for table in sorted(Path("runs").glob(f"recipe-search-*/{TABLE}")):
+        base = table.parent.name.removeprefix("recipe-search-")
+        content = json.loads(table.read_text(encoding="utf-8"))
+        with atomic(OUT / f"{base}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        lines += [f"## {base}", "", f"Read at the text of start at strength 1, {content['text']:.3f}.", ""]
+        lines += [
+            "| variant | cells | style at equal text | at strength | style / text at 1 | training, s |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [line_of(row) for row in content["rows"]] + [""]
+    with atomic(OUT / "README.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def line_of(row: dict[str, Any]) -> str:
+    read, own = row["equal_text"], row["scores"]
+    error = "" if read["error"] is None else f" +- {read['error']:.3f}"
+    style = f"{read['style']:.3f}{error}" if read["reaches"] else "does not reach it"
+    strength = f"{read['strength']:.2f}" if read["reaches"] else ""
+    at_1 = f"{own['style']['mean']:.3f} / {own['text']['mean']:.3f}"
+    return f"| {row['recipe']} | {row['cells']} | {style} | {strength} | {at_1} | {row['train_seconds']:.0f} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--base", default="mini-sd3")
+    parser.add_argument("--references", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    report() if given.what == "report" else run(given.base, given.references, given.only, given.workers)
