@@ -60,7 +60,6 @@ COMBINED: dict[str, dict[str, Any]] = {}
 
 def write_inputs(base: str, folder: Path, references: int) -> tuple[list[str], Path]:
     """(recipe files of all variants, the references file) in `folder`."""
-    meta, free = load_meta(), free_concepts()
     recipes = folder / "recipes"
     recipes.mkdir(parents=True, exist_ok=True)
     files = []
@@ -69,13 +68,20 @@ def write_inputs(base: str, folder: Path, references: int) -> tuple[list[str], P
         file = recipes / f"{name}.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in paths.items()), encoding="utf-8")
         files.append(str(file))
-    rows = []
-    for i, (style, label) in enumerate(list(REFERENCES.items())[:references]):
-        things = [meta["concepts"][c]["label"] for c in spread(free[i:], PROMPTS)]
-        rows.append({"style": style, "concept": label, "prompts": [f"{thing}, {{style}}" for thing in things]})
     file = folder / "references.json"
-    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(references_of(references), indent=1) + "\n", encoding="utf-8")
     return files, file
+
+
+def references_of(count: int) -> list[dict[str, Any]]:
+    """References of the first `count` secondary styles, with prompts of free concepts, as `compare --references` reads
+    them."""
+    labels, free = [concept["label"] for concept in load_meta()["concepts"]], free_concepts()
+    rows = []
+    for i, (style, label) in enumerate(list(REFERENCES.items())[:count]):
+        prompts = [f"{labels[concept]}, {{style}}" for concept in spread(free[i:], PROMPTS)]
+        rows.append({"style": style, "concept": label, "prompts": prompts})
+    return rows
 
 
 def run(base: str, references: int, only: list[str], workers: int) -> None:
@@ -83,7 +89,12 @@ def run(base: str, references: int, only: list[str], workers: int) -> None:
     files, file = write_inputs(base, folder, references)
     chosen = [one for one in files if not only or Path(one).stem in only]
     settings: dict[str, Any] = {"steps": None, "row": "start", "precision": "bf16", "skip": True, "workers": workers}
-    compare(chosen, folder, base, references=file, progress=lambda *a: print(*a, flush=True), **settings)
+    compare(chosen, folder, base, references=file, progress=show, **settings)
+
+
+def show(phase: str, done: int = 0, total: int | None = None, note: str = "") -> None:
+    if total:
+        print(f"{phase} {done}/{total} {note}", flush=True)
 
 
 def report() -> None:
