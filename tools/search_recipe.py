@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uniform levels": {"noise": "uniform"},
     # data
     "crops": {"method": "finestyle", "concept_jitter": 0.0, **ORDINARY},
+    "crops at several scales": {"crops": 16, "crop_scale": 0.5},
     "flip": {"flip": True},
     # what keeps the base
     "dco 100": {"objective": "dco", "objective.beta": 100.0},
@@ -52,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "style words": WORDS,
     "style guidance, words": {"sampling.style_guidance": 2.0, **WORDS},
     "style and semantics": {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0},
+    # strength and style guidance of each style, chosen by its own scores at the end
+    "advice": {"evaluate.every": 150},
     # a second round on its own images, chosen by the small CLIP
     "second round": {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0},
 }

@@ -94,6 +94,12 @@ def test_crops_differ_by_picture_and_number_and_need_room():
     assert len(views(10, 10, (16, 16), 4, False, "one")) == 1  # scaled up as a square: its middle only
 
 
+def test_crops_with_scale_are_scaled_up_down_to_it():
+    found = views(16, 16, (16, 16), 40, False, "one", 0.5)
+    sides = [view.box[2] - view.box[0] for view in found]
+    assert sides[0] == 16 and 8 <= min(sides) < 9.5 and len(found) == 40
+
+
 def test_flips_only_when_asked():
     assert not any(view.mirrored for view in views(64, 64, (16, 16), 3, False, "x"))
     both = views(64, 64, (16, 16), 3, True, "x")

@@ -113,15 +113,18 @@ def covering(
     return left, top, left + box_width, top + box_height
 
 
-def views(width: int, height: int, shape: Shape, crops: int, flip: bool, name: str) -> tuple[View, ...]:
+def views(
+    width: int, height: int, shape: Shape, crops: int, flip: bool, name: str, scale: float | None = None
+) -> tuple[View, ...]:
     """The middle, `crops` - 1 random crops, and with `flip` each of them mirrored as well.
 
     A random crop shows .7 to 1 of the side lengths of the largest box, anywhere, and is never scaled up; it is a
-    function of (name, its number). A picture that leaves no room has its middle only.
+    function of (name, its number). A picture that leaves no room has its middle only. scale: the least share instead,
+    down to which crops are scaled up where the picture is small.
     """
     middle = covering(width, height, shape)
     boxes = {middle: None}
-    least = max(ZOOM, shape[0] / (middle[2] - middle[0]))
+    least = max(ZOOM, shape[0] / (middle[2] - middle[0])) if scale is None else scale
     for k in range(1, crops if least <= 1 else 1):
         zoom, x, y = torch.rand(3, generator=generator(0, k, f"crop of {name}")).tolist()
         boxes[covering(width, height, shape, least + zoom * (1 - least), x, y)] = None

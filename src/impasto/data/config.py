@@ -38,6 +38,9 @@ class DataConfig:
     """Keep aspect ratios, in buckets of the same area; off crops squares. auto: on for folders."""
     crops: int = 1
     """Crops of each image that are prepared; one of them is used per step. 1 is the middle only."""
+    crop_scale: float | None = None
+    """Smallest side of a crop, as a share of the largest; crops of small images are scaled up. When not given .7, and
+    nothing is scaled up."""
     flip: bool = False
     """Mirror images half of the time."""
     min_side: int = 0
@@ -61,6 +64,10 @@ class DataConfig:
         check_numbers(self, above_0=("crops", "size", "concept_crops"), at_least_0=("min_side",))
         if not 0.01 <= self.concept_share <= 1:  # shares are drawn in hundredths
             raise UserError(f"concept_share must be from 0.01 to 1, not {self.concept_share}")
+        if self.crop_scale is not None and not 0.1 <= self.crop_scale <= 1:
+            raise UserError(f"crop_scale must be from 0.1 to 1, not {self.crop_scale}")
+        if self.crop_scale is not None and self.crops == 1:
+            raise UserError("crop_scale is of --crops 2 or more, and there is 1: give --crops 8")
         if not 0 <= self.concept_jitter <= 0.5:
             raise UserError(f"concept_jitter must be from 0 to 0.5, not {self.concept_jitter}")
         if self.concept_file and self.concept_mode == "mask" and self.mask != "off":

@@ -271,7 +271,8 @@ def item(entry: Entry, config: DataConfig, step: int | None, largest: int | None
             mask, mask_sha256 = entry.mask, masks.check(entry.mask, picture)
         elif config.mask == "alpha" and TRANSPARENT in picture.notes:
             mask = "alpha"
-        views = buckets.views(picture.width, picture.height, shape, config.crops, config.flip, picture.sha256)
+        options = (config.crops, config.flip, picture.sha256, config.crop_scale)
+        views = buckets.views(picture.width, picture.height, shape, *options)
         if mask:
             masks.check_left(picture, mask, mask_sha256, views)
     except UserError as error:
