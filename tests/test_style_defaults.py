@@ -197,7 +197,7 @@ def test_sampling_of_a_recipe_becomes_the_styles_own(base, picture, tmp_path):
     own = {"image": [picture], "caption": ["a cat in neon sign style"], "out": out}
     train(resolve(str(recipe), str(base), **own, **settings))
     assert one(base, [str(out)])[1] == (0.6, 2.0, "")  # style guidance is the card's
-    with pytest.raises(UserError, match="sampling.strength"):
+    with pytest.raises(UserError, match=r"sampling\.strength"):
         train(resolve(str(recipe), str(base), **own, **settings, **{"sampling.strength": 0.7}))
-    with pytest.raises(UserError, match="sampling.strength must be at least 0"):
+    with pytest.raises(UserError, match=r"sampling\.strength must be at least 0"):
         resolve(str(recipe), str(base), **{"sampling.strength": -1.0})
