@@ -41,9 +41,18 @@ def go(tiny_sd3, picture, tmp_path, monkeypatch):
     return run
 
 
-def test_compare_runs_once_and_shows_all_methods(go):
+def test_compare_runs_once_and_shows_all_methods(go, monkeypatch):
+    """Each cell loads its base once for all strengths, and embeds each image once."""
+    opened, embedded, real = [], [], generation.open_session
+    monkeypatch.setattr(generation, "open_session", lambda *args, **more: opened.append(more) or real(*args, **more))
+    plain = FakeEncoder.images
+    monkeypatch.setattr(FakeEncoder, "images", lambda self, images: embedded.extend(images) or plain(self, images))
     result = go("style-friendly", "style-aligned", "prompt")
     assert result["failed"] == [] and result["run"] == 3 and go.trained == ["style-friendly"]
+    assert len(opened) == 3
+    pixels = [image.tobytes() for image in embedded]
+    images = [Image.open(file).tobytes() for file in go.out.glob("cells/style-friendly--*/*/0*.png")]
+    assert len(set(images)) == 8 and all(pixels.count(one) == 1 for one in images)
     table = json.loads((go.out / "table.json").read_text())
     rows = {row["recipe"]: row for row in table["rows"]}
     assert rows.keys() == {"style-friendly", "style-aligned", "prompt"}
@@ -58,30 +67,6 @@ def test_compare_runs_once_and_shows_all_methods(go):
     again = go("style-friendly", "style-aligned", "prompt", "sd3-sampler")
     assert again["done_before"] == 3 and again["run"] == 1 and go.trained == ["style-friendly", "sd3-sampler"]
     assert all(file.stat().st_mtime_ns == time for file, time in files.items())
-
-
-def test_cell_loads_its_base_once_and_embeds_each_image_once(go, monkeypatch):
-    """Beside the base that is trained; all strengths are of one session."""
-    opened, embedded = [], []
-    real = generation.open_session
-
-    def open_session(base, **more):
-        opened.append(more["styles"])
-        return real(base, **more)
-
-    class CountingEncoder(FakeEncoder):
-        def images(self, images):
-            embedded.extend(image.tobytes() for image in images)
-            return super().images(images)
-
-    monkeypatch.setattr(generation, "open_session", open_session)
-    monkeypatch.setattr(cells_module, "encoder", lambda name: CountingEncoder())
-    go("style-friendly")
-    assert len(opened) == 1 and opened[0][0].endswith(":0.75")
-    files = sorted(go.out.glob("cells/*/*/0*.png"))
-    assert len(files) == 8
-    pixels = [Image.open(file).tobytes() for file in files]
-    assert len(set(pixels)) == 8 and all(embedded.count(one) == 1 for one in pixels)
 
 
 def test_compare_dry_run_lists_cells_and_writes_nothing(go):
