@@ -17,7 +17,7 @@ from PIL import Image
 from impasto.artworld import load_meta
 from impasto.bases import loader
 from impasto.errors import UserError
-from impasto.evaluation import evaluate
+from impasto.evaluation import evaluate, votes
 from impasto.noise.laws import StyleFriendly, Truncated
 from impasto.report import plots, report, sections
 from impasto.report.html import Html, data_uri, el, text
@@ -28,6 +28,7 @@ STYLES = load_meta()["style_names"]
 LABELS = [concept["label"] for concept in load_meta()["concepts"]]
 UNIFONT, PENGUIN = STYLES.index("unifont"), LABELS.index("penguin")
 EVIL = '</pre><script>alert("1")</script>&'
+ENCODER = {"source": "hub/dino", "version": "abc", "about": "", "base": None}
 CARD = f"""# card {EVIL}
 
 ```python
@@ -157,6 +158,55 @@ def curve_of(run: Path, title: str) -> list[tuple[float, float]] | None:
     return [(float(x), float(y)) for x, y in (point.split(",") for point in lines[-1])] if lines else None
 
 
+def rows_of(page: str, heading: str) -> dict[str, list[str]]:
+    """{text of a row's heading: texts of its cells} of the table in the section with that heading."""
+    section = next(e for e in tree_of(page).iter("section") if e.findtext("h2") == heading)
+    return {
+        " ".join(row[0].itertext()): [" ".join(cell.itertext()) for cell in row[1:]]
+        for row in section.iter("tr")
+        if row.find("td") is not None
+    }
+
+
+def test_report_shows_scores_of_encoders_with_source_and_version(run):
+    """The same encoder of another version has rows of its own."""
+    folder = run / "images"
+    fakes = {"judges": FakeJudges(), "encoder": FakeEncoder(), "encoders": [FakeEncoder()]}
+    evaluate(folder, "unifont", base_images=folder, **fakes)
+    other = run / "other"
+    for i in range(2):
+        draw(other / f"{i:04d}.png", UNIFONT, PENGUIN, prompt="a cat")
+    scores = evaluate(other, "unifont", **fakes)
+    scores["encoders"]["fake"]["version"] = "v2"
+    scores["encoders"]["fake"]["scores"]["text"]["mean"] = None
+    (other / "scores.json").write_text(json.dumps(scores))
+    page = page_of(report(run, beside={"other": other})["path"])
+    rows = rows_of(page, "Scores by encoders")
+    text = next(cells for head, cells in rows.items() if head.startswith("fake, text") and "version fake" in head)
+    assert text[0] == text[1] and text[0].startswith(".") and " to " in text[0] and text[2] == "–"
+    assert not [head for head in rows if "fake, text" in head and "version v2" in head], "unknown scores have no row"
+    assert any("fake, diversity" in head and "version v2" in head for head in rows)
+    assert "By CLIP fake fake." in page, "the scores above name what scored them too"
+
+
+def test_report_shows_votes_of_its_folder_or_of_another(run):
+    images = run / "images"
+    methods = {"ours": images, "theirs <b>": images}
+    votes.create_votes(run / "votes", methods)
+    assert "Votes" not in [e.text for e in tree_of(page_of(report(run)["path"])).iter("h2")], "nobody has voted"
+    for rater in ("a", "b"):
+        pair = votes.next_pair(run / "votes", rater)
+        votes.record(run / "votes", pair.id, rater, "style", "tie")
+    (run / "votes").rename(run.parent / "set")
+    page = page_of(report(run, votes=run.parent / "set")["path"])
+    assert "2 votes of 2 raters" in page
+    ((head, cells),) = rows_of(page, "Votes").items()
+    assert head.startswith("ours against theirs <b>") and "style; 2 votes on" in head
+    assert [cell.split(" %")[0] for cell in cells] == ["0", "100", "0"]
+    with pytest.raises(UserError, match="no vote set"):
+        report(run, votes=run / "votes")
+
+
 @pytest.mark.parametrize(
     ("noise", "keys"),
     [("style-friendly", {}), ("uniform", {}), ("truncated-normal", {"noise_low": -5.0, "noise_high": -3.1})],
@@ -265,6 +315,15 @@ def test_read_metrics_skips_bad_rows(run):
         *({"images": [], "true": 5}, {"images": [], "interval": 5}, {"images": [], "interval": {"ssim": [1]}}),
         *({"images": [], "ssim": 1, "interval": {"ssim": [1, None]}}, {"images": [{"file": "a", "concept": ["x"]}]}),
         *({"images": [], "ssim": float("nan")}, {"images": [], "notes": "abc"}),
+        *(
+            {"images": [], "encoders": [1]},
+            {"images": [], "encoders": {"a": {"scores": {}}}},
+            {"images": [], "dino": 5},
+        ),
+        {
+            "images": [],
+            "encoders": {"a": {"source": "", "version": "", "about": "", "scores": {"text": {"mean": "x"}}}},
+        },
     ],
 )
 def test_report_with_damaged_scores_raises(run, damaged):
@@ -336,7 +395,7 @@ def test_el_escapes():
 
 def test_picture_scales_down_large_images(tmp_path):
     path = tmp_path / "large.png"
-    Image.effect_noise((2048, 2048), 50).convert("RGB").save(path)
+    Image.effect_noise((900, 900), 50).convert("RGB").save(path)
     assert data_uri(path).startswith("data:image/webp") and len(data_uri(path)) < 600_000
 
 

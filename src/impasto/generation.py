@@ -35,7 +35,7 @@ from impasto.sampling.prompts import check_prompts, read_pasted, read_prompts
 from impasto.sampling.sample import Sampling, encoder, place_tokens, sample
 from impasto.styles import defaults as style_defaults
 from impasto.styles.hub_download import hub_name, resolve_hub
-from impasto.styles.load import load_inactive, load_weights
+from impasto.styles.load import load_inactive, load_weights, replaces_base, set_strength
 from impasto.styles.metadata import quantized_base, read_about
 from impasto.styles.start import RANDOM, build_start, read_noises, reference_file, share_weights
 from impasto.styles.weights import split_strength, style_hash
@@ -139,7 +139,7 @@ class Mixing:
 @dataclass(frozen=True)
 class Session:
     """A base with styles, loaded and ready to generate. about: what the Info of its images states of both. tokens: the
-    styles' learned ones; folder, noises: of the style that keeps inversion noise."""
+    styles' learned ones; folder, noises: of the style that keeps inversion noise. settings: those of `guidances`."""
 
     family: Family
     pipe: Any
@@ -151,6 +151,21 @@ class Session:
     folder: Path | None
     noises: tuple[InversionNoise, ...]
     mixing: Mixing
+    settings: tuple[Any, ...] = ()
+
+    def at(self, strength: float) -> "Session":
+        """The same pipeline with its style at another strength, which holds for this session too from then on. Not for
+        a style that replaces the base's weights, see `StrengthSessions`."""
+        set_strength(self.pipe, strength, but=(CONTENT,))
+        about = self.about | {"styles": [{**style, "strength": strength} for style in self.about["styles"]]}
+        return replace(self, about=about).with_guidances(self.settings)
+
+    def with_guidances(self, settings: Sequence[Any]) -> "Session":
+        """With these guidances in place of its own. Prompts are encoded anew: a style may change the text encoder."""
+        assert self.sampling.batch is not None
+        encode = encoder(self.family, self.pipe, self.sampling.batch, self.tokens)
+        bound = bind_all(settings, self.family, self.sampling, encode)
+        return replace(self, encode=encode, guidances=tuple(bound), settings=tuple(settings))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise UserError where a prompt is too long with its tokens written out."""
@@ -251,9 +266,33 @@ def open_session(
         **content,
     }
     encode = encoder(family, pipe, sampling.batch, tokens)
-    bound = tuple(bind_all(guidances, family, sampling, encode))
     folder, noises = noisy[0] if noisy else (None, [])
-    return Session(family, pipe, sampling, encode, bound, about, tuple(tokens), folder, tuple(noises), mixing)
+    session = Session(family, pipe, sampling, encode, (), about, tuple(tokens), folder, tuple(noises), mixing)
+    return session.with_guidances(guidances)
+
+
+class StrengthSessions:
+    """Sessions of one style at several strengths, or of a base alone, of one loaded base.
+
+    base, more: as in `open_session`. style: a folder or file, None for the base alone.
+    """
+
+    def __init__(self, base: str, style: Path | str | None = None, **more: Any) -> None:
+        self.base, self.style, self.more = base, style, more
+        self.session: Session | None = None
+
+    def at(self, strength: float = 1.0) -> Session:
+        """The session at a strength; an earlier one is not to be used any more. A style that replaces the base's
+        weights is loaded anew. Raises UserError."""
+        if self.session is not None and self.style is None:
+            return self.session
+        if self.session is not None and self.style is not None and not replaces_base(Path(self.style)):
+            self.session = self.session.at(strength)
+            return self.session
+        self.session = None  # before the base is loaded again
+        styles = () if self.style is None else (f"{self.style}:{strength}",)
+        self.session = open_session(self.base, styles=styles, **self.more)
+        return self.session
 
 
 def load_content(pipe: Any, guidances: Sequence[Any], styled: Sequence[Any]) -> Info:

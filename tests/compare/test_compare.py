@@ -7,6 +7,7 @@ import pytest
 from fakes import FakeEncoder
 from PIL import Image
 
+from impasto import generation
 from impasto.compare import cells as cells_module
 from impasto.compare import compare, comparison
 from impasto.compare.cells import Instruments
@@ -40,9 +41,18 @@ def go(tiny_sd3, picture, tmp_path, monkeypatch):
     return run
 
 
-def test_compare_runs_once_and_shows_all_methods(go):
+def test_compare_runs_once_and_shows_all_methods(go, monkeypatch):
+    """Each cell loads its base once for all strengths, and embeds each image once."""
+    opened, embedded, real = [], [], generation.open_session
+    monkeypatch.setattr(generation, "open_session", lambda *args, **more: opened.append(more) or real(*args, **more))
+    plain = FakeEncoder.images
+    monkeypatch.setattr(FakeEncoder, "images", lambda self, images: embedded.extend(images) or plain(self, images))
     result = go("style-friendly", "style-aligned", "prompt")
     assert result["failed"] == [] and result["run"] == 3 and go.trained == ["style-friendly"]
+    assert len(opened) == 3
+    pixels = [image.tobytes() for image in embedded]
+    images = [Image.open(file).tobytes() for file in go.out.glob("cells/style-friendly--*/*/0*.png")]
+    assert len(set(images)) == 8 and all(pixels.count(one) == 1 for one in images)
     table = json.loads((go.out / "table.json").read_text())
     rows = {row["recipe"]: row for row in table["rows"]}
     assert rows.keys() == {"style-friendly", "style-aligned", "prompt"}

@@ -21,8 +21,8 @@ from impasto.data.prepare import prepare_items
 from impasto.errors import UserError
 from impasto.noise.laws import build_law
 
-COUNT = 20_000
-LATENT, TEXT = (4, 32, 32), (1, 77, 64)  # 16 and 19 KiB: 720 MB of the whole set
+COUNT = 4_000
+LATENT, TEXT = (4, 72, 72), (1, 77, 320)  # 81 and 96 KiB: 726 MB of the whole set
 BOUND = 150e6  # bytes of resident memory that reading, preparing and drawing may add
 LAW = build_law("uniform")
 
@@ -55,7 +55,7 @@ class Cached:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-def test_20000_pairs_are_read_batch_by_batch_in_flat_memory(tmp_path, monkeypatch):
+def test_4000_pairs_are_read_batch_by_batch_in_flat_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "prepared").mkdir(parents=True)
     folder = tmp_path / "style"

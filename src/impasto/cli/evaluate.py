@@ -73,6 +73,7 @@ def report(args: list[str]) -> Result:
         generated: Path | None = None,
         title: str | None = None,
         out: Path | None = None,
+        votes: Path | None = None,
     ) -> Result:
         """Write the report of a style folder.
 
@@ -81,11 +82,12 @@ def report(args: list[str]) -> Result:
             generated: Its pictures; its own images or previews when not given.
             title: The heading; the name of the folder when not given.
             out: The HTML file; report.html in the folder when not given.
+            votes: A vote set of `impasto votes` whose summary is shown; votes in the folder when not given.
         """
         check_folder(run, "the --out folder of `impasto train`, resize, merge or import")
         from impasto.report import report
 
-        result = report(run, generated, title=title, out=out)
+        result = report(run, generated, title=title, out=out, votes=votes)
         return result | {"next": f"open {result['path']} in a browser"}
 
     return parse(report, args, "report")

@@ -12,8 +12,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from impasto.evaluation.equal_text import own_index
 from impasto.evaluation.samples import read_folder
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, read_json_or_empty
-from impasto.generation import open_session
+from impasto.generation import StrengthSessions
 from impasto.judges.model import Judges
 from impasto.sampling.png import save_png
 from impasto.sampling.sample import Sampling
@@ -167,10 +167,17 @@ def run_locked(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
     if style is not None:
         cost["bytes"] = style_bytes(style)
     own = own_strength(method, style, setting.base)
-    made = {factor: generate_images(cell, setting, style, own, factor) for factor in method.factors}
+    guidances, sampling = guidances_of(method, cell.reference, setting.base, 1.0), Sampling(**setting.sampling)
+    sessions = StrengthSessions(setting.base, style, sampling=sampling, guidances=guidances, **setting.hardware)
+    made = {factor: generate_images(cell, setting, sessions, own, factor) for factor in method.factors}
+    del sessions
     peaks = [x for x in (cost["peak_memory_gb"], *(one["peak_memory_gb"] for one in made.values())) if x is not None]
     cost |= {"seconds_per_image": made[1.0]["seconds_per_image"], "peak_memory_gb": max(peaks, default=None)}
-    curve = [{"factor": f, "strength": round(own * f, 6), **score_images(cell, setting, f)} for f in method.factors]
+    clip = encoder(setting.instruments.clip)
+    model = RememberingEncoder(clip.name, clip.model, clip.processor, clip.tokenizer, clip)
+    curve = [
+        {"factor": f, "strength": round(own * f, 6), **score_images(cell, setting, f, model)} for f in method.factors
+    ]
     content = {"spec": cell.spec, "instruments": setting.instruments.hashes(), **cost, "curve": curve}
     with atomic(folder / RESULT) as file:
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -214,7 +221,9 @@ def style_bytes(style: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def generate_images(cell: Cell, setting: Setting, style: Path | None, own: float, factor: float) -> dict[str, Any]:
+def generate_images(
+    cell: Cell, setting: Setting, sessions: StrengthSessions, own: float, factor: float
+) -> dict[str, Any]:
     """Generate the cell's images at a multiple of its strength `own`, unless they are there; returns their cost. Image
     i has the seed 1000 * seed + i, whatever the method."""
     folder = cell.images(setting.out, factor)
@@ -227,10 +236,10 @@ def generate_images(cell: Cell, setting: Setting, style: Path | None, own: float
         shutil.rmtree(old, ignore_errors=True)
     part.mkdir(parents=True)
     reset_peak_memory()
-    styles = () if style is None else (f"{style}:{own * factor:g}",)
+    session = sessions.at(float(f"{own * factor:g}"))
     guidances = guidances_of(cell.method, cell.reference, setting.base, factor)
-    sampling = Sampling(**setting.sampling)
-    session = open_session(setting.base, styles=styles, sampling=sampling, guidances=guidances, **setting.hardware)
+    if guidances is not None:
+        session = session.with_guidances(guidances)
     session.check_prompts(cell.reference.prompts)
     started, jobs = time.perf_counter(), [(p, 1000 * cell.seed + i) for i, p in enumerate(cell.reference.prompts)]
     for i, (image, info) in enumerate(session.sample(jobs)):
@@ -242,10 +251,10 @@ def generate_images(cell: Cell, setting: Setting, style: Path | None, own: float
     return cost
 
 
-def score_images(cell: Cell, setting: Setting, factor: float) -> dict[str, Any]:
-    """SCORES of the images at a multiple of the cell's strength (and "dino"), None where one is not known."""
+def score_images(cell: Cell, setting: Setting, factor: float, model: Encoder) -> dict[str, Any]:
+    """SCORES of the images at a multiple of the cell's strength (and "dino"), None where one is not known. model: the
+    encoder `Instruments.clip`."""
     folder, by = cell.images(setting.out, factor), setting.instruments
-    model = encoder(by.clip)
     found = evaluate(
         folder,
         cell.reference.style if by.judged else None,
@@ -261,6 +270,28 @@ def score_images(cell: Cell, setting: Setting, factor: float) -> dict[str, Any]:
     if not by.judged:
         found["clip_leak"] = leak(model, embedded, cell.reference)
     return {name: as_number(found.get(key)) for name, key in by.names.items()}
+
+
+@dataclass(frozen=True)
+class RememberingEncoder(Encoder):
+    """An encoder that embeds images of the same pixels once. known: {sha256 of size and pixels: embedding}."""
+
+    encoder: Encoder
+    known: dict[bytes, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    @property
+    def hash(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.encoder.hash
+
+    def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        keys = [hashlib.sha256(repr(one.size).encode() + one.convert("RGB").tobytes()).digest() for one in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self.known}
+        if new:
+            self.known.update(zip(new, self.encoder.images(list(new.values())), strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor | None:
+        return self.encoder.texts(texts)
 
 
 def leak(model: Encoder, embedded: torch.Tensor, reference: ReferenceImage) -> float | None:

@@ -10,6 +10,8 @@ from impasto.artworld import load_meta, style_index
 from impasto.errors import UserError
 from impasto.evaluation.table import range_columns
 from impasto.evaluation.truth import true_pictures
+from impasto.evaluation.votes import FILE as VOTES
+from impasto.evaluation.votes import summary as votes_summary
 from impasto.files import atomic
 from impasto.report import sections
 from impasto.report.html import Html, el
@@ -38,6 +40,7 @@ def report(
     out: Path | str | None = None,
     notes: Sequence[str] = (),
     name: str | None = None,
+    votes: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write the page of the style folder `run` and return {"path", "images", "bytes"}.
 
@@ -48,7 +51,8 @@ def report(
     strengths: JSON {run name: [scores with "strength"], "base": scores, "true": scores}; default `run/strengths.json`.
     title: the heading; default the name of the folder. out: the HTML file; default `run/report.html`. What lies there
     stays unless `report` wrote it. notes: sentences below the heading.
-    name: of the run's images among the others; default that of its folder.
+    name: of the run's images among the others; default that of its folder. votes: a vote set of `impasto votes` whose
+    summary is shown; default `run/votes`.
     The page needs no other file and no network. UserError on bad input.
     """
     main = read_run(run)
@@ -68,10 +72,13 @@ def report(
     galleries = [first, *(read_gallery(other, _images(folder)) for other, folder in others.items())]
     runs = [main, *(read_run(folder) for folder in others.values() if (folder / "recipe.toml").is_file())]
     sweep = read_strengths(Path(strengths) if strengths is not None else main.folder / "strengths.json")
+    ballots = read_votes(Path(votes) if votes is not None else main.folder / "votes", votes is not None)
     body = (
         sections.hero(main, first.scores, title or main.title, [*notes, *leak_lines(first.scores)]),
         sections.gallery(galleries, truths_of(first)),
-        sections.score_table(columns(galleries) | range_columns(first.scores)),
+        sections.score_table(columns(galleries) | range_columns(first.scores), scored_by(first.scores)),
+        sections.encoder_table(encoder_columns(galleries)),
+        sections.votes_table(ballots),
         sections.notes([note for one in galleries for note in one.scores.get("notes", [])]),
         sections.trade_off(sweep),
         sections.training([(one, law_of(one)) for one in runs]),
@@ -130,6 +137,30 @@ def columns(galleries: list[Gallery]) -> dict[str, Any]:
     first, named = galleries[0].scores, {one.name: one.scores for one in galleries}
     base = named.pop("base", None) or first.get("base")
     return {"base": base, **named, "true": first.get("true")}
+
+
+def scored_by(scores: Mapping[str, Any]) -> str:
+    """The judges and encoders behind the scores, with their versions; "" where scores.json does not state them."""
+    found = [f"{which} judge {digest[:12]}" for which, digest in (scores.get("judges") or {}).items()]
+    for title, key in (("CLIP", "encoder"), ("DINO", "dino")):
+        if scores.get(key):
+            version = scores.get(f"{key}_version")
+            found.append(f"{title} {shorten_paths(scores[key])}" + (f" {version}" if version else ""))
+    return f"By {', '.join(found)}." if found else ""
+
+
+def encoder_columns(galleries: Sequence[Gallery]) -> dict[str, sections.Encoders]:
+    """{heading: scores by further encoders}: the base without adapter, then the galleries, as in `columns`."""
+    first, named = galleries[0].scores, {one.name: one.scores.get("encoders") or {} for one in galleries}
+    base = named.pop("base", {}) or {
+        name: {**own, "scores": own["base"]} for name, own in (first.get("encoders") or {}).items() if own.get("base")
+    }
+    return {"base": base, **named}
+
+
+def read_votes(folder: Path, asked: bool) -> dict[str, Any] | None:
+    """The summary of a vote set; None without one unless it was asked for: then UserError."""
+    return votes_summary(folder) if asked or (folder / VOTES).is_file() else None
 
 
 def truths_of(gallery: Gallery) -> dict[str, Image.Image]:

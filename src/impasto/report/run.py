@@ -194,13 +194,33 @@ def _valid_scores(scores: dict[str, Any]) -> bool:
     rows, notes = scores.get("images"), scores.get("notes", [])
     return (
         all(_valid_means(part) for part in parts)
-        and isinstance(scores.get("style_of"), str | None)
+        and _valid_encoders(scores.get("encoders") or {})
+        and all(isinstance(scores.get(name), str | None) for name in ("style_of", "encoder", "dino"))
         and isinstance(notes, list)
         and all(isinstance(note, str) for note in notes)
         and isinstance(rows, list)
         and all(isinstance(row, dict) and isinstance(row.get("file"), str) for row in rows)
         and all(isinstance(row.get(name), str | None) for row in rows for name in ("concept", "style_judged"))
     )
+
+
+def _valid_encoders(encoders: Any) -> bool:
+    """Whether "encoders" has the form that `evaluate` writes."""
+    if not isinstance(encoders, dict) or not all(isinstance(one, dict) for one in encoders.values()):
+        return False
+    parts = [part for one in encoders.values() for part in (one.get("scores"), one.get("base") or {})]
+    return all(
+        isinstance(one.get(name), str) for one in encoders.values() for name in ("source", "version", "about")
+    ) and all(isinstance(part, dict) and all(map(_valid_mean, part.values())) for part in parts)
+
+
+def _valid_mean(found: Any) -> bool:
+    """{"mean", "interval"}, both None where unknown."""
+    if not isinstance(found, dict) or "mean" not in found:
+        return False
+    span = found.get("interval")
+    pair = span is None or (isinstance(span, list) and len(span) == 2 and all(map(finite, span)))
+    return pair and (found["mean"] is None or finite(found["mean"])) and "interval" in found
 
 
 def _valid_means(scores: Any) -> bool:

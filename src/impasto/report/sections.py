@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from impasto.config import EvaluateConfig
+from impasto.evaluation.encoder_scores import SCORES as BY_ENCODER
 from impasto.evaluation.scores import SCORES
 from impasto.evaluation.table import decimal, percent
 from impasto.noise.laws import Law, Truncated, UniformTime
@@ -20,6 +21,8 @@ from impasto.report.run import Gallery, Run, finite
 from impasto.training.watch import choose
 
 Scores = Mapping[str, Any]
+Encoders = Mapping[str, Mapping[str, Any]]
+"""The part "encoders" of scores.json: {encoder: {"source", "version", "about", "scores"}}."""
 
 
 def hero(run: Run, scores: Scores, title: str, notes: Sequence[str] = ()) -> Html:
@@ -93,8 +96,8 @@ def show(name: str, scores: Scores | None) -> str:
     return f"{percent(value)} %" if SCORES[name].percent else decimal(value)
 
 
-def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
-    """The known scores with 95 % intervals, a column per gallery and for base and true images."""
+def score_table(columns: Mapping[str, Scores | None], by: str = "") -> Html | None:
+    """The known scores with 95 % intervals, a column per gallery and for base and true images. by: what scored."""
     known = {heading: scores for heading, scores in columns.items() if scores}
     rows = []
     for name, score in SCORES.items():
@@ -107,6 +110,7 @@ def score_table(columns: Mapping[str, Scores | None]) -> Html | None:
     caption = "Means over the images; small print: 95 % intervals (Wilson for shares, bootstrap otherwise)."
     if {"unrelated", "reference"} <= known.keys():
         caption += " unrelated: images that have nothing to do with the reference; reference: crops of itself."
+    caption += f" {by}" if by else ""
     return el("section", el("h2", "Scores"), el("p", caption, class_="faint"), table(["", *known], rows))
 
 
@@ -116,6 +120,62 @@ def _cell(name: str, scores: Scores) -> str:
         return show(name, scores)
     form = percent if SCORES[name].percent else decimal
     return Html(el("span", show(name, scores)) + el("small", f"{form(interval[0])} to {form(interval[1])}"))
+
+
+def encoder_table(columns: Mapping[str, Encoders]) -> Html | None:
+    """Scores by further encoders with 95 % intervals: a row per encoder, version and score, a column per set of images.
+
+    columns: {heading: "encoders" of its scores.json}.
+    """
+    known = {heading: encoders for heading, encoders in columns.items() if encoders}
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for encoders in known.values():
+        for name, own in encoders.items():
+            for score, found in own["scores"].items():
+                key = (name, own["version"], score)
+                if key not in rows and found["mean"] is not None:
+                    cells = (_encoder_cell(one.get(name), *key[1:]) for one in known.values())
+                    rows[key] = [_encoder_head(own, *key), *cells]
+    if not rows:
+        return None
+    caption = "Means over the images, 95 % intervals. The version is the start of the sha256 of the weights."
+    table_ = table(["", *known], list(rows.values()))
+    return el("section", el("h2", "Scores by encoders"), el("p", caption, class_="faint"), table_)
+
+
+def _encoder_head(own: Mapping[str, Any], name: str, version: str, score: str) -> Html:
+    known = BY_ENCODER.get(score)
+    about = [known.what if known else "", own["about"], shorten_paths(own["source"]), f"version {version}"]
+    title = el("span", f"{name}, {known.title if known else score}")
+    return Html(title + el("small", "; ".join(part for part in about if part)))
+
+
+def _encoder_cell(own: Mapping[str, Any] | None, version: str, score: str) -> str:
+    found = own["scores"].get(score) if own is not None and own["version"] == version else None
+    if found is None or found["mean"] is None:
+        return "–"
+    low, high = found["interval"] or (found["mean"], found["mean"])
+    return Html(el("span", decimal(found["mean"])) + el("small", f"{decimal(low)} to {decimal(high)}"))
+
+
+def votes_table(summary: Mapping[str, Any] | None) -> Html | None:
+    """Win, tie and lose of each pair of methods and question, see `evaluation.votes.summary`."""
+    if summary is None or not summary["comparisons"]:
+        return None
+    rows = []
+    for one in summary["comparisons"]:
+        what = f"{one['question']}; {one['votes']} votes on {one['pairs']} pairs"
+        head = Html(el("span", f"{one['method']} against {one['other']}") + el("small", what))
+        rows.append([head, *(_share_cell(one[name]) for name in ("win", "tie", "lose"))])
+    counts = {name: f"{summary[name]} {name if summary[name] != 1 else name[:-1]}" for name in ("votes", "raters")}
+    caption = f"Blind votes: {counts['votes']} of {counts['raters']}. Shares of the votes, and 95 % intervals (Wilson)."
+    head = ["", "win", "tie", "lose"]
+    return el("section", el("h2", "Votes"), el("p", caption, class_="faint"), table(head, rows))
+
+
+def _share_cell(share: Mapping[str, Any]) -> Html:
+    low, high = map(percent, share["interval"])
+    return Html(el("span", f"{percent(share['share'])} %") + el("small", f"{low} to {high}"))
 
 
 def trade_off(strengths: Mapping[str, Any]) -> Html | None:

@@ -1,7 +1,7 @@
 """Loading styles into diffusers pipelines, without a silent loss."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -160,6 +160,21 @@ def load_lora(pipe: Any, file: Path, strength: float, name: str | None = None) -
         layer.scaling.update(scaling)
     if error:
         raise UserError(f"style {str(file)!r}: {error}")
+
+
+def set_strength(pipe: Any, strength: float, but: Sequence[str] = ()) -> None:
+    """Set the strength of all adapters of a pipeline but those with these names, as `load_weights` does."""
+    for layer in tuner_layers(pipe):
+        for name in layer.scaling:
+            if name not in but:
+                layer.set_scale(name, strength)
+
+
+def replaces_base(style: Path) -> bool:
+    """Whether a style replaces weights of the base: its strength is fixed when it is loaded."""
+    kinds = adapter_kinds()
+    parts = read_parts(style) if style.is_dir() else []
+    return any(part.kind in kinds and kinds[part.kind].replaces_base for part in parts)
 
 
 def tuner_layers(pipe: Any) -> list[Any]:

@@ -28,7 +28,7 @@ from impasto.errors import UserError
 from impasto.execution import apply as running
 from impasto.families.base import Condition
 from impasto.files import atomic, read_json_or_empty, writable_folder
-from impasto.generation import generate_command, open_session
+from impasto.generation import StrengthSessions, generate_command
 from impasto.guidance import bind_all
 from impasto.progress import Progress, ignore, part
 from impasto.sampling.png import read_png_metadata
@@ -165,12 +165,12 @@ def strength_sheet(
     given = Sampling(steps, guidance, negative, style_guidance=style_guidance)
     pictures: dict[tuple[str, float], list[Image.Image]] = {}
     info: dict[str, Any] = {}
+    common = {"sampling": given, "device": device, "precision": precision, "progress": progress}
+    sessions = StrengthSessions(about.base, style, **common)
+    sessions.at(strengths[0]).check_prompts(prompts)
     for strength in strengths:
-        common = {"sampling": given, "device": device, "precision": precision}
-        session = open_session(about.base, styles=[f"{style}:{strength}"], progress=progress, **common)
-        session.check_prompts(prompts)
         own = part(progress, len(pictures), len(strengths))
-        found = list(session.sample([(prompt, seed) for prompt in prompts], progress=own))
+        found = list(sessions.at(strength).sample([(prompt, seed) for prompt in prompts], progress=own))
         pictures["style", strength], info = [image for image, _ in found], found[0][1]
     content = {"run": str(style), "base": about.base, "strengths": list(strengths), "prompts": prompts, "seed": seed}
     content |= {"sampling_steps": info.get("steps"), "guidance": info.get("guidance")}
