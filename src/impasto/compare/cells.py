@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from impasto.bases import loader
 from impasto.compare.memory import peak_memory, reset_peak_memory
 from impasto.compare.methods import Method, config_of, guidances_of, own_strength
 from impasto.compare.references import ReferenceImage
+from impasto.devices import resolve_device
 from impasto.evaluation import Encoder, evaluate, load_encoder
 from impasto.evaluation.clip import clip_leak
 from impasto.evaluation.diversity import pairwise_diversity
@@ -192,7 +193,7 @@ def read_cell(cell: Cell, setting: Setting) -> dict[str, Any] | None:
 
 
 def train_style(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Train into `folder/style`; returns seconds, of all attempts, and peak memory."""
+    """Train into `folder/style`; returns seconds by `clock`, of all attempts, and peak memory."""
     file = folder / TRAINING
     before = read_json_or_empty(file)
     if before.get("complete") and has_weights(folder / "style"):
@@ -202,17 +203,24 @@ def train_style(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
         cell.method, cell.reference, setting.base, cell.seed, folder / "style", steps, **setting.hardware
     )
     reset_peak_memory()
-    started, complete = time.perf_counter(), False
+    now = clock(setting)
+    started, complete = now(), False
     try:
         train(config)
         complete = True
     finally:
-        seconds = round(before.get("seconds", 0.0) + time.perf_counter() - started, 2)
+        seconds = round(before.get("seconds", 0.0) + now() - started, 2)
         peak = max(before.get("peak_memory_gb") or 0.0, peak_memory())
         content = {"complete": complete, "seconds": seconds, "peak_memory_gb": round(peak, 3)}
         with atomic(file) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return content
+
+
+def clock(setting: Setting) -> Callable[[], float]:
+    """Seconds on the clock; on a CPU seconds of all threads of this process, which do not depend on what else runs."""
+    cpu = resolve_device(setting.device, setting.precision)[0] == "cpu"
+    return time.process_time if cpu else time.perf_counter
 
 
 def style_bytes(style: Path) -> int:
@@ -241,10 +249,11 @@ def generate_images(
     if guidances is not None:
         session = session.with_guidances(guidances)
     session.check_prompts(cell.reference.prompts)
-    started, jobs = time.perf_counter(), [(p, 1000 * cell.seed + i) for i, p in enumerate(cell.reference.prompts)]
+    now = clock(setting)
+    started, jobs = now(), [(p, 1000 * cell.seed + i) for i, p in enumerate(cell.reference.prompts)]
     for i, (image, info) in enumerate(session.sample(jobs)):
         save_png(image, info, part / f"{i:04d}.png")
-    seconds = (time.perf_counter() - started) / len(jobs)
+    seconds = (now() - started) / len(jobs)
     cost = {"seconds_per_image": round(seconds, 3), "peak_memory_gb": round(peak_memory(), 3)}
     (part / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
     part.rename(folder)
