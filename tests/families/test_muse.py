@@ -10,7 +10,7 @@ from diffusers import AmusedPipeline, UVit2DModel
 
 from impasto.bases.loader import load
 from impasto.errors import UserError
-from impasto.families.muse import MusePipeline
+from impasto.families.muse import MusePipeline, draw_tokens
 from impasto.noise.schedule import MaskRatio
 
 
@@ -25,7 +25,9 @@ def draw(pipe, prompts, seeds, **call):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_pipeline_draws_the_tokens_of_diffusers(tiny_muse, guidance):
+def test_pipeline_draws_the_tokens_of_diffusers(tiny_muse, guidance, monkeypatch):
+    """Its own pipeline, with the random numbers of ours."""
+    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: draw_tokens(p, generator)[:, None])
     theirs = AmusedPipeline.from_pretrained(tiny_muse)
     theirs.set_progress_bar_config(disable=True)
     ours = MusePipeline(**theirs.components)
@@ -43,6 +45,13 @@ def test_pipeline_draws_the_tokens_of_diffusers(tiny_muse, guidance):
         found = draw(ours, ["a rocket in ink style"], [seed], guidance_scale=guidance)
         assert torch.equal(found[:, 0], expected) and found.max() < 32
     assert len(found.unique()) > 8
+
+
+def test_draw_tokens_have_their_probabilities():
+    p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    found = draw_tokens(p.expand(20_000, 6), torch.Generator().manual_seed(0)).bincount(minlength=6) / 20_000
+    torch.testing.assert_close(found, p, atol=0.012, rtol=0)
+    assert found[p == 0].sum() == 0
 
 
 def test_pipeline_image_does_not_depend_on_its_batch(tiny_muse):
