@@ -105,7 +105,7 @@ def test_embedded_weights_stay_below_size_limits():
         return sum(p.stat().st_size for f in folders for p in (MODELS / f).rglob("*.safetensors")) / 1e6
 
     for name in mini.names():
-        assert size(name, "autoencoder", "clip") <= 45
+        assert size(name, mini.autoencoder(name).name, "clip") <= 45
     assert size("judges", "clip") <= 14
 
 
