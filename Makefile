@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/impasto demo
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal  # a file mostly in one process
 
 test-studio: $(READY)  # the studio, in Chromium where that is installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/studio

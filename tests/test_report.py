@@ -196,6 +196,7 @@ def test_report_shows_votes_of_its_folder_or_of_another(run):
     assert "Votes" not in [e.text for e in tree_of(page_of(report(run)["path"])).iter("h2")], "nobody has voted"
     for rater in ("a", "b"):
         pair = votes.next_pair(run / "votes", rater)
+        assert pair is not None
         votes.record(run / "votes", pair.id, rater, "style", "tie")
     (run / "votes").rename(run.parent / "set")
     page = page_of(report(run, votes=run.parent / "set")["path"])

@@ -29,6 +29,19 @@ def start(args):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_sd3, picture, tmp_path_factory):
+    """The folder of the same run, not interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPASTO_CACHE", str(out.parent / "cache"))
+        patch.setattr(sys, "argv", ["impasto", *arguments(tiny_sd3, picture, out)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 0
+    return out
+
+
 def finish(args, capsys, monkeypatch):
     """The same command, here."""
     monkeypatch.setattr(sys, "argv", ["impasto", *args])
@@ -50,9 +63,10 @@ def wait_for_rows(process, out, count):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_the_same_command_goes_on_and_ends_the_same(tiny_sd3, picture, tmp_path, capsys, monkeypatch, number, code):
-    whole = tmp_path / "whole"
-    assert finish(arguments(tiny_sd3, picture, whole), capsys, monkeypatch)["steps"] == STEPS
+def test_the_same_command_goes_on_and_ends_the_same(
+    whole, tiny_sd3, picture, tmp_path, capsys, monkeypatch, number, code
+):
+    assert (whole / "metrics.jsonl").read_bytes().count(b"\n") == STEPS
     args = arguments(tiny_sd3, picture, tmp_path / "run")
     process = start(args)
     wait_for_rows(process, tmp_path / "run", 22)  # not 21: its state is written after its row, a kill may come between

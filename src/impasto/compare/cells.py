@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +288,8 @@ class RememberingEncoder(Encoder):
     encoder: Encoder
     known: dict[bytes, torch.Tensor] = field(default_factory=dict, compare=False)
 
-    @property
-    def hash(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @cached_property
+    def hash(self) -> str:
         return self.encoder.hash
 
     def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
