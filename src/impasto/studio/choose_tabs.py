@@ -108,7 +108,11 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             save = gr.Button("Save", variant="primary", elem_id="save-concepts")
         with gr.Column(scale=3, min_width=320):
             picture = gr.Image(
-                label="Regions", interactive=False, elem_id="overlay", buttons=["download", "fullscreen"]
+                label="Regions",
+                show_label=False,
+                interactive=False,
+                elem_id="overlay",
+                buttons=["download", "fullscreen"],
             )
             message = gr.HTML()
 
