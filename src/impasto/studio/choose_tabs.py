@@ -28,6 +28,7 @@ def select_tab(studio: Studio, tab: gr.Tab) -> None:
     about = gr.HTML(empty("Runs of instastyle and styledrop with method.select human stop here for a choice."))
     gallery = gr.Gallery(
         label="Candidates",
+        show_label=False,
         columns=5,
         allow_preview=False,
         object_fit="contain",
@@ -158,7 +159,7 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     inputs, outputs = [chosen, image], [chosen, image, table, picture, message]
     tab.select(guard(refresh), inputs, outputs, show_progress="hidden")
     chosen.input(guard(show), chosen, [table, picture, message], show_progress="hidden")
-    find.click(guard(start), [image, caption, base], task.number, show_progress="hidden")
+    task.shown_after(find.click(guard(start), [image, caption, base], task.number, show_progress="hidden"))
     save.click(guard(write), [chosen, table], [picture, message])
     seen = gr.State("")
 

@@ -66,7 +66,7 @@ def noise_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
 
     for event in (tab.select, base.change, chosen.change):
         event(guard(draw), [base, chosen], plot, show_progress="hidden")
-    measure.click(guard(start), [base, minutes], task.number, show_progress="hidden")
+    task.shown_after(measure.click(guard(start), [base, minutes], task.number, show_progress="hidden"))
     seen = gr.State("")
 
     def tick(number: int | None, before: str, base_name: str, names: list[str]) -> tuple[Any, ...]:

@@ -164,6 +164,10 @@ class Task:
             self.studio.worker.stop(number)
         return self.show(number)[0]
 
+    def shown_after(self, event: gr.events.Dependency) -> None:
+        """Show the job at once after the event that starts it."""
+        event.success(self.show, self.number, [self.view, self.button], show_progress="hidden")
+
     def show(self, number: int | None) -> tuple[Html, Any]:
         """The line, and whether the button is seen."""
         job = self.studio.queue.job(number) if number is not None else None

@@ -28,6 +28,7 @@ def styles_tab(studio: Studio, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             gallery = gr.Gallery(
                 label="Styles in the workspace",
+                show_label=False,
                 columns=4,
                 height="auto",
                 allow_preview=False,
