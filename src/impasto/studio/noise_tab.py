@@ -58,8 +58,10 @@ def noise_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
         configs = [resolve(workspace.check_recipe(name), workspace.local_base(checked)) for name in names[:LAWS]]
         return laws_plot(configs, file if file.is_file() else None, workspace.scrub)
 
-    def start(base_name: str, limit: float) -> int:
+    def start(base_name: str, limit: float | None) -> int:
         checked = workspace.check_base(base_name)
+        if not limit or limit <= 0:
+            raise UserError("minutes at most: give a number above 0")
         folder = f"calibration/{slug(checked)}"
         args = ["noise", "calibrate", f"--base={checked}", "--size=quick", f"--minutes={limit:g}", f"--out={folder}"]
         return studio.queue.add(args, folder, f"calibration of {checked}", RUNS)
