@@ -164,7 +164,7 @@ class Task:
             self.studio.worker.stop(number)
         return self.show(number)[0]
 
-    def shown_after(self, event: gr.events.Dependency) -> None:
+    def shown_after(self, event: Any) -> None:
         """Show the job at once after the event that starts it."""
         event.success(self.show, self.number, [self.view, self.button], show_progress="hidden")
 
