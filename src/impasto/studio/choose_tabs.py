@@ -164,7 +164,7 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     seen = gr.State("")
 
     def tick(number: int | None, before: str, name: str | None, reference: str | None) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         job = studio.queue.job(number) if number is not None else None
         if (key := f"{hash(line)}") == before:
             return (*[gr.skip()] * 7, before)

@@ -172,7 +172,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     seen = gr.State("")
 
     def refresh(number: int | None, folder: str | None, before: str) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         own, of_base = pictures(studio, folder), pictures(studio, f"{folder}/base" if folder else None)
         if (key := f"{hash(line)} {folder} {own} {of_base}") == before:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), before

@@ -72,7 +72,7 @@ def noise_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     seen = gr.State("")
 
     def tick(number: int | None, before: str, base_name: str, names: list[str]) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         if (key := f"{hash(line)}") == before:
             return gr.skip(), gr.skip(), gr.skip(), before
         job = studio.queue.job(number) if number is not None else None
