@@ -28,6 +28,12 @@ def command(recipe, base, changed, selected=()):
             {"noise.shift": 2.0, "adapter.targets": ("to_q", "to_v"), "log.preview_every": 3},
         ),
         ("style-friendly", {}, {"log.preview_prompt": ("a cat", "-a dog"), "prior.weight": 1.0, "data.trigger": "-w"}),
+        (
+            "style-friendly",
+            {},
+            {"evaluate.every": 5, "evaluate.margin": 0.2, "evaluate.patience": 2, "evaluate.advice": False}
+            | {"evaluate.prompt": ("a cat", "-a dog"), "evaluate.clip": forms.CLIPS[0]},
+        ),
         ("instastyle", {}, {"method.select": "human", "method.objects": ("cat", "dog", "cup", "car", "pot")}),
     ],
 )
@@ -64,6 +70,7 @@ def test_form_fields_are_those_of_the_chosen_axes():
         ("optim.steps", 2.5, "whole number"),
         ("adapter.alpha", "wide", "must be a number"),
         ("data.mask", "/etc/passwd", "must be one of"),
+        ("evaluate.clip", "/etc", "must be one of"),
     ],
 )
 def test_read_value_bad_input_is_refused(path, value, message):

@@ -193,10 +193,10 @@ def dot_box(frame: Frame, point: tuple[float, float]) -> Box:
 
 
 def note(frame: Frame, point: tuple[float, float], label: str, series: int) -> Html:
-    """A label without a dot, to the right of a point, or to the left where there is no room."""
+    """A label without a dot, to the right of a point, or above to the left of it where there is no room."""
     x, y = frame.at(*point)
     out, anchor = (1, "start") if x + 6.5 * len(label) < WIDTH else (-1, "end")
-    text = el("text", label, x=x + 6 * out, y=y + 4, class_="note", text_anchor=anchor)
+    text = el("text", label, x=x + 6 * out, y=y + (4 if out > 0 else -9), class_="note", text_anchor=anchor)
     return el("g", text, class_=f"dot s{series}")
 
 

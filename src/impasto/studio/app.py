@@ -55,26 +55,32 @@ def build(studio):
     with gr.Blocks(
         title="impasto studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
-        timer = gr.Timer(2)
         top = gr.HTML(head)
-        timer.tick(head, None, top, show_progress="hidden")
-        with gr.Tabs():
+        gr.Timer(2).tick(head, None, top, show_progress="hidden")
+        timers = {name: gr.Timer(2, active=name == "Train") for name in ("Train", "Generate", "Concepts", "Noise")}
+        with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
-                train_tab(studio, timer)
+                train_tab(studio, timers["Train"])
             with gr.Tab("Styles", id="styles") as tab:
                 styles_tab(studio, tab)
             with gr.Tab("Generate", id="generate") as tab:
-                generate_tab(studio, tab, timer)
+                generate_tab(studio, tab, timers["Generate"])
             with gr.Tab("Select", id="select") as tab:
                 select_tab(studio, tab)
             with gr.Tab("Concepts", id="concepts") as tab:
-                concepts_tab(studio, tab, timer)
+                concepts_tab(studio, tab, timers["Concepts"])
             with gr.Tab("Noise", id="noise") as tab:
-                noise_tab(studio, tab, timer)
+                noise_tab(studio, tab, timers["Noise"])
             with gr.Tab("Compare", id="compare") as tab:
                 compare_tab(studio, tab)
             with gr.Tab("Vote", id="vote") as tab:
                 vote_tab(studio, tab)
+
+        def only_of(event: gr.SelectData) -> list[Any]:
+            """The timer of the tab that is seen; the others rest."""
+            return [gr.Timer(active=name == event.value) for name in timers]
+
+        tabs.select(only_of, None, list(timers.values()), show_progress="hidden")
     return page
 
 

@@ -28,6 +28,7 @@ def select_tab(studio: Studio, tab: gr.Tab) -> None:
     about = gr.HTML(empty("Runs of instastyle and styledrop with method.select human stop here for a choice."))
     gallery = gr.Gallery(
         label="Candidates",
+        show_label=False,
         columns=5,
         allow_preview=False,
         object_fit="contain",
@@ -108,7 +109,11 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             save = gr.Button("Save", variant="primary", elem_id="save-concepts")
         with gr.Column(scale=3, min_width=320):
             picture = gr.Image(
-                label="Regions", interactive=False, elem_id="overlay", buttons=["download", "fullscreen"]
+                label="Regions",
+                show_label=False,
+                interactive=False,
+                elem_id="overlay",
+                buttons=["download", "fullscreen"],
             )
             message = gr.HTML()
 
@@ -154,12 +159,12 @@ def concepts_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     inputs, outputs = [chosen, image], [chosen, image, table, picture, message]
     tab.select(guard(refresh), inputs, outputs, show_progress="hidden")
     chosen.input(guard(show), chosen, [table, picture, message], show_progress="hidden")
-    find.click(guard(start), [image, caption, base], task.number, show_progress="hidden")
+    task.shown_after(find.click(guard(start), [image, caption, base], task.number, show_progress="hidden"))
     save.click(guard(write), [chosen, table], [picture, message])
     seen = gr.State("")
 
     def tick(number: int | None, before: str, name: str | None, reference: str | None) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         job = studio.queue.job(number) if number is not None else None
         if (key := f"{hash(line)}") == before:
             return (*[gr.skip()] * 7, before)

@@ -22,13 +22,15 @@ SELECTED = ("noise", "objective", "adapter", "text")
 MAIN = ("optim.steps", "optim.lr", "log.preview_every", "seed")
 MAIN_SECTIONS = ("noise", "adapter", "method")
 """Settings that are seen at once; the others are behind "More settings"."""
-MORE_SECTIONS = ("data", "objective", "text", "prior", "optim", "execution", "log")
+MORE_SECTIONS = ("data", "objective", "text", "prior", "optim", "execution", "log", "evaluate")
 NEVER = (
     *("data.image", "data.caption", "data.pairs", "data.concept_file", "data.repeats", "prior.image"),
     *("objective.teacher", "objective.teacher_style", "method.encoder", "method.styles"),
     *("log.push_to_hub", "log.hub_private", "log.wandb", "log.tensorboard", "log.preview", "log.keep"),
 )
 """Settings that name files, use the server's logins, or have a field of their own."""
+CLIPS = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
+"""Encoders for `evaluate.clip`: it may also name a folder, which a field must not."""
 PREVIEWS = 3  # times that a run generates previews, where its recipe asks for those at the end only
 
 
@@ -84,6 +86,8 @@ def field_of(owner: type, path: str, value: Any) -> Field | None:
         from impasto.optim.optimizers import OPTIMIZERS
 
         return Field(path, "choice", value, about, tuple(OPTIMIZERS))
+    if path == "evaluate.clip":
+        return Field(path, "choice", value, about, CLIPS, optional=True)
     if get_origin(kind) is Literal:
         return Field(path, "choice", value or "", about, tuple(get_args(kind)), optional)
     if get_origin(kind) is tuple and get_args(kind)[0] is str:
@@ -169,7 +173,7 @@ def flags(path: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         section, dot, name = flag.removeprefix("--").rpartition(".")
         return [flag if value else f"--{section}{dot}no-{name}"]
-    if path in ("log.preview_prompt", "prior.prompt"):  # flags that may be given several times
+    if path in ("log.preview_prompt", "prior.prompt", "evaluate.prompt"):  # flags that may be given several times
         return [f"{flag}={one}" for one in value]
     if isinstance(value, tuple):
         return [flag, *value] if value else []

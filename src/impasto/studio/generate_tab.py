@@ -28,6 +28,8 @@ NUMBERS = {
     "alpha": "Of a mix of two: the second one's share of the noise.",
     "beta": "Of a mix of two: the second one's weight in the prompt.",
 }
+SAMPLING = ("seed", "steps", "guidance", "style-guidance", "negative")
+"""Arguments that the sheets have as well."""
 FIRST = ("steps", "guidance", "style_guidance")
 
 
@@ -98,29 +100,28 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             studio, ["generate", *args, *(f"--style={one}" for one in chosen), f"--out={folder}"], folder
         )
         if with_base and chosen:
-            kept = ("--base=", "--prompt=", "--count=", "--seed=", "--steps=")
-            plain_args = [arg for arg in args if arg.startswith(kept)]
+            plain_args = only(args, "base", "prompt", "count", "seed", "steps")
             queue_images(studio, ["generate", *plain_args, f"--out={folder}/base"], f"{folder}/base")
         return number, gr.update(choices=image_sets(studio), value=folder)
 
     def sheet_of_strengths(*values: Any) -> tuple[int, Any]:
-        prompts, chosen, _, _ = read(values)
+        prompts, chosen, _, given = read(values)
         if len(chosen) != 1:
             raise UserError("a strength sheet is of one style: choose it as Style 1, and none below it")
         folder, style = new_folder(studio, "strengths"), chosen[0].rpartition(":")[0]
         args = ["sheet", style, *(f"--prompt={one}" for one in prompts), "--strength", *STRENGTHS]
-        args += [f"--seed={int(values[2 + 2 * STYLES + 1] or 0)}", f"--out={folder}/0000.png"]
+        args += [*only(given, *SAMPLING), f"--out={folder}/0000.png"]
         return queue_images(studio, args, folder), gr.update(choices=image_sets(studio), value=folder)
 
     def sheet_of_mixes(*values: Any) -> tuple[int, Any]:
-        prompts, chosen, base_name, _ = read(values)
+        _, chosen, _, given = read(values)
         if len(chosen) != 1:
             raise UserError(
                 "an alpha x beta sheet is of one style of two, as `impasto mix` makes it: choose it as Style 1"
             )
         folder = new_folder(studio, "mix")
-        args = ["generate", "--grid", f"--base={base_name}", f"--style={chosen[0]}", f"--out={folder}"]
-        args += [f"--prompt={one}" for one in prompts]
+        args = ["generate", "--grid", *only(given, "base", "prompt", *SAMPLING), f"--style={chosen[0]}"]
+        args.append(f"--out={folder}")
         return queue_images(studio, args, folder), gr.update(choices=image_sets(studio), value=folder)
 
     for button, function, inputs in (
@@ -128,7 +129,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
         (strength_sheet, sheet_of_strengths, fields),
         (mix_sheet, sheet_of_mixes, fields),
     ):
-        button.click(guard(function), inputs, [task.number, earlier], show_progress="hidden")
+        task.shown_after(button.click(guard(function), inputs, [task.number, earlier], show_progress="hidden"))
 
     def fill(file: str | None) -> list[Any]:
         meta = read_png_metadata(Path(file)) if file else {}
@@ -171,7 +172,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
     seen = gr.State("")
 
     def refresh(number: int | None, folder: str | None, before: str) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         own, of_base = pictures(studio, folder), pictures(studio, f"{folder}/base" if folder else None)
         if (key := f"{hash(line)} {folder} {own} {of_base}") == before:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), before
@@ -190,6 +191,11 @@ def number_box(name: str) -> gr.Textbox:
         min_width=130,
         elem_id=f"number-{name.replace('_', '-')}",
     )
+
+
+def only(args: list[str], *names: str) -> list[str]:
+    """The arguments with these names."""
+    return [arg for arg in args if arg.startswith(tuple(f"--{name}=" for name in names))]
 
 
 def read_number(name: str, value: Any) -> str:

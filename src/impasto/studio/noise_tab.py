@@ -40,6 +40,13 @@ def noise_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
                 "A law below the shaded band trains where the image is nearly pure noise, a law above it where the "
                 "style is decided already. The band is measured by `Measure`, else taken from the paper."
             )
+            minutes = gr.Number(
+                10,
+                minimum=1,
+                label="Minutes at most",
+                info="Fewer prompts, then fewer noise levels, as far as the time allows; loading counts too.",
+                elem_id="minutes",
+            )
             measure = gr.Button("Measure where this base decides style", elem_id="measure")
             task = Task(studio)
         with gr.Column(scale=3, min_width=320):
@@ -51,19 +58,21 @@ def noise_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
         configs = [resolve(workspace.check_recipe(name), workspace.local_base(checked)) for name in names[:LAWS]]
         return laws_plot(configs, file if file.is_file() else None, workspace.scrub)
 
-    def start(base_name: str) -> int:
+    def start(base_name: str, limit: float | None) -> int:
         checked = workspace.check_base(base_name)
+        if not limit or limit <= 0:
+            raise UserError("minutes at most: give a number above 0")
         folder = f"calibration/{slug(checked)}"
-        args = ["noise", "calibrate", f"--base={checked}", "--size=quick", f"--out={folder}"]
+        args = ["noise", "calibrate", f"--base={checked}", "--size=quick", f"--minutes={limit:g}", f"--out={folder}"]
         return studio.queue.add(args, folder, f"calibration of {checked}", RUNS)
 
     for event in (tab.select, base.change, chosen.change):
         event(guard(draw), [base, chosen], plot, show_progress="hidden")
-    measure.click(guard(start), base, task.number, show_progress="hidden")
+    task.shown_after(measure.click(guard(start), [base, minutes], task.number, show_progress="hidden"))
     seen = gr.State("")
 
     def tick(number: int | None, before: str, base_name: str, names: list[str]) -> tuple[Any, ...]:
-        line, stoppable = task.show(number)
+        line, stoppable = task.progress(number)
         if (key := f"{hash(line)}") == before:
             return gr.skip(), gr.skip(), gr.skip(), before
         job = studio.queue.job(number) if number is not None else None
@@ -96,7 +105,7 @@ def laws_plot(configs: list[TrainConfig], calibration: Path | None, scrub: Any) 
         el("li", f"{one.recipe}: {share(law, where):.0%} of the draws in the band")
         for one, law in zip(configs, laws, strict=True)
     ]
-    notes = el("p", f"Shaded: {scrub(where.source)}.", class_="faint")
+    notes = el("p", f"Shaded: {scrub(where.source).replace('`', '')}.", class_="faint")
     return el("div", svg, plots.legend(names), el("ul", *shares), notes, class_="about")
 
 

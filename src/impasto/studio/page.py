@@ -162,9 +162,13 @@ class Task:
     def stop(self, number: int | None) -> Html:
         if number is not None:
             self.studio.worker.stop(number)
-        return self.show(number)[0]
+        return self.progress(number)[0]
 
-    def show(self, number: int | None) -> tuple[Html, Any]:
+    def shown_after(self, event: Any) -> None:
+        """Show the job at once after the event that starts it."""
+        event.success(self.progress, self.number, [self.view, self.button], show_progress="hidden")
+
+    def progress(self, number: int | None) -> tuple[Html, Any]:
         """The line, and whether the button is seen."""
         job = self.studio.queue.job(number) if number is not None else None
         if job is None:

@@ -7,13 +7,18 @@ from typing import Any
 import gradio as gr
 
 from impasto.errors import UserError
+from impasto.evaluation.scores import SCORES
+from impasto.files import read_json_or_empty
 from impasto.report.html import Html, el
+from impasto.report.run import read_run
+from impasto.report.sections import evaluation_plot
+from impasto.report.sections import show as score_text
 from impasto.studio.page import Studio, empty, thumbnails
 from impasto.styles.metadata import About, read_about
-from impasto.styles.parts import read_parts
+from impasto.styles.parts import read_parts, read_style_json
 
 LAYOUTS = ("diffusers", "kohya", "comfyui")
-SHOWN_SCORES = 12
+ADVISED = ("strength", "style_guidance")
 FRONT = re.compile(r"\A---\n.*?\n---\n", re.S)
 
 
@@ -23,6 +28,7 @@ def styles_tab(studio: Studio, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             gallery = gr.Gallery(
                 label="Styles in the workspace",
+                show_label=False,
                 columns=4,
                 height="auto",
                 allow_preview=False,
@@ -92,17 +98,20 @@ def style_html(studio: Studio, name: str) -> Html:
     folder = studio.workspace.root / name
     try:
         known, kinds = read_about(folder), {part.kind for part in read_parts(folder)}
+        sampled, scored = sampling(folder), scores(folder, known)
+        curve = evaluation_plot(read_run(folder), 1)
     except UserError as error:
         return el("p", studio.workspace.scrub(str(error)), class_="bad")
     references = [(file, "reference") for file in sorted(folder.glob("reference*.png"))]
     previews = [(file, f"step {int(file.stem.split('-')[1])}") for file in sorted(folder.glob("previews/step-*.png"))]
-    rows = facts(known) | {"loads in": loads_in(kinds)}
+    rows = facts(known) | sampled | {"loads in": loads_in(kinds)}
     return el(
         "div",
         el("h3", folder.name),
         table(rows),
         thumbnails([*references, *previews[-8:]]),
-        *([el("h3", "Scores"), table(scores(known))] if known.scores else []),
+        *([el("h3", "Scores"), table(scored)] if scored else []),
+        *([el("h3", "Scores while it trained"), curve] if curve else []),
         class_="about",
     )
 
@@ -120,8 +129,28 @@ def facts(known: About) -> dict[str, str]:
     return found
 
 
-def scores(known: About) -> dict[str, str]:
-    return {key.replace("_", " "): f"{value:.3g}" for key, value in list(known.scores.items())[:SHOWN_SCORES]}
+def sampling(folder: Path) -> dict[str, str]:
+    """How `style.json` says that the style is sampled, with the scores of that point where the training chose it."""
+    content = read_style_json(folder)
+    own = {key: value for key, value in (content.get("sampling") or {}).items() if isinstance(value, int | float)}
+    if not own:
+        return {}
+    text = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in own.items())
+    grid = (content.get("advice") or {}).get("grid") or []
+    best = next((row for row in grid if all(row[key] == own.get(key) for key in ADVISED if key in row)), None)
+    return {"sampled with": text if best is None else f"{text} (advised: {two_scores(best)})"}
+
+
+def scores(folder: Path, known: About) -> dict[str, str]:
+    """What `impasto evaluate` measured, in the style folder or else in a folder of images in it."""
+    found = known.scores
+    for file in sorted(folder.glob("*/scores.json")):
+        found = found or read_json_or_empty(file)
+    return {SCORES[name].title: score_text(name, found) for name in SCORES if found.get(name) is not None}
+
+
+def two_scores(row: dict[str, float]) -> str:
+    return f"style {row['style']:.3f}, text {row['text']:.3f}"
 
 
 def loads_in(kinds: set[str]) -> str:

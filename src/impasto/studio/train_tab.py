@@ -1,6 +1,7 @@
 """The tab Train: references, recipe and settings; the plan; the queue with progress and previews."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import gradio as gr
 
 from impasto.config import first_sentence, recipes
 from impasto.errors import UserError
+from impasto.methods.config import InstaStyle, StyleDrop
 from impasto.report import plots
 from impasto.report.html import Html, el
-from impasto.report.run import Run, read_metrics
-from impasto.report.sections import loss_plot
+from impasto.report.run import Run, read_run
+from impasto.report.sections import evaluation_plot, loss_plot
 from impasto.studio import forms
 from impasto.studio.page import Studio, empty, thumbnails
 from impasto.studio.queue import RUNNING, RUNS, WAITING, Job
@@ -19,6 +21,14 @@ from impasto.training.plan import plan_lines
 
 AXIS_LABELS = {"noise": "Noise law", "objective": "Objective", "adapter": "Adapter", "text": "Text encoders"}
 NEWEST = 8  # previews that are shown
+ELSEWHERE = {"compare": "Its page is in the tab Compare.", "noise": "What it measured is in the tab Noise."}
+STAGES = (InstaStyle.TRAINED_IN, StyleDrop.TRAINED_IN, "round-1")
+"""Folders in a run that trains in stages, the last one first."""
+WATCHED = (
+    "With `evaluate.every`, eight fixed prompts are generated every so many steps and scored for style and text. Of "
+    "the checkpoints whose text is within the margin of the best, the one with the most style becomes the style; with "
+    "`evaluate.patience` the training stops early. Off by default, since each evaluation takes time."
+)
 
 
 def train_tab(studio: Studio, timer: gr.Timer) -> None:
@@ -136,6 +146,12 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
             )
             with gr.Row():
                 boxes = [field_box(one, recipe_name, config.optim.steps) for one in main]
+            watched = [one for one in more if one.path.startswith("evaluate.")]
+            more = [one for one in more if one not in watched]
+            with gr.Accordion("Watch the score while training", open=False):
+                gr.Markdown(WATCHED, elem_classes="faint")
+                with gr.Row():
+                    boxes += [field_box(one, recipe_name, config.optim.steps) for one in watched]
             with gr.Accordion("More settings", open=False), gr.Row():
                 boxes += [field_box(one, recipe_name, config.optim.steps) for one in more]
             with gr.Row():
@@ -153,7 +169,7 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                 for caption in captions:
                     if "..." in caption:
                         raise UserError(f"the caption {caption!r} still has its dots: write the words for the style")
-                changed = forms.changes([*main, *more], given)
+                changed = forms.changes([*main, *watched, *more], given)
                 folder = workspace.new("styles", name) if name else workspace.unused("styles", Path(names[0]).stem)
                 concept_file = (
                     f"{workspace.relative(workspace.existing(concept, 'concepts'))}/concepts.json" if concept else ""
@@ -278,29 +294,35 @@ def noise_bars(noise: dict[str, Any]) -> Html:
 
 
 def details_html(studio: Studio, job: Job | None) -> Html:
-    """A run's loss, previews and notes."""
+    """A run's loss, scores, previews and notes."""
     if job is None:
         return empty("Choose a run to see its loss and previews.")
     folder = studio.workspace.root / job.out
-    run = Run(
-        folder,
-        "",
-        {},
-        read_metrics(folder / "metrics.jsonl") or read_metrics(folder / "refinement" / "metrics.jsonl"),
-        "",
-        None,
-    )
+    run = run_of(folder)
     parts: list[Html] = [el("h3", job.title)]
-    if plot := loss_plot(run, 0):
-        parts.append(plot)
+    if curves := [plot for plot in (loss_plot(run, 0), evaluation_plot(run, 1)) if plot]:
+        parts.append(el("div", *curves, class_="curves"))
     files = preview_files(folder)
     if files:
         parts += [el("h3", "Previews"), thumbnails(files)]
     if not run.metrics and not files:
-        parts.append(empty("Nothing to see yet." if job.state in (RUNNING, WAITING) else "It has left no metrics."))
+        place = ELSEWHERE.get(job.args[0], "It has left no metrics.")
+        parts.append(empty("Nothing to see yet." if job.state in (RUNNING, WAITING) else place))
     notes = studio.worker.status(job).notes
     parts += [el("p", studio.workspace.scrub(note)) for note in notes]
     return el("div", *parts, class_="about")
+
+
+def run_of(folder: Path) -> Run:
+    """The files of a run, of several stages those of its last training; without rows where it has not begun."""
+    for stage in (folder, *(folder / name for name in STAGES)):
+        try:
+            run = read_run(stage)
+        except UserError:
+            continue
+        if run.metrics or run.evaluations:
+            return replace(run, folder=folder)
+    return Run(folder, "", {}, [], "", None)
 
 
 def preview_files(folder: Path) -> list[tuple[Path, str]]:
