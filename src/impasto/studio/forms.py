@@ -22,7 +22,7 @@ SELECTED = ("noise", "objective", "adapter", "text")
 MAIN = ("optim.steps", "optim.lr", "log.preview_every", "seed")
 MAIN_SECTIONS = ("noise", "adapter", "method")
 """Settings that are seen at once; the others are behind "More settings"."""
-MORE_SECTIONS = ("data", "objective", "text", "prior", "optim", "execution", "log", "evaluate")
+MORE_SECTIONS = ("data", "objective", "text", "prior", "optim", "execution", "log", "evaluate", "sampling")
 NEVER = (
     *("data.image", "data.caption", "data.pairs", "data.concept_file", "data.repeats", "prior.image"),
     *("objective.teacher", "objective.teacher_style", "method.encoder", "method.styles"),
