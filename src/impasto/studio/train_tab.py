@@ -249,7 +249,8 @@ def field_box(field: forms.Field, recipe: str, steps: int) -> gr.components.Comp
         choices = [*([("default", "")] if field.optional else []), *((one, one) for one in field.choices)]
         return gr.Dropdown(choices, value=field.value, **common)
     if field.optional:  # an empty number would be shown as 0
-        return gr.Textbox("" if field.value is None else f"{field.value:g}", placeholder="default", **common)
+        text = "" if field.value is None else field.value if field.kind == "text" else f"{field.value:g}"
+        return gr.Textbox(text, placeholder="default", **common)
     if field.kind in ("number", "integer"):
         live = field.path == "log.preview_every" and not field.value
         value = max(1, steps // forms.PREVIEWS) if live else field.value
