@@ -9,6 +9,7 @@ from impasto.config import flatten, recipes, resolve
 from impasto.errors import UserError
 from impasto.studio import forms
 from impasto.studio.app import check_access
+from impasto.studio.train_tab import field_box
 
 
 def command(recipe, base, changed, selected=()):
@@ -51,6 +52,14 @@ def test_form_fields_unchanged_give_no_flags(recipe):
     as_shown = ["" if one.optional and one.value is None else one.value for one in fields]
     assert forms.changes(fields, as_shown) == {}
     assert all(one.help for one in fields if not one.path.startswith("prior")), [one.path for one in fields]
+
+
+def test_form_fields_of_a_recipe_have_boxes():
+    """Empty optional texts and numbers too, as those of [sampling]."""
+    own = {"sampling.negative": "", "sampling.strength": 0.7}
+    main, more = forms.form_fields(forms.config_of("style-friendly", "mini-sd3", **own))
+    shown = {one.path: field_box(one, "style-friendly", 10).value for one in (*main, *more)}
+    assert shown["sampling.strength"] == "0.7" and shown["sampling.guidance"] == shown["sampling.negative"] == ""
 
 
 def test_form_fields_are_those_of_the_chosen_axes():
