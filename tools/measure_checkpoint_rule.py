@@ -4,7 +4,7 @@
     python tools/measure_checkpoint_rule.py report
 
 One reference of each secondary style, the base's own recipe with STEPS steps, scored every 50. `impasto compare` reads
-three styles at four strengths on free concepts (neither evaluation nor reference concepts), by style at equal text, the
+three styles at five strengths on free concepts (neither evaluation nor reference concepts), by style at equal text, the
 text of the last step at its own strength:
 
     last      the weights of the last step

@@ -52,12 +52,12 @@ def test_compare_runs_once_and_shows_all_methods(go, monkeypatch):
     assert len(opened) == 3
     pixels = [image.tobytes() for image in embedded]
     images = [Image.open(file).tobytes() for file in go.out.glob("cells/style-friendly--*/*/0*.png")]
-    assert len(set(images)) == 8 and all(pixels.count(one) == 1 for one in images)
+    assert len(set(images)) == 10 and all(pixels.count(one) == 1 for one in images)
     table = json.loads((go.out / "table.json").read_text())
     rows = {row["recipe"]: row for row in table["rows"]}
     assert rows.keys() == {"style-friendly", "style-aligned", "prompt"}
     own = rows["style-friendly"]
-    assert [point["strength"] for point in own["curve"]] == [0.75, 1.0, 1.25, 1.5]
+    assert [point["strength"] for point in own["curve"]] == [0.5, 0.75, 1.0, 1.25, 1.5]
     assert own["train_seconds"] > 0 and own["bytes"] > 1000 and own["peak_memory_gb"] > 0.1
     assert rows["prompt"]["train_seconds"] is None and rows["prompt"]["seconds_per_image"] > 0
     assert len(rows["prompt"]["curve"]) == 1 and table["instruments"]["style"].endswith("(fake)")
@@ -187,9 +187,8 @@ def test_make_rows_ranks_at_text_of_reference_row():
     methods = find_methods(["style-friendly", "dco", "prompt"])
 
     def content(points):
-        rows = [
-            {"factor": 1.0 + i / 4, "strength": 1.0 + i / 4, "style": s, "text": t} for i, (t, s) in enumerate(points)
-        ]
+        factors = [0.75, 1.0] if len(points) > 1 else [1.0]
+        rows = [{"factor": f, "strength": f, "style": s, "text": t} for f, (t, s) in zip(factors, points, strict=True)]
         rows = [row | {"leakage": None, "diversity": 0.5} for row in rows]
         return {"curve": rows, "train_seconds": 2.0, "seconds_per_image": 0.1, "peak_memory_gb": 1.0, "bytes": 10}
 

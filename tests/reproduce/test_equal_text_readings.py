@@ -30,12 +30,12 @@ UNITS = {f"u{i}": f"style {i}" for i in range(8)}
 
 def curve(style, text):
     """A curve through (text, style) at strength 1, a tenth more style and less text per strength."""
-    return [(text - 0.1 * k, style + 0.1 * k) for k in (-1, 0, 1, 2)]
+    return [(text - 0.1 * k, style + 0.1 * k) for k in (-2, -1, 0, 1, 2)]
 
 
 def evidence(**curves):
     scores = {
-        role: {arm: {u: own[u][1][k] for u in own} for arm, own in curves.items()}
+        role: {arm: {u: own[u][2][k] for u in own} for arm, own in curves.items()}
         for role, k in (("text", 0), ("style", 1))
     }
     return Evidence(scores, UNITS, curves=curves)
@@ -98,7 +98,7 @@ def test_reproduce_curves_are_added_to_cells_without_running_them_again(tiny_sd3
         gain = 0.2 if cell.arm == "style-friendly" else 0.0
         scores = {
             s: {"style_accuracy": 0.5 * float(s) + gain, "concept_top5": 1 - 0.5 * float(s)}
-            for s in ("0.75", "1.25", "1.5")
+            for s in ("0.5", "0.75", "1.25", "1.5")
         }
         return {"curve": scores, "curve_seconds": 2.0}
 
@@ -130,7 +130,7 @@ def test_run_curve_samples_cached_style_at_other_strengths(tiny_sd3, tmp_path):
         folder = files.cache_dir("reproduce", cell.spec["base"][:12], cell.name)
         before = [file.stat().st_mtime_ns for file in folder.glob("style/*.safetensors")]
         found = runner.run_curve(cell, world, campaign.place)
-        assert found["curve"].keys() == {"0.75", "1.25", "1.5"} and "style_accuracy" in found["curve"]["0.75"]
+        assert found["curve"].keys() == {"0.5", "0.75", "1.25", "1.5"} and "style_accuracy" in found["curve"]["0.75"]
         assert before == [file.stat().st_mtime_ns for file in folder.glob("style/*.safetensors")]
         images = [(folder / name / "0000.png").read_bytes() for name in ("images", "images-0.75", "images-1.5")]
         assert len(set(images)) == 3

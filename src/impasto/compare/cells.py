@@ -30,7 +30,6 @@ from impasto.devices import resolve_device
 from impasto.evaluation import Encoder, evaluate, load_encoder
 from impasto.evaluation.clip import clip_leak
 from impasto.evaluation.diversity import pairwise_diversity
-from impasto.evaluation.equal_text import own_index
 from impasto.evaluation.samples import read_folder
 from impasto.families.base import Family, quiet
 from impasto.files import atomic, read_json_or_empty
@@ -187,9 +186,10 @@ def run_locked(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def read_cell(cell: Cell, setting: Setting) -> dict[str, Any] | None:
-    """The cell's results by the same instruments, None where they are not there."""
+    """The cell's results by the same instruments at all strengths, None where they are not there."""
     there = read_json_or_empty(cell.folder(setting.out) / RESULT)
-    return there if there.get("instruments") == setting.instruments.hashes() and there.get("curve") else None
+    complete = [row["factor"] for row in there.get("curve", ())] == list(cell.method.factors)
+    return there if complete and there.get("instruments") == setting.instruments.hashes() else None
 
 
 def train_style(cell: Cell, setting: Setting, folder: Path) -> dict[str, Any]:
@@ -321,7 +321,12 @@ def style_text(content: Mapping[str, Any]) -> list[tuple[float, float]] | None:
 
 def own_row(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """A cell's scores at its method's own strength."""
-    return content["curve"][own_index(content["curve"])]
+    return content["curve"][own_place(content)]
+
+
+def own_place(content: Mapping[str, Any]) -> int:
+    """The place of a method's own strength on a cell's curve."""
+    return next(i for i, row in enumerate(content["curve"]) if row["factor"] == 1)
 
 
 def open_images(cell: Cell, setting: Setting, count: int, factor: float = 1.0) -> list[Image.Image]:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from impasto.compare.cells import SCORES, Cell, own_row, style_text
+from impasto.compare.cells import SCORES, Cell, own_place, own_row, style_text
 from impasto.compare.methods import Method
 from impasto.errors import UserError, nearest
-from impasto.evaluation.equal_text import Point, Rank, own_index, rank_at_equal_text
+from impasto.evaluation.equal_text import Point, Rank, rank_at_equal_text
 
 Done = Mapping[str, tuple[Cell, Mapping[str, Any]]]
 """{unit: (cell, its content)} of one method."""
@@ -72,7 +72,8 @@ def rank(done: Mapping[str, Done], reference: str) -> tuple[float | None, list[R
         return None, []
     units = curves[reference].keys()
     shared = {name: {u: own[u] for u in own if u in units} or own for name, own in curves.items()}
-    return rank_at_equal_text(shared, strengths, reference, own_index(strengths[reference]))
+    _, content = next(iter(done[reference].values()))
+    return rank_at_equal_text(shared, strengths, reference, own_place(content))
 
 
 def equal_text(read: Rank | None, number: int | None, text: float | None) -> dict[str, Any]:

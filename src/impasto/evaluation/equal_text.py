@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 """(text, style) at one strength."""
-STRENGTHS = (0.75, 1.0, 1.25, 1.5)
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Of a curve, as multiples of a method's own."""
 
 

@@ -186,9 +186,9 @@ RULE = (
     "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
     "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
     f"corrected for the readings of the claim, at {ALPHA:g}. Readings at equal text are corrected among themselves: "
-    "each arm's style is read on its curve over the strengths .75, 1, 1.25 and 1.5 at the mean text of the arm that it "
-    "is compared with at strength 1, the most style with no less text; cells without a curve, and arms whose curve "
-    "does not reach that text, decide nothing. Arms at the floor of the score, and gains at its "
+    "each arm's style is read on its curve over the strengths .5, .75, 1, 1.25 and 1.5 at the mean text of the arm "
+    "that it is compared with at strength 1, the most style with no less text; cells without a curve, and arms whose "
+    "curve does not reach that text, decide nothing. Arms at the floor of the score, and gains at its "
     "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. A reading that needs what is not "
     "to be had here (weights, a base) is not testable here. The claim's verdict is that of its first reading."
 )
