@@ -162,6 +162,7 @@ def test_one_thing_is_trained_with_a_warning(tiny_sd15, scene, tmp_path):
     config = config_of(tiny_sd15, scene, tmp_path / "run", caption=("a rocket in ink style",))
     with pytest.warns(UserWarning, match="'rocket' is the only thing: the whole image is used, nothing is scaled"):
         assert train(config)["concepts"] == ["rocket"]
+    assert read_style_json(config.out)["sampling"]["strength"] == 0.75  # at 1 the weights break what is not scaled
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import check_out, previous_recipe
 
 OVERLAY = "concepts.png"
+STRENGTH_OF_ONE = 0.75
+"""Of the style of an image of one thing, of which nothing is scaled: at 1 the weights break many images."""
 
 
 def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False)
     with atomic(config.out / OVERLAY) as temporary:
         overlay(load(picture.path).image, found).save(temporary, format="PNG")
     if previous_recipe(config.out) is None:  # later it may have been edited
-        write_defaults(config.out, guidance(config.method, found), PLAIN_SAMPLING | config.sampling.given)
+        write_defaults(config.out, guidance(config.method, found), sampling(config, found))
     result = fit(change(config, concept_file=config.out / FILE), progress)
     return result | {"concepts": [concept.phrase for concept in found.concepts]}
 
@@ -126,6 +128,13 @@ def guidance(method: FineStyle, found: ConceptFile) -> dict[str, Any]:
     null = words if method.null == STYLE_WORDS else ""
     weights = {name: getattr(method, name) for name in ("lambda1", "lambda2", "lambda_base")}
     return {"style-semantics": weights | {"n1": "", "n2": null}}
+
+
+def sampling(config: TrainConfig, found: ConceptFile) -> dict[str, Any]:
+    """The table "sampling" of style.json."""
+    things = sum(concept.kind == "thing" for concept in found.concepts)
+    alone = {"strength": STRENGTH_OF_ONE} if things < 2 and config.method.lambda1 else {}
+    return PLAIN_SAMPLING | alone | config.sampling.given
 
 
 def plan(config: TrainConfig, picture: Picture, caption: str, known: ConceptFile | None) -> dict[str, Any]:
