@@ -242,7 +242,6 @@ def make_spec(
         "prompts": list(reference.prompts),
         "seed": seed,
         "sampling": {"steps": own.steps, "guidance": own.guidance, "size": own.size},
-        "factors": list(method.factors),
     }
 
 
