@@ -22,7 +22,7 @@ from typing import Any
 from search_recipe import REFERENCES, references_of
 
 from impasto.compare.comparison import TABLE, compare
-from impasto.compare.references import art_image, build
+from impasto.compare.references import build
 from impasto.config import resolve
 from impasto.files import atomic
 from impasto.styles.parts import STYLE_JSON
@@ -39,11 +39,9 @@ def measure(base: str, row: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     file, run = folder / "references.json", folder / "advised"
     file.write_text(json.dumps([row]), encoding="utf-8")
-    caption = build(row, (), 0, "references").caption
+    reference = build(row, (), 0, "references")
     watched = {"evaluate.every": 50, "keep": 0, "steps": STEPS, "preview": False, "tensorboard": False}
-    config = resolve(
-        None, base, image=(art_image(row["style"], row["concept"]),), caption=(caption,), out=run, **watched
-    )
+    config = resolve(None, base, image=(reference.image,), caption=(reference.caption,), out=run, **watched)
     train(config)
     rows = read_rows(run)
     step = choose(rows, config.evaluate.margin)["step"]

@@ -1,14 +1,14 @@
 """The search for the recipe `impasto`: one factor at a time, then combinations, on the *secondary* held-out styles.
 
     python tools/search_recipe.py run --base mini-sd15            # cells into runs/recipe-search-<base>; resumes
-    python tools/search_recipe.py run --base mini-sd15 --references 4 --only start crops "crops, style words"
+    python tools/search_recipe.py run --base mini-sd15 --references 4 --only start flip "style words"
     python tools/search_recipe.py report                          # docs/results/recipe-search/
 
-Every variant is a recipe: the settings of START with those of the variant. `impasto compare` runs them, all with the
-base's own number of steps, on references of the secondary styles; the prompts are free concepts, neither evaluation nor
-reference concepts. Variants are read by style at equal text (`evaluation.equal_text`), the text of START at its own
-strength. The primary styles are not looked at. START is sampled by ordinary guidance at strength 1, so that a factor of
-training and one of sampling are told apart.
+Every variant is a recipe: style-friendly-128px with PLAIN and the settings of the variant; "start" has no others.
+`impasto compare` runs them, all with the base's own number of steps, on references of the secondary styles; the prompts
+are free concepts, neither evaluation nor reference concepts. Variants are read by style at equal text
+(`evaluation.equal_text`), the text of "start" at its own strength. The primary styles are not used. PLAIN is ordinary
+guidance at strength 1, so that factors of training and of sampling are separate.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from impasto.artworld import free_concepts, load_meta
-from impasto.artworld.world import spread
+from impasto.artworld import free_concepts, load_meta, spread
 from impasto.compare.comparison import TABLE, compare
 from impasto.config import merge, read_recipe, to_paths
 from impasto.files import atomic
+from impasto.training.run_folder import toml_line
 
 OUT = Path("docs/results/recipe-search")
 REFERENCES = {"symbola": "guitar", "icon-park": "tomato", "game-icons": "bus", "ph": "castle"}
@@ -69,7 +69,7 @@ def write_inputs(base: str, folder: Path, references: int) -> tuple[list[str], P
     for name, settings in (VARIANTS | COMBINED).items():
         paths = merge(read_recipe("style-friendly-128px"), to_paths({**PLAIN, **settings}))
         file = recipes / f"{name}.toml"
-        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in paths.items()), encoding="utf-8")
+        file.write_text("".join(f"{toml_line(key, value)}\n" for key, value in paths.items()), encoding="utf-8")
         files.append(str(file))
     file = folder / "references.json"
     file.write_text(json.dumps(references_of(references), indent=1) + "\n", encoding="utf-8")
@@ -91,7 +91,7 @@ def run(base: str, references: int, only: list[str], workers: int) -> None:
     folder = Path("runs") / f"recipe-search-{base}"
     files, file = write_inputs(base, folder, references)
     chosen = [one for one in files if not only or Path(one).stem in only]
-    settings: dict[str, Any] = {"steps": None, "row": "start", "precision": "bf16", "skip": True, "workers": workers}
+    settings: dict[str, Any] = {"row": "start", "precision": "bf16", "skip": True, "workers": workers}
     compare(chosen, folder, base, references=file, progress=show, **settings)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from impasto.compare.cells import SCORES
 from impasto.compare.comparison import TABLE
 from impasto.compare.page import gigabytes, seconds, size, with_error
 from impasto.evaluation.table import decimal
@@ -29,7 +30,6 @@ commands are below the tables; `python tools/write_comparison.py FOLDER...` made
 *Style at equal text*: the method's style where its text is that of the reference row at its own strength; the error is
 the jackknife's over references. *Style*, *text*, *leakage*: at the method's own strength. Costs: one CPU thread.
 """
-SCORES = ("style", "text", "leakage", "diversity")
 COLUMNS = ("method", "style at equal text", "at strength", *SCORES, "training", "per image", "memory", "style file")
 
 

@@ -12,6 +12,7 @@ from impasto.compare.table import Done
 from impasto.config import first_sentence, recipes
 from impasto.contact_sheet import sheet
 from impasto.data import references
+from impasto.evaluation.equal_text import STRENGTHS_TEXT
 from impasto.evaluation.table import decimal
 from impasto.files import atomic
 from impasto.report import plots
@@ -125,7 +126,7 @@ def trade_off(content: Mapping[str, Any]) -> Html | None:
             hint = f"{name}, strength {point['strength']:g}: style {decimal(place[0])}, text {decimal(place[1])}"
             label = name if point["factor"] == 1 else ""
             marks.append(plots.dot(frame, place, series, label, hint, taken if label else None))
-    note = "A point per strength (.5, .75, 1, 1.25, 1.5 times the method's own); its name is at its own strength. "
+    note = f"A point per strength ({STRENGTHS_TEXT} times the method's own); its name is at its own strength. "
     note += "Up and to the right is better; dashed: the text at which methods are ranked."
     return el(
         "section",

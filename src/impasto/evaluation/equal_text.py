@@ -16,6 +16,8 @@ Point = tuple[float, float]
 """(text, style) at one strength."""
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Of a curve, as multiples of a method's own."""
+STRENGTHS_TEXT = ", ".join(f"{strength:g}".lstrip("0") for strength in STRENGTHS)
+"""".5, .75, 1, ...", for pages."""
 
 
 def own_index(curve: Sequence[object]) -> int:

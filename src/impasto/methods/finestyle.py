@@ -41,8 +41,8 @@ from impasto.training.plan import describe, make_plan
 from impasto.training.run_folder import check_out, previous_recipe
 
 OVERLAY = "concepts.png"
-STRENGTH_OF_ONE = 0.75
-"""Of the style of an image of one thing, of which nothing is scaled: at 1 the weights break many images."""
+SINGLE_THING_STRENGTH = 0.75
+"""Strength of a style whose image shows one thing: without data scaling the default weights break many images at 1."""
 
 
 def run(config: TrainConfig, progress: Progress = ignore, dry_run: bool = False) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def guidance(method: FineStyle, found: ConceptFile) -> dict[str, Any]:
 
 
 def sampling(config: TrainConfig, found: ConceptFile) -> dict[str, Any]:
-    """The table "sampling" of style.json."""
+    """The table "sampling" of style.json, to which `fit` adds what the run's settings state."""
     things = sum(concept.kind == "thing" for concept in found.concepts)
-    alone = {"strength": STRENGTH_OF_ONE} if things < 2 and config.method.lambda1 else {}
-    return PLAIN_SAMPLING | alone | config.sampling.given
+    weaker = {"strength": SINGLE_THING_STRENGTH} if things < 2 and config.method.lambda1 else {}
+    return PLAIN_SAMPLING | weaker
 
 
 def plan(config: TrainConfig, picture: Picture, caption: str, known: ConceptFile | None) -> dict[str, Any]:

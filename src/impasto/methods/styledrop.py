@@ -186,7 +186,7 @@ def train_round(config: TrainConfig, method: StyleDrop, progress: Progress) -> d
     """One round into its style folder; resumes by itself."""
     if previous_recipe(config.out) is None:  # later it may have been edited
         config.out.mkdir(parents=True, exist_ok=True)
-        write_defaults(config.out, guidance(method), PLAIN_SAMPLING | config.sampling.given)
+        write_defaults(config.out, guidance(method), PLAIN_SAMPLING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "all .* captions say")  # the style words, which are meant to be in all
         warnings.filterwarnings("ignore", ".* looks? nearly the same")

@@ -158,9 +158,9 @@ def encoder_columns(galleries: Sequence[Gallery]) -> dict[str, sections.Encoders
     return {"base": base, **named}
 
 
-def read_votes(folder: Path, asked: bool) -> dict[str, Any] | None:
-    """The summary of a vote set; None without one unless it was asked for: then UserError."""
-    return votes_summary(folder) if asked or (folder / VOTES).is_file() else None
+def read_votes(folder: Path, required: bool) -> dict[str, Any] | None:
+    """The summary of a vote set; None without one, or UserError where it is required."""
+    return votes_summary(folder) if required or (folder / VOTES).is_file() else None
 
 
 def truths_of(gallery: Gallery) -> dict[str, Image.Image]:

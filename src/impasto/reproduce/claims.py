@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from impasto.evaluation.equal_text import Point, mean_curve, own_index, style_at_text
+from impasto.evaluation.equal_text import STRENGTHS_TEXT, Point, mean_curve, own_index, style_at_text
 from impasto.reproduce.statistics import ALPHA, holm, sign_flip, student
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
@@ -186,7 +186,7 @@ RULE = (
     "sided sign-flip test; where both are shown (a gain, below the margin) it holds. A reading holds when all of "
     "its comparisons do (largest p), and is refuted when one is (smallest p times their number); both Holm-"
     f"corrected for the readings of the claim, at {ALPHA:g}. Readings at equal text are corrected among themselves: "
-    "each arm's style is read on its curve over the strengths .5, .75, 1, 1.25 and 1.5 at the mean text of the arm "
+    f"each arm's style is read on its curve over the strengths {STRENGTHS_TEXT} at the mean text of the arm "
     "that it is compared with at strength 1, the most style with no less text; cells without a curve, and arms whose "
     "curve does not reach that text, decide nothing. Arms at the floor of the score, and gains at its "
     "ceiling, decide nothing; missing cells decide nothing; smoke cells never decide. A reading that needs what is not "

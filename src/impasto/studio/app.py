@@ -76,11 +76,11 @@ def build(studio):
             with gr.Tab("Vote", id="vote") as tab:
                 vote_tab(studio, tab)
 
-        def only_of(event: gr.SelectData) -> list[Any]:
-            """The timer of the tab that is seen; the others rest."""
+        def activate_timer(event: gr.SelectData) -> list[Any]:
+            """Poll for the selected tab alone."""
             return [gr.Timer(active=name == event.value) for name in timers]
 
-        tabs.select(only_of, None, list(timers.values()), show_progress="hidden")
+        tabs.select(activate_timer, None, list(timers.values()), show_progress="hidden")
     return page
 
 

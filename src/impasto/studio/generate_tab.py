@@ -100,7 +100,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             studio, ["generate", *args, *(f"--style={one}" for one in chosen), f"--out={folder}"], folder
         )
         if with_base and chosen:
-            plain_args = only(args, "base", "prompt", "count", "seed", "steps")
+            plain_args = select_args(args, "base", "prompt", "count", "seed", "steps")
             queue_images(studio, ["generate", *plain_args, f"--out={folder}/base"], f"{folder}/base")
         return number, gr.update(choices=image_sets(studio), value=folder)
 
@@ -110,7 +110,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
             raise UserError("a strength sheet is of one style: choose it as Style 1, and none below it")
         folder, style = new_folder(studio, "strengths"), chosen[0].rpartition(":")[0]
         args = ["sheet", style, *(f"--prompt={one}" for one in prompts), "--strength", *STRENGTHS]
-        args += [*only(given, *SAMPLING), f"--out={folder}/0000.png"]
+        args += [*select_args(given, *SAMPLING), f"--out={folder}/0000.png"]
         return queue_images(studio, args, folder), gr.update(choices=image_sets(studio), value=folder)
 
     def sheet_of_mixes(*values: Any) -> tuple[int, Any]:
@@ -120,7 +120,7 @@ def generate_tab(studio: Studio, tab: gr.Tab, timer: gr.Timer) -> None:
                 "an alpha x beta sheet is of one style of two, as `impasto mix` makes it: choose it as Style 1"
             )
         folder = new_folder(studio, "mix")
-        args = ["generate", "--grid", *only(given, "base", "prompt", *SAMPLING), f"--style={chosen[0]}"]
+        args = ["generate", "--grid", *select_args(given, "base", "prompt", *SAMPLING), f"--style={chosen[0]}"]
         args.append(f"--out={folder}")
         return queue_images(studio, args, folder), gr.update(choices=image_sets(studio), value=folder)
 
@@ -193,7 +193,7 @@ def number_box(name: str) -> gr.Textbox:
     )
 
 
-def only(args: list[str], *names: str) -> list[str]:
+def select_args(args: list[str], *names: str) -> list[str]:
     """The arguments with these names."""
     return [arg for arg in args if arg.startswith(tuple(f"--{name}=" for name in names))]
 

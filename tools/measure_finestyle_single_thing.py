@@ -1,6 +1,6 @@
-"""Strength and weights of FineStyle where the image shows one thing, so that nothing is scaled; secondary styles.
+"""Strength and guidance weights of FineStyle for an image of one thing (no data scaling), on secondary styles.
 
-    python tools/measure_finestyle_of_one.py --base mini-sd15 --styles icon-park game-icons
+    python tools/measure_finestyle_single_thing.py --base mini-sd15 --styles icon-park game-icons
 
 One training per style by the recipe `finestyle`; eight free concepts at each strength and weights, by the judges.
 """
@@ -9,9 +9,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from search_recipe import references_of
+from search_recipe import REFERENCES, references_of
 
-from impasto.compare.references import art_image, build
+from impasto.compare.references import build
 from impasto.config import resolve
 from impasto.evaluation import evaluate
 from impasto.generation import open_session
@@ -28,12 +28,12 @@ IMAGES = 8
 def measure(base: str, styles: list[str], folder: Path) -> None:
     judges = Judges.load()
     print("style | strength | (lambda1, lambda2, lambda_base) | style probability | top-5")
-    for row in references_of(4):
+    for row in references_of(len(REFERENCES)):
         if row["style"] not in styles:
             continue
         reference = build(row, (), 0, "references")
         out = folder / row["style"]
-        own = {"image": (art_image(row["style"], row["concept"]),), "caption": (reference.caption,), "out": out}
+        own = {"image": (reference.image,), "caption": (reference.caption,), "out": out}
         train(resolve("finestyle", base, preview=False, tensorboard=False, precision="bf16", **own))
         for strength in STRENGTHS:
             for weights in WEIGHTS:
