@@ -67,6 +67,7 @@ def test_demo_writes_all_results(finished):
     assert (
         len(result["about"]["sentences"]) == 2 and "At equal text" in page and "as plain diffusers samples it" in page
     )
+    assert "on your own image: impasto compare" in page
 
 
 def test_demo_methods_differ_only_in_sampling(finished, base):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from impasto.files import atomic, read_json_or_empty
 from impasto.generation import generate_folder
 from impasto.judges.model import Judges
 from impasto.report import report
+from impasto.report.html import Html, el
 from impasto.sampling.config import GenerateConfig
 from impasto.training.train import train
 
@@ -48,6 +50,8 @@ TABLE = ("style_accuracy", "kind_accuracy", "style_probability", "concept_top1",
 GUIDED_STRENGTHS, PLAIN_STRENGTHS = (0.55,), (0.75,)
 """Strengths of the curves, beside the method's own."""
 COUNT = 24
+COMPARISON = "docs/results/compare/README.md"
+"""The page of all methods on the embedded bases."""
 RESULTS = ("scores.json", "strengths.json", "grid.png", "report.html")
 Tick = Callable[[int, int], None]
 """Called with (done, in all)."""
@@ -394,9 +398,18 @@ def write_report(spec: DemoSpec, notes: Sequence[str]) -> None:
         strengths=spec.out / "strengths.json",
         title=f"One picture of {load_meta()['style_names'][spec.style]}",
         out=spec.out / "report.html",
-        notes=notes,
+        notes=[*notes, comparison_note()],
         name=first.name,
     )
+
+
+def comparison_note() -> Html:
+    """Where all methods are compared: a link where the package knows its repository, else the file there."""
+    known = dict(line.split(", ", 1) for line in metadata("impasto").get_all("Project-URL") or ())
+    place = Html(f"the comparison ({COMPARISON})")
+    if "Repository" in known:
+        place = el("a", "the comparison", href=f"{known['Repository']}/blob/main/{COMPARISON}")
+    return Html(f"All methods beside each other, on this base and others: {place}; on your own image: impasto compare.")
 
 
 def print_results(console: Console, spec: DemoSpec, results: dict[str, Any]) -> None:

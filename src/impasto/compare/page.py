@@ -194,7 +194,7 @@ class Grid:
         rows: dict[str, Sequence[Image.Image | None]] = {}
         for name in ranked:
             cell = first_cell(done.get(name, {}), reference)
-            if cell is not None:
+            if cell is not None and cell.images(setting.out, 1.0).is_dir():  # results may be kept without images
                 rows[name] = open_images(cell, setting, SHOWN)
         truths = true_images(reference) if rows else {}
         if truths:

@@ -8,12 +8,14 @@ uncropped).
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AmusedScheduler, UVit2DModel, VQModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.unets.uvit_2d import UVit2DConvEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
@@ -27,7 +29,7 @@ from impasto.pretrain.image_tokenizer import CODES, SIDE, image_tokens, read_ima
 VOCABULARY = CODES + 64  # the codes, the mask token, and rows that round the table off
 MASK = VOCABULARY - 1
 MICRO = 32  # channels of each of the five micro-conditions
-PLACES = 192  # masked places of an image whose logits are computed
+PLACES = 320  # masked places of an image whose logits are computed
 
 
 class UViT:
@@ -71,6 +73,7 @@ class UViT:
         for name, module in model.named_modules():
             if isinstance(module, Attention) and name.endswith("attn2"):
                 module.set_processor(AttnProcessor())
+        model.embed.forward = partial(embed_by_code, model.embed)
         return model
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -116,7 +119,7 @@ class UViT:
     ) -> Tensor:
         """Mean cross-entropy of the masked tokens, each image's estimated from PLACES of its masked places.
 
-        The output layer is called for one place of one image, and applied here to what it was given at these places.
+        The output layers are called for one place of one image, and applied here to what they were given at these places.
         Under autocast the whole model runs in bf16, from parameters that are cast once: a quarter faster on the CPU.
         """
         count = (t * x0[0].numel()).round().clamp(min=1)  # of masked places, as in `MaskRatio.add_noise`
@@ -132,15 +135,15 @@ class UViT:
             seen.append(args[0])
             return (args[0][:1, :, :1, :1],)
 
-        handle = model.mlm_layer.conv2.register_forward_pre_hook(one_place)
+        handle = model.mlm_layer.register_forward_pre_hook(one_place)
         try:
             with torch.autocast(device, enabled=False):
                 torch.func.functional_call(model, weights, (z[:, 0],), given)
                 # the places of the largest eps are masked, so the first of them are a random part
                 places = eps.flatten(1).argsort(dim=1, descending=True)[:, :PLACES]
-                features = seen[0].flatten(2).transpose(1, 2)
+                features = seen[0].permute(0, 2, 3, 1).flatten(1, 2)
                 features = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[2]))
-                logits = F.linear(features, weights["mlm_layer.conv2.weight"][:, :, 0, 0]).float()
+                logits = output_logits(model.mlm_layer, weights, features).float()
         finally:
             handle.remove()
         used = torch.arange(places.shape[1], device=z.device) < count[:, None]
@@ -148,3 +151,19 @@ class UViT:
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         own = (loss * used).sum(1) / used.sum(1)
         return (own * count).sum() / count.sum()
+
+
+def embed_by_code(embed: UVit2DConvEmbed, ids: Tensor) -> Tensor:
+    """What `embed` gives, [n, channels, h, w], computed once per code of the vocabulary instead of once per token."""
+    table = embed.layer_norm(embed.embeddings.weight)
+    table = F.linear(table, embed.conv.weight[:, :, 0, 0], embed.conv.bias)
+    return F.embedding(ids, table).permute(0, 3, 1, 2)
+
+
+def output_logits(layer: nn.Module, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    """Logits [n, places, codes] of `mlm_layer` for features [n, places, channels]; weights: of the whole model."""
+    own = {name.removeprefix("mlm_layer."): w for name, w in weights.items() if name.startswith("mlm_layer.")}
+    hidden = F.linear(features, own["conv1.weight"][:, :, 0, 0])
+    norm: Any = layer.layer_norm
+    hidden = torch.func.functional_call(norm, {"weight": own["layer_norm.weight"]}, (hidden,))
+    return F.linear(hidden, own["conv2.weight"][:, :, 0, 0])
