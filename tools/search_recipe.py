@@ -24,7 +24,7 @@ from impasto.training.run_folder import toml_line
 
 OUT = Path("docs/results/recipe-search")
 REFERENCES = {"symbola": "guitar", "icon-park": "tomato", "game-icons": "bus", "ph": "castle"}
-PROMPTS = 12
+PROMPTS = 8
 PLAIN = {"sampling.strength": 1.0, "sampling.style_guidance": 0.0, "sampling.negative": ""}
 ORDINARY = {"method.lambda1": 0.0, "method.lambda2": 3.0, "method.lambda_base": 0.0, "method.null": "empty"}
 """Guidance 4, as the embedded bases have it, in the terms of style and semantics."""

@@ -129,6 +129,27 @@ def test_start_without_a_reference_says_what_to_do(page):
     page.get_by_text("no reference image: drop one first").wait_for()
 
 
+def test_train_keeps_what_was_written_when_base_recipe_or_images_change(browser, studio, picture, tmp_path):
+    Image.new("RGB", (64, 64), "olive").save(tmp_path / "olive.png")
+    page = new_page(browser, studio[1])
+    page.set_input_files("#drop input[type=file]", picture)
+    page.fill(".caption textarea", "rocket in pixel art style")
+    page.fill("#name textarea", "kept")
+    page.fill("#set-optim-steps input", "77")
+    page.wait_for_timeout(1000)  # a person takes longer
+    choose(page, "#base", "mini-sd15")
+    wait_until(lambda: page.input_value("#set-optim-lr input") == "0.0005", 60)
+    assert page.input_value("#set-optim-steps input") == "77"
+    choose(page, "#recipe", "instastyle-paper")
+    wait_until(lambda: page.input_value("#set-optim-lr input") == "0.00001", 60)
+    page.set_input_files("#drop input[type=file]", tmp_path / "olive.png")
+    page.locator(".caption textarea").nth(1).wait_for()
+    captions = [page.locator(".caption textarea").nth(i).input_value() for i in (0, 1)]
+    assert captions[0] == "rocket in pixel art style" and captions[1].endswith("in ... style")
+    assert page.input_value("#name textarea") == "kept"
+    page.close()
+
+
 def test_run_shows_loss_and_the_curve_of_its_scores(page, studio):
     studio[0].queue.add(["train"], "styles/ink", "ink")
     page.locator("#details .curves svg").nth(1).wait_for()

@@ -76,7 +76,7 @@ def reproduce(args: list[str]) -> Result:
             calibration: The file of `impasto noise calibrate`, for the arms with a calibrated law.
             device: cpu, cuda, mps or auto.
             precision: fp32, bf16 or auto (bf16 on CUDA).
-            curves: Also sample the cells of claims at equal text at strengths .75, 1.25 and 1.5, by cached styles.
+            curves: Also sample the cells of claims at equal text at strengths .5, .75, 1.25 and 1.5, by cached styles.
             dry_run: Only count the cells and estimate the time.
         """
         from impasto.reproduce import reproduce

@@ -119,7 +119,7 @@ class UViT:
     ) -> Tensor:
         """Mean cross-entropy of the masked tokens, each image's estimated from PLACES of its masked places.
 
-        The output layers are called for one place of one image, and applied here to what they were given at these places.
+        The output layers are called for one place of one image, and applied here to what they get at these places.
         Under autocast the whole model runs in bf16, from parameters that are cast once: a quarter faster on the CPU.
         """
         count = (t * x0[0].numel()).round().clamp(min=1)  # of masked places, as in `MaskRatio.add_noise`

@@ -34,6 +34,7 @@ WATCHED = (
 def train_tab(studio: Studio, timer: gr.Timer) -> None:
     workspace, guard = studio.workspace, studio.guard
     images = gr.State([])
+    written = gr.State({})  # {key of a component: what a person wrote there}, see `remember`
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             drop = gr.File(
@@ -98,8 +99,8 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
 
     with form_area:
 
-        @gr.render(inputs=[images, base, recipe, *axes], show_progress="hidden")
-        def form(names: list[str], base_name: str, recipe_name: str, *axis_names: str) -> None:
+        @gr.render(inputs=[written, images, base, recipe, *axes], show_progress="hidden")
+        def form(own: dict[str, Any], names: list[str], base_name: str, recipe_name: str, *axis_names: str) -> None:
             selected: dict[str, str] = dict(zip(forms.SELECTED, axis_names, strict=True))
             try:
                 checked = workspace.check_recipe(recipe_name), workspace.check_base(base_name)
@@ -114,27 +115,29 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                     with gr.Column(scale=0, min_width=128):
                         gr.HTML(thumbnails([(workspace.inside(name, "references"), Path(name).name)]))
                     with gr.Column(min_width=220):
+                        caption = own.get(f"caption {name}", forms.caption_of(name))
                         text = gr.Textbox(
-                            forms.caption_of(name),
+                            caption,
                             label=f"Caption of {Path(name).name}",
                             key=f"caption {name}",
                             elem_classes="caption",
                             interactive=True,
                         )
-                        first = forms.caption_advice(forms.caption_of(name))
-                        advice = gr.Markdown(first, key=f"advice {name}", elem_classes="faint")
+                        remember(text, written, forms.caption_of(name))
+                        advice = gr.Markdown(forms.caption_advice(caption), key=f"advice {name}", elem_classes="faint")
                         text.change(forms.caption_advice, text, advice, show_progress="hidden")
                         remove = gr.Button("Remove", size="sm", key=f"remove {name}")
                     texts.append(text)
                     remove.click(lambda now, gone=name: [one for one in now if one != gone], images, images)
             out = gr.Textbox(
-                "",
+                own.get("name", ""),
                 label="Name of the style",
                 placeholder="after the first image",
                 key="name",
                 elem_id="name",
                 interactive=True,
             )
+            remember(out, written, "")
             method = forms.axis_name(config, "method")
             concepts = gr.Dropdown(
                 ["", *workspace.folders("concepts")],
@@ -145,15 +148,15 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                 info="Edited in the tab Concepts; found again when none is chosen.",
             )
             with gr.Row():
-                boxes = [field_box(one, recipe_name, config.optim.steps) for one in main]
+                boxes = [field_box(one, recipe_name, config.optim.steps, written, own) for one in main]
             watched = [one for one in more if one.path.startswith("evaluate.")]
             more = [one for one in more if one not in watched]
             with gr.Accordion("Watch the score while training", open=False):
                 gr.Markdown(WATCHED, elem_classes="faint")
                 with gr.Row():
-                    boxes += [field_box(one, recipe_name, config.optim.steps) for one in watched]
+                    boxes += [field_box(one, recipe_name, config.optim.steps, written, own) for one in watched]
             with gr.Accordion("More settings", open=False), gr.Row():
-                boxes += [field_box(one, recipe_name, config.optim.steps) for one in more]
+                boxes += [field_box(one, recipe_name, config.optim.steps, written, own) for one in more]
             with gr.Row():
                 show = gr.Button("Show the plan", elem_id="show-plan")
                 start = gr.Button("Train", variant="primary", elem_id="start")
@@ -233,29 +236,47 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
         clicked.then(refresh, [chosen, shown], outputs, show_progress="hidden")
 
 
-def field_box(field: forms.Field, recipe: str, steps: int) -> gr.components.Component:
-    """The component of a setting. steps: of the run, for previews on its way where the recipe asks for none."""
-    common: dict[str, Any] = {
-        "label": field.label,
-        "info": field.help,
-        "key": f"{recipe} {field.path}",
-        "min_width": 220,
-    }
-    common["interactive"] = True
-    common["elem_id"] = "set-" + field.path.replace(".", "-").replace("_", "-")
+def remember(component: Any, written: gr.State, default: Any) -> None:
+    """Keep what a person writes there, so that it is still there when the form is drawn again: a change of base, recipe
+    or images draws it again, and gradio's `preserved_by_key` does not keep values (6.31, its issue 12788).
+
+    The dict of `written` is changed in place: two fields may be written at once. default: what is there otherwise.
+    """
+
+    def keep(value: Any, own: dict[str, Any], key: str = component.key) -> None:
+        if value == default:
+            own.pop(key, None)
+        else:
+            own[key] = value
+
+    component.change(keep, [component, written], None, queue=False, show_progress="hidden")
+
+
+def field_box(field: forms.Field, recipe: str, steps: int, written: gr.State, own: dict[str, Any]) -> Any:
+    """The component of a setting, with what was written there before. steps: of the run, for previews on its way where
+    the recipe asks for none. own: what `written` holds."""
+    key = f"{recipe} {field.path}"
+    common: dict[str, Any] = {"label": field.label, "info": field.help, "key": key, "min_width": 220}
+    common |= {"interactive": True, "elem_id": "set-" + field.path.replace(".", "-").replace("_", "-")}
+    default: Any = field.value
+    if field.kind not in ("flag", "choice") and field.optional:  # an empty number would be shown as 0
+        default = "" if field.value is None else field.value if field.kind == "text" else f"{field.value:g}"
+    elif field.path == "log.preview_every" and not field.value:
+        default = max(1, steps // forms.PREVIEWS)
+    value = own.get(key, default)
     if field.kind == "flag":
-        return gr.Checkbox(field.value, **common)
-    if field.kind == "choice":
+        box: Any = gr.Checkbox(value, **common)
+    elif field.kind == "choice":
         choices = [*([("default", "")] if field.optional else []), *((one, one) for one in field.choices)]
-        return gr.Dropdown(choices, value=field.value, **common)
-    if field.optional:  # an empty number would be shown as 0
-        text = "" if field.value is None else field.value if field.kind == "text" else f"{field.value:g}"
-        return gr.Textbox(text, placeholder="default", **common)
-    if field.kind in ("number", "integer"):
-        live = field.path == "log.preview_every" and not field.value
-        value = max(1, steps // forms.PREVIEWS) if live else field.value
-        return gr.Number(value, precision=0 if field.kind == "integer" else None, **common)
-    return gr.Textbox(field.value, lines=2 if field.kind == "lines" else 1, **common)
+        box = gr.Dropdown(choices, value=value, **common)
+    elif field.optional:
+        box = gr.Textbox(value, placeholder="default", **common)
+    elif field.kind in ("number", "integer"):
+        box = gr.Number(value, precision=0 if field.kind == "integer" else None, **common)
+    else:
+        box = gr.Textbox(value, lines=2 if field.kind == "lines" else 1, **common)
+    remember(box, written, default)
+    return box
 
 
 def describe_recipe(name: str) -> str:
