@@ -24,6 +24,7 @@ NEWEST = 8  # previews that are shown
 ELSEWHERE = {"compare": "Its page is in the tab Compare.", "noise": "What it measured is in the tab Noise."}
 STAGES = (InstaStyle.TRAINED_IN, StyleDrop.TRAINED_IN, "round-1")
 """Folders in a run that trains in stages, the last one first."""
+NO_PLAN = "The plan appears here: images, captions, noise levels, time and memory."
 WATCHED = (
     "With `evaluate.every`, eight fixed prompts are generated every so many steps and scored for style and text. Of "
     "the checkpoints whose text is within the margin of the best, the one with the most style becomes the style; with "
@@ -60,9 +61,7 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
                     for axis in forms.SELECTED
                 ]
         with gr.Column(scale=2, min_width=320):
-            plan_view = gr.HTML(
-                empty("The plan appears here: images, captions, noise levels, time and memory."), elem_id="plan"
-            )
+            plan_view = gr.HTML(empty(NO_PLAN), elem_id="plan")
     form_area = gr.Column()
     gr.Markdown("### Queue")
     with gr.Row():
@@ -89,6 +88,8 @@ def train_tab(studio: Studio, timer: gr.Timer) -> None:
 
     drop.upload(guard(upload), [drop, images], [images, drop])
     recipe.change(describe_recipe, recipe, about, show_progress="hidden")
+    for chosen_part in (base, recipe, *axes):  # the plan was another one's
+        chosen_part.change(lambda: empty(NO_PLAN), None, plan_view, show_progress="hidden")
 
     def own_recipe(base: str) -> str:
         from impasto.config import default_recipe
