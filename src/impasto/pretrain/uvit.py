@@ -29,7 +29,8 @@ from impasto.pretrain.image_tokenizer import CODES, SIDE, image_tokens, read_ima
 VOCABULARY = CODES + 64  # the codes, the mask token, and rows that round the table off
 MASK = VOCABULARY - 1
 MICRO = 32  # channels of each of the five micro-conditions
-PLACES = 320  # masked places of an image whose logits are computed
+RES_BLOCKS = 3  # aMUSEd's; the only knowledge of place is what each one's 3 x 3 convolution carries in from the border
+PLACES = 256  # masked places of an image whose logits are computed
 
 
 class UViT:
@@ -38,7 +39,7 @@ class UViT:
     part, autoencoder = "transformer", "image-tokenizer"
     architecture = "UVit2DModel, masked image tokens"
     call: Mapping[str, Any] = {"num_inference_steps": 16, "temperature": (3.0, 0.0)}
-    sizes: Mapping[str, tuple[int, ...]] = {"small": (4, 3), "medium": (6, 4)}  # 6.8M, 14.2M parameters
+    sizes: Mapping[str, tuple[int, ...]] = {"small": (2, 3), "medium": (6, 4)}  # 7.8M, 19M parameters
     long_text = False
     flash_on_cpu = True  # for the 256 image tokens; not for the 32 of the text, see `new`
     pipeline_class = MusePipeline
@@ -61,7 +62,7 @@ class UViT:
             codebook_size=CODES,
             in_channels=width,
             block_out_channels=width,
-            num_res_blocks=1,
+            num_res_blocks=RES_BLOCKS,
             downsample=True,
             upsample=True,
             block_num_heads=heads,
