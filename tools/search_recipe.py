@@ -30,6 +30,8 @@ ORDINARY = {"method.lambda1": 0.0, "method.lambda2": 3.0, "method.lambda_base": 
 """Guidance 4, as the embedded bases have it, in the terms of style and semantics."""
 NO_CROPS = {"method": "finestyle", "concept_share": 0.01}
 WORDS = {"sampling.negative": "style words"}
+STYLE_AND_SEMANTICS = {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0}
+SECOND_ROUND = {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "start": {},
     # the noise law; style-friendly-128px has a mean of -1.84
@@ -52,13 +54,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # sampling
     "style words": WORDS,
     "style guidance, words": {"sampling.style_guidance": 2.0, **WORDS},
-    "style and semantics": {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0},
+    "style and semantics": STYLE_AND_SEMANTICS,
     # strength and style guidance of each style, chosen by its own scores at the end
     "advice": {"evaluate.every": 150},
     # a second round on its own images, chosen by the small CLIP
-    "second round": {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0},
+    "second round": SECOND_ROUND,
 }
-COMBINED: dict[str, dict[str, Any]] = {}
+COMBINED: dict[str, dict[str, Any]] = {
+    "flip, text encoder": {"flip": True, "text": "lora"},
+    "flip, second round": {"flip": True, **SECOND_ROUND},
+    "flip, text encoder, second round": {"flip": True, "text": "lora", **SECOND_ROUND},
+    "flip, style and semantics": {"flip": True, **STYLE_AND_SEMANTICS},
+}
+"""Of the factors that paid on mini-sd15."""
 
 
 def write_inputs(base: str, folder: Path, references: int) -> tuple[list[str], Path]:
