@@ -31,6 +31,7 @@ ORDINARY = {"method.lambda1": 0.0, "method.lambda2": 3.0, "method.lambda_base": 
 NO_CROPS = {"method": "finestyle", "concept_share": 0.01}
 WORDS = {"sampling.negative": "style words"}
 STYLE_AND_SEMANTICS = {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0}
+TEXT = {"text": "lora"}
 SECOND_ROUND = {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "start": {},
@@ -50,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine rate": {"schedule": "cosine"},
     "rank 4": {"rank": 4},
     "styleinject": {"adapter": "styleinject", "adapter.rank": 8, "adapter.n": 4, "adapter.targets": ("to_q", "to_v")},
-    "text encoder": {"text": "lora"},
+    "text encoder": TEXT,
     # sampling
     "style words": WORDS,
     "style guidance, words": {"sampling.style_guidance": 2.0, **WORDS},
@@ -61,10 +62,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "second round": SECOND_ROUND,
 }
 COMBINED: dict[str, dict[str, Any]] = {
-    "flip, text encoder": {"flip": True, "text": "lora"},
-    "flip, second round": {"flip": True, **SECOND_ROUND},
-    "flip, text encoder, second round": {"flip": True, "text": "lora", **SECOND_ROUND},
+    "flip, text encoder": {"flip": True, **TEXT},
     "flip, style and semantics": {"flip": True, **STYLE_AND_SEMANTICS},
+    "text encoder, style and semantics": {**TEXT, **STYLE_AND_SEMANTICS},
+    "all three": {"flip": True, **TEXT, **STYLE_AND_SEMANTICS},
 }
 """Of the factors that paid on mini-sd15."""
 
