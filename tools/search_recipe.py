@@ -33,6 +33,7 @@ WORDS = {"sampling.negative": "style words"}
 STYLE_AND_SEMANTICS = {**NO_CROPS, "method.lambda1": 3.0, "method.lambda2": 2.0, "method.lambda_base": 3.0}
 TEXT = {"text": "lora"}
 SECOND_ROUND = {"method": "styledrop", "method.images": 4, "method.lambda_a": 0.0, "method.lambda_b": 3.0}
+GUIDED_SECOND_ROUND = {**SECOND_ROUND, "method.lambda_a": 2.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "start": {},
     # the noise law; style-friendly-128px has a mean of -1.84
@@ -66,6 +67,8 @@ COMBINED: dict[str, dict[str, Any]] = {
     "flip, style and semantics": {"flip": True, **STYLE_AND_SEMANTICS},
     "text encoder, style and semantics": {**TEXT, **STYLE_AND_SEMANTICS},
     "all three": {"flip": True, **TEXT, **STYLE_AND_SEMANTICS},
+    "guided second round": GUIDED_SECOND_ROUND,
+    "flip, text encoder, guided second round": {"flip": True, **TEXT, **GUIDED_SECOND_ROUND},
 }
 """Of the factors that paid on mini-sd15."""
 

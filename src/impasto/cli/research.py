@@ -159,6 +159,8 @@ def pretrain(args: list[str]) -> Result:
         teacher: str | None = None,
         teacher_share: float = 0.75,
         offset: float = 0.0,
+        ema: float = 0.999,
+        score: int = 500,
         export: bool = False,
         workers: int = 0,
     ) -> Result:
@@ -181,6 +183,9 @@ def pretrain(args: list[str]) -> Result:
             teacher: A packaged base that has learnt (mini-sd3) and teaches this one; for the first sessions.
             teacher_share: Share of its predictions in what is learnt, the rest is the pictures themselves.
             offset: Scale of offset noise, for mini-sd15: .15 gives white grounds; not with a teacher.
+            ema: Decay of the average of the weights, which is what is scored and exported; .995 for a session of a few
+                thousand steps.
+            score: Prompts of the score at the end, 0 for none.
             export: Write weights and card into the package.
             workers: Processes that render the pool while the base trains, for a GPU (12); 0 renders it before.
         """
@@ -202,6 +207,8 @@ def pretrain(args: list[str]) -> Result:
             teacher=teacher,
             teacher_share=teacher_share,
             offset=offset,
+            ema=ema,
+            score=score,
             export=export,
             workers=workers,
         )
