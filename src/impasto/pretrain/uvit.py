@@ -154,11 +154,11 @@ class UViT:
         return (own * count).sum() / count.sum()
 
 
-def embed_by_code(embed: UVit2DConvEmbed, ids: Tensor) -> Tensor:
+def embed_by_code(embed: UVit2DConvEmbed, input_ids: Tensor) -> Tensor:
     """What `embed` gives, [n, channels, h, w], computed once per code of the vocabulary instead of once per token."""
     table = embed.layer_norm(embed.embeddings.weight)
     table = F.linear(table, embed.conv.weight[:, :, 0, 0], embed.conv.bias)
-    return F.embedding(ids, table).permute(0, 3, 1, 2)
+    return F.embedding(input_ids, table).permute(0, 3, 1, 2)
 
 
 def output_logits(layer: nn.Module, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
