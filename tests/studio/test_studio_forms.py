@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import pytest
 
 from impasto.cli.settings import parse_config
@@ -58,8 +59,13 @@ def test_form_fields_of_a_recipe_have_boxes():
     """Empty optional texts and numbers too, as those of [sampling]."""
     own = {"sampling.negative": "", "sampling.strength": 0.7}
     main, more = forms.form_fields(forms.config_of("style-friendly", "mini-sd3", **own))
-    shown = {one.path: field_box(one, "style-friendly", 10).value for one in (*main, *more)}
+    written = {"style-friendly optim.steps": 77}
+    with gr.Blocks():
+        state = gr.State({})
+        boxes = {one.path: field_box(one, "style-friendly", 10, state, written) for one in (*main, *more)}
+    shown = {path: box.value for path, box in boxes.items()}
     assert shown["sampling.strength"] == "0.7" and shown["sampling.guidance"] == shown["sampling.negative"] == ""
+    assert shown["optim.steps"] == 77
 
 
 def test_form_fields_are_those_of_the_chosen_axes():
