@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.compare.cells import RESULT
-from impasto.files import atomic
+from impasto.files import atomic, write_json_lines
 
 
 def pack(folder: Path, file: Path) -> int:
@@ -24,10 +24,8 @@ def pack(folder: Path, file: Path) -> int:
     cells = read(file) if file.is_file() else {}
     for result in (folder / "cells").glob(f"*/{RESULT}"):
         cells[result.parent.name] = json.loads(result.read_text(encoding="utf-8"))
-    lines = "".join(json.dumps({"cell": name} | cells[name], ensure_ascii=False) + "\n" for name in sorted(cells))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as temporary:
-        temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    write_json_lines(file, ({"cell": name} | cells[name] for name in sorted(cells)))
     return len(cells)
 
 

@@ -406,9 +406,8 @@ def write_report(spec: DemoSpec, notes: Sequence[str]) -> None:
 def comparison_note() -> Html:
     """Where all methods are compared: a link where the package knows its repository, else the file there."""
     known = dict(line.split(", ", 1) for line in metadata("impasto").get_all("Project-URL") or ())
-    place = Html(f"the comparison ({COMPARISON})")
-    if "Repository" in known:
-        place = el("a", "the comparison", href=f"{known['Repository']}/blob/main/{COMPARISON}")
+    page = f"{known['Repository']}/blob/main/{COMPARISON}" if "Repository" in known else None
+    place = el("a", "the comparison", href=page) if page else f"the comparison ({COMPARISON})"
     return Html(f"All methods beside each other, on this base and others: {place}; on your own image: impasto compare.")
 
 

@@ -1,10 +1,11 @@
 """Paths and atomic writing of files."""
 
+import gzip
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ def read_json_or_empty(file: Path) -> dict[str, Any]:
         return read_object(file)
     except (OSError, ValueError):
         return {}
+
+
+def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A line of JSON per row, compressed by gzip, atomically: the same rows give the same bytes."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with atomic(file) as temporary:
+        temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
 def not_a_folder_error(out: Path) -> UserError:

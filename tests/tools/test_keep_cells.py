@@ -1,21 +1,14 @@
 """Results of cells, packed into one file and brought back."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 @pytest.fixture
-def keep(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import keep_cells
-
-    yield keep_cells
-    sys.modules.pop("keep_cells")
+def keep(load_tool):
+    return load_tool("keep_cells")
 
 
 def write_cell(folder: Path, name: str, style: float) -> None:

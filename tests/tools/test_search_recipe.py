@@ -1,24 +1,16 @@
 """The search for the recipe `impasto`: its variants are recipes, and it does not look at what is reported later."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from impasto.artworld import load_meta
 from impasto.config import flatten, resolve
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 @pytest.fixture
-def search(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import search_recipe
-
-    yield search_recipe
-    sys.modules.pop("search_recipe")
+def search(load_tool):
+    return load_tool("search_recipe")
 
 
 @pytest.mark.parametrize("base", ["mini-sd3", "mini-sd15"])

@@ -46,7 +46,7 @@ class UViT:
     schedule = MaskRatio(MASK)
 
     def new(self, shape: tuple[int, ...]) -> UVit2DModel:
-        """One convolutional block with attention on each side of the transformer layers.
+        """RES_BLOCKS convolutional blocks with attention on each side of the transformer layers.
 
         Attention to the text by the plain formula: the CPU's flash kernel costs 15 % of a step more for 32 keys.
         """

@@ -23,7 +23,7 @@ from filelock import FileLock
 from impasto.config import TrainConfig, flat_defaults, flatten, resolve
 from impasto.errors import UserError
 from impasto.families.base import Family
-from impasto.files import atomic, cache_dir
+from impasto.files import cache_dir, write_json_lines
 from impasto.noise.laws import noise_law, truncate_to_schedule
 from impasto.reproduce.claims import Arm, Unit
 
@@ -138,9 +138,7 @@ def write(file: Path, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
 def write_all(file: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the file with these cells, sorted by name: the same cells give the same bytes."""
     ordered = sorted(cells.values(), key=lambda cell: (slug(cell["arm"]), slug(cell["unit"]), cell["key"]))
-    lines = "".join(json.dumps(cell, ensure_ascii=False) + "\n" for cell in ordered)
-    with atomic(file) as temporary:
-        temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    write_json_lines(file, ordered)
 
 
 def read_all(file: Path) -> dict[str, dict[str, Any]]:
