@@ -98,6 +98,10 @@ class Denoiser(Protocol):
         """
         ...
 
+    def compile(self, model: Any) -> Any:
+        """The model for `loss`, compiled for batches of one size."""
+        ...
+
 
 class Latents:
     """The part of `Denoiser` of bases on the latents of the packaged `AutoencoderKL`."""
@@ -108,6 +112,9 @@ class Latents:
 
     def load_autoencoder(self, folder: Path) -> Any:
         return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+    def compile(self, model: Any) -> Any:
+        return torch.compile(model, dynamic=False)
 
     def encode(self, vae: Any, device: str) -> Callable[[Tensor], Tensor]:
         """Scaled latents [n, 16, h/8, w/8], fp16."""

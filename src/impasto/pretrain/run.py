@@ -334,7 +334,7 @@ class Session:
             self._log({**row, "minutes": round(clock.session / 60, 2)})
             bank = shared.make_bank(pool, self.vae, self.tokenizer, seed, self.device, self.net.encode)
             pool.rgb = np.empty(0, np.uint8)  # only the latents are used from here on
-            objective = partial(self.net.loss, torch.compile(self.model, dynamic=False) if compiled else self.model)
+            objective = partial(self.net.loss, self.net.compile(self.model) if compiled else self.model)
             start, losses, saved, drawn = self.seen["step"], [], clock.session, clock.session
             self._log({"bank": len(bank.latents), "minutes": round(clock.session / 60, 2)})
             with clock:
