@@ -1,20 +1,23 @@
-"""Guidance and time shift of an embedded base's sampling, chosen once, for the base alone on the styles that it knows.
+"""Settings of an embedded base's sampling, chosen once, for the base alone on the styles that it knows.
 
     python tools/choose_sampling.py --base mini-sd3 --out docs/results/sampling-mini-sd3.json
+    python tools/choose_sampling.py --base mini-muse --steps 16 --guidance 3 6 --temperature 1 3 --prompts 48 \\
+        --out docs/results/sampling-mini-muse.json
 
 Prompts "{label}, {style description}" of train styles x core concepts that are neither evaluation nor reference
 concepts, the same starting noise for every pair of values. Rule: the largest harmonic mean of style accuracy and
 concept top-5, by the judges. --shift is the scheduler's, sigma' = s sigma / (1 + (s - 1) sigma), above 1 with more of
-the steps at high noise; left out, it stays as it is (and U-Nets have none).
+the steps at high noise; left out, it stays as it is (and U-Nets have none). --temperature is for bases of masked
+tokens: the first one of a linear fall to 0.
 """
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean
 
 import numpy as np
-from diffusers import DiffusionPipeline
 
 from impasto.artworld import free_concepts, load_meta
 from impasto.artworld.captions import prompt
@@ -39,35 +42,40 @@ def asked(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Draw and score every pair of values; write them and the choice."""
+    """Draw and score every combination of values; write them and the choice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="mini-sd3")
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.5, 4.0, 6.0])
     parser.add_argument("--shift", type=float, nargs="*", default=[])
+    parser.add_argument("--temperature", type=float, nargs="*", default=[])
     parser.add_argument("--prompts", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, nargs="+", default=[STEPS])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    net = DENOISERS[args.base]()
     with quiet():
-        pipe = DiffusionPipeline.from_pretrained(mini.ensure(args.base))
+        pipe = net.pipeline_class.from_pretrained(mini.ensure(args.base))
     prompts, styles, concepts = asked(args.prompts)
-    judges, call = Judges.load(), DENOISERS[args.base]().call
-    scheduler, rows = pipe.scheduler, []
-    for shift in args.shift or [scheduler.config.get("shift")]:
-        if args.shift:
+    judges, scheduler, rows = Judges.load(), pipe.scheduler, []
+    values = (args.steps, args.shift or [None], args.temperature or [None], args.guidance)
+    for steps, shift, temperature, guidance in product(*values):
+        if shift is not None:
             pipe.scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
-        for guidance in args.guidance:
-            pictures = sample_images(pipe, prompts, SEED, steps=args.steps, guidance=guidance, call=call)
-            scores = judge(judges, pictures, styles, concepts)
-            mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])
-            rows.append({"guidance": guidance, "shift": shift, "score": mean, **scores})
-            print(json.dumps(rows[-1]), flush=True)
+        call = dict(net.call) | {"num_inference_steps": steps}
+        if temperature is not None:
+            call["temperature"] = (temperature, 0.0)
+        pictures = sample_images(pipe, prompts, SEED, guidance=guidance, call=call)
+        scores = judge(judges, pictures, styles, concepts)
+        mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])
+        settings = {"steps": steps, "guidance": guidance, "shift": shift, "temperature": temperature}
+        rows.append({**settings, "score": mean, **scores})
+        print(json.dumps(rows[-1]), flush=True)
     best = max(rows, key=lambda row: row["score"])
-    told = {"base": args.base, "weights_sha256": mini.card(args.base)["weights_sha256"], "steps": args.steps}
-    told |= {"prompts": args.prompts, "trials": rows, "chosen": {key: best[key] for key in ("guidance", "shift")}}
+    result = {"base": args.base, "weights_sha256": mini.card(args.base)["weights_sha256"], "prompts": args.prompts}
+    result |= {"trials": rows, "chosen": {key: best[key] for key in ("steps", "guidance", "shift", "temperature")}}
     with atomic(args.out) as path:
-        path.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told["chosen"]))
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["chosen"]))
 
 
 if __name__ == "__main__":

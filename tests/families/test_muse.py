@@ -27,7 +27,9 @@ def draw(pipe, prompts, seeds, **call):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_pipeline_draws_the_tokens_of_diffusers(tiny_muse, guidance, monkeypatch):
     """Its own pipeline, with the random numbers of ours."""
-    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: draw_tokens(p, generator)[:, None])
+    monkeypatch.setattr(
+        torch, "multinomial", lambda p, n, generator: draw_tokens(p, torch.rand(len(p), generator=generator))[:, None]
+    )
     theirs = AmusedPipeline.from_pretrained(tiny_muse)
     theirs.set_progress_bar_config(disable=True)
     ours = MusePipeline(**theirs.components)
@@ -49,7 +51,12 @@ def test_pipeline_draws_the_tokens_of_diffusers(tiny_muse, guidance, monkeypatch
 
 def test_draw_tokens_have_their_probabilities():
     p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    found = draw_tokens(p.expand(20_000, 6), torch.Generator().manual_seed(0)).bincount(minlength=6) / 20_000
+    found = (
+        draw_tokens(p.expand(20_000, 6), torch.rand(20_000, generator=torch.Generator().manual_seed(0))).bincount(
+            minlength=6
+        )
+        / 20_000
+    )
     torch.testing.assert_close(found, p, atol=0.012, rtol=0)
     assert found[p == 0].sum() == 0
 

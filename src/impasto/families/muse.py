@@ -157,10 +157,8 @@ class MusePipeline(SD3LoraLoaderMixin, TextualInversionLoaderMixin, DiffusionPip
         return ImagePipelineOutput(images=images)
 
 
-def draw_tokens(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Codes [...] of probabilities [..., codes] by the inverse of their cumulative sum: one random number a place."""
-    device = probabilities.device if generator is None else generator.device
-    u = torch.rand(probabilities.shape[:-1], generator=generator, device=device).to(probabilities.device)
+def draw_tokens(probabilities: Tensor, u: Tensor) -> Tensor:
+    """Codes [...] of probabilities [..., codes] by the inverse of their cumulative sum at u [...] in [0, 1)."""
     sums = probabilities.cumsum(-1)
     found = torch.searchsorted(sums, u[..., None] * sums[..., -1:], right=True)[..., 0]
     return found.clamp(max=probabilities.shape[-1] - 1)
@@ -168,19 +166,21 @@ def draw_tokens(probabilities: Tensor, generator: torch.Generator | None) -> Ten
 
 def step_tokens(scheduler: Any, logits: Tensor, step: int, ids: Tensor, generator: torch.Generator | None) -> Tensor:
     """Ids [1, h, w] after one step of `AmusedScheduler`: tokens are drawn at the masked places of `ids`, and the least
-    certain of them are masked again. logits: [1, codes, h, w]."""
+    certain of them are masked again. logits: [1, codes, h, w]. A random number is drawn for every place."""
     old, mask = ids.flatten(1), scheduler.config.mask_token_id
     masked = old == mask
-    probabilities = logits.flatten(2).transpose(1, 2).float().softmax(-1)
-    drawn = torch.where(masked, draw_tokens(probabilities, generator), old)
+    u = torch.rand(old.shape, generator=generator, device=ids.device if generator is None else generator.device)
+    probabilities = logits.flatten(2)[0, :, masked[0]].T.float().softmax(-1)  # [masked places, codes]
+    codes = draw_tokens(probabilities, u.to(ids.device)[masked])
+    drawn = old.masked_scatter(masked, codes)
     last = len(scheduler.timesteps) - 1
     if step < last:
         share = (step + 1) / (last + 1)
         linear = scheduler.config.masking_schedule == "linear"
         ratio = torch.tensor(1 - share if linear else math.cos(share * math.pi / 2), device=ids.device)
         count = (old.shape[1] * ratio).floor().clamp(max=masked.sum(1, keepdim=True) - 1).clamp(min=1)
-        certainty = probabilities.gather(2, drawn[..., None])[..., 0]
-        certainty = torch.where(masked, certainty, torch.finfo(certainty.dtype).max)
+        certainty = torch.full(old.shape, torch.finfo(torch.float32).max, device=ids.device)
+        certainty[masked] = probabilities.gather(1, codes[:, None])[:, 0]
         temperature = scheduler.temperatures[step]
         drawn = torch.where(mask_by_random_topk(count, certainty, temperature, generator), mask, drawn)
     return drawn.view_as(ids)
