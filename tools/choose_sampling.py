@@ -8,7 +8,7 @@ Prompts "{label}, {style description}" of train styles x core concepts that are 
 concepts, the same starting noise for every pair of values. Rule: the largest harmonic mean of style accuracy and
 concept top-5, by the judges. --shift is the scheduler's, sigma' = s sigma / (1 + (s - 1) sigma), above 1 with more of
 the steps at high noise; left out, it stays as it is (and U-Nets have none). --temperature is for bases of masked
-tokens: the first one of a linear fall to 0.
+tokens: the first one of a linear fall to 0. Trials of the same weights and prompts that --out holds are kept.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from impasto.bases import embedded as mini
 from impasto.families.base import quiet
 from impasto.files import atomic
 from impasto.judges.model import Judges
-from impasto.pretrain.run import DENOISERS
+from impasto.pretrain.run import DENOISERS, Session
 from impasto.pretrain.score import STEPS, judge, sample_images
 from impasto.reproduce.small_world import spread, words
 
@@ -50,15 +51,30 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs="*", default=[])
     parser.add_argument("--prompts", type=int, default=120)
     parser.add_argument("--steps", type=int, nargs="+", default=[STEPS])
+    parser.add_argument("--checkpoint", type=Path, help="a copy of a folder of impasto pretrain: its weights")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     net = DENOISERS[args.base]()
-    with quiet():
-        pipe = net.pipeline_class.from_pretrained(mini.ensure(args.base))
+    if args.checkpoint:
+        pipe = Session(args.base, args.checkpoint, "cpu", None, 2e-3, 0).pipeline()
+    else:
+        with quiet():
+            pipe = net.pipeline_class.from_pretrained(mini.ensure(args.base))
     prompts, styles, concepts = asked(args.prompts)
-    judges, scheduler, rows = Judges.load(), pipe.scheduler, []
+    if args.checkpoint:
+        weights = json.loads((args.checkpoint / "state.json").read_text(encoding="utf-8"))
+    else:
+        weights = {"weights_sha256": mini.card(args.base)["weights_sha256"]}
+    result: dict[str, Any] = {"base": args.base, **weights, "prompts": args.prompts}
+    before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    same = all(before.get(key) == value for key, value in result.items())
+    rows = before["trials"] if same else []
+    judges, scheduler = Judges.load(), pipe.scheduler
     values = (args.steps, args.shift or [None], args.temperature or [None], args.guidance)
     for steps, shift, temperature, guidance in product(*values):
+        settings = {"steps": steps, "guidance": guidance, "shift": shift, "temperature": temperature}
+        if any(settings.items() <= row.items() for row in rows):
+            continue
         if shift is not None:
             pipe.scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
         call = dict(net.call) | {"num_inference_steps": steps}
@@ -67,15 +83,13 @@ def main() -> None:
         pictures = sample_images(pipe, prompts, SEED, guidance=guidance, call=call)
         scores = judge(judges, pictures, styles, concepts)
         mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])
-        settings = {"steps": steps, "guidance": guidance, "shift": shift, "temperature": temperature}
         rows.append({**settings, "score": mean, **scores})
         print(json.dumps(rows[-1]), flush=True)
-    best = max(rows, key=lambda row: row["score"])
-    result = {"base": args.base, "weights_sha256": mini.card(args.base)["weights_sha256"], "prompts": args.prompts}
-    result |= {"trials": rows, "chosen": {key: best[key] for key in ("steps", "guidance", "shift", "temperature")}}
-    with atomic(args.out) as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["chosen"]))
+        best = max(rows, key=lambda row: row["score"])
+        result |= {"trials": rows, "chosen": {key: best[key] for key in settings}}
+        with atomic(args.out) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result.get("chosen", before.get("chosen"))))
 
 
 if __name__ == "__main__":
