@@ -1,6 +1,8 @@
 """Learning rate and steps of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
 
     python tools/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
+    python tools/choose_settings.py --base mini-muse --recipe cosine-mask --adapter styledrop \\
+        --lr 4e-3 1e-2 --out docs/results/settings-mini-muse-styledrop.json
 
 Chosen on the four *secondary* held-out styles and on core concepts that are neither evaluation nor reference concepts;
 the primary held-out styles and the evaluation concepts are never looked at. Rule: the largest mean over styles of
@@ -12,9 +14,12 @@ Guidance is chosen before, by choose_sampling.py.
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,17 +76,19 @@ def base_scores(base: str, prompts: tuple[str, ...], style: int, asked: tuple[in
     return judge(judges, pictures(base, list(prompts)), np.full(len(asked), style), np.array(asked))
 
 
-def trial(base: str, style: int, lr: float, steps: int, judges: Judges, n: int, folder: Path) -> dict[str, float]:
-    """One reference of `style`, trained and scored beside the base and the truth."""
+def trial(
+    base: str, recipe: str, style: int, settings: Mapping[str, Any], judges: Judges, n: int, folder: Path
+) -> dict[str, float]:
+    """One reference of `style`, trained by the recipe with settings, and scored beside the base and the truth."""
     meta, world = load_meta(), load(styles=[style])
     concept, asked = reference_of(world), concepts_for(style, n)
     reference = folder / f"{style}.png"
     if not reference.exists():
         Image.fromarray(world.rgb()[world.index(style, concept)]).save(reference)
     caption, *prompts = (prompt(meta["concepts"][c]["label"], words(style)) for c in (concept, *asked))
-    out = folder / f"{style}-{lr:g}-{steps}"
+    out = folder / "-".join(str(value) for value in (style, *settings.values()))
     given = {"image": (reference,), "caption": (caption,), "out": out, "preview": False, "tensorboard": False}
-    train(resolve("sd3-sampler", base, lr=lr, steps=steps, seed=SEED, **given))
+    train(resolve(recipe, base, seed=SEED, **settings, **given))
     ids, styles = np.array(asked), np.full(len(asked), style)
     made = judge(judges, pictures(base, prompts, (f"{out}:1",)), styles, ids)
     alone = base_scores(base, tuple(prompts), style, tuple(asked), judges)
@@ -95,6 +102,8 @@ def main() -> None:
     """Run the grid and write every trial, and the choice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="mini-sd3")
+    parser.add_argument("--recipe", default="sd3-sampler")
+    parser.add_argument("--adapter", help="in place of the recipe's")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[75, 150, 300])
     parser.add_argument("--styles", nargs="+", help="secondary held-out styles; all four when not given")
@@ -105,20 +114,27 @@ def main() -> None:
     styles = secondary_styles(parser, args.styles)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for lr in args.lr:
-            for steps in args.steps:
-                found = {
-                    style: trial(
-                        args.base, meta["style_names"].index(style), lr, steps, judges, args.concepts, Path(scratch)
-                    )
-                    for style in styles
-                }
-                mean = {key: float(np.mean([row[key] for row in found.values()])) for key in ("style", "kept", "score")}
-                rows.append({"lr": lr, "steps": steps, **mean, "styles": found})
-                print(json.dumps({key: value for key, value in rows[-1].items() if key != "styles"}), flush=True)
+        for lr, steps in product(args.lr, args.steps):
+            settings = {"lr": lr, "steps": steps} | ({"adapter": args.adapter} if args.adapter else {})
+            found = {
+                style: trial(
+                    args.base,
+                    args.recipe,
+                    meta["style_names"].index(style),
+                    settings,
+                    judges,
+                    args.concepts,
+                    Path(scratch),
+                )
+                for style in styles
+            }
+            mean = {key: float(np.mean([row[key] for row in found.values()])) for key in ("style", "kept", "score")}
+            rows.append({**settings, **mean, "styles": found})
+            print(json.dumps({key: value for key, value in rows[-1].items() if key != "styles"}), flush=True)
     best = max(rows, key=lambda row: row["score"])
     result = {
         "base": args.base,
+        "recipe": args.recipe,
         "base_sha256": loader.load(args.base, device="cpu").hash,
         "trials": rows,
         "chosen": {"lr": best["lr"], "steps": best["steps"]},
