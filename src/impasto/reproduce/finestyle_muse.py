@@ -23,9 +23,8 @@ from impasto.reproduce.finestyle import (
 )
 
 MASKS = {"noise": "cosine-mask"}
-RATE = 4e-3
-"""Learning rate of adapters of a part of the layers, as in the base's card; the base's own is for a LoRA of all
-attention."""
+RATE = 1e-3
+"""Learning rate of adapters of a part of the layers, as in the base's card."""
 OWN: dict[str, Any] = {"weights": "finestyle"}
 KV = {**MASKS, "adapter": "kv-bottleneck", "lr": RATE}
 LAWS = {"law 0": 0.0, "law -4": -4.0, "law -6": -6.0}
