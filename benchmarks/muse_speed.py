@@ -3,43 +3,29 @@
     python benchmarks/muse_speed.py --out benchmarks/results/muse_speed.json
 
 One thread. Seconds are the least CPU seconds over all rounds: other work on the machine can only add to them. Images:
-16 steps, guidance 3, batches of `--images`, the same prompts. The step: `--batch` random images, forward, backward,
-clipping, Muon and AdamW, in bf16.
+16 steps, guidance 3, batches of `--images`, the same prompts. The step: that of `impasto pretrain` on `--batch` images.
 """
 
 import argparse
 import json
 import platform
-import time
+import tempfile
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AmusedPipeline
-from torch.nn.attention import sdpa_kernel
+from styleinject_speed import least_seconds
 
 from impasto.bases import embedded as mini
 from impasto.families.muse import MusePipeline
 from impasto.files import atomic
-from impasto.pretrain import base as shared
-from impasto.pretrain.clip import WIDTH
+from impasto.pretrain.clip import tokens
 from impasto.pretrain.image_tokenizer import CODES, SIDE
-from impasto.pretrain.run import FAST_ATTENTION
-from impasto.pretrain.uvit import UViT
-
-
-def least_seconds(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """CPU seconds of each arm, the least of `rounds` after two that warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 2):
-        for name, run in arms.items():
-            start = time.process_time()
-            run()
-            if turn > 1:
-                seconds[name].append(time.process_time() - start)
-    return {name: min(own) for name, own in seconds.items()}
+from impasto.pretrain.run import Session
 
 
 def image_arms(images: int) -> dict[str, Callable[[], Any]]:
@@ -57,25 +43,19 @@ def image_arms(images: int) -> dict[str, Callable[[], Any]]:
     return {"diffusers": lambda: run(theirs), "impasto": lambda: run(ours)}
 
 
-def step_of(batch: int, compiled: bool) -> Callable[[], None]:
-    """One pretraining step on random tokens and texts."""
-    torch.manual_seed(0)
-    net = UViT()
-    model = net.new(net.sizes["small"])
-    optimizers = shared.optimizers(net, model, 2e-3)
-    x0, eps = torch.randint(0, CODES, (batch, 1, SIDE, SIDE)), torch.randn(batch, 1, SIDE, SIDE)
-    cond = {"encoder_hidden_states": torch.randn(batch, 32, WIDTH), "pooled_text_emb": torch.randn(batch, WIDTH)}
-    levels, trained = net.levels(torch.randn(batch)), net.compile(model) if compiled else model
+def step_arms(folder: Path, batch: int) -> dict[str, Callable[[], Any]]:
+    """A step of `impasto pretrain mini-muse` on random tokens, eager and compiled. folder: where there is no state."""
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.randint(0, CODES, (batch, 1, SIDE, SIDE), generator=g)
+    eps, z = torch.randn(x0.shape, generator=g), torch.randn(batch, generator=g)
 
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(list(FAST_ATTENTION)):
-            net.loss(trained, x0, eps, levels, cond).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+    def arm(compiled: bool) -> Callable[[], Any]:
+        run = Session("mini-muse", folder, "cpu", None, 2e-3, 0)
+        objective = partial(run.net.loss, run.net.compile(run.model) if compiled else run.model)
+        ids = tokens(run.tokenizer, ["a rocket in flat style"] * batch)
+        return lambda: run.update(objective, x0, ids, z, eps, long=False, ema=0.995)
 
-    return step
+    return {"eager": arm(False), "compiled": arm(True)}
 
 
 def main() -> None:
@@ -90,13 +70,11 @@ def main() -> None:
     result: dict[str, Any] = {"date": str(date.today()), "machine": platform.processor() or platform.machine()}
     result |= {"torch": torch.__version__, "threads": 1, "rounds": args.rounds}
     result |= {"images": args.images, "batch": args.batch}
-    measured = {
-        f"batch of {args.images} images": (image_arms(args.images), "diffusers"),
-        f"pretraining step of {args.batch}": (
-            {name: step_of(args.batch, compiled) for name, compiled in (("eager", False), ("compiled", True))},
-            "eager",
-        ),
-    }
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = {
+            f"batch of {args.images} images": (image_arms(args.images), "diffusers"),
+            f"pretraining step of {args.batch}": (step_arms(Path(scratch), args.batch), "eager"),
+        }
     for name, (arms, peer) in measured.items():
         least = least_seconds(arms, args.rounds)
         result[name] = {arm: {"seconds": round(s, 3), "ratio": round(s / least[peer], 3)} for arm, s in least.items()}

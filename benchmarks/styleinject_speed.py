@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -63,18 +63,23 @@ def load(base: str) -> tuple[Family, int]:
     return family, family.denoiser.config.sample_size
 
 
+def least_seconds(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """CPU seconds of a call of each arm, in turns: the least of `rounds`, after two that warm up."""
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(rounds + 2):
+        for arm, call in arms.items():
+            start = time.process_time()
+            call()
+            if turn > 1:
+                seconds[arm].append(time.process_time() - start)
+    return {arm: min(own) for arm, own in seconds.items()}
+
+
 def times(base: str, layers: str, rank: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """CPU seconds of a step of each arm, and the ratio to LoRA's."""
     arms = {"lora": None} | {f"n {n}": n for n in NS}
     steps = {arm: trainer(*(loaded := load(base))[:1], layers, rank, n, batch, loaded[1]) for arm, n in arms.items()}
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for turn in range(rounds + 2):
-        for arm, step in steps.items():
-            start = time.process_time()
-            step()
-            if turn > 1:  # the first two warm up
-                seconds[arm].append(time.process_time() - start)
-    least = {arm: min(own) for arm, own in seconds.items()}
+    least = least_seconds(steps, rounds)
     return {arm: {"seconds": round(s, 4), "ratio": round(s / least["lora"], 3)} for arm, s in least.items()}
 
 

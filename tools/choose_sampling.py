@@ -1,8 +1,8 @@
 """Settings of an embedded base's sampling, chosen once, for the base alone on the styles that it knows.
 
     python tools/choose_sampling.py --base mini-sd3 --out docs/results/sampling-mini-sd3.json
-    python tools/choose_sampling.py --base mini-muse --steps 16 --guidance 3 6 --temperature 1 3 --prompts 48 \\
-        --out docs/results/sampling-mini-muse.json
+    python tools/choose_sampling.py --base mini-muse --checkpoint COPY --steps 16 --guidance 2 3 --temperature 1 3 \\
+        --prompts 64 --out docs/results/sampling-mini-muse.json          # COPY: of ~/.cache/impasto/pretrain/mini-muse
 
 Prompts "{label}, {style description}" of train styles x core concepts that are neither evaluation nor reference
 concepts, the same starting noise for every pair of values. Rule: the largest harmonic mean of style accuracy and
@@ -57,14 +57,12 @@ def main() -> None:
     net = DENOISERS[args.base]()
     if args.checkpoint:
         pipe = Session(args.base, args.checkpoint, "cpu", None, 2e-3, 0).pipeline()
+        weights = json.loads((args.checkpoint / "state.json").read_text(encoding="utf-8"))
     else:
         with quiet():
             pipe = net.pipeline_class.from_pretrained(mini.ensure(args.base))
-    prompts, styles, concepts = asked(args.prompts)
-    if args.checkpoint:
-        weights = json.loads((args.checkpoint / "state.json").read_text(encoding="utf-8"))
-    else:
         weights = {"weights_sha256": mini.card(args.base)["weights_sha256"]}
+    prompts, styles, concepts = asked(args.prompts)
     result: dict[str, Any] = {"base": args.base, **weights, "prompts": args.prompts}
     before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     same = all(before.get(key) == value for key, value in result.items())

@@ -1,4 +1,4 @@
-"""Learning rate and steps of an embedded base, chosen once, on `sd3-sampler`, and shared by all recipes.
+"""Learning rate and steps of an embedded base, chosen once on one recipe (`sd3-sampler`), and shared by all recipes.
 
     python tools/choose_settings.py --base mini-sd3 --out docs/results/settings-mini-sd3.json
     python tools/choose_settings.py --base mini-muse --recipe cosine-mask --adapter styledrop \\

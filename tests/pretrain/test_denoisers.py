@@ -1,5 +1,7 @@
 """The objectives of the two denoisers, against diffusers' schedulers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,24 @@ def test_uvit_loss_is_the_cross_entropy_of_the_masked_tokens():
     torch.testing.assert_close(loss, expected)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], msg=name)
+
+
+def test_uvit_compiled_loss_is_the_eager_one(monkeypatch):
+    """Traced by dynamo and run by PyTorch's own kernels, which need no compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    net, g = UViT(), torch.Generator().manual_seed(1)
+    model = net.new((1, 1))
+    x0 = torch.randint(4096, (2, 1, 4, 4), generator=g)
+    eps, t = torch.randn(x0.shape, generator=g), torch.tensor([0.25, 0.75])
+    text, pooled = torch.randn(2, 5, 192, generator=g), torch.randn(2, 192, generator=g)
+    cond = {"encoder_hidden_states": text, "pooled_text_emb": pooled}
+    found = []
+    for trained in (model, net.compile(model)):
+        loss = net.loss(trained, x0, eps, t, cond)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+        model.zero_grad()
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_uvit_levels_are_cosine_mask_ratios():

@@ -51,7 +51,7 @@ class UViT:
     def new(self, shape: tuple[int, ...]) -> UVit2DModel:
         """RES_BLOCKS convolutional blocks with attention to the text on each side of the transformer layers.
 
-        Attention to the text by the plain formula: the CPU's flash kernel costs a quarter of a step more for 32 keys.
+        Attention to the text by the plain formula: the CPU's flash kernel is slower for 32 keys.
         """
         layers, heads = shape
         width = 64 * heads
@@ -150,7 +150,7 @@ class UViT:
         return (own * count).sum() / count.sum()
 
     def compile(self, model: Any) -> Any:
-        """Compile the output layers too, whose [n, places, codes] logits are a quarter of a step."""
+        """Compiles the output layers too, which `loss` applies outside of the model's forward."""
         self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
         return torch.compile(model, dynamic=False)
 
