@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from impasto.adapters import lora, styleinject
-from impasto.adapters.config import StyleInject
+from impasto.adapters.config import LoRA, StyleInject
 from impasto.bases import loader
 from impasto.families.base import Family
 from impasto.files import atomic
@@ -35,7 +35,7 @@ NS = (1, 4, 16)
 def trainer(family: Family, layers: str, rank: int, n: int | None, batch: int, size: int) -> Callable[[], None]:
     """One training step of a StyleInject, or of a LoRA where n is None, attached to `family`."""
     if n is None:
-        found = lora.add(family, rank=rank, alpha=None, targets=LAYERS[layers], seed=0)
+        found = lora.add(family, LoRA(rank=rank, targets=LAYERS[layers]), seed=0)
     else:
         found = styleinject.attach(family, StyleInject(rank=rank, n=n, targets=LAYERS[layers]), 0)
     parameters, generator = list(found.values()), torch.Generator().manual_seed(0)
