@@ -87,6 +87,16 @@ def test_card_of_another_adapter_has_code_that_generates_its_image(tiny_sd15, pi
     assert (made == np.asarray(image)).all()
 
 
+def test_code_of_a_style_on_masked_tokens_generates_its_image(tiny_muse, picture, tmp_path, placed):
+    base, given = str(tiny_muse), {"image": [str(picture)], "caption": [CAPTION], "out": str(tmp_path / "ink")}
+    train(resolve("cosine-mask", base, lr=1e-2, steps=2, preview=False, tensorboard=False, **given))
+    card = (tmp_path / "ink" / "README.md").read_text()
+    assert "temperature=(2.0, 0.0), token_temperature=0.5, " in card
+    made = np.asarray(run_code(card)["image"])
+    (image, _), *_ = generate(base, [CAPTION], styles=[str(tmp_path / "ink")], device="cpu", precision="bf16")
+    assert (made == np.asarray(image)).all()
+
+
 @pytest.mark.parametrize("parts", ["*", "unet"])
 def test_the_code_on_a_base_of_half_precision_only(tiny_sd15, picture, tmp_path, placed, parts):
     base = shutil.copytree(tiny_sd15, tmp_path / "half")

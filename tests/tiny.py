@@ -324,7 +324,9 @@ def muse_folder(folder: Path, *, seed: int = 0, card: dict | None = None, **chan
         torch.manual_seed(seed)
         pipe = AmusedPipeline(**muse_parts(**changes))
     pipe.save_pretrained(folder)
-    return write_card(folder, card, generate={"steps": 4, "guidance": 3.0, "batch": 4, "temperature": 2.0})
+    return write_card(
+        folder, card, generate={"steps": 4, "guidance": 3.0, "batch": 4, "temperature": 2.0, "token_temperature": 0.5}
+    )
 
 
 def encoder_folders(clip: Path, dino: Path) -> None:

@@ -7,8 +7,9 @@
 Prompts "{label}, {style description}" of train styles x core concepts that are neither evaluation nor reference
 concepts, the same starting noise for every pair of values. Rule: the largest harmonic mean of style accuracy and
 concept top-5, by the judges. --shift is the scheduler's, sigma' = s sigma / (1 + (s - 1) sigma), above 1 with more of
-the steps at high noise; left out, it stays as it is (and U-Nets have none). --temperature is for bases of masked
-tokens: the first one of a linear fall to 0. Trials of the same weights and prompts that --out holds are kept.
+the steps at high noise; left out, it stays as it is (and U-Nets have none). --temperature and
+--token-temperature are for bases of masked tokens: the first one of a linear fall to 0, and that of the softmax that
+tokens are drawn from. Trials of the same weights and prompts that --out holds are kept.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.5, 4.0, 6.0])
     parser.add_argument("--shift", type=float, nargs="*", default=[])
     parser.add_argument("--temperature", type=float, nargs="*", default=[])
+    parser.add_argument("--token-temperature", type=float, nargs="*", default=[])
     parser.add_argument("--prompts", type=int, default=120)
     parser.add_argument("--steps", type=int, nargs="+", default=[STEPS])
     parser.add_argument("--checkpoint", type=Path, help="a copy of a folder of impasto pretrain: its weights")
@@ -68,9 +70,11 @@ def main() -> None:
     same = all(before.get(key) == value for key, value in result.items())
     rows = before["trials"] if same else []
     judges, scheduler = Judges.load(), pipe.scheduler
-    values = (args.steps, args.shift or [None], args.temperature or [None], args.guidance)
-    for steps, shift, temperature, guidance in product(*values):
+    values = (args.steps, args.shift or [None], args.temperature or [None])
+    values = (*values, args.token_temperature or [None], args.guidance)
+    for steps, shift, temperature, token_temperature, guidance in product(*values):
         settings = {"steps": steps, "guidance": guidance, "shift": shift, "temperature": temperature}
+        settings |= {} if token_temperature is None else {"token_temperature": token_temperature}
         if any(settings.items() <= row.items() for row in rows):
             continue
         if shift is not None:
@@ -78,6 +82,8 @@ def main() -> None:
         call = dict(net.call) | {"num_inference_steps": steps}
         if temperature is not None:
             call["temperature"] = (temperature, 0.0)
+        if token_temperature is not None:
+            call["token_temperature"] = token_temperature
         pictures = sample_images(pipe, prompts, SEED, guidance=guidance, call=call)
         scores = judge(judges, pictures, styles, concepts)
         mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])

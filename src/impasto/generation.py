@@ -408,6 +408,7 @@ def sampling_of(config: GenerateConfig) -> Sampling:
         config.until,
         config.temperature,
         height,
+        config.token_temperature,
     )
 
 

@@ -61,6 +61,15 @@ def test_draw_tokens_have_their_probabilities():
     assert found[p == 0].sum() == 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_draw_tokens_temperature_is_that_of_the_softmax(temperature):
+    logits = torch.tensor([0.0, 2.0, -3.0, 1.0, 1.5, -80.0])
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    found = draw_tokens(logits.softmax(-1).expand(20_000, 6), u, temperature).bincount(minlength=6) / 20_000
+    expected = (logits / temperature).softmax(-1) if temperature else torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(found, expected, atol=0.012, rtol=0)
+
+
 def test_pipeline_image_does_not_depend_on_its_batch(tiny_muse):
     pipe = family_of(tiny_muse).pipeline()
     prompts = ["a cat", "a rocket", "a star"]

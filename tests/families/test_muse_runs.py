@@ -99,9 +99,11 @@ def test_commands_train_generate_and_evaluate(tiny_muse, picture, tmp_path, monk
     code, _ = command(monkeypatch, capsys, "train", *common, *flags)
     assert code == 0 and (out / "README.md").read_text().count("MusePipeline") == 2
     flags = ("--style", out, "--prompt", "a cat", "--temperature", 3, "--lambda1", 1, "--out", images)
+    flags = (*flags, "--token-temperature", 0.5)
     code, _ = command(monkeypatch, capsys, "generate", *common, *flags)
     info = json.loads(Image.open(images / "0000.png").text["impasto"])
-    assert code == 0 and info["temperature"] == 3 and info["style_semantics"]["lambda1"] == 1
+    assert code == 0 and (info["temperature"], info["token_temperature"]) == (3, 0.5)
+    assert info["style_semantics"]["lambda1"] == 1
     code, found = command(monkeypatch, capsys, "--json", "evaluate", images, "--reference", picture)
     assert code == 0, found.err
 
@@ -161,6 +163,7 @@ def test_masked_tokens_on_another_base_is_refused(tiny_sd3, picture, tmp_path):
     [
         ({"steps": 0}, (), "steps must be at least 1"),
         ({"temperature": -1.0}, (), "temperature must be a finite number from 0"),
+        ({"token_temperature": -1.0}, (), "token-temperature must be a finite number from 0"),
         ({"guidance": -1.0}, (), "guidance must be a finite number from 0"),
         ({"sampler": "euler"}, (), "sampler 'euler' is for Gaussian noise"),
         ({"size": 15}, (), "size must be a multiple of 2"),
@@ -177,6 +180,8 @@ def test_sampling_that_does_not_apply_is_refused(tiny_muse, picture, sampling, g
 def test_temperature_on_another_base_and_inversion_are_refused(tiny_sd3, tiny_muse, picture, tmp_path):
     with pytest.raises(UserError, match="temperature is for bases that draw tokens"):
         generate(str(tiny_sd3), ["a cat"], sampling=Sampling(temperature=2.0))
+    with pytest.raises(UserError, match="token-temperature is for bases that draw tokens"):
+        generate(str(tiny_sd3), ["a cat"], sampling=Sampling(token_temperature=0.5))
     with pytest.raises(UserError, match="masked tokens cannot be inverted"):
         invert_image(str(tiny_muse), picture, "a cat", out=tmp_path, size=16)
 

@@ -21,6 +21,7 @@ CARD_TYPES = {  # types of the keys of an `impasto.json`; see cards.toml
     "generate.steps": int,
     "generate.guidance": float,
     "generate.temperature": float,
+    "generate.token_temperature": float,
     "aligned_shift": float,
     "generate.batch": int,
     "generate.sampler": str,

@@ -93,6 +93,7 @@ class MusePipeline(SD3LoraLoaderMixin, TextualInversionLoaderMixin, DiffusionPip
         num_inference_steps: int = 12,
         guidance_scale: float = 10.0,
         temperature: float | tuple[float, float] = (2.0, 0.0),
+        token_temperature: float = 1.0,
         generator: Sequence[torch.Generator] | torch.Generator | None = None,
         encoder_hidden_states: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
@@ -106,9 +107,10 @@ class MusePipeline(SD3LoraLoaderMixin, TextualInversionLoaderMixin, DiffusionPip
         Starting from mask tokens, every step draws a token for each masked place from the softmax of the logits and
         masks the least certain ones again, by the scheduler. guidance_scale w > 1: logits n + w (p - n) of negative
         prompt and prompt. temperature T: a place's certainty is log p + T_i gumbel, T_i falling linearly over the
-        steps from T to .01, or between the two numbers of a pair. generator: one per image, so that an image does not
-        depend on its batch; a single one serves all in turn. callback_on_step_end: as in diffusers, called without
-        tensors. output_type "latent": token ids [n, 1, h, w].
+        steps from T to .01, or between the two numbers of a pair. token_temperature: tokens are drawn from the softmax
+        of the logits over it, 1 as in `AmusedPipeline`; 0 takes the most probable ones. generator: one per image, so
+        that an image does not depend on its batch; a single one serves all in turn. callback_on_step_end: as in
+        diffusers, called without tensors. output_type "latent": token ids [n, 1, h, w].
         """
         if encoder_hidden_states is None or prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
@@ -144,7 +146,10 @@ class MusePipeline(SD3LoraLoaderMixin, TextualInversionLoaderMixin, DiffusionPip
                 negative, logits = logits.chunk(2)
                 logits = torch.lerp(negative, logits, guidance_scale)
             ids = torch.cat(
-                [step_tokens(self.scheduler, logits[i : i + 1], step, ids[i : i + 1], each[i]) for i in range(n)]
+                [
+                    step_tokens(self.scheduler, logits[i : i + 1], step, ids[i : i + 1], each[i], token_temperature)
+                    for i in range(n)
+                ]
             )
             if callback_on_step_end:
                 callback_on_step_end(self, step, t, {})
@@ -157,21 +162,34 @@ class MusePipeline(SD3LoraLoaderMixin, TextualInversionLoaderMixin, DiffusionPip
         return ImagePipelineOutput(images=images)
 
 
-def draw_tokens(probabilities: Tensor, u: Tensor) -> Tensor:
-    """Codes [...] of probabilities [..., codes] by the inverse of their cumulative sum at u [...] in [0, 1)."""
+def draw_tokens(probabilities: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+    """Codes [...] of p^(1 / temperature), p the probabilities [..., codes], by the inverse of the cumulative sum at u
+    [...] in [0, 1); at temperature 0 the most probable ones."""
+    if temperature == 0:
+        return probabilities.argmax(-1)
+    if temperature != 1:
+        probabilities = (probabilities / probabilities.amax(-1, keepdim=True)).pow(1 / temperature)
     sums = probabilities.cumsum(-1)
     found = torch.searchsorted(sums, u[..., None] * sums[..., -1:], right=True)[..., 0]
     return found.clamp(max=probabilities.shape[-1] - 1)
 
 
-def step_tokens(scheduler: Any, logits: Tensor, step: int, ids: Tensor, generator: torch.Generator | None) -> Tensor:
+def step_tokens(
+    scheduler: Any,
+    logits: Tensor,
+    step: int,
+    ids: Tensor,
+    generator: torch.Generator | None,
+    token_temperature: float = 1.0,
+) -> Tensor:
     """Ids [1, h, w] after one step of `AmusedScheduler`: tokens are drawn at the masked places of `ids`, and the least
-    certain of them are masked again. logits: [1, codes, h, w]. A random number is drawn for every place."""
+    certain of them (by their probability at temperature 1) are masked again. logits: [1, codes, h, w]. A random number
+    is drawn for every place."""
     old, mask = ids.flatten(1), scheduler.config.mask_token_id
     masked = old == mask
     u = torch.rand(old.shape, generator=generator, device=ids.device if generator is None else generator.device)
     probabilities = logits.flatten(2)[0, :, masked[0]].T.float().softmax(-1)  # [masked places, codes]
-    codes = draw_tokens(probabilities, u.to(ids.device)[masked])
+    codes = draw_tokens(probabilities, u.to(ids.device)[masked], token_temperature)
     drawn = old.masked_scatter(masked, codes)
     last = len(scheduler.timesteps) - 1
     if step < last:

@@ -124,7 +124,7 @@ def sampling_of(family: Family) -> dict[str, Any]:
     own = Sampling().on(family)
     values = {"steps": own.steps, "guidance": own.guidance, "size": own.size}
     values |= {} if own.sampler == DEFAULT else {"sampler": own.sampler}
-    return values | {"strength": 1.0, "precision": family.precision}
+    return values | own.temperatures | {"strength": 1.0, "precision": family.precision}
 
 
 def build_spec(world: World, family: Family, arm: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,9 @@ class GenerateConfig:
     temperature: float | None = None
     """Of a base that draws tokens (Muse): randomness of which tokens are kept, falling to 0 over the steps; as the
     base's card says when not given."""
+    token_temperature: float | None = None
+    """Of a base that draws tokens (Muse): temperature of the softmax that tokens are drawn from; 0 takes the most
+    probable one. As the base's card says when not given, else 1."""
     style_guidance: float | None = None
     """Weight by which the styles are amplified against the base; 0 is off. The style's own default when not given, see
     docs/style-guidance.md."""

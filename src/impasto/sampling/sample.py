@@ -31,6 +31,8 @@ from impasto.sampling.png import Info
 from impasto.sampling.samplers import DEFAULT, make_scheduler, scheduler_class, using
 
 VERSION = version("impasto")
+TEMPERATURES = ("temperature", "token_temperature")
+"""Settings of bases that draw tokens."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Sampling:
         sampler: A name in SAMPLERS; "default" where style and card are silent too.
         until: Timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts, from latents
             of that level; None for all steps.
-        temperature: Of bases that draw tokens (Muse).
+        temperature: Of bases that draw tokens (Muse): randomness of which tokens are kept.
+        token_temperature: Of the same bases: temperature of the softmax that tokens are drawn from; 1 where the card is
+            silent too.
     """
 
     steps: int | None = None
@@ -64,6 +68,7 @@ class Sampling:
     until: float | None = None
     temperature: float | None = None
     height: int | None = None
+    token_temperature: float | None = None
 
     def on(self, family: Family) -> "Sampling":
         """With the card's values filled in. Raises UserError where one is out of range."""
@@ -81,6 +86,9 @@ class Sampling:
             until=self.until,
             temperature=card.get("temperature") if self.temperature is None else self.temperature,
             height=size if self.height is None else self.height,
+            token_temperature=card.get("token_temperature")
+            if self.token_temperature is None
+            else self.token_temperature,
         )
         for name in ("steps", "size", "height", "batch"):
             if getattr(filled, name) < 1:
@@ -89,10 +97,13 @@ class Sampling:
         most = len(family.schedule.levels) - 1 if isinstance(family.schedule, VariancePreserving) else math.inf
         if (filled.steps or 0) > most:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
-        if self.temperature is not None and not family.schedule.masked:
-            raise UserError("temperature is for bases that draw tokens (Muse), which this one does not: leave it out")
-        if not 0 <= (filled.temperature or 0.0) < math.inf:
-            raise UserError(f"temperature must be a finite number from 0 on, not {filled.temperature}")
+        for name in TEMPERATURES:
+            if getattr(self, name) is not None and not family.schedule.masked:
+                shown = name.replace("_", "-")
+                raise UserError(f"{shown} is for bases that draw tokens (Muse), which this one does not: leave it out")
+            if not 0 <= (getattr(filled, name) or 0.0) < math.inf:
+                shown = name.replace("_", "-")
+                raise UserError(f"{shown} must be a finite number from 0 on, not {getattr(filled, name)}")
         if not 0 <= (filled.guidance or 0.0) < math.inf:
             raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
         style_guidance.check_weight(filled.style_guidance or 0.0, "style-guidance")
@@ -106,6 +117,17 @@ class Sampling:
         if self.guidance and family.guided_by == "nothing":
             warnings.warn("this base takes no guidance: the scale is not used", stacklevel=2)
         return filled
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Those of TEMPERATURES that are set."""
+        return {name: value for name in TEMPERATURES if (value := getattr(self, name)) is not None}
+
+    @property
+    def token_arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline for TEMPERATURES: the first falls to 0 over the steps."""
+        values: dict[str, Any] = dict(self.temperatures)
+        return values | ({} if self.temperature is None else {"temperature": (self.temperature, 0.0)})
 
     def scheduler(self, family: Family) -> MakeScheduler | None:
         """What makes the sampler's scheduler, see `samplers.make_scheduler`; None for the base's own."""
@@ -187,8 +209,7 @@ def sample(
         prompts, seeds = (*leading, *(prompt for prompt, _ in part)), [0] * len(leading) + [seed for _, seed in part]
         rows = Rows(family, encode, prompts, len(leading), negative if compared else None, guidance)
         call = rows.call() | {"guidance_scale": guidance}
-        if sampling.temperature is not None:
-            call["temperature"] = (sampling.temperature, 0.0)
+        call |= sampling.token_arguments
         if start is not None:
             call["latents"] = family.pack(torch.cat([start(seed) for seed in seeds]))
         with quiet(), using(pipe, scheduler, sampling.until), ExitStack() as active:
@@ -216,7 +237,7 @@ def sample(
             info |= {"guidance": guidance, "width": size, "height": height}
             info |= {} if sampling.until is None else {"until": sampling.until}
             info |= {"sampler": sampling.sampler} if sampling.sampler not in (None, DEFAULT) else {}
-            info |= {} if sampling.temperature is None else {"temperature": sampling.temperature}
+            info |= sampling.temperatures
             for one in guidances:
                 info |= one.info(prompt)
             yield image, info | about | {"version": VERSION}
