@@ -37,9 +37,6 @@ from impasto.judges.model import Judges
 from impasto.styles.parts import has_weights
 from impasto.training.train import train
 
-STRENGTHS = (0.5, 1.0)
-STYLE_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
-"""lambda1 of FineStyle, lambda_A of StyleDrop."""
 ARMS: dict[str, dict[str, Any]] = {
     "kv": {"recipe": "finestyle-kv"},
     "lora": {"recipe": "finestyle"},
@@ -81,7 +78,7 @@ def measure(arm: str, name: str, args: argparse.Namespace, judges: Judges) -> li
     true = true_pictures(style, asked)
     truth = judges.style_features([true[c] for c in asked])
     rows, drawn = [], {}
-    for strength, own in [(0.0, 0.0), *((s, w) for s in STRENGTHS for w in STYLE_WEIGHTS)]:
+    for strength, own in [(0.0, 0.0), *((s, w) for s in args.strengths for w in args.style_weights)]:
         styles = (f"{trained}:{strength:g}",) if strength else ()
         rule = StyleSemantics(*weights_of(arm, own, scale), n1="", n2="")
         session = open_session(args.base, styles=styles, guidances=[rule] if strength else [], precision=args.precision)
@@ -114,6 +111,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rate", type=float, help="learning rate; the base's card's when not given")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0])
+    parser.add_argument(
+        "--style-weights",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.5, 1.0, 2.0],
+        help="lambda1 of FineStyle, lambda_A of StyleDrop",
+    )
     parser.add_argument("--concepts", type=int, default=12)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--out", type=Path, default=Path("runs/guidance"))
