@@ -1,6 +1,6 @@
 """Choose FineStyle's and StyleDrop's guidance weights and strength on a base of masked tokens, on secondary styles.
 
-    python tools/choose_guidance.py --styles icon-park symbola      # docs/results/guidance-mini-muse.json
+    python tools/choose_guidance.py --arms lora --rate 3e-4 --strengths 1 --style-weights 0 1 2
 
 One scene of three free concepts per style (`measure_finestyle.reference`). Arms: kv (recipe finestyle-kv, boxes given),
 lora (recipe finestyle, boxes given), styledrop (the first round of the recipe styledrop). Each is trained once and
@@ -11,8 +11,8 @@ sampled by every strength and weight of the style, with free concepts that the s
     cosine        mean cosine of the style judge's features with those of the true image of the same concept and style
     top5          share whose concept is among the concept judge's five first
 
-An arm and style that the JSON file has for this base, these steps and this rate is not run again. OUT/STYLE/ARM.png
-shows the images.
+An arm and style that the JSON file (docs/results/guidance-mini-muse.json) has for this base, these steps and this rate
+is not run again. OUT/BASE-STEPS-RATE/STYLE/ARM.png shows the images.
 """
 
 import argparse
@@ -131,6 +131,7 @@ def main() -> None:
         parser.error(f"not secondary held-out styles: {sorted(unknown)}; they are {sorted(secondary)}")
     judges, base = Judges.load(), loader.load(args.base).hash
     known = json.loads(args.json.read_text()) if args.json.is_file() else []
+    args.out /= f"{base[:8]}-{args.steps}-{args.rate or 'card'}"
     for name in args.styles:
         for arm in args.arms:
             key = {"base_sha256": base, "arm": arm, "style name": name, "steps": args.steps, "rate": args.rate}
