@@ -1,10 +1,10 @@
-"""Choose FineStyle's and StyleDrop's guidance weights and strength on a base of masked tokens, on secondary styles.
+"""Style and text by guidance weights and strength of FineStyle and StyleDrop on a base of masked tokens.
 
     python tools/choose_guidance.py --arms lora --rate 3e-4 --strengths 1 --style-weights 0 1 2
 
-One scene of three free concepts per style (`measure_finestyle.reference`). Arms: kv (recipe finestyle-kv, boxes given),
-lora (recipe finestyle, boxes given), styledrop (the first round of the recipe styledrop). Each is trained once and
-sampled by every strength and weight of the style, with free concepts that the scene does not show as prompts.
+One scene of three free concepts per secondary style (`measure_finestyle.reference`). Arms: kv (recipe finestyle-kv,
+boxes given), lora (recipe finestyle, boxes given), styledrop (the first round of the recipe styledrop). Each is trained
+once and sampled by every strength and weight of the style, with free concepts that the scene does not show as prompts.
 
     style         share of images that the style judge puts into the style
     probability   the judge's mean probability of the style
@@ -31,8 +31,8 @@ from impasto.config import resolve
 from impasto.contact_sheet import sheet
 from impasto.evaluation.truth import true_pictures
 from impasto.files import atomic
-from impasto.generation import open_session
-from impasto.guidance.config import StyleSemantics
+from impasto.generation import StrengthSessions, open_session
+from impasto.guidance.config import PRESETS, StyleSemantics
 from impasto.judges.model import Judges
 from impasto.styles.parts import has_weights
 from impasto.training.train import train
@@ -45,8 +45,9 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def weights_of(arm: str, style: float, scale: float) -> tuple[float, float, float]:
-    """(lambda1, lambda2, lambda_base) with the base's guidance scale, as `guidance.config.PRESETS` have them."""
-    return (style, 0.0, scale - 1) if arm == "styledrop" else (style, scale - 1, 0.0)
+    """(lambda1, lambda2, lambda_base) of the arm's preset with another weight of the style."""
+    _, semantics, base = PRESETS["styledrop" if arm == "styledrop" else "finestyle"](scale)
+    return style, semantics, base
 
 
 def train_arm(arm: str, base: str, scene: tuple[Path, str, list[int], str, str], args: argparse.Namespace) -> Path:
@@ -74,14 +75,14 @@ def measure(arm: str, name: str, args: argparse.Namespace, judges: Judges) -> li
     asked = spread(pool, args.concepts)
     prompts = [(f"{meta['concepts'][c]['label']}, {scene[3]}", i) for i, c in enumerate(asked)]
     trained = train_arm(arm, args.base, scene, args)
-    scale = loader.load(args.base, precision=args.precision).card["generate"]["guidance"]
+    plain = open_session(args.base, precision=args.precision)
+    styled = StrengthSessions(args.base, trained, precision=args.precision)
     true = true_pictures(style, asked)
     truth = judges.style_features([true[c] for c in asked])
     rows, drawn = [], {}
     for strength, own in [(0.0, 0.0), *((s, w) for s in args.strengths for w in args.style_weights)]:
-        styles = (f"{trained}:{strength:g}",) if strength else ()
-        rule = StyleSemantics(*weights_of(arm, own, scale), n1="", n2="")
-        session = open_session(args.base, styles=styles, guidances=[rule] if strength else [], precision=args.precision)
+        rule = StyleSemantics(*weights_of(arm, own, plain.sampling.guidance or 1.0), n1="", n2="")
+        session = styled.at(strength).with_guidances([rule]) if strength else plain
         images = [image for image, _ in session.sample(prompts)]
         top5 = judges.concept(images).topk(5).indices.tolist()
         seen, features = judges.style(images), judges.style_features(images)

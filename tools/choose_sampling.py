@@ -30,6 +30,7 @@ from impasto.judges.model import Judges
 from impasto.pretrain.run import DENOISERS, Session
 from impasto.pretrain.score import STEPS, judge, sample_images
 from impasto.reproduce.small_world import spread, words
+from impasto.sampling.sample import Sampling
 
 SEED = 7
 
@@ -70,9 +71,8 @@ def main() -> None:
     same = all(before.get(key) == value for key, value in result.items())
     rows = before["trials"] if same else []
     judges, scheduler = Judges.load(), pipe.scheduler
-    values = (args.steps, args.shift or [None], args.temperature or [None])
-    values = (*values, args.token_temperature or [None], args.guidance)
-    for steps, shift, temperature, token_temperature, guidance in product(*values):
+    optional = [values or [None] for values in (args.shift, args.temperature, args.token_temperature)]
+    for steps, shift, temperature, token_temperature, guidance in product(args.steps, *optional, args.guidance):
         settings = {"steps": steps, "guidance": guidance, "shift": shift, "temperature": temperature}
         settings |= {} if token_temperature is None else {"token_temperature": token_temperature}
         if any(settings.items() <= row.items() for row in rows):
@@ -80,10 +80,7 @@ def main() -> None:
         if shift is not None:
             pipe.scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
         call = dict(net.call) | {"num_inference_steps": steps}
-        if temperature is not None:
-            call["temperature"] = (temperature, 0.0)
-        if token_temperature is not None:
-            call["token_temperature"] = token_temperature
+        call |= Sampling(temperature=temperature, token_temperature=token_temperature).token_arguments
         pictures = sample_images(pipe, prompts, SEED, guidance=guidance, call=call)
         scores = judge(judges, pictures, styles, concepts)
         mean = harmonic_mean([scores["style_accuracy"], scores["concept_top5"]])

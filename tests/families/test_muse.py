@@ -62,7 +62,7 @@ def test_draw_tokens_have_their_probabilities():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
-def test_draw_tokens_temperature_is_that_of_the_softmax(temperature):
+def test_draw_tokens_temperature_divides_the_logits(temperature):
     logits = torch.tensor([0.0, 2.0, -3.0, 1.0, 1.5, -80.0])
     u = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     found = draw_tokens(logits.softmax(-1).expand(20_000, 6), u, temperature).bincount(minlength=6) / 20_000

@@ -98,8 +98,8 @@ def test_commands_train_generate_and_evaluate(tiny_muse, picture, tmp_path, monk
     flags = ("--image", picture, "--caption", CAPTION, "--steps", 1, "--size", 16, "--no-tensorboard", "--out", out)
     code, _ = command(monkeypatch, capsys, "train", *common, *flags)
     assert code == 0 and (out / "README.md").read_text().count("MusePipeline") == 2
-    flags = ("--style", out, "--prompt", "a cat", "--temperature", 3, "--lambda1", 1, "--out", images)
-    flags = (*flags, "--token-temperature", 0.5)
+    temperatures = ("--temperature", 3, "--token-temperature", 0.5)
+    flags = ("--style", out, "--prompt", "a cat", *temperatures, "--lambda1", 1, "--out", images)
     code, _ = command(monkeypatch, capsys, "generate", *common, *flags)
     info = json.loads(Image.open(images / "0000.png").text["impasto"])
     assert code == 0 and (info["temperature"], info["token_temperature"]) == (3, 0.5)

@@ -247,7 +247,7 @@ def test_concepts_edited_box_is_saved(page, studio):
             page.wait_for_timeout(2000)
         return json.loads(file.read_text())["concepts"][0]["box"] != [0, 0, 40, 40]
 
-    wait_until(edit_and_save)
+    wait_until(edit_and_save, 60)
     assert json.loads(file.read_text())["concepts"][0]["box"] == [0, 0, 44, 40]
 
 

@@ -150,7 +150,7 @@ class UViT:
         return (own * count).sum() / count.sum()
 
     def compile(self, model: Any) -> Any:
-        """Compiles the output layers too, which `loss` applies outside of the model's forward."""
+        """Compile the model and the output layers, which `loss` applies outside of the model's forward."""
         self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
         return torch.compile(model, dynamic=False)
 

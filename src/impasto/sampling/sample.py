@@ -53,8 +53,8 @@ class Sampling:
         until: Timestep of 0 to 1000 (a rectified flow's noise share times 1000) at which sampling starts, from latents
             of that level; None for all steps.
         temperature: Of bases that draw tokens (Muse): randomness of which tokens are kept.
-        token_temperature: Of the same bases: temperature of the softmax that tokens are drawn from; 1 where the card is
-            silent too.
+        token_temperature: Of the same bases: temperature of the softmax that tokens are drawn from; 1 where the card
+            has none.
     """
 
     steps: int | None = None
@@ -98,12 +98,11 @@ class Sampling:
         if (filled.steps or 0) > most:
             raise UserError(f"steps must be at most {most} for this base, not {filled.steps}: its schedule has no more")
         for name in TEMPERATURES:
+            flag, value = name.replace("_", "-"), getattr(filled, name)
             if getattr(self, name) is not None and not family.schedule.masked:
-                shown = name.replace("_", "-")
-                raise UserError(f"{shown} is for bases that draw tokens (Muse), which this one does not: leave it out")
-            if not 0 <= (getattr(filled, name) or 0.0) < math.inf:
-                shown = name.replace("_", "-")
-                raise UserError(f"{shown} must be a finite number from 0 on, not {getattr(filled, name)}")
+                raise UserError(f"{flag} is for bases that draw tokens (Muse), which this one does not: leave it out")
+            if not 0 <= (value or 0.0) < math.inf:
+                raise UserError(f"{flag} must be a finite number from 0 on, not {value}")
         if not 0 <= (filled.guidance or 0.0) < math.inf:
             raise UserError(f"guidance must be a finite number from 0 on, not {filled.guidance}")
         style_guidance.check_weight(filled.style_guidance or 0.0, "style-guidance")
@@ -120,12 +119,12 @@ class Sampling:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """Those of TEMPERATURES that are set."""
+        """{name: value} of the settings TEMPERATURES, without those that are None."""
         return {name: value for name in TEMPERATURES if (value := getattr(self, name)) is not None}
 
     @property
     def token_arguments(self) -> dict[str, Any]:
-        """Arguments of the pipeline for TEMPERATURES: the first falls to 0 over the steps."""
+        """The pipeline's arguments temperature (falling to 0 over the steps) and token_temperature, where set."""
         values: dict[str, Any] = dict(self.temperatures)
         return values | ({} if self.temperature is None else {"temperature": (self.temperature, 0.0)})
 

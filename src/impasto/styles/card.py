@@ -70,8 +70,8 @@ Noise law `{noise}`, {draws} draws of a noise level in {train_steps} steps{elsew
 """
 
 CALL = """image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance},
-             height={size}, width={size}, {more}generator=torch.Generator("cpu").manual_seed(0)).images[0]"""
-CALL_FROM_NOISE = "image = pipe({prompt}, {more}**call).images[0]"
+             height={size}, width={size}, {arguments}generator=torch.Generator("cpu").manual_seed(0)).images[0]"""
+CALL_FROM_NOISE = "image = pipe({prompt}, {arguments}**call).images[0]"
 """Of a style that keeps inversion noise."""
 
 COMMAND = "impasto generate --base {base}{components} --style {style} --prompt {words}{flags} --seed 0 --out pictures"
@@ -313,7 +313,7 @@ def write_card(config: TrainConfig, family: Family, previews: Sequence[tuple[str
     trigger = called_by(config.data.trigger, config.data.caption)
     in_bits = config.execution.quantize not in ("auto", "none")
     use = commands(config, family, prompt, in_bits)
-    more = family.padding(next(iter(family.text_lengths))) | Sampling().on(family).token_arguments
+    arguments = family.padding(next(iter(family.text_lengths))) | Sampling().on(family).token_arguments
     text = TEXT.format(
         in_full=IN_FULL.format(kind=config.execution.quantize) if in_bits else "",
         same="The picture on the base that it was trained on" if in_bits else "The same picture",
@@ -329,7 +329,7 @@ def write_card(config: TrainConfig, family: Family, previews: Sequence[tuple[str
             steps=family.card["generate"]["steps"],
             guidance=family.card["generate"]["guidance"],
             size=config.data.size,
-            more="".join(f"{key}={value}, " for key, value in more.items()),
+            arguments="".join(f"{key}={value}, " for key, value in arguments.items()),
         ),
         precision=precision,
         device=device,
